@@ -1,0 +1,22 @@
+"""One root for every error a user can meet. The message is one line and ends with what to do."""
+
+
+class MpaError(Exception):
+    """A user's error: printed as one line without a traceback; the process ends with `exit_code`."""
+
+    exit_code: int = 1
+
+
+class VerificationError(MpaError):
+    """Something was made and then found not to be what it must be (merge, export, bench gate)."""
+
+    exit_code: int = 3
+
+
+def missing_package(package: str, extra: str) -> MpaError:
+    """The error to raise when an optional package is not installed.
+
+    >>> str(missing_package("onnxruntime", "onnx"))
+    "onnxruntime is missing: pip install 'mpa-edge[onnx]'"
+    """
+    return MpaError(f"{package} is missing: pip install 'mpa-edge[{extra}]'")

@@ -1,0 +1,221 @@
+"""The records that flow between the stages. All are frozen; a field's docstring is the line under it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FinishReason = Literal["stop", "length", "filtered"]
+Verdict = Literal["gap", "parity", "unverified"]
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Why something is left out: returned instead of None, written to the dropped rows, counted on screen."""
+
+    reason: str
+    """A short phrase, the same for every case of its kind: it is what gets counted."""
+    detail: str = ""
+    """What was special about this one case."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where the time of one reply went."""
+
+    total_s: float
+    """From the request to the last token, seconds (for a batch: its wall time divided by its size)."""
+    ttft_s: float | None = None
+    """From the request to the first token, seconds; None where the runtime does not say."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question about one image."""
+
+    image: Image
+    """RGB, already decoded under the pixel cap."""
+    prompt: str
+    """The user's turn, without chat template and image token: the model's own file adds those."""
+    max_new_tokens: int = 16
+    """Upper bound of generated tokens, the end token included."""
+    temperature: float = 0.0
+    """0 is greedy decoding."""
+    top_p: float = 1.0
+    """Nucleus mass; only read when temperature > 0."""
+    seed: int = 0
+    """Seed of this request's sampling; only read when temperature > 0."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model said."""
+
+    text: str
+    """Decoded text without special tokens and outer blanks."""
+    finish_reason: FinishReason
+    """stop: the end token came; length: cut at max_new_tokens; filtered: the server withheld it."""
+    n_tokens: int
+    """Generated tokens, the end token included."""
+    timing: Timing | None = None
+    """None where nothing was measured."""
+
+
+class VLM(Protocol):
+    """Something that answers questions about images: a checkpoint, an ONNX folder, a GGUF pair, a server."""
+
+    name: str
+    """How reports call it."""
+
+    def answer(self, requests: Sequence[Request]) -> list[Reply]:
+        """Answer every request, in order: one reply each."""
+        ...
+
+    def close(self) -> None:
+        """Free the memory; the model cannot be used afterwards. Safe to call twice."""
+        ...
+
+
+class Record(BaseModel):
+    """Base of everything that is written to disk."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Sample(Record):
+    """A question with known answers, for evaluation only."""
+
+    id: str
+    """Unique within its file."""
+    image: str
+    """Path of the image, relative to the file that names it."""
+    question: str
+    """As people asked it, with its question mark."""
+    answers: tuple[str, ...]
+    """Every accepted answer; at least one."""
+    kind: str | None = None
+    """Question kind for the breakdown, where the benchmark has one."""
+
+
+class PseudoAnnotation(Record):
+    """A question and an answer that the teacher wrote for an unlabelled image."""
+
+    id: str
+    """Stable across runs: made from image id, sample number and question."""
+    image_id: str
+    """First 16 hex digits of the sha256 of the image file."""
+    image: str
+    """Path of the image, relative to the images folder."""
+    question: str
+    """The whole question, with its question mark."""
+    answer: str
+    """Canonical short answer."""
+    votes: tuple[str, ...]
+    """What the teacher said when it was asked its own question again, greedy first."""
+    teacher: str
+    """Name of the model that wrote it."""
+
+
+class ParityRecord(Record):
+    """One pseudo annotation after both models answered it."""
+
+    id: str
+    """Id of the pseudo annotation."""
+    image_id: str
+    """First 16 hex digits of the sha256 of the image file."""
+    image: str
+    """Path of the image, relative to the images folder."""
+    question: str
+    """The whole question, with its question mark."""
+    answer: str
+    """Canonical pseudo answer: the training label where the verdict is gap."""
+    teacher_answer: str
+    """The teacher's own answer to the question."""
+    student_answer: str | None
+    """The student's answer; None where the teacher did not confirm its own, so that nobody asked."""
+    verdict: Verdict
+    """gap: teacher agrees, student does not; parity: both agree; unverified: the teacher does not."""
+
+
+class Dropped(Record):
+    """A row that was left out, and why."""
+
+    id: str
+    """Id of the row, or of the image where there was no row yet."""
+    image: str
+    """Path of the image, relative to the images folder."""
+    stage: str
+    """Stage that dropped it: annotate, identify, level or evaluate."""
+    reason: str
+    """Short phrase that is counted."""
+    detail: str
+    """What was special about this case; may be empty."""
+
+
+class Prediction(Record):
+    """One model's answer to one evaluation question."""
+
+    sample_id: str
+    """Id of the sample."""
+    image_id: str
+    """Bootstrap cluster: questions about one image belong together."""
+    kind: str | None
+    """Question kind, where the benchmark has one."""
+    question: str
+    """The question as it was asked."""
+    answers: tuple[str, ...]
+    """The accepted answers."""
+    model: str
+    """teacher, base, aligned, or the name of an export."""
+    text: str
+    """What the model said."""
+    score: float
+    """Strict metric of the task, 0 to 1."""
+
+
+class AlignAccuracy(Record):
+    """Strict metric on the held-out questions, 0 to 1."""
+
+    teacher: float
+    """The large model."""
+    base: float
+    """The small model before."""
+    aligned: float
+    """The small model after."""
+    n: int
+    """Number of questions, the same for all three."""
+
+
+class AlignReport(Record):
+    """What `mpa-edge align --json` prints. A value is null where the run did not measure it."""
+
+    run: str
+    """The run folder."""
+    images: int
+    """Images that could be read."""
+    annotated: int
+    """Pseudo annotations kept by annotate."""
+    dropped: dict[str, int]
+    """Dropped rows of all stages, by reason."""
+    verified: int
+    """Pseudo annotations that the teacher confirmed."""
+    gap: int
+    """Verified ones that the student got wrong: the parity subset."""
+    accuracy: AlignAccuracy | None
+    """Null where there was nothing to evaluate on."""
+    gain: float | None
+    """aligned - base, 0 to 1."""
+    gain_ci95: tuple[float, float] | None
+    """95 % bootstrap interval of the gain, clustered by image."""
+    p_mcnemar: float | None
+    """Exact McNemar test of aligned against base, two-sided."""
+    seconds: dict[str, float]
+    """Wall seconds of each stage, all attempts together."""
+    peak_rss_bytes: int
+    """Largest resident memory of any process of the run."""
