@@ -84,8 +84,10 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The Start-here block, then the commands by what they are for."""
         names = self.list_commands(ctx)
-        with formatter.section("Start here"):
-            formatter.write_dl([(line, why) for name, line, why in START_HERE if name in names], col_max=60)
+        start = [(line, why) for name, line, why in START_HERE if name in names]
+        if start:
+            with formatter.section("Start here"):
+                formatter.write_dl(start, col_max=60)
         for title, rows in sections(names):
             with formatter.section(title):
                 formatter.write_dl(rows)

@@ -1,0 +1,136 @@
+"""Name or path -> validated record. Recipes, targets and schemes are read from the installed wheel or the checkout."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mpa_edge.errors import MpaError
+
+if TYPE_CHECKING:
+    from mpa_edge.recipe import Recipe
+
+Kind = Literal["recipes", "targets", "schemes"]
+FOLDERS: dict[Kind, str] = {"recipes": "recipes", "targets": "targets", "schemes": "export/schemes"}
+SINGULAR: dict[Kind, str] = {"recipes": "recipe", "targets": "target", "schemes": "scheme"}
+MAX_DOCUMENT_BYTES = 1_000_000
+
+
+def root() -> Path:
+    """Folder that holds recipes/, targets/ and export/: inside the wheel, else the checkout."""
+    installed = Path(__file__).parent / "_assets"
+    return installed if installed.is_dir() else Path(__file__).parent.parent
+
+
+def names(kind: Kind) -> list[str]:
+    """Names of everything of one kind that comes with mpa-edge."""
+    return sorted(path.stem for path in (root() / FOLDERS[kind]).glob("*.yaml"))
+
+
+def find(kind: Kind, name_or_path: str) -> Path:
+    """The file of a name, or of a path to somebody's own; names and paths are interchangeable.
+
+    Raises MpaError naming the nearest known name.
+    """
+    own = Path(name_or_path)
+    if own.suffix in (".yaml", ".yml") or len(own.parts) > 1:
+        if own.is_file():
+            return own
+        raise MpaError(f"no file '{name_or_path}': give a path that exists, or a name ({', '.join(names(kind))})")
+    if name_or_path in names(kind):
+        return root() / FOLDERS[kind] / f"{name_or_path}.yaml"
+    near = difflib.get_close_matches(name_or_path, names(kind), 1)
+    tip = f"did you mean '{near[0]}'?" if near else f"see mpa-edge list {kind}"
+    raise MpaError(f"no {SINGULAR[kind]} '{name_or_path}' ({tip})")
+
+
+def load_yaml(path: Path, label: str) -> Any:
+    """Read one YAML 1.2 document of plain values. Raises MpaError with line and column."""
+    try:
+        if path.stat().st_size > MAX_DOCUMENT_BYTES:
+            raise MpaError(f"{label}: {path} is larger than 1 MB: that is no {label.split()[0]}, give another file")
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise MpaError(f"{label}: {path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+    except OSError as error:
+        raise MpaError(f"{label}: cannot read {path} ({error.strerror}): check the path and its permissions") from error
+    return parse_yaml(text, label)
+
+
+def parse_yaml(text: str, label: str) -> Any:
+    """Plain values of a YAML 1.2 text. Raises MpaError with line and column."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        problem = " ".join(str(error.problem or error.context).split())
+        raise MpaError(f"{label}: {where}{problem} (fix the YAML there)") from error
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise MpaError(f"{label}: not a YAML document ({' '.join(str(error).split())}): fix the file") from error
+
+
+def apply_overrides(raw: Any, overrides: Sequence[str]) -> Any:
+    """A copy of a raw document with `a.b=value` applied; values are YAML. Raises MpaError on a malformed one.
+
+    >>> apply_overrides({"level": {"rank": 8}}, ["level.rank=16", "images.render.n=5"])
+    {'level': {'rank': 16}, 'images': {'render': {'n': 5}}}
+    """
+    document = copy.deepcopy(raw)
+    for override in overrides:
+        key, mark, text = override.partition("=")
+        path = key.strip().split(".")
+        if not mark or not all(path):
+            raise MpaError(f"--set '{override}': write it as key=value, for example --set level.rank=16")
+        place = document
+        for step, name in enumerate(path[:-1]):
+            if isinstance(place, dict) and place.get(name) is None:
+                place[name] = {}
+            if not isinstance(place, dict) or not isinstance(place[name], dict):
+                raise MpaError(f"--set '{override}': {'.'.join(path[: step + 1])} is a value, not a section: set that")
+            place = place[name]
+        if not isinstance(place, dict):
+            raise MpaError(f"--set '{override}': the document has no sections: fix it first")
+        place[path[-1]] = parse_yaml(text, f"--set '{override}'")
+    return document
+
+
+def recipe_problems(name_or_path: str, overrides: Sequence[str] = ()) -> list[str]:
+    """Every mistake of a recipe, one line each, ready to print; empty where it is valid."""
+    from mpa_edge.recipe import Recipe
+    from mpa_edge.recipe_errors import problems
+
+    try:
+        label, raw = _read("recipes", name_or_path, overrides)
+    except MpaError as error:
+        return [str(error)]
+    return [f"{label}: {line}" for line in problems(raw, Recipe)]
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The validated recipe of a name or path with `--set` applied. Raises MpaError with the first mistake."""
+    from pydantic import ValidationError
+
+    from mpa_edge.recipe import Recipe
+
+    label, raw = _read("recipes", name_or_path, overrides)
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        from mpa_edge.recipe_errors import explain_all
+
+        lines = explain_all(error, Recipe)
+        more = f" (and {len(lines) - 1} more: mpa-edge check {name_or_path})" if len(lines) > 1 else ""
+        raise MpaError(f"{label}: {lines[0]}{more}") from error
+
+
+def _read(kind: Kind, name_or_path: str, overrides: Sequence[str]) -> tuple[str, Any]:
+    path = find(kind, name_or_path)
+    label = f"{SINGULAR[kind]} '{path.stem}'"
+    return label, apply_overrides(load_yaml(path, label), overrides)

@@ -1,0 +1,190 @@
+"""The recipe: how to align. One YAML document; every key has a default but the four that say what and with whom."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PILLOW_PIXEL_CAP = 89_478_485
+Style = Literal["target", "plain", "mixed"]
+
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+BatchSize = Annotated[int, Field(ge=1, le=4096)]
+Tokens = Annotated[int, Field(ge=1, le=4096)]
+Count = Annotated[int, Field(ge=1, le=100_000_000)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    """Base of every part of a recipe: nothing unknown, nothing silently converted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class RenderConfig(Section):
+    """Unlabelled images drawn by the built-in generator."""
+
+    n: Count = 1000
+    """Number of images."""
+    seed: Seed = 7
+    """Seed of the generator; must differ from evaluate.seed."""
+    style: Style = "target"
+    """Look of the charts."""
+
+
+class ImagesConfig(Section):
+    """Where the unlabelled images come from: a folder, or the generator; `--images DIR` overrides both."""
+
+    path: str | None = None
+    """Folder of images, relative to where the command runs."""
+    render: RenderConfig | None = None
+    """Draw them instead."""
+    max_pixels: int = Field(PILLOW_PIXEL_CAP, ge=1024, le=2 * PILLOW_PIXEL_CAP)
+    """Images with more pixels are dropped before they are decoded."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.path is not None and self.render is not None:
+            raise ValueError("images has both path and render: keep one (--set images.render=null drops the other)")
+        return self
+
+
+class AnnotateConfig(Section):
+    """Pseudo Annotator: the teacher writes questions and answers."""
+
+    samples_per_image: int = Field(4, ge=1, le=256)
+    """Annotations asked for each image; duplicates are removed."""
+    temperature: float = Field(1.0, ge=0.0, le=5.0)
+    """Of the teacher when it writes; 0 is greedy."""
+    top_p: float = Field(0.95, gt=0.0, le=1.0)
+    """Nucleus mass when it writes."""
+    votes: int = Field(1, ge=0, le=32)
+    """How often the teacher answers its own question again, greedy first; 0 is never."""
+    max_new_tokens: Tokens = 128
+    """For one question with its answer."""
+    batch_size: BatchSize = 64
+    """Requests in one batch; halved when memory runs out."""
+    shard_size: int = Field(100, ge=1, le=100_000)
+    """Images in one shard: what a crash can lose."""
+
+
+class IdentifyConfig(Section):
+    """Parity Identifier: both models answer; what only the teacher knows is the gap."""
+
+    batch_size: BatchSize = 64
+    """Requests in one batch; halved when memory runs out."""
+    max_new_tokens: Tokens = 16
+    """For one short answer; evaluation uses the same."""
+
+
+class LevelConfig(Section):
+    """Parity Leveler: fine-tune the student on the gap."""
+
+    method: Literal["lora", "full"] = "lora"
+    """Adapter or all weights."""
+    rank: int = Field(16, ge=1, le=1024)
+    """Of the LoRA matrices."""
+    alpha: int = Field(32, ge=1, le=4096)
+    """LoRA scale: alpha / rank, with rslora alpha / sqrt(rank)."""
+    dropout: Share = 0.0
+    """On the adapter's input."""
+    rslora: bool = False
+    """Rank-stabilised scale."""
+    dora: bool = False
+    """Weight-decomposed LoRA."""
+    targets: tuple[Literal["language", "vision", "connector"], ...] = Field(
+        ("language",), min_length=1, max_length=3, strict=False
+    )
+    """Parts of the student that are tuned."""
+    learning_rate: float = Field(5.0e-4, gt=0.0, le=1.0)
+    """Peak rate; linear warm-up, then cosine to zero."""
+    batch_size: BatchSize = 32
+    """Samples in one optimiser step."""
+    epochs: float = Field(3.0, gt=0.0, le=1000.0)
+    """Passes over the chosen samples."""
+    max_steps: Count | None = None
+    """Optimiser steps; where given, it wins over epochs."""
+    warmup_steps: int = Field(10, ge=0, le=1_000_000)
+    """Steps until the peak rate."""
+    weight_decay: float = Field(0.0, ge=0.0, le=1.0)
+    """AdamW's."""
+    replay: float = Field(0.2, ge=0.0, le=10.0)
+    """Parity items added against forgetting, as a share of the gap."""
+    subset: Literal["gap", "all", "random", "verified"] = "gap"
+    """What to train on; all but gap are for ablations (random: as many of all as the gap has)."""
+    holdout: float = Field(0.1, ge=0.0, le=0.5)
+    """Share of the gap kept for early stopping; never labelled data."""
+    patience: int = Field(3, ge=0, le=1000)
+    """Evaluations without improvement before training stops; 0 is never."""
+    eval_steps: int = Field(20, ge=1, le=1_000_000)
+    """Steps between two looks at the held-out slice."""
+    save_steps: int = Field(20, ge=1, le=1_000_000)
+    """Steps between two checkpoints."""
+    min_gap: int = Field(32, ge=1, le=1_000_000)
+    """With fewer gap items nothing is trained."""
+
+    @model_validator(mode="after")
+    def _adapter_options(self) -> Self:
+        if self.method == "full" and (self.dora or self.rslora):
+            raise ValueError("level has method full with rslora or dora: those need method: lora")
+        return self
+
+
+class EvaluateConfig(Section):
+    """Held-out questions: teacher, base and aligned answer the same ones."""
+
+    n: Count = 1000
+    """Questions the generator makes (or the first n of the file)."""
+    seed: Seed = 1_000_003
+    """Of the generator; disjoint from every training seed."""
+    style: Style = "target"
+    """Look of the generated charts."""
+    questions: str | None = None
+    """JSON lines {"id", "image", "question", "answers", "kind"} instead of the generator; null: none but the generator's."""
+    batch_size: BatchSize = 64
+    """Requests in one batch; halved when memory runs out."""
+    bootstrap: int = Field(2000, ge=100, le=1_000_000)
+    """Resamples of the images behind the interval."""
+
+
+class Recipe(Section):
+    """How to align one student with one teacher on one task."""
+
+    schema_version: Literal[1]
+    """Of this document."""
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    """Lower case letters, digits, dot, dash, underscore."""
+    title: str = ""
+    """One line for people."""
+    task: str = Field(min_length=1)
+    """A file of mpa_edge/tasks: prompts and metric."""
+    teacher: str = Field(min_length=1)
+    """nursery:teacher, a folder, or a model id."""
+    student: str = Field(min_length=1)
+    """nursery:student, a folder, or a model id."""
+    seed: Seed = 0
+    """Of sampling, shuffling and adapter initialisation."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one."""
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """CPU threads of the models; null: one for each core."""
+    images: ImagesConfig = ImagesConfig()
+    """The unlabelled images."""
+    annotate: AnnotateConfig = AnnotateConfig()
+    """Stage 1."""
+    identify: IdentifyConfig = IdentifyConfig()
+    """Stage 2."""
+    level: LevelConfig = LevelConfig()
+    """Stage 3."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """The measurement."""
+
+    @model_validator(mode="after")
+    def _disjoint_seeds(self) -> Self:
+        render = self.images.render
+        if render is not None and self.evaluate.questions is None and render.seed == self.evaluate.seed:
+            raise ValueError(
+                f"images.render.seed and evaluate.seed are both {render.seed}: the questions must be unseen, change one"
+            )
+        return self
