@@ -1,0 +1,271 @@
+"""Train the built-in pair from nothing: `python -m mpa_edge.nursery.train teacher --out DIR`.
+
+Deterministic by step (data, schedule and checkpoints count steps, never seconds), resumable: the same command goes on from
+the last checkpoint. An auxiliary loss on glyphs and on what each image token's cell holds teaches the vision tower to bind
+a label to its bar; its heads are dropped at the end. Muon on the matrices, AdamW on the rest, an average of the weights is
+what is saved.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mpa_edge.nursery import batches, models
+from mpa_edge.nursery.batches import CELL_CLASSES, CHARACTERS, IGNORE, Encoder, Mix
+
+GLYPH_NONE_WEIGHT = 0.05  # most patches hold no character
+AVERAGE_EVERY_STEPS = 5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training run: everything that decides its result."""
+
+    model: str
+    steps: int
+    batch_size: int
+    mix: Mix
+    length: int
+    learning_rate: float = 3e-3
+    warmup_steps: int = 80
+    hold_share: float = 0.45
+    auxiliary_weight: float = 1.0
+    seed: int = 0
+
+
+PLANS = {
+    "teacher": Plan("teacher", steps=3000, batch_size=36, mix=Mix(0.65, 5, asks=True), length=152),
+    "student": Plan("student", steps=3000, batch_size=36, mix=Mix(0.0, 6, asks=False), length=160),
+}
+
+
+class Auxiliary(nn.Module):
+    """Heads that exist in training only: the character in a patch, the facts of an image token's cell."""
+
+    def __init__(self, vision_width: int, text_width: int) -> None:
+        super().__init__()
+        self.glyph = nn.Linear(vision_width, len(CHARACTERS) + 1)
+        self.cells = nn.ModuleList([nn.Linear(text_width, n) for n in CELL_CLASSES.values()])
+
+
+class Trainee(nn.Module):
+    """The model and its auxiliary heads with one forward over packed segments."""
+
+    def __init__(self, plan: Plan, encoder: Encoder) -> None:
+        super().__init__()
+        self.model = models.build_model(plan.model, plan.seed)
+        self.model.set_attn_implementation("eager")
+        shape = models.SHAPES[plan.model]
+        self.auxiliary = Auxiliary(shape.vision_width, shape.text_width)
+        image_at = [i for i, token in enumerate(encoder.prefix) if token == encoder.image_token]
+        self.register_buffer("image_at", torch.tensor(image_at), persistent=False)
+        self.register_buffer("causal", torch.ones(plan.length, plan.length, dtype=torch.bool).tril(), persistent=False)
+
+    def see(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames (B, 3, 64, 64, 3) uint8 -> patch features (B*3, 64, W) and image tokens (B, 48, D)."""
+        vision = self.model.model.vision_model
+        pixels = frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1
+        hidden = vision.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        hidden = hidden + vision.embeddings.position_embedding.weight
+        for layer in vision.encoder.layers:
+            hidden = layer(hidden, None)
+        hidden = vision.post_layernorm(hidden)
+        tokens = self.model.model.connector(hidden)
+        return hidden, tokens.reshape(frames.shape[0], -1, tokens.shape[-1])
+
+    def forward(self, frames: Tensor, ids: Tensor, segment: Tensor, position: Tensor, at: Tensor) -> tuple[Tensor, ...]:
+        """Logits at the flat places `at`, glyph logits of the tiles, and one tensor of logits for each cell fact."""
+        patches, tokens = self.see(frames)
+        text = self.model.model.text_model
+        embeds = text.embed_tokens(ids).index_copy(1, self.image_at, tokens.to(text.embed_tokens.weight.dtype))
+        same = (segment[:, None, :] == segment[:, :, None]) | (segment[:, None, :] == 0)
+        mask = torch.zeros(same.shape, dtype=torch.bfloat16, device=ids.device).masked_fill(~(self.causal & same), -1e4)
+        hidden = text(
+            inputs_embeds=embeds, attention_mask=mask[:, None], position_ids=position, use_cache=False
+        ).last_hidden_state
+        logits = self.model.lm_head(hidden.flatten(0, 1)[at])
+        tiles = batches.TILES
+        of_tiles = patches.reshape(frames.shape[0], tiles + 1, *patches.shape[1:])[:, :tiles]
+        seen = tokens[:, : tiles * models.TOKENS_PER_TILE]
+        return logits, self.auxiliary.glyph(of_tiles).flatten(1, 2), *(head(seen) for head in self.auxiliary.cells)
+
+
+def losses(outputs: tuple[Tensor, ...], targets: Tensor, glyphs: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+    """(language-model loss, auxiliary loss)."""
+    logits, glyph_logits, *cell_logits = outputs
+    weight = torch.ones(len(CHARACTERS) + 1, device=logits.device)
+    weight[-1] = GLYPH_NONE_WEIGHT
+    auxiliary = F.cross_entropy(glyph_logits.float().flatten(0, 1), glyphs.flatten(), weight=weight)
+    for i, one in enumerate(cell_logits):
+        auxiliary = auxiliary + 0.3 * F.cross_entropy(one.float().flatten(0, 1), cells[:, i].flatten())
+    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE), auxiliary
+
+
+def optimizers(trainee: Trainee, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for embeddings, norms, biases and the auxiliary heads."""
+    named = list(trainee.model.named_parameters())
+    matrices = [p for n, p in named if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
+    kept = {id(p) for p in matrices}
+    rest = [p for p in trainee.parameters() if id(p) not in kept]
+    return [
+        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=0.7 * learning_rate, weight_decay=0.0, betas=(0.9, 0.98)),
+    ]
+
+
+def rate_factor(step: int, plan: Plan) -> float:
+    """Warm-up, hold, linear descent to 2 %."""
+    share = step / plan.steps
+    descent = 1.0 if share < plan.hold_share else max(0.02, (1 - share) / (1 - plan.hold_share))
+    return min(1.0, (step + 1) / plan.warmup_steps) * descent
+
+
+def supply(plan: Plan, encoder: Encoder, first_step: int) -> Iterator[dict[str, Tensor]]:
+    """Batches from `first_step` on, made ahead in a thread."""
+    ready: queue.Queue[dict[str, Tensor]] = queue.Queue(4)
+
+    def make() -> None:
+        for step in range(first_step, plan.steps):
+            ready.put(batches.batch(plan.seed, step, plan.batch_size, encoder, plan.mix, plan.length))
+
+    threading.Thread(target=make, daemon=True).start()
+    for _ in range(first_step, plan.steps):
+        yield ready.get()
+
+
+def padded_places(labels: Tensor, room: int) -> tuple[Tensor, Tensor]:
+    """Flat places of real labels and their targets, both padded to `room` so that compiled shapes stay fixed."""
+    flat = labels.flatten()
+    places = (flat != IGNORE).nonzero()[:room, 0]
+    at = torch.zeros(room, dtype=torch.long, device=labels.device)
+    targets = torch.full((room,), IGNORE, device=labels.device)
+    at[: len(places)], targets[: len(places)] = places, flat[places]
+    return at, targets
+
+
+class Training:
+    """The state of one training and its steps."""
+
+    def __init__(self, plan: Plan, out: Path, device: str, compiled: bool) -> None:
+        self.plan, self.out, self.device = plan, out, device
+        self.processor = models.build_processor()
+        self.encoder = Encoder(self.processor)
+        self.trainee = Trainee(plan, self.encoder).to(device).train()
+        self.optimizers = optimizers(self.trainee, plan.learning_rate)
+        self.step, self.seconds = 0, 0.0
+        self.average = {k: v.detach().clone().float() for k, v in self.trainee.model.state_dict().items()}
+        self._resume()
+        self.forward = torch.compile(self.trainee, dynamic=False) if compiled else self.trainee
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.out / "checkpoint.pt"
+
+    def _resume(self) -> None:
+        if not self.checkpoint.exists():
+            return
+        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        if json.loads(state["plan"]) != asdict(self.plan):
+            raise click.ClickException(f"{self.checkpoint} is of another plan: name another --out")
+        self.trainee.load_state_dict(state["trainee"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.average, self.step, self.seconds = state["average"], state["step"], state["seconds"]
+
+    def save_checkpoint(self) -> None:
+        """Atomic: a killed save leaves the previous checkpoint."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        state = {
+            "plan": json.dumps(asdict(self.plan)), "trainee": self.trainee.state_dict(), "average": self.average,
+            "optimizers": [o.state_dict() for o in self.optimizers], "step": self.step, "seconds": self.seconds,
+        }  # fmt: skip
+        torch.save(state, self.checkpoint.with_suffix(".tmp"))
+        os.replace(self.checkpoint.with_suffix(".tmp"), self.checkpoint)
+        self.save_model(self.out / "latest")
+
+    def save_model(self, folder: Path) -> None:
+        """The averaged weights as fp16 safetensors, with processor, tokenizer and chat template."""
+        model = models.build_model(self.plan.model)
+        model.load_state_dict(self.average)
+        model.to(torch.float16).save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    def train_step(self, rows: dict[str, Tensor]) -> tuple[float, float]:
+        """One optimiser step; (language-model loss, auxiliary loss)."""
+        plan, rows = self.plan, {k: v.to(self.device) for k, v in rows.items()}
+        factor = rate_factor(self.step, plan)
+        for optimizer, rate in zip(self.optimizers, (plan.learning_rate, 0.7 * plan.learning_rate), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+        at, targets = padded_places(rows["labels"], plan.batch_size * 40)
+        with torch.autocast(self.device.split(":")[0], torch.bfloat16):
+            outputs = self.forward(rows["frames"], rows["ids"], rows["segment"], rows["position"], at)
+        language, auxiliary = losses(outputs, targets, rows["glyphs"], rows["cells"])
+        fading = plan.auxiliary_weight * max(0.1, 1 - 1.2 * self.step / plan.steps)
+        (language + fading * auxiliary).backward()
+        torch.nn.utils.clip_grad_norm_(self.trainee.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.step % AVERAGE_EVERY_STEPS == 0:
+            self._update_average()
+        return float(language.detach()), float(auxiliary.detach())
+
+    def _update_average(self) -> None:
+        decay = min(0.98, (self.step + 1) / (self.step + 50))
+        for key, value in self.trainee.model.state_dict().items():
+            self.average[key].lerp_(value.detach().float(), 1 - decay)
+
+    def run(self, checkpoint_every: int) -> None:
+        """Train to the end of the plan, writing checkpoints and one line of figures every 25 steps."""
+        started, sums = time.monotonic() - self.seconds, [0.0, 0.0]
+        for rows in supply(self.plan, self.encoder, self.step):
+            sums = [a + b for a, b in zip(sums, self.train_step(rows), strict=True)]
+            self.seconds = time.monotonic() - started
+            if self.step % 25 == 0:
+                self._log(sums)
+                sums = [0.0, 0.0]
+            if self.step % checkpoint_every == 0:
+                self.save_checkpoint()
+        self.save_model(self.out / "final")
+
+    def _log(self, sums: list[float]) -> None:
+        record: dict[str, Any] = {
+            "step": self.step, "images": self.step * self.plan.batch_size, "seconds": round(self.seconds, 1),
+            "loss": round(sums[0] / 25, 4), "auxiliary": round(sums[1] / 25, 4),
+        }  # fmt: skip
+        click.echo(json.dumps(record))
+        self.out.mkdir(parents=True, exist_ok=True)
+        with (self.out / "log.jsonl").open("a") as log:
+            log.write(json.dumps(record) + "\n")
+
+
+@click.command()
+@click.argument("name", type=click.Choice(sorted(PLANS)))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for checkpoint, log and result.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--threads", default=1, show_default=True, help="CPU threads.")
+@click.option("--checkpoint-every", default=100, show_default=True, help="Steps between checkpoints.")
+@click.option("--compile/--no-compile", "compiled", default=True, show_default=True, help="Use torch.compile.")
+def main(name: str, out: Path, device: str, threads: int, checkpoint_every: int, compiled: bool) -> None:
+    """Train the built-in teacher or student from nothing; the same command resumes."""
+    torch.set_num_threads(threads)
+    Training(PLANS[name], out, device, compiled).run(checkpoint_every)
+
+
+if __name__ == "__main__":
+    main()
