@@ -141,7 +141,7 @@ class EvaluateConfig(Section):
     style: Style = "target"
     """Look of the generated charts."""
     questions: str | None = None
-    """JSON lines {"id", "image", "question", "answers", "kind"} instead of the generator; null: none but the generator's."""
+    """JSON lines {"id", "image", "question", "answers", "kind"} instead of the generator's."""
     batch_size: BatchSize = 64
     """Requests in one batch; halved when memory runs out."""
     bootstrap: int = Field(2000, ge=100, le=1_000_000)

@@ -96,6 +96,11 @@ def allowed(annotation: Any, items: list[Any]) -> str:
     return WHOLE.get(annotation, "another kind of value") + bounds(items)
 
 
+def must_be(field: FieldInfo | None) -> str:
+    """What the value of a field may be, in words."""
+    return allowed(field.annotation, metadata(field)) if field else "a value"
+
+
 def hint(value: Any) -> str:
     """For numbers that arrived as text: how to write them."""
     if not isinstance(value, str) or not NUMBER.fullmatch(value.strip()):
@@ -135,11 +140,11 @@ def explain(error: Mapping[str, Any], root: type[BaseModel]) -> str:
         return str(error["ctx"]["error"])
     field = field_at(root, path)
     if error["type"] == "missing":
-        return f"key '{dotted}' is missing: add '{path[-1]}: ...', {allowed(field.annotation, metadata(field)) if field else ''}"
+        return f"key '{dotted}' is missing: add '{path[-1]}: ...', {must_be(field)}"
     if field is None or model_of(field.annotation) is not None:
-        inner = section_at(root, path)
-        return f"{dotted or 'the document'} is {shown(error['input'])}: must be a section with keys {', '.join(inner.model_fields)}"
-    return f"{dotted} is {shown(error['input'])}: must be {allowed(field.annotation, metadata(field))}{hint(error['input'])}"
+        known = ", ".join(section_at(root, path).model_fields)
+        return f"{dotted or 'the document'} is {shown(error['input'])}: must be a section with keys {known}"
+    return f"{dotted} is {shown(error['input'])}: must be {must_be(field)}{hint(error['input'])}"
 
 
 def problems(raw: Any, model: type[BaseModel]) -> list[str]:

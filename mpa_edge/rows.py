@@ -1,4 +1,4 @@
-"""Records <-> parquet. One part a shard: `part-00012.parquet` holds its rows, `dropped-00012.parquet` what was left out."""
+"""Records <-> parquet. One part a shard: `part-00012.parquet` has its rows, `dropped-00012.parquet` what was left out."""
 
 from __future__ import annotations
 
@@ -90,7 +90,11 @@ def shards_done(folder: Path, model: type[BaseModel]) -> set[int]:
     """Numbers of the shards that are whole and readable; a damaged one counts as not done."""
     found = (PART.fullmatch(path.name) for path in sorted(folder.glob("part-*.parquet")))
     shards = [int(match.group(1)) for match in found if match]
-    return {shard for shard in shards if _readable(part_path(folder, shard), model) and _readable(dropped_path(folder, shard), Dropped)}
+    return {
+        shard
+        for shard in shards
+        if _readable(part_path(folder, shard), model) and _readable(dropped_path(folder, shard), Dropped)
+    }
 
 
 def _readable(path: Path, model: type[BaseModel]) -> bool:

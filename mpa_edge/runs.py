@@ -275,7 +275,7 @@ def is_done(folder: Path, inputs: Mapping[str, str]) -> bool:
 def prepare(folder: Path, inputs: Mapping[str, str], fresh: bool = False) -> bool:
     """Make a stage folder ready for work; True where what is already there may be built upon.
 
-    With other inputs (or `fresh`) the old content is removed; with the same ones only damaged files and the manifest are.
+    With other inputs (or `fresh`) the old content goes; with the same ones only damaged files and the manifest do.
     """
     make_folder(folder)
     sweep(folder)
@@ -305,9 +305,9 @@ def clear(folder: Path) -> None:
 
 def output_files(folder: Path) -> list[Path]:
     """Every visible file below a stage folder but the manifest, sorted."""
-    found = (path for path in folder.rglob("*") if path.is_file())
-    hidden = lambda path: any(part.startswith(".") for part in path.relative_to(folder).parts)  # noqa: E731
-    return sorted(path for path in found if path.name != MANIFEST and not hidden(path))
+    found = ((path, path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    seen = (path for path, inside in found if not any(part.startswith(".") for part in inside.parts))
+    return sorted(path for path in seen if path.name != MANIFEST)
 
 
 def finish(

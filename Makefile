@@ -1,0 +1,35 @@
+# make demo: align the built-in models on this CPU    make test: everything that CI runs    make lint, venv, clean
+BIN := .venv/bin
+STAMP := .venv/.installed
+# more threads than cores are far slower, and tests run beside other things
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test lint unit venv clean
+
+# the demo may use every core; tests may not
+demo: $(STAMP)
+	env -u OMP_NUM_THREADS $(BIN)/mpa-edge align minicharts --out runs/minicharts
+
+test: lint
+	@$(BIN)/pytest
+
+unit: $(STAMP)
+	@$(BIN)/pytest -q -m "not slow and not peer"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+	$(BIN)/lint-imports
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt .ci/prepare
+	@python=$$(.ci/prepare) && { $(BIN)/python -c 'import pip' 2>/dev/null || "$$python" -m venv --clear .venv; }
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[align,dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find mpa_edge tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,53 @@
+"""Flags that several commands share, so that they look and behave the same everywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from mpa_edge.cli.main import VERBOSE_KEY
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+def _remember_verbose(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    # the last resort in main.py reads it after the command has failed
+    ctx.meta[VERBOSE_KEY] = value
+
+
+def is_verbose() -> bool:
+    """Whether `-v` was given to the command that runs."""
+    return bool(click.get_current_context().meta.get(VERBOSE_KEY))
+
+
+verbose_option = click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    expose_value=False,
+    callback=_remember_verbose,
+    help="Say more; show the traceback of an error.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document on stdout.")
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe, e.g. level.rank=16."
+)
+limit_option = click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use only the first N images.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Print what would run, on what, and stop.")
+fresh_option = click.option("--fresh", is_flag=True, help="Forget earlier results of this run and start again.")
+
+
+def run_options(function: Decorated) -> Decorated:
+    """All shared flags of a command that works in a run folder: overrides, limit, dry_run, fresh, as_json; -v is seen by is_verbose()."""
+    for option in (verbose_option, json_option, fresh_option, dry_run_option, limit_option, set_option):
+        function = option(function)
+    return function
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout; pydantic models are taken by their fields."""
+    plain = document.model_dump(mode="json") if hasattr(document, "model_dump") else document
+    click.echo(json.dumps(plain, indent=2, ensure_ascii=False))

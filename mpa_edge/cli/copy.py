@@ -1,0 +1,53 @@
+"""Copy a recipe to a file of your own, to edit it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from mpa_edge import assets, runs
+from mpa_edge.cli._options import verbose_option
+from mpa_edge.errors import MpaError
+
+
+def renamed(text: str, name: str) -> str:
+    """The recipe's text with another name, comments and order kept.
+
+    >>> renamed("# why\\nname: minicharts\\ntask: x\\n", "mine")
+    '# why\\nname: mine\\ntask: x\\n'
+    """
+    return re.sub(r"(?m)^name:.*$", f"name: {name}", text, count=1)
+
+
+def slug(stem: str) -> str:
+    """A file's stem as a recipe name.
+
+    >>> slug("My Charts (2)")
+    'my-charts-2'
+    """
+    return re.sub(r"[^a-z0-9._]+", "-", stem.lower()).strip("-._")[:64] or "recipe"
+
+
+@click.command("copy")
+@click.argument("name")
+@click.argument("dest", metavar="DEST.yaml")
+@click.option("--force", is_flag=True, help="Replace DEST.yaml where it exists.")
+@verbose_option
+def command(name: str, dest: str, force: bool) -> None:
+    """Copy the recipe NAME to DEST.yaml with its comments, named after the file.
+
+    \b
+    Examples:
+      $ mpa-edge copy minicharts my-charts.yaml
+      $ mpa-edge check my-charts.yaml
+    """
+    source, target = assets.find("recipes", name), Path(dest)
+    if target.suffix not in (".yaml", ".yml"):
+        raise MpaError(f"'{dest}' does not end in .yaml: recipes are YAML files, write {target.stem}.yaml")
+    if target.exists() and not force:
+        raise MpaError(f"{target} exists: choose another name, or replace it with --force")
+    runs.make_folder(target.parent)
+    runs.write_bytes(target, renamed(source.read_text(encoding="utf-8"), slug(target.stem)).encode())
+    click.echo(str(target))

@@ -1,0 +1,136 @@
+"""What this machine has, what is missing, and how to get it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mpa_edge import __version__, assets
+from mpa_edge.cli._options import json_option, print_json, verbose_option
+
+# one package of an extra stands for all of it
+EXTRAS = {
+    "align": ("torch", "torchvision", "transformers", "peft", "trl", "accelerate", "datasets", "num2words"),
+    "export": ("onnx", "onnxscript", "onnxruntime", "gguf"),
+    "onnx": ("onnxruntime", "tokenizers"),
+    "gguf": ("llama-cpp-python",),
+    "openai": ("openai",),
+    "ray": ("ray",),
+}
+PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;#]+)")
+GIB = 1 << 30
+
+
+def pins(text: str) -> dict[str, str]:
+    """Package -> tested version, from the text of constraints.txt.
+
+    >>> pins("# why\\ntorch==2.14.1\\n")
+    {'torch': '2.14.1'}
+    """
+    return {match[1].lower(): match[2] for line in text.splitlines() if (match := PIN.match(line))}
+
+
+def installed(package: str) -> str | None:
+    """Version of a distribution; None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def tested() -> dict[str, str]:
+    """What mpa-edge was tested with; empty where the list did not travel along."""
+    path = assets.root() / "constraints.txt"
+    return pins(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def package_rows() -> list[dict[str, Any]]:
+    """Each package of an extra: installed and tested version."""
+    wanted = dict.fromkeys(name for names in EXTRAS.values() for name in names)
+    known = tested()
+    return [{"package": name, "installed": installed(name), "tested": known.get(name)} for name in wanted]
+
+
+def missing_extras() -> dict[str, str]:
+    """Extra -> the line that installs it, for every extra that is not complete."""
+    incomplete = (extra for extra, names in EXTRAS.items() if any(installed(name) is None for name in names))
+    return {extra: f"pip install 'mpa-edge[{extra}]'" for extra in incomplete}
+
+
+def gpu() -> dict[str, Any]:
+    """The accelerator that torch sees; `name` is null with a `reason` where there is none."""
+    if installed("torch") is None:
+        return {"name": None, "reason": "torch is not installed"}
+    try:
+        import torch
+
+        if torch.cuda.is_available():
+            device = torch.cuda.get_device_properties(0)
+            return {"name": device.name, "memory_bytes": device.total_memory, "reason": None}
+    except (ImportError, OSError, RuntimeError) as error:
+        return {"name": None, "reason": f"torch cannot be used: {' '.join(str(error).split())[:200]}"}
+    return {"name": None, "reason": "torch sees no CUDA device; everything runs on the CPU"}
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def report() -> dict[str, Any]:
+    """Everything that doctor knows."""
+    import psutil
+
+    return {
+        "mpa_edge": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": usable_cores(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "memory_available_bytes": psutil.virtual_memory().available,
+        "disk_free_bytes": psutil.disk_usage(str(Path.cwd())).free,
+        "gpu": gpu(),
+        "packages": package_rows(),
+        "missing": missing_extras(),
+    }
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The report for people."""
+    memory = f"{found['memory_available_bytes'] / GIB:.1f} of {found['memory_bytes'] / GIB:.1f} GiB free"
+    out = [
+        f"mpa-edge {found['mpa_edge']}, Python {found['python']}, {found['platform']}",
+        f"cores {found['cores']}, memory {memory}, disk {found['disk_free_bytes'] / GIB:.1f} GiB free here",
+        f"gpu: {found['gpu']['name'] or found['gpu']['reason']}",
+    ]
+    for row in found["packages"]:
+        here, known = row["installed"] or "missing", row["tested"]
+        note = "" if known is None or here in ("missing", known) else f"  (tested with {known})"
+        out.append(f"  {row['package']:18} {here}{note}")
+    out += [f"to get [{extra}]: {line}" for extra, line in found["missing"].items()]
+    return out
+
+
+@click.command("doctor")
+@json_option
+@verbose_option
+def command(as_json: bool) -> None:
+    """Say what this machine has, which packages differ from the tested ones, and how to install what is missing.
+
+    \b
+    Examples:
+      $ mpa-edge doctor
+      $ mpa-edge doctor --json
+    """
+    found = report()
+    if as_json:
+        print_json(found)
+        return
+    for line in lines(found):
+        click.echo(line)

@@ -1,0 +1,34 @@
+"""What there is: recipes, targets, schemes, tasks, families."""
+
+from __future__ import annotations
+
+import click
+
+from mpa_edge.cli import _registry
+from mpa_edge.cli._options import json_option, print_json, verbose_option
+
+
+@click.command("list")
+@click.argument("kind", type=click.Choice(_registry.KINDS), required=False)
+@json_option
+@verbose_option
+def command(kind: str | None, as_json: bool) -> None:
+    """List recipes, targets, schemes, tasks and families, or one KIND of them.
+
+    \b
+    Examples:
+      $ mpa-edge list
+      $ mpa-edge list recipes
+      $ mpa-edge list tasks --json
+    """
+    kinds = [kind] if kind else list(_registry.KINDS)
+    found = {
+        one: [{"name": name, "title": _registry.title(one, name)} for name in _registry.names(one)] for one in kinds
+    }
+    if as_json:
+        print_json(found)
+        return
+    for one, rows in found.items():
+        click.echo(f"{one}:" if rows else f"{one}: none yet")
+        for row in rows:
+            click.echo(f"  {row['name']:24} {row['title']}".rstrip())

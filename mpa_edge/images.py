@@ -1,0 +1,270 @@
+"""Intake of a folder of pictures that nobody checked: every image is opened as RGB or dropped with its reason.
+
+Nothing in a file is trusted: only the formats below are tried (no PostScript, which would start a program), the pixel
+cap is read from the header before anything is decoded, and what is not a regular file is never opened.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from io import BufferedReader
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mpa_edge.errors import MpaError
+from mpa_edge.types import Drop
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# no EPS: Pillow would start Ghostscript for it
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
+READ_SUFFIXES = frozenset(
+    (
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".jfif",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".webp",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".avif",
+    )
+)
+OTHER_SUFFIXES = frozenset(
+    (
+        ".heic",
+        ".heif",
+        ".svg",
+        ".ico",
+        ".psd",
+        ".jxl",
+        ".jp2",
+        ".eps",
+        ".tga",
+        ".dds",
+        ".exr",
+        ".hdr",
+        ".raw",
+        ".dng",
+        ".xcf",
+    )
+)
+MAX_PIXELS = 89_478_485
+MAX_ASPECT = 200
+ID_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """One file of the images folder that calls itself an image."""
+
+    id: str
+    """First 16 hex digits of the sha256 of the content; of the name where the content cannot be read."""
+    name: str
+    """Path relative to the folder, with forward slashes."""
+    path: Path
+    """Where it is."""
+    drop: Drop | None = None
+    """Why it will not be used: duplicate, unreadable, unsupported; None for those that go on."""
+
+
+def scan(folder: str | Path) -> list[ImageEntry]:
+    """Every image below a folder, sorted by name; those that cannot be used carry their `drop`.
+
+    Hidden files and files without an image suffix are ignored. Linked folders are followed, each folder once.
+    Raises MpaError where the folder is missing, is no folder, or holds no image.
+    """
+    root = Path(folder)
+    if not root.exists():
+        raise MpaError(f"no folder '{folder}': name an existing folder of images, --images DIR")
+    if not root.is_dir():
+        raise MpaError(f"'{folder}' is not a folder: name the folder that holds the images, --images DIR")
+    entries = sorted(_walk(root, root, set()), key=lambda entry: entry.name)
+    if not entries:
+        raise MpaError(f"no images in '{folder}': put .png or .jpg files there, or name another folder, --images DIR")
+    return _without_duplicates(entries)
+
+
+def _walk(root: Path, folder: Path, seen: set[tuple[int, int]]) -> Iterator[ImageEntry]:
+    """Entries of one folder and those below it; a folder that was seen before (links, loops) is left out."""
+    try:
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            return
+        seen.add((status.st_dev, status.st_ino))
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        yield _entry(root, folder, Drop("unreadable folder", error.strerror or ""))
+        return
+    for path in paths:
+        if path.name.startswith("."):
+            continue
+        suffix = path.suffix.lower()
+        if path.is_dir() and suffix not in READ_SUFFIXES:
+            yield from _walk(root, path, seen)
+        elif suffix in READ_SUFFIXES or suffix in OTHER_SUFFIXES:
+            yield _examine(root, path)
+
+
+def _entry(root: Path, path: Path, drop: Drop) -> ImageEntry:
+    """An entry that nobody could read: its id is made from its name."""
+    raw = os.fsencode(path.relative_to(root).as_posix())
+    return ImageEntry(hashlib.sha256(raw).hexdigest()[:ID_DIGITS], raw.decode("utf-8", "replace"), path, drop)
+
+
+def _examine(root: Path, path: Path) -> ImageEntry:
+    """Hash one file, or say why that is not possible."""
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        return _entry(root, path, Drop("file name is not UTF-8"))
+    if path.suffix.lower() in OTHER_SUFFIXES:
+        return _entry(root, path, Drop("unsupported image type", path.suffix.lower()))
+    opened = _open_regular(path)
+    if isinstance(opened, Drop):
+        return _entry(root, path, opened)
+    try:
+        with opened as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return _entry(root, path, Drop("unreadable file", error.strerror or ""))
+    return ImageEntry(digest[:ID_DIGITS], path.relative_to(root).as_posix(), path)
+
+
+def _without_duplicates(entries: list[ImageEntry]) -> list[ImageEntry]:
+    """Mark every further file of a content that was there before."""
+    first: dict[str, str] = {}
+    marked = []
+    for entry in entries:
+        if entry.drop is None and first.setdefault(entry.id, entry.name) != entry.name:
+            entry = replace(entry, drop=Drop("duplicate image", f"same content as {first[entry.id]}"))
+        marked.append(entry)
+    return marked
+
+
+def _open_regular(path: Path) -> BufferedReader | Drop:
+    """Open a regular file that is not empty; a pipe or a device would wait for ever and is never read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        reason = "not a regular file" if error.errno in (errno.ENXIO, errno.ENODEV) else "unreadable file"
+        return Drop(reason, error.strerror or "")
+    status = os.fstat(descriptor)
+    drop = None
+    if not stat.S_ISREG(status.st_mode):
+        drop = Drop("not a regular file", "folder" if stat.S_ISDIR(status.st_mode) else "pipe, socket or device")
+    elif status.st_size == 0:
+        drop = Drop("empty file")
+    if drop is None:
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    return drop
+
+
+def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image | Drop:
+    """The picture as RGB, upright, first frame, transparency on white; or why it cannot be used.
+
+    16-bit depth is scaled to 8; a file with more than `max_pixels` pixels is dropped before it is decoded.
+    """
+    from PIL import Image as PILImage
+    from PIL import UnidentifiedImageError
+
+    opened = _open_regular(Path(path))
+    if isinstance(opened, Drop):
+        return opened
+    try:
+        with opened, warnings.catch_warnings():
+            warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)  # our own cap follows
+            with PILImage.open(opened, formats=_formats()) as image:
+                return _bad_size(image.size, max_pixels) or _decode(image)
+    except PILImage.DecompressionBombError:
+        return Drop("too many pixels", "the file announces more than Pillow would ever decode")
+    except UnidentifiedImageError:
+        return Drop("not an image", "the content is none of the known formats")
+    except MemoryError:
+        raise
+    except (
+        Exception
+    ) as error:  # a damaged file can raise anything inside a decoder; it must cost one image, not the run
+        return Drop("damaged image", f"{type(error).__name__}: {' '.join(str(error).split())}"[:200])
+
+
+def _formats() -> tuple[str, ...]:
+    """The formats that this Pillow was built with: it refuses names it does not know."""
+    from PIL import Image as PILImage
+
+    PILImage.init()
+    return tuple(name for name in FORMATS if name in PILImage.OPEN)
+
+
+def _bad_size(size: tuple[int, int], max_pixels: int) -> Drop | None:
+    """What is wrong with a size in pixels, by the header alone.
+
+    >>> _bad_size((60_000, 60_000), 89_478_485)
+    Drop(reason='too many pixels', detail='60000x60000')
+    """
+    width, height = size
+    if width < 1 or height < 1:
+        return Drop("damaged image", f"{width}x{height} pixels")
+    if width * height > max_pixels:
+        return Drop("too many pixels", f"{width}x{height}")
+    if max(size) > MAX_ASPECT * min(size):
+        return Drop("too narrow", f"{width}x{height}: image processors refuse such shapes")
+    return None
+
+
+def _decode(image: Image) -> Image:
+    """First frame, upright, RGB."""
+    from PIL import ImageOps
+
+    image.seek(0)
+    image.load()
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:  # broken metadata, sound pixels: keep them as they lie
+        image.info.pop("exif", None)
+    return to_rgb(image)
+
+
+def to_rgb(image: Image) -> Image:
+    """Any Pillow mode to 8-bit RGB; transparency is composited on white."""
+    from PIL import Image as PILImage
+
+    if image.mode.startswith(("I", "F")):
+        return _scaled_to_8_bit(image).convert("RGB")
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        return PILImage.alpha_composite(PILImage.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    if image.mode == "LAB":
+        from PIL import ImageCms
+
+        transform = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
+        converted = ImageCms.applyTransform(image, transform)
+        return image.convert("L").convert("RGB") if converted is None else converted
+    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+
+
+def _scaled_to_8_bit(image: Image) -> Image:
+    """16-bit, 32-bit and float greys to 8 bits: Pillow's own convert would clip them to white."""
+    import numpy as np
+    from PIL import Image as PILImage
+
+    grey = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    top = float(grey.max())
+    full = 65535.0 if image.mode.startswith("I;16") or 255 < top <= 65535 else max(top, 255.0)
+    if image.mode == "F" and top <= 1.0:
+        full = 1.0
+    return PILImage.fromarray((grey.clip(0, full) * (255.0 / full)).round().astype(np.uint8), mode="L")
