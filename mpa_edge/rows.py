@@ -1,4 +1,4 @@
-"""Records <-> parquet. One part a shard: `part-00012.parquet` has its rows, `dropped-00012.parquet` what was left out."""
+"""Records <-> parquet. One part a shard: `part-00012.parquet` and, for what was left out, `dropped-00012.parquet`."""
 
 from __future__ import annotations
 

@@ -41,7 +41,10 @@ fresh_option = click.option("--fresh", is_flag=True, help="Forget earlier result
 
 
 def run_options(function: Decorated) -> Decorated:
-    """All shared flags of a command that works in a run folder: overrides, limit, dry_run, fresh, as_json; -v is seen by is_verbose()."""
+    """All shared flags of a command that works in a run folder: overrides, limit, dry_run, fresh, as_json.
+
+    `-v` gives no parameter: ask is_verbose().
+    """
     for option in (verbose_option, json_option, fresh_option, dry_run_option, limit_option, set_option):
         function = option(function)
     return function

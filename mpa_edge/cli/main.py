@@ -81,6 +81,11 @@ class LazyGroup(click.Group):
             raise click.UsageError(f"no such command '{args[0]}' ({hint})", ctx)
         return super().resolve_command(ctx, args)
 
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands first: they are what a newcomer looks for."""
+        self.format_commands(ctx, formatter)
+        click.Command.format_options(self, ctx, formatter)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The Start-here block, then the commands by what they are for."""
         names = self.list_commands(ctx)

@@ -1,0 +1,61 @@
+"""What all tests share: quiet threads, tiers in order, nothing skipped in CI, small images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+from PIL import Image
+
+TIERS = ("slow", "peer")
+
+
+def in_ci() -> bool:
+    return os.environ.get("CI", "").lower() in ("1", "true")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Quick tests first: a mistake shows in seconds."""
+    items.sort(
+        key=lambda item: max((1 + TIERS.index(tier) for tier in TIERS if item.get_closest_marker(tier)), default=0)
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = yield
+    return fail_where_skipped(report)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    report = yield
+    return fail_where_skipped(report)
+
+
+def fail_where_skipped(report):
+    """In CI a skipped test is a failed one: a test that does not run proves nothing."""
+    if in_ci() and report.skipped and not hasattr(report, "wasxfail"):
+        report.longrepr = f"skipped in CI, where nothing may be: {report.longrepr}"
+        report.outcome = "failed"
+    return report
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Callable[..., Path]:
+    """picture("a.png", size=(8, 8), color="red", mode="RGB") -> path below tmp_path/images."""
+
+    def make(
+        name: str, size: tuple[int, int] = (8, 8), color: object = "red", mode: str = "RGB", **save: object
+    ) -> Path:
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new(mode, size, color).save(path, **save)
+        return path
+
+    return make
