@@ -1,0 +1,76 @@
+"""Metrics: strict = equal to the reference file of its benchmark; lenient = its own, always named so.
+
+Every metric is a plain function `score(prediction, answers, *, lenient=False) -> float` in [0, 1].
+Strict numbers are what papers report. Lenient ones decide whether two models agree, and explain errors;
+the two never stand in one table.
+
+>>> METRICS["vqa-accuracy"].score("2", ["two"] * 3 + ["4"] * 7)
+0.9
+>>> METRICS["relaxed-accuracy"].agrees("$50.", "50%")
+True
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mpa_edge.errors import MpaError
+from mpa_edge.metrics import anls, exact_match, relaxed_accuracy, vqa_accuracy
+
+__all__ = ["METRICS", "Metric", "Score", "get_metric"]
+
+
+class Score(Protocol):
+    """Scores one prediction against every accepted answer."""
+
+    def __call__(self, prediction: str, answers: Sequence[str], *, lenient: bool = False) -> float:
+        """0 to 1."""
+        ...
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric by name."""
+
+    name: str
+    """What tasks and `mpa-edge score --metric` call it."""
+    title: str
+    """How tables call it."""
+    score: Score
+    """One prediction against its answers, 0 to 1."""
+    reference: str
+    """Where the strict mode comes from, with the commit."""
+
+    def agrees(self, prediction: str, answer: str) -> bool:
+        """Whether two short answers say the same: the lenient score of one against the other is not 0."""
+        return self.score(prediction, [answer], lenient=True) > 0
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("vqa-accuracy", "VQA accuracy", vqa_accuracy.score, vqa_accuracy.REFERENCE),
+        Metric("anls", "ANLS", anls.score, anls.REFERENCE),
+        Metric("relaxed-accuracy", "Relaxed accuracy", relaxed_accuracy.score, relaxed_accuracy.REFERENCE),
+        Metric("exact-match", "Exact match", exact_match.score, exact_match.REFERENCE),
+    )
+}
+
+
+def get_metric(name: str) -> Metric:
+    """The metric of that name; MpaError naming the nearest one where there is none.
+
+    >>> get_metric("anls").title
+    'ANLS'
+    >>> get_metric("anlss")
+    Traceback (most recent call last):
+    ...
+    mpa_edge.errors.MpaError: no metric 'anlss': did you mean 'anls'?
+    """
+    if name in METRICS:
+        return METRICS[name]
+    near = difflib.get_close_matches(name, METRICS, 1)
+    raise MpaError(f"no metric '{name}': " + (f"did you mean '{near[0]}'?" if near else f"use {', '.join(METRICS)}"))
