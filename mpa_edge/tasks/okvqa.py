@@ -1,0 +1,34 @@
+"""OKVQA: questions that need knowledge from outside the image, ten answers each.
+
+The published answers are stemmed ("surf" where people said "surfing"), so a right word can score 0.
+
+>>> row = {"question": "What sport can you use this for?"}
+>>> row["answers"] = [{"answer": "race", "raw_answer": "racing", "answer_id": at} for at in range(1, 11)]
+>>> from mpa_edge.metrics import get_metric
+>>> from mpa_edge.tasks import read_row
+>>> question, answers = read_row(TASK, row)
+>>> get_metric(TASK.metric).score("race", answers), get_metric(TASK.metric).score("racing", answers)
+(1.0, 0.0)
+"""
+
+from mpa_edge.tasks import Task, annotation_prompts
+
+KINDS = (
+    "use: what an object in the image is for, how it works, or what it is made of",
+    "nature: what is known about an animal, a plant or the weather in the image",
+    "people: a sport, a job, a habit or a celebration that the image shows",
+    "place and time: where in the world, in what season or in what period this is",
+    "origin: who makes, invented, owns or is known for something in the image",
+)
+
+TASK = Task(
+    name="okvqa",
+    title="OK-VQA: questions that need outside knowledge",
+    metric="vqa-accuracy",
+    annotation_prompts=annotation_prompts(
+        "You are shown a photograph. Ask one question about something in it that cannot be answered from the image "
+        "alone, but with common knowledge about the world, and answer it. Do not ask what can simply be seen or counted.",
+        KINDS,
+    ),
+    max_answer_words=5,
+)
