@@ -1,0 +1,92 @@
+"""Every command's help ends with examples, and every example runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from PIL import Image
+
+from mpa_edge.cli import main as cli
+
+ROOT = Path(cli.__file__).parent.parent.parent
+PROMPT = "$ "
+
+
+def leaves(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command that does something, with the words that call it."""
+    if not isinstance(command, click.Group):
+        yield path, command
+        return
+    with click.Context(command) as ctx:
+        for name in command.list_commands(ctx):
+            inner = command.get_command(ctx, name)
+            assert inner is not None
+            yield from leaves(inner, (*path, name))
+
+
+def examples(command: click.Command) -> list[str]:
+    """The lines of the Examples block that start with `$ `."""
+    text = (command.help or "").split("Examples:")
+    lines = [line.strip() for line in text[-1].splitlines()] if len(text) > 1 else []
+    return [line.removeprefix(PROMPT) for line in lines if line.startswith(PROMPT)]
+
+
+COMMANDS = dict(leaves(cli.main))
+CASES = [(path, line) for path, command in COMMANDS.items() for line in examples(command)]
+
+
+def runnable(path: tuple[str, ...], line: str) -> str:
+    """The line as it is run: what would take minutes gets --dry-run."""
+    has_dry_run = any("--dry-run" in option.opts for option in COMMANDS[path].params)
+    return f"{line} --dry-run" if has_dry_run and "--dry-run" not in line else line
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    """What examples talk about: photos/, predictions.jsonl, my-recipe.yaml, and `mpa-edge` on the PATH."""
+    for number in range(3):
+        path = tmp_path / "photos" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (64, 64), (number * 80, 0, 0)).save(path)
+    (tmp_path / "predictions.jsonl").write_text('{"answers": ["5"], "prediction": "5"}\n')
+    shutil.copy(ROOT / "recipes" / "minicharts.yaml", tmp_path / "my-recipe.yaml")
+    program = tmp_path / "bin" / "mpa-edge"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m mpa_edge "$@"\n')
+    program.chmod(0o755)
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_the_help_ends_with_examples(path: tuple[str, ...]) -> None:
+    command = COMMANDS[path]
+    found = examples(command)
+    assert found, f"mpa-edge {' '.join(path)} has no Examples block"
+    assert (command.help or "").rstrip().splitlines()[-1].strip().startswith(PROMPT)
+    assert all(line.startswith("mpa-edge ") or "| mpa-edge " in line for line in found)
+    assert any(line.startswith(f"mpa-edge {' '.join(path)}") or f"| mpa-edge {path[0]}" in line for line in found)
+
+
+@pytest.mark.parametrize(("path", "line"), CASES, ids=[line for _, line in CASES])
+def test_the_example_runs(workplace: Path, path: tuple[str, ...], line: str) -> None:
+    env = {**os.environ, "PATH": f"{workplace / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    before = examples(COMMANDS[path])[: examples(COMMANDS[path]).index(line)]
+    script = "\n".join(["set -e", *(f"{runnable(path, one)} >/dev/null" for one in before if "copy" in path)])
+    done = subprocess.run(
+        ["bash", "-c", f"{script}\n{runnable(path, line)}"],
+        cwd=workplace,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert "Traceback" not in done.stderr

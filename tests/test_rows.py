@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from mpa_edge import rows
+from mpa_edge.errors import MpaError
+from mpa_edge.types import Dropped, ParityRecord, Prediction, PseudoAnnotation, Sample
+
+NOTE = PseudoAnnotation(
+    id="1", image_id="ab", image="a.png", question="Was ist 'é\U0001f600'?", answer="5", votes=("5", "6"), teacher="t"
+)
+PARITY = ParityRecord(
+    id="1",
+    image_id="a",
+    image="a",
+    question="q",
+    answer="a",
+    teacher_answer="a",
+    student_answer=None,
+    verdict="unverified",
+)
+PREDICTION = Prediction(
+    sample_id="1", image_id="a", kind=None, question="q", answers=(), model="base", text="", score=0.5
+)
+SAMPLE = Sample(id="1", image="a", question="q", answers=("x",))
+DROPPED = Dropped(id="1", image="a", stage="annotate", reason="no answer", detail="")
+
+
+@pytest.mark.parametrize("row", [NOTE, PARITY, PREDICTION, SAMPLE, DROPPED], ids=lambda row: type(row).__name__)
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_rows_come_back_as_they_were(tmp_path: Path, row, n: int) -> None:
+    path = tmp_path / "part=1" / "x.parquet"
+    path.parent.mkdir()
+    rows.write_rows(path, [row] * n, type(row))
+    assert rows.read_rows(path, type(row)) == [row] * n
+    assert pq.read_schema(path).equals(rows.schema_of(type(row)))
+
+
+def test_the_same_rows_are_the_same_bytes(tmp_path: Path) -> None:
+    rows.write_rows(tmp_path / "a", [NOTE], PseudoAnnotation)
+    rows.write_rows(tmp_path / "b", [NOTE], PseudoAnnotation)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_parts(tmp_path: Path) -> None:
+    second = NOTE.model_copy(update={"id": "2"})
+    rows.write_part(tmp_path, 100_000, [second], [], PseudoAnnotation)
+    rows.write_part(tmp_path, 2, [NOTE], [DROPPED, DROPPED], PseudoAnnotation)
+    rows.write_part(tmp_path, 3, [], [], PseudoAnnotation)
+    assert rows.shards_done(tmp_path, PseudoAnnotation) == {2, 3, 100_000}
+    assert [row.id for row in rows.read_parts(tmp_path, PseudoAnnotation)] == ["1", "2"]
+    assert rows.count_reasons(rows.read_dropped(tmp_path)) == {"no answer": 2}
+
+
+@pytest.mark.parametrize("harm", ["truncated", "empty", "other record", "no dropped file"])
+def test_a_damaged_part_is_not_done(tmp_path: Path, harm: str) -> None:
+    rows.write_part(tmp_path, 1, [NOTE], [], PseudoAnnotation)
+    path = rows.part_path(tmp_path, 1)
+    if harm == "truncated":
+        path.write_bytes(path.read_bytes()[:-10])
+    elif harm == "empty":
+        path.write_bytes(b"")
+    elif harm == "other record":
+        rows.write_rows(path, [SAMPLE], Sample)
+    else:
+        rows.dropped_path(tmp_path, 1).unlink()
+    assert rows.shards_done(tmp_path, PseudoAnnotation) == set()
+    if harm != "no dropped file":
+        with pytest.raises(MpaError, match="same command again|--fresh"):
+            rows.read_parts(tmp_path, PseudoAnnotation)
+
+
+def test_a_kill_between_the_two_files_leaves_the_shard_undone(tmp_path: Path) -> None:
+    rows.write_rows(rows.dropped_path(tmp_path, 1), [DROPPED], Dropped)
+    assert rows.shards_done(tmp_path, PseudoAnnotation) == set()
