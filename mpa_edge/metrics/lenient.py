@@ -39,12 +39,14 @@ def checked(answers: Sequence[str]) -> Sequence[str]:
 def unquoted(text: str) -> str:
     """Without one pair of quotes around the whole.
 
-    >>> unquoted('"a"'), unquoted("rock 'n'"), unquoted('"')
-    ('a', "rock 'n'", '"')
+    >>> unquoted('"a"'), unquoted("'don't'"), unquoted('"'), unquoted('"a" or "b"')
+    ('a', "don't", '"', '"a" or "b"')
     """
-    if len(text) >= 2 and QUOTES.get(text[0]) == text[-1]:
-        return text[1:-1].strip()
-    return text
+    if len(text) < 2 or QUOTES.get(text[0]) != text[-1]:
+        return text
+    inner, quote = text[1:-1], re.escape(text[-1])
+    # a quote inside that is no apostrophe: the outer two are no pair
+    return text if re.search(rf"(?<!\w){quote}|{quote}(?!\w)", inner) else inner.strip()
 
 
 def _peeled(text: str) -> str:

@@ -27,7 +27,7 @@ TASK = Task(
     metric="vqa-accuracy",
     annotation_prompts=annotation_prompts(
         "You are shown a photograph. Ask one question about something in it that cannot be answered from the image "
-        "alone, but with common knowledge about the world, and answer it. Do not ask what can simply be seen or counted.",
+        "alone, but with common knowledge about the world, and answer it. Do not ask what is plain to see.",
         KINDS,
     ),
     max_answer_words=5,

@@ -17,8 +17,8 @@ TASK = Task(
     annotation_prompts=(
         annotation_prompt(
             "You are shown a picture of an everyday scene in which something is written. Ask one question whose answer "
-            "is a piece of that writing, and give the answer spelled as it stands in the image. Someone who cannot read "
-            "the writing must not be able to guess it."
+            "is a piece of that writing, and give the answer spelled as it stands in the image. Someone who cannot "
+            "read the writing must not be able to guess it."
         ),
     ),
 )

@@ -16,8 +16,8 @@ TASK = Task(
     metric="vqa-accuracy",
     annotation_prompts=(
         annotation_prompt(
-            "You are shown a photograph with text in it. Ask one question that can only be answered by reading that text "
-            "in its place in the scene, and answer it with words that can be read in the image."
+            "You are shown a photograph with text in it. Ask one question that can only be answered by reading that "
+            "text in its place in the scene, and answer it with words that can be read in the image."
         ),
     ),
 )

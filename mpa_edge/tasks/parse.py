@@ -1,0 +1,242 @@
+"""What a teacher wrote -> one question and one short answer, or why not.
+
+Teachers decorate: markdown, numbering, several pairs, JSON, special tokens, explanations. The question is kept whole,
+with its question mark; the answer is brought into the form in which a student should learn it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+
+from mpa_edge.metrics.lenient import unquoted
+from mpa_edge.types import Drop
+
+SPECIAL_TOKEN = re.compile(
+    r"<think>.*?</think>|<[|｜][^<>\n]{0,60}?[|｜]>|\[/?INST\]|</?s>|</?(?:box|ref|img|image|video|IMG_CONTEXT|pad|eos|bos|unk)>"
+    r"|<(?:end_of_utterance|fake_token_around_image|global-img|row_\d+_col_\d+|end_of_turn|start_of_turn|im_start|im_end)>",
+    re.IGNORECASE | re.DOTALL,
+)
+OPENING_TAG = re.compile(r"<(question|answer)>", re.IGNORECASE)
+CLOSING_TAG = re.compile(r"</(?:question|answer)>", re.IGNORECASE)
+JSON_TEXT = r'"(?:[^"\\]|\\.)*"'
+JSON_PAIR = re.compile(
+    rf'"question"\s*:\s*({JSON_TEXT})\s*,\s*"answer"\s*:\s*({JSON_TEXT}|-?\d[\d.]*)', re.IGNORECASE | re.DOTALL
+)
+# at the start of a line any case is taken, after bullets, numbers and bold; a heading of its own needs no colon
+HEADING = re.compile(
+    r"^[ \t>#*_`~|•–-]*(?:\(?\d{1,2}[.):][ \t]*)?[*_`\[]*(?:(?:generated|pseudo|short|final|correct)[ -])?"
+    r"(?:question|answer)s?[ \t]*#?\d{0,2}[*_`\]]*"
+    r"(?:[ \t]*[:：][*_`]*|[ \t]+[-–—](?=[ \t])|[ \t]*$)",
+    re.IGNORECASE | re.MULTILINE,
+)
+# inside a line: with a capital and a colon only, for "the right answer: a or b?" is part of a question
+INLINE = re.compile(
+    r"(?<=[\s?.!*_])[*_`]*(?:Question|QUESTION|Answer|ANSWER)[ \t]*\d{0,2}[*_`]*"
+    r"[ \t]*[:：][*_`]*"
+)
+SHORT = re.compile(
+    r"(?:^[ \t>#*_`•-]*(?:\d{1,2}[.)][ \t]*)?[*_`]*(?:[Qq]|[Aa](?:ns)?)"
+    r"|(?<=\s)[*_`]*Q|(?<=[?.!] )[*_`]*A)\d{0,2}[*_`]*[ \t]*[:：][*_`]*",
+    re.MULTILINE,
+)
+BRACKETS = {"<": ">", "[": "]", "{": "}"}
+PLACEHOLDER = re.compile(
+    r"(?:your|the|one|a|an|insert|write|short)\b.*\b(?:question|answer|phrase)\b.*|question|answer", re.I
+)
+MARKDOWN_PAIRS = re.compile(r"(\*\*|__|~~)(?=\S)(.+?)(?<=\S)\1")
+WRAPPED = re.compile(r"([*_])(?=[^\s*_])([^*_]+)(?<=\S)\1")
+LEADING_NOISE = re.compile(r"(?:#{1,6}|[>|•]|[*–—-](?=\s+[^\d\s]))\s+")
+ANSWER_IS = re.compile(
+    r"(?:so,?\s+|therefore,?\s+)?(?:the\s+|my\s+)?(?:(?:correct|final|short|right|best)\s+)?ans(?:wer)?"
+    r"(?:\s+to\s+(?:the|this)\s+question)?(?:\s+is\b\s*:?|\s*[:：])\s*",
+    re.IGNORECASE,
+)
+INITIALS = re.compile(r"(?:[^\W\d_]{1,2}\.){2,}")
+ABBREVIATIONS = frozenset(
+    f"{word}."
+    for word in (
+        *(
+            "st",
+            "mr",
+            "mrs",
+            "ms",
+            "dr",
+            "jr",
+            "sr",
+            "inc",
+            "ltd",
+            "co",
+            "corp",
+            "bros",
+            "ave",
+            "blvd",
+            "rd",
+            "mt",
+            "ft",
+        ),
+        *("prof", "gen", "sgt", "capt", "lt", "dept", "est", "vs", "etc"),
+        *("jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec"),
+    )
+)
+FENCE = re.compile(r"^[ \t]*```[^\n`]*$", re.MULTILINE)
+DETAIL_CHARS = 200
+
+
+@dataclass(frozen=True)
+class ParsedAnnotation:
+    """A question with its short answer, ready to be asked again."""
+
+    question: str
+    """The whole question on one line, with its question mark where the teacher wrote one."""
+    answer: str
+    """Canonical short answer; never empty."""
+
+
+def _without_tokens(text: str) -> str:
+    """Special tokens become line ends: what follows one is another turn."""
+    text = CLOSING_TAG.sub("\n", OPENING_TAG.sub(r"\n\1: ", text))
+    return FENCE.sub("", SPECIAL_TOKEN.sub("\n", text)).strip()
+
+
+def _first_line(text: str) -> str:
+    """The first line on which there is more than decoration."""
+    lines = (line.strip() for line in text.splitlines())
+    return next((line for line in lines if line.strip("*_`#>-|. ")), "")
+
+
+def _unbracketed(text: str) -> str:
+    """Without brackets around the whole; "" where they hold the words of the output format."""
+    if len(text) < 2 or BRACKETS.get(text[0]) != text[-1] or set(text[1:-1]) & {text[0], text[-1]}:
+        return text
+    inner = text[1:-1].strip()
+    return "" if PLACEHOLDER.fullmatch(inner) else inner
+
+
+def _without_stop(text: str) -> str:
+    """Without a final stop, comma or colon, unless the stop belongs to the last word."""
+    if text.endswith(("..", ",", ";", ":", "。", "…")):
+        return text[:-1].rstrip()
+    if not text.endswith("."):
+        return text
+    last = text.split()[-1].lstrip("(\"'")
+    return text if last.lower() in ABBREVIATIONS or INITIALS.fullmatch(last) else text[:-1].rstrip()
+
+
+def _unmarked(text: str) -> str:
+    """Without markdown: paired bold anywhere, emphasis, code or brackets around the whole."""
+    text = MARKDOWN_PAIRS.sub(r"\2", " ".join(text.split()))
+    text = text.removeprefix("**").removesuffix("**").strip() if text.count("**") == 1 else text
+    wrapped = WRAPPED.fullmatch(text)
+    return _unbracketed(unquoted(wrapped[2] if wrapped else text))
+
+
+def _answer_peeled(text: str) -> str:
+    """One layer less around an answer."""
+    text = _unmarked(text)
+    if noise := LEADING_NOISE.match(text):
+        text = text[noise.end() :]
+    if lead := ANSWER_IS.match(text):
+        text = text[lead.end() :]
+    return _without_stop(text)
+
+
+def canonical_answer(text: str) -> str:
+    """The short answer in the form a student should learn: first line, no decoration, no final stop; "" if none.
+
+    >>> [canonical_answer(t) for t in ("**Red.**", "The answer is 3.5.", '"Stop"<|im_end|>', "red\\n\\nBecause")]
+    ['Red', '3.5', 'Stop', 'red']
+    >>> [canonical_answer(t) for t in ("U.S.", "Main St.", "-5", "50%", "$1,000", "3.5", "B.")]
+    ['U.S.', 'Main St.', '-5', '50%', '$1,000', '3.5', 'B']
+    """
+    while (peeled := _answer_peeled(_first_line(_without_tokens(text)))) != text:
+        text = peeled
+    return text
+
+
+def _question(text: str) -> str:
+    """The question on one line; "" where there is no word in it."""
+    text = " ".join(_without_tokens(text).split())
+    while (peeled := re.sub(r"^[\s#>|•*_-]+|[\s#>|*_-]+$", "", _unmarked(text))) != text:
+        text = peeled
+    return text if any(char.isalnum() for char in text) else ""
+
+
+def _asks(label: re.Match[str]) -> bool:
+    """Whether it is a question's label: no other word in a label has a q."""
+    return "q" in label[0].lower()
+
+
+def _labels(text: str) -> list[re.Match[str]]:
+    """Where "Question:" and "Answer:" stand; "Q:" and "A:" count only where there is no written-out answer label."""
+    long = sorted([*HEADING.finditer(text), *INLINE.finditer(text)], key=lambda match: (match.start(), -match.end()))
+    if any(not _asks(match) for match in long):
+        return _apart(long)
+    return _apart(sorted([*long, *SHORT.finditer(text)], key=lambda match: (match.start(), -match.end())))
+
+
+def _apart(matches: list[re.Match[str]]) -> list[re.Match[str]]:
+    """The matches in order, less those that begin inside an earlier one."""
+    kept: list[re.Match[str]] = []
+    for match in matches:
+        if not kept or match.start() >= kept[-1].end():
+            kept.append(match)
+    return kept
+
+
+def _preamble_question(text: str) -> str:
+    """A question without a label, just before the answer's."""
+    last = _question(text.strip().splitlines()[-1]) if text.strip() else ""
+    return last if last.endswith(("?", "？")) else ""
+
+
+def _json_text(part: str) -> str:
+    """A JSON string's text, or a number as it was written."""
+    try:
+        return str(json.loads(part, strict=False)) if part.startswith('"') else part
+    except ValueError:
+        return part.strip('"')
+
+
+def _first_pair(text: str) -> tuple[str, str]:
+    """The first question that has an answer; where none has, the last question and "", or two empty texts."""
+    if found := JSON_PAIR.search(text):
+        return _question(_json_text(found[1])), canonical_answer(_json_text(found[2]))
+    labels = _labels(text)
+    if not labels:
+        return "", ""
+    ends = [label.start() for label in labels[1:]] + [len(text)]
+    question = _preamble_question(text[: labels[0].start()]) if not _asks(labels[0]) else ""
+    for label, end in zip(labels, ends, strict=True):
+        body = text[label.end() : end]
+        if _asks(label):
+            question = _question(body) or question
+        elif question and (answer := canonical_answer(body)):
+            return question, answer
+    return question, ""
+
+
+def parse_annotation(text: str, max_answer_words: int) -> ParsedAnnotation | Drop:
+    """The first complete question-answer pair of a teacher's output, or the reason why it is left out.
+
+    Reasons: "empty", "no question", "no answer", "answer too long" (more than max_answer_words words).
+
+    >>> parse_annotation("**Question:** Look at the bus. What colour is it?\\n**Answer:** Red.", 7)
+    ParsedAnnotation(question='Look at the bus. What colour is it?', answer='Red')
+    >>> parse_annotation("Q: How many? A: 3 Q: Why? A: So", 7)
+    ParsedAnnotation(question='How many?', answer='3')
+    >>> parse_annotation("Question: What is this?", 7)
+    Drop(reason='no answer', detail='What is this?')
+    """
+    plain = _without_tokens(text)
+    if not plain:
+        return Drop("empty")
+    question, answer = _first_pair(plain)
+    if not question:
+        return Drop("no question", " ".join(plain.split())[:DETAIL_CHARS])
+    if not answer:
+        return Drop("no answer", question[:DETAIL_CHARS])
+    if len(answer.split()) > max_answer_words:
+        return Drop("answer too long", answer[:DETAIL_CHARS])
+    return ParsedAnnotation(question, answer)
