@@ -44,7 +44,7 @@ def installed(package: str) -> str | None:
         return None
 
 
-def tested() -> dict[str, str]:
+def known_good() -> dict[str, str]:
     """What mpa-edge was tested with; empty where the list did not travel along."""
     path = assets.root() / "constraints.txt"
     return pins(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -53,7 +53,7 @@ def tested() -> dict[str, str]:
 def package_rows() -> list[dict[str, Any]]:
     """Each package of an extra: installed and tested version."""
     wanted = dict.fromkeys(name for names in EXTRAS.values() for name in names)
-    known = tested()
+    known = known_good()
     return [{"package": name, "installed": installed(name), "tested": known.get(name)} for name in wanted]
 
 

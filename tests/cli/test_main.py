@@ -133,7 +133,8 @@ def test_verbose_shows_the_traceback(command, capsys) -> None:
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
     done = subprocess.run(
-        f"{sys.executable} -m mpa_edge show minicharts --kind recipes --json | {{ exec 0<&-; sleep 1; }}; echo ${{PIPESTATUS[0]}}",
+        f"{sys.executable} -m mpa_edge show minicharts --kind recipes --json | {{ exec 0<&-; sleep 1; }}; "
+        "echo ${PIPESTATUS[0]}",
         shell=True,
         executable="/bin/bash",
         cwd=ROOT,
