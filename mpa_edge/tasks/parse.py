@@ -54,32 +54,11 @@ ANSWER_IS = re.compile(
     re.IGNORECASE,
 )
 INITIALS = re.compile(r"(?:[^\W\d_]{1,2}\.){2,}")
-ABBREVIATIONS = frozenset(
-    f"{word}."
-    for word in (
-        *(
-            "st",
-            "mr",
-            "mrs",
-            "ms",
-            "dr",
-            "jr",
-            "sr",
-            "inc",
-            "ltd",
-            "co",
-            "corp",
-            "bros",
-            "ave",
-            "blvd",
-            "rd",
-            "mt",
-            "ft",
-        ),
-        *("prof", "gen", "sgt", "capt", "lt", "dept", "est", "vs", "etc"),
-        *("jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec"),
-    )
+ABBREVIATED = (
+    "st mr mrs ms dr jr sr inc ltd co corp bros ave blvd rd mt ft prof gen sgt capt lt dept est vs etc "
+    "jan feb mar apr jun jul aug sep sept oct nov dec"
 )
+ABBREVIATIONS = frozenset(f"{word}." for word in ABBREVIATED.split())
 FENCE = re.compile(r"^[ \t]*```[^\n`]*$", re.MULTILINE)
 DETAIL_CHARS = 200
 
