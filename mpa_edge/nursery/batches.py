@@ -6,6 +6,7 @@ Every batch is a pure function of (seed, step), so that a resumed training sees 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -28,14 +29,20 @@ TILES = WIDTH_PX // models.TILE_PX
 IGNORE = -100
 # What each image token is asked in training besides the questions: the bar (or shape) that its cell belongs to.
 CELL_CLASSES = {"label": 27, "color": 7, "tens": 11, "ones": 11, "shape": 4}
+# Facts that questions name in one word: the word as it stands in a question (a letter follows a blank of its own).
+NAMED_FACTS = {"label": tuple(world.LETTERS), "color": tuple(f" {color}" for color in world.COLORS)}
+BAR_FACTS = ("label", "color", "tens", "ones")
+LOOKUPS = frozenset({"value", "value_by_color", "bar_color", "label_by_color"})
 
 
 @dataclass(frozen=True)
 class Mix:
-    """What a model is trained on: the share of target-style pictures, questions a picture, whether it learns to ask."""
+    """What a model is trained on: the share of target-style pictures, questions a picture, further look-ups a chart,
+    and whether it learns to ask."""
 
     target_share: float
     questions: int
+    lookups: int
     asks: bool
 
 
@@ -58,6 +65,17 @@ class Encoder:
     def image_token(self) -> int:
         return int(self.tokenizer.convert_tokens_to_ids("<image>"))
 
+    def word_ids(self, words: Sequence[str]) -> list[int]:
+        """The token of each word; every word must be one token."""
+        ids = [self._ids(word) for word in words]
+        if any(len(one) != 1 for one in ids):
+            raise ValueError("a word of NAMED_FACTS is not one token of the tokenizer")
+        return [one[0] for one in ids]
+
+    def key_id(self, key: str) -> int:
+        """The token of a label or of a colour as it stands in a question."""
+        return self.word_ids([key if key in world.LETTERS else f" {key}"])[0]
+
     def segment(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
         """(ids, labels) of one exchange; labels cover the answer and the end token only."""
         question = self._ids(f"{prompt}{models.END}\nAssistant:")
@@ -68,18 +86,22 @@ class Encoder:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def exchanges(rng: random.Random, scene: Scene, mix: Mix) -> list[tuple[str, str]]:
-    """(prompt, answer) pairs for one picture: questions of all kinds and, for a model that asks, an annotation."""
-    pairs = [(qa.question, qa.answer) for qa in world.pick(rng, scene, mix.questions)]
+def exchanges(rng: random.Random, scene: Scene, mix: Mix) -> list[tuple[str, str, QA | None]]:
+    """(prompt, answer, look-up or None) for one picture: questions of all kinds and, for a model that asks, an
+    annotation."""
+    asked = world.pick(rng, scene, mix.questions)
+    asked += [qa for qa in world.pick(rng, scene, mix.lookups, LOOKUPS) if qa not in asked]
+    pairs: list[tuple[str, str, QA | None]] = [(qa.question, qa.answer, qa if qa.key else None) for qa in asked]
     return [*annotation(rng, scene), *pairs] if mix.asks else pairs
 
 
-def annotation(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
+def annotation(rng: random.Random, scene: Scene) -> list[tuple[str, str, QA | None]]:
     """What the teacher should write when it is asked for a question with a focus; any question where none fits."""
     focus = rng.choice(world.FOCUSES)
     fitting = [qa for qa in world.questions(scene) if qa.focus == focus] or world.questions(scene)
     qa: QA = world.pick(rng, scene, 1, frozenset({rng.choice(fitting).kind}))[0]
-    return [(world.PLAIN_SENTENCE.format(focus=focus), f"Question: {qa.question} Answer: {qa.answer}")]
+    text = f"Question: {qa.question} Answer: {qa.answer}"
+    return [(world.PLAIN_SENTENCE.format(focus=focus), text, qa if qa.key else None)]
 
 
 def frames(image: Image.Image) -> NDArray[np.uint8]:
@@ -99,17 +121,22 @@ def glyph_labels(glyphs: list[Glyph]) -> NDArray[np.int64]:
     return np.concatenate([half.reshape(-1) for half in np.split(grid, TILES, axis=1)])
 
 
+def bar_facts(scene: Chart, i: int) -> list[int]:
+    """Classes of the facts BAR_FACTS of a bar."""
+    value = scene.values[i]
+    tens = value // 10 if value > 9 else CELL_CLASSES["tens"] - 1
+    return [world.LETTERS.index(scene.labels[i]), world.COLORS.index(scene.colors[i]), tens, value % 10]
+
+
 def cell_labels(scene: Scene) -> NDArray[np.int64]:
     """What lies in the 32 px cell of each image token of the two tiles. (len(CELL_CLASSES), 2 * 16)"""
     rows, columns = HEIGHT_PX // TOKEN_PX, WIDTH_PX // TOKEN_PX
     grid = np.stack([np.full((rows, columns), n - 1, np.int64) for n in CELL_CLASSES.values()])
     per_cell = CELL_PX // TOKEN_PX
     if isinstance(scene, Chart):
-        for i, (label, color, value) in enumerate(zip(scene.labels, scene.colors, scene.values, strict=True)):
+        for i in range(len(scene.labels)):
             x = (scene.first_slot + i) * per_cell
-            tens = value // 10 if value > 9 else 10
-            facts = [world.LETTERS.index(label), world.COLORS.index(color), tens, value % 10]
-            grid[:4, :, x : x + per_cell] = np.array(facts)[:, None, None]
+            grid[: len(BAR_FACTS), :, x : x + per_cell] = np.array(bar_facts(scene, i))[:, None, None]
     elif isinstance(scene, Field):
         for cell, shape, color in scene.items:
             x, y = cell % 4 * per_cell, cell // 4 * per_cell
@@ -125,20 +152,23 @@ def example(rng: random.Random, encoder: Encoder, mix: Mix, length: int) -> dict
     prefix = encoder.prefix
     ids = np.full(length, encoder.tokenizer.pad_token_id, np.int64)
     labels, segment, position = np.full(length, IGNORE), np.full(length, -1), np.zeros(length, np.int64)
+    found = np.full((len(BAR_FACTS), length), IGNORE)
     ids[: len(prefix)], segment[: len(prefix)], position[: len(prefix)] = prefix, 0, np.arange(len(prefix))
     end = len(prefix)
-    for number, pair in enumerate(exchanges(rng, scene, mix), start=1):
-        tokens, targets = encoder.segment(*pair)
+    for number, (prompt, answer, lookup) in enumerate(exchanges(rng, scene, mix), start=1):
+        tokens, targets = encoder.segment(prompt, answer)
         stop = end + len(tokens)
         if stop > length:
             break
+        if lookup is not None and isinstance(scene, Chart):
+            found[:, end + tokens.index(encoder.key_id(lookup.key))] = bar_facts(scene, lookup.bar)
         ids[end:stop], segment[end:stop] = tokens, number
         position[end:stop] = len(prefix) + np.arange(len(tokens))
         labels[end : stop - 1] = targets[1:]
         end = stop
     return {
         "frames": frames(image), "ids": ids, "labels": labels, "segment": segment, "position": position,
-        "glyphs": glyph_labels(glyphs), "cells": cell_labels(scene),
+        "glyphs": glyph_labels(glyphs), "cells": cell_labels(scene), "found": found,
     }  # fmt: skip
 
 

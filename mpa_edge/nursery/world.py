@@ -63,6 +63,10 @@ class QA:
     answer: str
     kind: str
     focus: str
+    key: str = ""
+    """The word by which a look-up finds its bar: a label or a colour; empty for other kinds."""
+    bar: int = -1
+    """The bar that a look-up is about; -1 for other kinds."""
 
 
 def draw_chart(rng: random.Random) -> Chart:
@@ -117,11 +121,11 @@ def questions(scene: Scene) -> list[QA]:
 
 
 def _chart_questions(scene: Chart) -> Iterable[QA]:
-    for label, color, value in zip(scene.labels, scene.colors, scene.values, strict=True):
-        yield QA(f"What is the value of {label}?", str(value), "value", "value")
-        yield QA(f"What is the value of the {color} bar?", str(value), "value_by_color", "value")
-        yield QA(f"What color is bar {label}?", color, "bar_color", "color")
-        yield QA(f"Which bar is {color}?", label, "label_by_color", "color")
+    for i, (label, color, value) in enumerate(zip(scene.labels, scene.colors, scene.values, strict=True)):
+        yield QA(f"What is the value of {label}?", str(value), "value", "value", label, i)
+        yield QA(f"What is the value of the {color} bar?", str(value), "value_by_color", "value", color, i)
+        yield QA(f"What color is bar {label}?", color, "bar_color", "color", label, i)
+        yield QA(f"Which bar is {color}?", label, "label_by_color", "color", color, i)
     by_value = sorted(range(len(scene.values)), key=scene.values.__getitem__)
     low, high = by_value[0], by_value[-1]
     yield QA("Which bar is the highest?", scene.labels[high], "highest_bar", "comparison")

@@ -1,0 +1,89 @@
+"""What the align command and the commands of its stages share: arguments, the plan, the result on screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mpa_edge.cli._options import print_json, run_options
+
+if TYPE_CHECKING:
+    from mpa_edge.stages.run import Run
+
+
+def stage_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
+    """SOURCE, --images, --out and the shared flags."""
+    options = (
+        click.argument("source", required=False, metavar="[RECIPE|RUN]"),
+        click.option("--images", type=click.Path(), metavar="DIR", help="Folder of unlabelled images."),
+        click.option("--out", type=click.Path(), metavar="RUN", help="Run folder.  [default: runs/NAME of the recipe]"),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return run_options(function)
+
+
+def run_named_stages(
+    names: tuple[str, ...], source: str | None, images: str | None, out: str | None, overrides: tuple[str, ...],
+    limit: int | None, dry_run: bool, fresh: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Open the run, run the stages or print the plan, print what came of it."""
+    from mpa_edge.stages.pipeline import plan, report, run_stages
+    from mpa_edge.stages.run import open_run
+
+    run = open_run(source, images=images, out=out, overrides=overrides, limit=limit)
+    if dry_run:
+        return show_plan(plan(run), names, as_json)
+    run_stages(run, names, fresh)
+    result = report(run)
+    if as_json:
+        print_json(result)
+    else:
+        show_result(run, result)
+
+
+def show_plan(planned: dict[str, Any], names: tuple[str, ...], as_json: bool) -> None:
+    """The plan of `--dry-run`, only the stages that were asked for."""
+    planned = planned | {"stages": {name: planned["stages"][name] for name in names}}
+    if as_json:
+        return print_json(planned)
+    for key in ("run", "recipe", "task", "teacher", "student", "device", "images"):
+        click.echo(f"{key:9} {planned[key]}")
+    for name, what in planned["stages"].items():
+        state = " (finished before)" if name in planned["done"] else ""
+        click.echo(f"  {name:9} {what}{state}")
+    click.echo(f"disk      about {planned['disk_bytes'] / 1e6:,.0f} MB")
+    memory = planned["memory_bytes"]
+    click.echo(f"memory    about {memory / 1e9:,.1f} GB" if memory else "memory    not known before the models are here")
+
+
+def show_result(run: Run, result: Any) -> None:
+    """Tables of a finished run, or how far it is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if result.accuracy is None:
+        console.print(f"{run.folder}: {result.annotated} annotated, {result.verified} verified, {result.gap} gap")
+        return
+    from mpa_edge.runs import read_json
+
+    details = read_json(run.stage_folder("evaluate") / "evaluate.json")
+    table = Table(title=f"{result.accuracy.n} held-out questions, {details['metric']}")
+    for heading in ("", "teacher", "base", "aligned"):
+        table.add_column(heading, justify="right" if heading else "left")
+    models = ("teacher", "base", "aligned")
+    table.add_row("all", *(f"{details['accuracy'][m]:.1%}" for m in models), style="bold")
+    table.add_row("95 % interval", *("{:.1%} – {:.1%}".format(*details["ci95"][m]) for m in models))
+    for kind, row in details["kinds"].items():
+        table.add_row(f"{kind} ({row['n']:.0f})", *(f"{row[m]:.0%}" for m in models))
+    console.print(table)
+    low, high = result.gain_ci95
+    changed = details["flips"]
+    console.print(
+        f"gain {100 * result.gain:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f}), "
+        f"McNemar p = {result.p_mcnemar:.2g}, {changed['gained']} questions gained, {changed['lost']} lost"
+    )
+    console.print(f"aligned model: {run.stage_folder('merge')}")

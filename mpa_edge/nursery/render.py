@@ -1,0 +1,74 @@
+"""Pictures of the built-in world as files, with or without the questions that they answer."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mpa_edge.nursery import world
+from mpa_edge.nursery.draw import STYLES, paint
+from mpa_edge.runs import disk_errors, make_folder, read_json, write_bytes, write_json
+from mpa_edge.types import Sample
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MARK = ".rendered.json"
+ANSWERS = "answers.jsonl"
+ALL_ANSWERS = 1000  # more than any picture answers
+FileStyle = Literal["target", "plain", "mixed"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One rendered picture and what it shows."""
+
+    name: str
+    image: Image
+    scene: world.Scene
+
+
+def pictures(n: int, seed: int, style: FileStyle) -> Iterator[Picture]:
+    """n pictures; picture i depends on (seed, style, i) alone."""
+    for i in range(n):
+        rng = random.Random(f"render-{seed}-{style}-{i}")
+        scene = world.draw_scene(rng)
+        chosen = rng.choice(STYLES) if style == "mixed" else style
+        yield Picture(f"minichart-{seed}-{i:06d}.png", paint(scene, chosen, rng)[0], scene)
+
+
+def render(folder: Path, n: int, seed: int, style: FileStyle, answers_per_image: int = 0) -> Path:
+    """Write n PNG files, and `answers.jsonl` where answers are asked for; nothing to do where it was done before."""
+    order: dict[str, Any] = {"n": n, "seed": seed, "style": style, "answers_per_image": answers_per_image}
+    if read_json(make_folder(folder) / MARK) == order:
+        return folder
+    (folder / MARK).unlink(missing_ok=True)
+    samples: list[Sample] = []
+    for picture in pictures(n, seed, style):
+        with disk_errors(folder, 1_000_000):
+            picture.image.save(folder / picture.name, compress_level=1)
+        samples += questions_of(picture, seed, answers_per_image)
+    if answers_per_image:
+        lines = [json.dumps(sample.model_dump(mode="json")) + "\n" for sample in samples]
+        write_bytes(folder / ANSWERS, "".join(lines).encode())
+    write_json(folder / MARK, order)
+    return folder
+
+
+def questions_of(picture: Picture, seed: int, n: int) -> list[Sample]:
+    """Up to n questions about a picture with the generator's answers, spread over the kinds."""
+    asked = world.pick(random.Random(f"questions-{seed}-{picture.name}"), picture.scene, n)
+    return [
+        Sample(
+            id=f"{Path(picture.name).stem}-{i}",
+            image=picture.name,
+            question=qa.question,
+            answers=(qa.answer,),
+            kind=qa.kind,
+        )
+        for i, qa in enumerate(asked)
+    ]

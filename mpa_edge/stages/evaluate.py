@@ -1,0 +1,187 @@
+"""Teacher, base and aligned student on the same held-out questions: is there a gain, and is it more than noise?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from mpa_edge.errors import MpaError
+from mpa_edge.images import open_image
+from mpa_edge.metrics import get_metric
+from mpa_edge.metrics.paired import bootstrap_ci95, flips, mcnemar_p
+from mpa_edge.nursery.render import ANSWERS, render
+from mpa_edge.rows import read_rows, write_rows
+from mpa_edge.runs import StageClock, finish, is_done, prepare, sha256_file, sha256_json, write_json
+from mpa_edge.stages.progress import progress, say
+from mpa_edge.stages.run import Run, memory_counts
+from mpa_edge.tasks import Task, answer_prompt
+from mpa_edge.types import VLM, Drop, Prediction, Request, Sample
+from mpa_edge.vlm import load
+
+STAGE = "evaluate"
+RESULT = "evaluate.json"
+QUESTIONS = "questions"
+CHUNK = 200
+MODELS = ("teacher", "base", "aligned")
+
+
+def run_evaluate(run: Run, fresh: bool = False) -> None:
+    """Write `evaluate/`: predictions of each model as parquet, and `evaluate.json`."""
+    folder, inputs = run.stage_folder(STAGE), evaluate_inputs(run)
+    if not fresh and is_done(folder, inputs):
+        return say("evaluate: done before, nothing changed")
+    prepare(folder, inputs, fresh)
+    clock = StageClock(folder)
+    images, samples = questions(run)
+    for name in MODELS:
+        path = folder / f"predictions-{name}.parquet"
+        if not path.is_file():
+            write_rows(path, _predict(run, name, images, samples), Prediction)
+            clock.tick()
+    made = {name: read_rows(folder / f"predictions-{name}.parquet", Prediction) for name in MODELS}
+    result = summarise(made, run.recipe.evaluate.bootstrap, run.recipe.seed)
+    write_json(folder / RESULT, result | {"metric": run.task.metric})
+    clock.tick()
+    finish(
+        folder, STAGE, inputs=inputs, config=run.recipe.evaluate, seed=run.recipe.evaluate.seed,
+        counts={"questions": len(samples)} | memory_counts(), packages=("torch", "transformers"),
+    )  # fmt: skip
+    say(f"evaluate: {len(samples)} questions")
+
+
+def evaluate_inputs(run: Run) -> dict[str, str]:
+    """Everything that the predictions depend on."""
+    config = run.recipe.evaluate
+    return {
+        "merge": run.outputs_of("merge"),
+        "teacher": run.teacher_fingerprint,
+        "student": run.student_fingerprint,
+        "questions": sha256_file(_questions_file(config.questions)) if config.questions else "generator",
+        "config": sha256_json(
+            {
+                "evaluate": config.model_dump(exclude={"batch_size"}),
+                "metric": run.task.metric,
+                "answer": answer_prompt(run.task, "?"),
+                "max_new_tokens": run.recipe.identify.max_new_tokens,
+            }
+        ),
+    }
+
+
+def _questions_file(path: str) -> Path:
+    if not Path(path).is_file():
+        raise MpaError(f"no file '{path}': give evaluate.questions a .jsonl file of id, image, question, answers")
+    return Path(path)
+
+
+def questions(run: Run) -> tuple[Path, list[Sample]]:
+    """(folder of the images, held-out samples): from the file that the recipe names, or drawn by the generator."""
+    config = run.recipe.evaluate
+    if config.questions:
+        path = _questions_file(config.questions)
+        return path.parent, read_samples(path)[: config.n]
+    folder = render(run.stage_folder(STAGE) / QUESTIONS, config.n, config.seed, config.style, answers_per_image=1)
+    return folder, read_samples(folder / ANSWERS)
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """Rows of a questions file. Raises MpaError that names the line."""
+    samples = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        if line.strip():
+            samples.append(_sample(path, number, line))
+    if not samples:
+        raise MpaError(f"{path} holds no question: write one JSON object a line with id, image, question, answers")
+    return samples
+
+
+def _sample(path: Path, number: int, line: str) -> Sample:
+    try:
+        sample = Sample.model_validate(json.loads(line))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "row"
+        raise MpaError(f"{path}:{number}: {where}: {first['msg'].lower()}; mend the line") from error
+    except ValueError as error:
+        raise MpaError(f"{path}:{number}: not JSON ({error}); mend the line") from error
+    if not sample.answers:
+        raise MpaError(f"{path}:{number}: answers is empty; give at least one accepted answer")
+    return sample
+
+
+def _predict(run: Run, name: str, images: Path, samples: Sequence[Sample]) -> list[Prediction]:
+    recipe = run.recipe
+    reference = {"teacher": recipe.teacher, "base": recipe.student, "aligned": str(run.stage_folder("merge"))}[name]
+    vlm = load(
+        reference, name=name, device=recipe.device, threads=recipe.threads, batch_size=recipe.evaluate.batch_size
+    )
+    made: list[Prediction] = []
+    with progress(f"evaluate {name}", len(samples)) as advance:
+        for start in range(0, len(samples), CHUNK):
+            chunk = samples[start : start + CHUNK]
+            made += predict(vlm, run.task, images, chunk, recipe.identify.max_new_tokens, recipe.images.max_pixels)
+            advance(len(chunk))
+    vlm.close()
+    return made
+
+
+def predict(
+    vlm: VLM, task: Task, images: Path, samples: Sequence[Sample], max_new_tokens: int, max_pixels: int
+) -> list[Prediction]:
+    """A model's greedy answers with their strict scores. An unreadable image is an error: the set must be the same."""
+    opened = {name: open_image(images / name, max_pixels) for name in {sample.image for sample in samples}}
+    requests = []
+    for sample in samples:
+        image = opened[sample.image]
+        if isinstance(image, Drop):
+            raise MpaError(f"{images / sample.image}: {image.reason}; mend the image or remove its questions")
+        prompt = answer_prompt(task, sample.question)
+        requests.append(Request(image=image, prompt=prompt, max_new_tokens=max_new_tokens))
+    score = get_metric(task.metric).score
+    return [
+        Prediction(
+            sample_id=sample.id, image_id=sample.image, kind=sample.kind, question=sample.question,
+            answers=sample.answers, model=vlm.name, text=reply.text, score=score(reply.text, sample.answers),
+        )
+        for sample, reply in zip(samples, vlm.answer(requests), strict=True)
+    ]  # fmt: skip
+
+
+def summarise(made: dict[str, list[Prediction]], resamples: int, seed: int) -> dict[str, Any]:
+    """Accuracies with intervals, gain with interval and exact McNemar p, flips, and accuracy for each question kind."""
+    base, aligned = made["base"], made["aligned"]
+    images = [row.image_id for row in base]
+    before, after = [row.score for row in base], [row.score for row in aligned]
+    changed = flips(before, after)
+    difference = [a - b for a, b in zip(after, before, strict=True)]
+    return {
+        "n": len(base),
+        "accuracy": {name: _mean([row.score for row in rows]) for name, rows in made.items()},
+        "ci95": {
+            name: bootstrap_ci95([row.score for row in rows], images, resamples=resamples, seed=seed)
+            for name, rows in made.items()
+        },
+        "gain": _mean(difference),
+        "gain_ci95": bootstrap_ci95(difference, images, resamples=resamples, seed=seed),
+        "p_mcnemar": mcnemar_p(changed.gained, changed.lost),
+        "flips": {"gained": changed.gained, "lost": changed.lost},
+        "kinds": by_kind(made),
+    }
+
+
+def by_kind(made: dict[str, list[Prediction]]) -> dict[str, dict[str, float]]:
+    """For each question kind: how many, and the accuracy of each model."""
+    kinds = sorted({row.kind for row in made["base"] if row.kind is not None})
+    return {
+        kind: {"n": float(sum(row.kind == kind for row in made["base"]))}
+        | {name: _mean([row.score for row in rows if row.kind == kind]) for name, rows in made.items()}
+        for kind in kinds
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

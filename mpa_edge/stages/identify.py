@@ -1,0 +1,183 @@
+"""Parity Identifier: what the teacher answers the same way twice and the student gets wrong is the gap.
+
+Method: arXiv 2509.16633, section on the Parity Identifier. Agreement is the task's lenient metric, never substring
+containment. The student sees only what the teacher verified, and one model is in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from mpa_edge.images import open_image
+from mpa_edge.metrics import get_metric
+from mpa_edge.rows import part_path, read_parts, read_rows, shards_done, write_part, write_rows
+from mpa_edge.runs import StageClock, finish, is_done, make_folder, prepare, sha256_json
+from mpa_edge.stages.progress import progress, say
+from mpa_edge.stages.run import Run, memory_counts
+from mpa_edge.tasks import Task, answer_prompt
+from mpa_edge.types import VLM, Drop, ParityRecord, PseudoAnnotation, Request, Verdict
+from mpa_edge.vlm import load
+
+STAGE = "identify"
+TEACHER_FOLDER = "teacher"
+Agrees = Callable[[str, str], bool]
+
+
+class TeacherAnswers(BaseModel):
+    """What the teacher said to one pseudo question."""
+
+    id: str
+    """Id of the pseudo annotation."""
+    answers: tuple[str, ...]
+    """Its own answers, greedy first."""
+
+
+def run_identify(run: Run, fresh: bool = False) -> None:
+    """Write `2-identify/`: one ParityRecord a pseudo annotation."""
+    folder = run.stage_folder(STAGE)
+    inputs = identify_inputs(run)
+    if not fresh and is_done(folder, inputs):
+        return say("identify: done before, nothing changed")
+    prepare(folder, inputs, fresh)
+    clock, source = StageClock(folder), run.stage_folder("annotate")
+    shards = sorted(shards_done(source, PseudoAnnotation))
+    if run.recipe.annotate.votes == 0:
+        _teacher_pass(run, shards, clock)
+    _student_pass(run, shards, clock)
+    rows = read_parts(folder, ParityRecord)
+    counts = {name: sum(row.verdict == name for row in rows) for name in ("gap", "parity", "unverified")}
+    finish(
+        folder, STAGE, inputs=inputs, config=run.recipe.identify, seed=run.recipe.seed,
+        counts=counts | memory_counts(), packages=("torch", "transformers"),
+    )  # fmt: skip
+    say(f"identify: {counts['gap']} gap, {counts['parity']} parity, {counts['unverified']} unverified")
+
+
+def identify_inputs(run: Run) -> dict[str, str]:
+    """Everything that the verdicts depend on."""
+    return {
+        "annotate": run.outputs_of("annotate"),
+        "student": run.student_fingerprint,
+        "config": sha256_json(
+            {"max_new_tokens": run.recipe.identify.max_new_tokens, "answer": answer_prompt(run.task, "?")}
+        ),
+    }
+
+
+def verdict(pseudo: str, teacher: Sequence[str], student: str | None, agrees: Agrees) -> Verdict:
+    """gap, parity, or unverified where the teacher's own answers do not confirm its annotation by majority.
+
+    >>> same = lambda a, b: a == b
+    >>> verdict("7", ["7"], "9", same), verdict("7", ["7"], "7", same), verdict("7", ["8"], None, same)
+    ('gap', 'parity', 'unverified')
+    """
+    if not confirmed(pseudo, teacher, agrees):
+        return "unverified"
+    return "parity" if student is not None and agrees(student, pseudo) else "gap"
+
+
+def confirmed(pseudo: str, teacher: Sequence[str], agrees: Agrees) -> bool:
+    """Whether more than half of the teacher's answers agree with its annotation.
+
+    >>> confirmed("7", ["7", "8"], lambda a, b: a == b)
+    False
+    """
+    return 2 * sum(agrees(answer, pseudo) for answer in teacher) > len(teacher)
+
+
+def _load(run: Run, name: str) -> VLM:
+    recipe = run.recipe
+    reference = recipe.teacher if name == "teacher" else recipe.student
+    batch_size = recipe.identify.batch_size
+    return load(reference, name=name, device=recipe.device, threads=recipe.threads, batch_size=batch_size)
+
+
+def ask(vlm: VLM, run: Run, rows: Sequence[PseudoAnnotation]) -> list[str]:
+    """A model's greedy answers to pseudo questions."""
+    opened = {name: _open(run, name) for name in {row.image for row in rows}}
+    requests = [answer_request(opened[row.image], row.question, run.task, run) for row in rows]
+    return [reply.text for reply in vlm.answer(requests)]
+
+
+def _open(run: Run, name: str):  # type: ignore[no-untyped-def]
+    image = open_image(run.images_folder / name, run.recipe.images.max_pixels)
+    if isinstance(image, Drop):
+        from mpa_edge.errors import MpaError
+
+        raise MpaError(
+            f"{run.images_folder / name} was readable before and is not now ({image.reason}): put it back, "
+            f"or annotate again with --fresh"
+        )
+    return image
+
+
+def answer_request(image, question: str, task: Task, run: Run) -> Request:  # type: ignore[no-untyped-def]
+    """The one way in which a short answer is asked for: here, in evaluation and in every export."""
+    return Request(image=image, prompt=answer_prompt(task, question), max_new_tokens=run.recipe.identify.max_new_tokens)
+
+
+def _teacher_pass(run: Run, shards: Sequence[int], clock: StageClock) -> None:
+    """Where annotate took no votes the teacher answers now, for all shards, before the student is loaded."""
+    folder = make_folder(run.stage_folder(STAGE) / TEACHER_FOLDER)
+    todo = [i for i in shards if not part_path(folder, i).is_file()]
+    if not todo:
+        return
+    teacher = _load(run, "teacher")
+    with progress("identify (teacher)", len(shards), len(shards) - len(todo)) as advance:
+        for i in todo:
+            rows = _annotations(run, i)
+            said = [TeacherAnswers(id=row.id, answers=(text,)) for row, text in zip(rows, ask(teacher, run, rows), strict=True)]
+            write_rows(part_path(folder, i), said, TeacherAnswers)
+            clock.tick()
+            advance(1)
+    teacher.close()
+
+
+def _annotations(run: Run, shard: int) -> list[PseudoAnnotation]:
+    return read_rows(part_path(run.stage_folder("annotate"), shard), PseudoAnnotation)
+
+
+def _teacher_answers(folder: Path, shard: int, rows: Sequence[PseudoAnnotation]) -> list[tuple[str, ...]]:
+    """The votes of annotate, or what the teacher pass wrote."""
+    path = part_path(folder / TEACHER_FOLDER, shard)
+    if not path.is_file():
+        return [row.votes for row in rows]
+    said = {answers.id: answers.answers for answers in read_rows(path, TeacherAnswers)}
+    return [said[row.id] for row in rows]
+
+
+def _student_pass(run: Run, shards: Sequence[int], clock: StageClock) -> None:
+    folder = run.stage_folder(STAGE)
+    done = shards_done(folder, ParityRecord)
+    todo = [i for i in shards if i not in done]
+    if not todo:
+        return
+    student = _load(run, "student")
+    with progress("identify", len(shards), len(done)) as advance:
+        for i in todo:
+            rows = _annotations(run, i)
+            write_part(folder, i, judge(student, run, rows, _teacher_answers(folder, i, rows)), [], ParityRecord)
+            clock.tick()
+            advance(1)
+    student.close()
+
+
+def judge(
+    student: VLM, run: Run, rows: Sequence[PseudoAnnotation], teacher: Sequence[tuple[str, ...]]
+) -> list[ParityRecord]:
+    """Verdicts of one shard; the student is asked only what the teacher confirmed."""
+    agrees = get_metric(run.task.metric).agrees
+    asked = [row for row, said in zip(rows, teacher, strict=True) if confirmed(row.answer, said, agrees)]
+    answers = dict(zip([row.id for row in asked], ask(student, run, asked), strict=True))
+    return [
+        ParityRecord(
+            **row.model_dump(include={"id", "image_id", "image", "question", "answer"}),
+            teacher_answer=said[0],
+            student_answer=answers.get(row.id),
+            verdict=verdict(row.answer, said, answers.get(row.id), agrees),
+        )
+        for row, said in zip(rows, teacher, strict=True)
+    ]

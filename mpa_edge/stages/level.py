@@ -1,0 +1,75 @@
+"""Parity Leveler: tune the student on the gap, with NLL on the answer and its end token; the teacher is not involved.
+
+Method: arXiv 2509.16633, section on the Parity Leveler. Training is TRL's SFTTrainer with a peft adapter.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+from mpa_edge.errors import MpaError
+from mpa_edge.rows import read_parts
+from mpa_edge.runs import StageClock, finish, is_done, prepare, sha256_json, write_json
+from mpa_edge.stages.progress import say
+from mpa_edge.stages.run import Run, memory_counts
+from mpa_edge.stages.selection import Selection, select
+from mpa_edge.tasks import answer_prompt
+from mpa_edge.types import ParityRecord
+
+STAGE = "level"
+CHECKPOINTS = "checkpoints"
+ADAPTER = "adapter"
+LOSSES = "losses.json"
+
+
+def run_level(run: Run, fresh: bool = False) -> None:
+    """Write `3-level/adapter` (or the whole tuned model with method full) and `losses.json`."""
+    folder, inputs = run.stage_folder(STAGE), level_inputs(run)
+    if not fresh and is_done(folder, inputs):
+        return say("level: done before, nothing changed")
+    selection = choose(run)
+    prepare(folder, inputs, fresh)
+    clock = StageClock(folder)
+    from mpa_edge.stages import training
+
+    outcome = training.train(run, selection, folder / CHECKPOINTS, folder / ADAPTER, clock)
+    write_json(folder / LOSSES, outcome.losses)
+    clock.tick()
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    counts = {
+        "train": len(selection.train), "replayed": selection.replayed, "holdout": len(selection.holdout),
+        "steps": outcome.steps, "best_step": outcome.best_step,
+    }  # fmt: skip
+    finish(
+        folder, STAGE, inputs=inputs, config=run.recipe.level, seed=run.recipe.seed, counts=counts | memory_counts(),
+        packages=("torch", "transformers", "peft", "trl", "accelerate"),
+    )  # fmt: skip
+    say(f"level: {counts['train']} samples, {outcome.steps} steps, best at step {outcome.best_step}")
+
+
+def level_inputs(run: Run) -> dict[str, str]:
+    """Everything that the adapter depends on."""
+    return {
+        "identify": run.outputs_of("identify"),
+        "student": run.student_fingerprint,
+        "config": sha256_json(
+            {
+                "level": run.recipe.level.model_dump(exclude={"min_gap"}),
+                "seed": run.recipe.seed,
+                "answer": answer_prompt(run.task, "?"),
+            }
+        ),
+    }
+
+
+def choose(run: Run) -> Selection:
+    """The training rows of a run; MpaError where the gap is too small to learn from."""
+    rows, config = read_parts(run.stage_folder("identify"), ParityRecord), run.recipe.level
+    n_gap = sum(row.verdict == "gap" for row in rows)
+    if n_gap < config.min_gap:
+        verified = sum(row.verdict != "unverified" for row in rows)
+        raise MpaError(
+            f"only {n_gap} gap items of {verified} verified ones (level.min_gap is {config.min_gap}): nothing was "
+            f"trained, the annotations are kept in {run.folder}; add images, or raise annotate.samples_per_image"
+        )
+    return select(rows, config, run.recipe.seed)

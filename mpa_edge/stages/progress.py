@@ -1,0 +1,65 @@
+"""Progress on stderr: a bar with rate and time left on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+PLAIN_EVERY_S = 10.0
+Advance = Callable[[int], None]
+
+
+def say(line: str) -> None:
+    """One line on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
+    """Show how far a stage is; the value is a function that takes the number of further items done."""
+    show = _bar if sys.stderr.isatty() else _lines
+    with show(title, total, done) as advance:
+        yield advance
+
+
+@contextmanager
+def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.progress import TimeRemainingColumn as Left
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        """Items a second."""
+
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.1f}/s" if task.speed else "")
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), Left())
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=60) as bar:
+        task = bar.add_task(title, total=total, completed=done)
+        yield lambda n: bar.update(task, advance=n)
+
+
+@contextmanager
+def _lines(title: str, total: int, done: int) -> Iterator[Advance]:
+    started = last = time.monotonic()
+    first = now_done = done
+
+    def advance(n: int) -> None:
+        nonlocal last, now_done
+        now_done += n
+        now = time.monotonic()
+        if now - last >= PLAIN_EVERY_S or now_done >= total:
+            last = now
+            say(_line(title, now_done, total, (now_done - first) / max(now - started, 1e-9)))
+
+    yield advance
+
+
+def _line(title: str, done: int, total: int, rate_per_s: float) -> str:
+    """`annotate 300/1000, 12.5/s, 56 s left`."""
+    left = f", {(total - done) / rate_per_s:.0f} s left" if done < total and rate_per_s > 0 else ""
+    return f"{title} {done}/{total}, {rate_per_s:.1f}/s{left}"

@@ -1,0 +1,217 @@
+"""The training loop of the level stage: TRL's SFTTrainer, a peft adapter, a collator that masks all but the answer."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from mpa_edge.errors import MpaError
+from mpa_edge.families import family_of
+from mpa_edge.images import open_image
+from mpa_edge.recipe import LevelConfig
+from mpa_edge.runs import StageClock, disk_errors, make_folder
+from mpa_edge.stages.progress import Advance, progress
+from mpa_edge.stages.run import Run, stable_seed
+from mpa_edge.stages.selection import Selection
+from mpa_edge.tasks import answer_prompt
+from mpa_edge.types import Drop, ParityRecord
+from mpa_edge.vlm import checkpoint, resolve
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+COMPLETE = "complete"
+IGNORE = -100
+IMAGES_IN_MEMORY = 4096
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training did."""
+
+    losses: list[dict[str, float]]
+    """One entry a logged step: step, loss, learning_rate; and eval_loss where the held-out slice was looked at."""
+    steps: int
+    best_step: int
+
+
+class AnswerCollator:
+    """Rows -> a padded batch whose labels cover the answer and its end token only."""
+
+    def __init__(self, processor: Any, images_folder: Path, max_pixels: int) -> None:
+        self.processor = processor
+        self._open = lru_cache(IMAGES_IN_MEMORY)(lambda name: _open(images_folder / name, max_pixels))
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Keys of the processor plus `labels` (rows, tokens), IGNORE outside the completion; padded on the right."""
+        texts = [row["prompt"] + row["completion"] for row in rows]
+        batch = self.processor(
+            text=texts,
+            images=[[self._open(row["images"][0])] for row in rows],
+            padding=True,
+            padding_side="right",
+            add_special_tokens=False,
+            return_tensors="pt",
+        )
+        batch["labels"] = self._labels(batch, [row["completion"] for row in rows])
+        return dict(batch)
+
+    def _labels(self, batch: Mapping[str, Tensor], completions: Sequence[str]) -> Tensor:
+        """The last tokens of each row are its completion: it was appended to a prompt that ends a turn."""
+        labels = torch.full_like(batch["input_ids"], IGNORE)
+        ends = batch["attention_mask"].sum(1).tolist()
+        for row, (completion, end) in enumerate(zip(completions, ends, strict=True)):
+            n = len(self.processor.tokenizer(completion, add_special_tokens=False)["input_ids"])
+            labels[row, end - n : end] = batch["input_ids"][row, end - n : end]
+        return labels
+
+
+def _open(path: Path, max_pixels: int) -> Image:
+    image = open_image(path, max_pixels)
+    if isinstance(image, Drop):
+        raise MpaError(f"{path} was readable before and is not now ({image.reason}): put it back and run again")
+    return image
+
+
+class Watcher(TrainerCallback):  # type: ignore[misc]
+    """Marks finished checkpoints, keeps the clock, moves the progress bar."""
+
+    def __init__(self, clock: StageClock, advance: Advance) -> None:
+        self.clock, self.advance, self.shown = clock, advance, 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """One optimiser step."""
+        self.advance(state.global_step - self.shown)
+        self.shown = state.global_step
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A checkpoint was written whole: only then may a later run start from it."""
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+        self.clock.tick()
+
+
+def train(run: Run, selection: Selection, checkpoints: Path, out: Path, clock: StageClock) -> Outcome:
+    """Train from the last whole checkpoint, or from the start, and save the best weights to `out`."""
+    recipe, config = run.recipe, run.recipe.level
+    device = checkpoint.pick_device(recipe.device)
+    checkpoint.set_threads(recipe.threads)
+    path = resolve(recipe.student)
+    processor, model = checkpoint.load_processor(path), _trainable(path, config, device, recipe.seed)
+    resume_from = last_checkpoint(make_folder(checkpoints))
+    with disk_errors(run.folder, 100_000_000):
+        trainer = _trainer(run, selection, model, processor, checkpoints, device)
+        steps = _planned_steps(config, len(selection.train))
+        with progress("level", steps, int(resume_from.name.split("-")[1]) if resume_from else 0) as advance:
+            trainer.add_callback(Watcher(clock, advance))
+            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        trainer.save_model(str(out))
+    for path_left in out.glob("training_args.bin"):  # a pickle: nobody should ever have to load one
+        path_left.unlink()
+    state = trainer.state
+    return Outcome([dict(entry) for entry in state.log_history], state.global_step, _best_step(state))
+
+
+def _best_step(state: Any) -> int:
+    best = state.best_model_checkpoint
+    return int(Path(best).name.split("-")[1]) if best else int(state.global_step)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint; those that a kill left behind half-written are removed."""
+    found = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*")}
+    for path in found.values():
+        if not (path / COMPLETE).is_file():
+            shutil.rmtree(path)
+    whole = {step: path for step, path in found.items() if path.is_dir()}
+    return whole[max(whole)] if whole else None
+
+
+def _trainable(path: str, config: LevelConfig, device: str, seed: int) -> Any:
+    """The student with a fresh adapter on the parts that the recipe names, or with all weights free."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(stable_seed(seed, "adapter"))
+    model = checkpoint.load_model(path, device)
+    if config.method == "full":
+        return model.train()
+    targets = family_of(model.config.model_type).target_modules(config.targets)
+    lora = LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, use_rslora=config.rslora,
+        use_dora=config.dora, target_modules=targets, base_model_name_or_path=None,
+    )  # fmt: skip
+    return get_peft_model(model, lora)
+
+
+def _planned_steps(config: LevelConfig, n_train: int) -> int:
+    return config.max_steps or max(1, round(config.epochs * -(-n_train // config.batch_size)))
+
+
+def as_rows(rows: Sequence[ParityRecord], processor: Any, run: Run) -> list[dict[str, Any]]:
+    """Records -> (image, prompt, completion) with the very prompt that identify and evaluate use."""
+    made = []
+    for row in rows:
+        prompt = answer_prompt(run.task, row.question)
+        completion = checkpoint.chat_completion(processor, prompt, row.answer)
+        made.append(
+            {"images": [row.image], "prompt": checkpoint.chat_prompt(processor, prompt), "completion": completion}
+        )
+    return made
+
+
+def _trainer(run: Run, selection: Selection, model: Any, processor: Any, checkpoints: Path, device: str) -> Any:
+    from datasets import Dataset
+    from datasets.utils.logging import disable_progress_bar
+    from trl import SFTTrainer
+
+    disable_progress_bar()
+    config, has_holdout = run.recipe.level, bool(selection.holdout)
+    trainer = SFTTrainer(
+        model=model,
+        args=_arguments(config, checkpoints, device, run.recipe.seed, len(selection.train), has_holdout),
+        train_dataset=Dataset.from_list(as_rows(selection.train, processor, run)),
+        eval_dataset=Dataset.from_list(as_rows(selection.holdout, processor, run)) if has_holdout else None,
+        processing_class=processor,
+        data_collator=AnswerCollator(processor, run.images_folder, run.recipe.images.max_pixels),
+    )
+    if has_holdout and config.patience:
+        trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=config.patience))
+    _silence(trainer)
+    return trainer
+
+
+def _silence(trainer: Any) -> None:
+    """Our own progress replaces the Trainer's."""
+    from transformers import PrinterCallback, ProgressCallback
+
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+
+
+def _arguments(
+    config: LevelConfig, checkpoints: Path, device: str, seed: int, n_train: int, has_holdout: bool
+) -> Any:
+    """SFTConfig of a recipe. Evaluation and checkpoints fall on the same steps, so that the best one can be kept."""
+    from trl import SFTConfig
+
+    every = "steps" if has_holdout else "no"
+    return SFTConfig(
+        output_dir=str(checkpoints), seed=seed, data_seed=seed, use_cpu=device == "cpu", report_to="none",
+        max_steps=_planned_steps(config, n_train), per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size, learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine", warmup_steps=config.warmup_steps, weight_decay=config.weight_decay,
+        eval_strategy=every, eval_steps=config.eval_steps, save_strategy="steps",
+        save_steps=config.eval_steps if has_holdout else config.save_steps, save_total_limit=2,
+        load_best_model_at_end=has_holdout, metric_for_best_model="eval_loss" if has_holdout else None,
+        greater_is_better=False if has_holdout else None, logging_steps=1, logging_strategy="steps",
+        max_length=None, dataloader_num_workers=0, dataloader_pin_memory=False, remove_unused_columns=False,
+        gradient_checkpointing=False, bf16=device == "cuda", disable_tqdm=True, prediction_loss_only=True,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )  # fmt: skip

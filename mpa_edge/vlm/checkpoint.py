@@ -1,0 +1,104 @@
+"""Loading a transformers checkpoint: device, threads, model, processor, and the one prompt that all stages share."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from mpa_edge.errors import MpaError, missing_package
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def quiet() -> None:
+    """No weight-loading bars and no notices of libraries between our lines; errors still come through."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        import transformers
+    except ImportError as error:
+        raise missing_package("transformers", "align") from error
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def pick_device(wanted: str) -> str:
+    """`auto` -> cuda where there is one, else cpu. Raises MpaError where cuda was asked for and is not there."""
+    import torch
+
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise MpaError("device cuda is not available here: --set device=cpu, or install a CUDA build of torch")
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def set_threads(threads: int | None) -> int:
+    """Set torch's thread count (one for each usable core where none is given) and return it."""
+    import torch
+
+    count = threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(count)
+    return count
+
+
+def load_processor(path: str) -> Any:
+    """Tokenizer, image processor and chat template of a checkpoint, padding on the left."""
+    from transformers import AutoProcessor
+
+    quiet()
+    processor = _loading(path, lambda: AutoProcessor.from_pretrained(path))
+    if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
+        raise MpaError(f"'{path}' is no vision-language model: its processor lacks a tokenizer or an image processor")
+    processor.tokenizer.padding_side = "left"
+    return processor
+
+
+def load_model(path: str, device: str) -> PreTrainedModel:
+    """Weights of a checkpoint in evaluation mode: fp32 on a CPU, bf16 on a GPU. safetensors only, no remote code."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    quiet()
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    model = _loading(
+        path, lambda: AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, use_safetensors=True)
+    )
+    return model.to(device).eval()  # type: ignore[no-any-return]
+
+
+def _loading(path: str, load: Any) -> Any:
+    """Run a loader; what goes wrong becomes one line."""
+    try:
+        return load()
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        why = lines[0] if lines else type(error).__name__
+        raise MpaError(f"cannot load '{path}': {why[:300]}; check the folder or the hub id") from error
+    except Exception as error:  # safetensors raises a class of its own that it does not export
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise MpaError(f"cannot load '{path}': damaged weights ({error}); copy the checkpoint again") from error
+
+
+def chat_prompt(processor: Any, prompt: str) -> str:
+    """The text that the model sees before its answer: image first, then the prompt, in the model's own template.
+
+    Identify, training, evaluation and export all call this one function, so that their prompts are the same bytes.
+    """
+    content = [{"type": "image"}, {"type": "text", "text": prompt}]
+    message = [{"role": "user", "content": content}]
+    return str(processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
+
+
+def chat_completion(processor: Any, prompt: str, answer: str) -> str:
+    """What the model should say after `chat_prompt`: the answer up to and with the end token, nothing behind it."""
+    messages = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]},
+        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+    ]
+    whole = str(processor.apply_chat_template(messages, add_generation_prompt=False, tokenize=False))
+    before = chat_prompt(processor, prompt)
+    if not whole.startswith(before):
+        raise MpaError("the student's chat template rewrites the prompt once it is answered: use another checkpoint")
+    said, end = whole[len(before) :], str(processor.tokenizer.eos_token)
+    head, found, _ = said.partition(end)
+    return head + end if found else said.rstrip() + end
