@@ -1,4 +1,4 @@
-"""A transformers checkpoint as a VLM: batches by length, left padding, sampling that does not depend on the batch."""
+"""A transformers checkpoint as a VLM: each image is seen once a batch, left padding, sampling that does not depend on the batch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class SeededSampling(LogitsProcessor):  # type: ignore[misc]
 
 
 class TransformersVLM:
-    """Answers with `model.generate`; one batch holds prompts of similar length."""
+    """Answers with `model.generate`; questions about one image share its vision features."""
 
     def __init__(self, path: str, *, name: str, device: str = "auto", threads: int | None = None, batch_size: int = 64):
         self.name, self.batch_size = name, batch_size
@@ -55,7 +55,8 @@ class TransformersVLM:
     def answer(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply for each request, in order; batches are halved when memory runs out."""
         texts = [checkpoint.chat_prompt(self.processor, request.prompt) for request in requests]
-        order = sorted(range(len(requests)), key=lambda i: (requests[i].max_new_tokens, len(texts[i])))
+        # stable: questions about one image stay neighbours, so that it is seen once; its tokens outweigh the text anyway
+        order = sorted(range(len(requests)), key=lambda i: requests[i].max_new_tokens)
         replies: dict[int, Reply] = {}
         while len(replies) < len(order):
             chosen = order[len(replies) : len(replies) + self.batch_size]
@@ -98,13 +99,30 @@ class TransformersVLM:
         ).to(self.device, dtype=self.model.dtype)
         sampled = any(request.temperature > 0 for request in requests)
         output = self.model.generate(
-            **inputs,
+            **self._seen_once(inputs, requests),
             max_new_tokens=max(request.max_new_tokens for request in requests),
             do_sample=False,
             logits_processor=LogitsProcessorList([SeededSampling(requests)] if sampled else []),
         )
         new = output[:, inputs["input_ids"].shape[1] :].cpu()
         return [self._reply(row, request) for row, request in zip(new, requests, strict=True)]
+
+    def _seen_once(self, inputs: Any, requests: Sequence[Request]) -> dict[str, Any]:
+        """Run the vision tower once for each image of the batch, not once for each question about it.
+
+        Only where pixels come as one row a request (SmolVLM, Idefics3, LLaVA); other inputs go through as they are.
+        """
+        rows = {id(request.image): row for row, request in reversed(list(enumerate(requests)))}
+        first = sorted(rows.values())
+        pixels = inputs.get("pixel_values")
+        if len(first) == len(requests) or pixels is None or pixels.ndim != 5 or pixels.shape[0] != len(requests):
+            return dict(inputs)
+        vision = {key: inputs[key][first] for key in ("pixel_values", "pixel_attention_mask") if key in inputs}
+        seen = self.model.base_model.get_image_features(**vision, return_dict=True)
+        place = {row: i for i, row in enumerate(first)}
+        seen.pooler_output = [seen.pooler_output[place[rows[id(request.image)]]] for request in requests]
+        text = {key: value for key, value in inputs.items() if key not in vision}
+        return {**text, "mm_encoder_outputs": {"image": seen}}
 
     def _reply(self, tokens: Tensor, request: Request) -> Reply:
         """Cut a row at the end token or at the request's own limit."""
