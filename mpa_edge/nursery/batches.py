@@ -37,13 +37,16 @@ LOOKUPS = frozenset({"value", "value_by_color", "bar_color", "label_by_color"})
 
 @dataclass(frozen=True)
 class Mix:
-    """What a model is trained on: the share of target-style pictures, questions a picture, further look-ups a chart,
-    and whether it learns to ask."""
+    """What a model is trained on."""
 
     target_share: float
+    """Share of pictures in the target style, 0 to 1."""
     questions: int
+    """Questions a picture, spread over the kinds."""
     lookups: int
+    """Further look-ups a chart."""
     asks: bool
+    """Whether it also learns to write questions."""
 
 
 class Encoder:
@@ -63,6 +66,7 @@ class Encoder:
 
     @cached_property
     def image_token(self) -> int:
+        """The id of `<image>`."""
         return int(self.tokenizer.convert_tokens_to_ids("<image>"))
 
     def word_ids(self, words: Sequence[str]) -> list[int]:
@@ -87,8 +91,7 @@ class Encoder:
 
 
 def exchanges(rng: random.Random, scene: Scene, mix: Mix) -> list[tuple[str, str, QA | None]]:
-    """(prompt, answer, look-up or None) for one picture: questions of all kinds and, for a model that asks, an
-    annotation."""
+    """(prompt, answer, look-up or None) for one picture: questions of all kinds, and an annotation where `mix.asks`."""
     asked = world.pick(rng, scene, mix.questions)
     asked += [qa for qa in world.pick(rng, scene, mix.lookups, LOOKUPS) if qa not in asked]
     pairs: list[tuple[str, str, QA | None]] = [(qa.question, qa.answer, qa if qa.key else None) for qa in asked]

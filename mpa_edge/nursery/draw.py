@@ -9,11 +9,13 @@ import functools
 import math
 import random
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from mpa_edge.errors import missing_package
 from mpa_edge.nursery.world import Chart, Field, Scene, Sign
 
 WIDTH_PX, HEIGHT_PX, CELL_PX = 128, 64, 32
@@ -77,6 +79,7 @@ class Canvas:
 
     @property
     def pen(self) -> ImageDraw.ImageDraw:
+        """Draws on the picture."""
         return ImageDraw.Draw(self.image)
 
 
@@ -90,10 +93,10 @@ def target_look(rng: random.Random) -> Look:
     """Each of dark mode, other palette, other font, grid, outline, tilt, noise and blur by its own chance."""
     dark = rng.random() < 0.6
     shade, tint = rng.randint(12, 52), rng.randint(0, 24)
-    background: RGB = (shade, shade + tint // 3, shade + tint) if dark else (255 - tint, 250 - tint // 2, 240 - tint // 2)
+    night, day = (shade, shade + tint // 3, shade + tint), (255 - tint, 250 - tint // 2, 240 - tint // 2)
     level = rng.randint(205, 250)
     return Look(
-        background=background,
+        background=night if dark else day,
         ink=(level, level, level - tint) if dark else (shade, shade // 2, tint),
         palette=PALETTES[rng.choice(("plain", "pastel") if dark else ("plain", "pastel", "deep"))],
         font=rng.choice(TARGET_FONTS),
@@ -126,12 +129,12 @@ def _font(name: str, size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFo
 
 
 @functools.cache
-def _font_folder():  # type: ignore[no-untyped-def]
+def _font_folder() -> Path:
     """The fonts come with matplotlib, which the align extra installs."""
-    from pathlib import Path
-
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise missing_package("matplotlib", "align") from error
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
@@ -190,13 +193,14 @@ def _paint_field(canvas: Canvas, scene: Field) -> None:
         y_px = CELL_PX * (cell // 4) + CELL_PX / 2 + rng.randint(-4, 4)
         r_px = rng.randint(7, 11)
         box = [x_px - r_px, y_px - r_px, x_px + r_px, y_px + r_px]
-        paint_as = {"fill": canvas.look.palette[color], "outline": canvas.look.ink if canvas.look.outline else None}
+        fill, outline = canvas.look.palette[color], canvas.look.ink if canvas.look.outline else None
         if shape == "circle":
-            pen.ellipse(box, **paint_as)
+            pen.ellipse(box, fill=fill, outline=outline)
         elif shape == "square":
-            pen.rectangle(box, **paint_as)
+            pen.rectangle(box, fill=fill, outline=outline)
         else:
-            pen.polygon([(x_px, box[1]), (box[0], box[3]), (box[2], box[3])], **paint_as)
+            corners = [(x_px, box[1]), (box[0], box[3]), (box[2], box[3])]
+            pen.polygon(corners, fill=fill, outline=outline)
 
 
 def _photograph(canvas: Canvas) -> tuple[Image.Image, list[Glyph]]:

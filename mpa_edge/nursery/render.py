@@ -33,7 +33,7 @@ class Picture:
 
 
 def pictures(n: int, seed: int, style: FileStyle) -> Iterator[Picture]:
-    """n pictures; picture i depends on (seed, style, i) alone."""
+    """So many pictures; picture i depends on (seed, style, i) alone."""
     for i in range(n):
         rng = random.Random(f"render-{seed}-{style}-{i}")
         scene = world.draw_scene(rng)

@@ -1,9 +1,9 @@
 """Train the built-in pair from nothing: `python -m mpa_edge.nursery.train teacher --out DIR`.
 
-Deterministic by step (data, schedule and checkpoints count steps, never seconds), resumable: the same command goes on from
-the last checkpoint. An auxiliary loss on glyphs and on what each image token's cell holds teaches the vision tower to bind
-a label to its bar; its heads are dropped at the end. Muon on the matrices, AdamW on the rest, an average of the weights is
-what is saved.
+Deterministic by step (data, schedule and checkpoints count steps, never seconds), resumable: the same command goes on
+from the last checkpoint. An auxiliary loss on glyphs and on what each image token's cell holds teaches the vision tower
+to bind a label to its bar; its heads are dropped at the end. Muon on the matrices, AdamW on the rest, an average of the
+weights is what is saved.
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ PLANS = {
 class Auxiliary(nn.Module):
     """Heads that exist in training only: the character in a patch, the facts of an image token's cell.
 
-    Label and colour of a cell are read with the embeddings of the very words that questions use for them. An image token
-    then lies close to the word that names it, and looking up "bar K" is a plain match of attention. `found` asks the word
-    K itself, one layer below the last, which bar it has found. Without this 60,000 pictures did not teach one look-up.
+    Label and colour of a cell are read with the embeddings of the very words that questions use for them. An image
+    token then lies close to the word that names it, and looking up "bar K" is a plain match of attention. `found` asks
+    the word K itself, one layer below the last, which bar it has found. Without this 60,000 pictures did not teach one
+    look-up.
     """
 
     def __init__(self, vision_width: int, text_width: int, encoder: Encoder) -> None:
@@ -112,8 +113,10 @@ class Trainee(nn.Module):
     def forward(
         self, frames: Tensor, ids: Tensor, segment: Tensor, position: Tensor, at: Tensor, keys: Tensor
     ) -> tuple[Tensor, ...]:
-        """Logits at the flat places `at`, glyph logits of the tiles, logits of each cell fact, and of each fact that the
-        key words at the flat places `keys` should have found."""
+        """Logits at the flat places `at`, then those of the auxiliary heads: glyphs, cell facts, found facts.
+
+        The found facts are read where the key words stand, at the flat places `keys`.
+        """
         patches, tokens = self.see(frames)
         text = self.model.model.text_model
         embeds = text.embed_tokens(ids).index_copy(1, self.image_at, tokens.to(text.embed_tokens.weight.dtype))
@@ -129,7 +132,8 @@ class Trainee(nn.Module):
         tiles = batches.TILES
         of_tiles = patches.reshape(frames.shape[0], tiles + 1, *patches.shape[1:])[:, :tiles]
         seen = tokens[:, : tiles * models.TOKENS_PER_TILE]
-        return logits, self.auxiliary.glyph(of_tiles).flatten(1, 2), *self.auxiliary.cell_logits(seen, text.embed_tokens.weight), *found
+        cells = self.auxiliary.cell_logits(seen, text.embed_tokens.weight)
+        return logits, self.auxiliary.glyph(of_tiles).flatten(1, 2), *cells, *found
 
 
 def losses(
@@ -192,7 +196,7 @@ def padded_places(labels: Tensor, room: int) -> tuple[Tensor, Tensor]:
 
 
 def _key_places(found: Tensor, room: int) -> tuple[Tensor, Tensor]:
-    """Flat places of key words and the facts (4, room) they should find, padded to `room`. `found` is (B, 4, length)."""
+    """Flat places of key words, facts (4, room) that they should find, padded to `room`; `found` is (B, 4, length)."""
     facts = found.transpose(0, 1).flatten(1)
     places = (facts[0] != IGNORE).nonzero()[:room, 0]
     keys = torch.zeros(room, dtype=torch.long, device=found.device)
@@ -217,6 +221,7 @@ class Training:
 
     @property
     def checkpoint(self) -> Path:
+        """The file that a resumed training starts from."""
         return self.out / "checkpoint.pt"
 
     def _resume(self) -> None:

@@ -1,7 +1,7 @@
 """What a minichart picture shows, as data, and every question that its content answers. No pixels here.
 
-Three kinds of scene: a bar chart (2 to 4 labelled bars with printed values), a sign (a word, a number, a panel colour) and
-a field of coloured shapes. The ground truth of a question comes from the scene, never from a model.
+Three kinds of scene: a bar chart (2 to 4 labelled bars with printed values), a sign (a word, a number, a panel colour)
+and a field of coloured shapes. The ground truth of a question comes from the scene, never from a model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ WORDS = tuple(
     """OPEN SHOP SALE STOP TAXI CAFE BANK EXIT FOOD MILK BEER WINE FISH MEAT RICE CAKE TEA GAS BUS CAR ZOO PARK HOTEL
     PIZZA BREAD FRUIT BOOKS SHOES MUSIC LUNCH METRO BEACH RIVER PHONE PAPER TOYS GOLD HOME WEST EAST NORTH SOUTH LEFT
     RIGHT SLOW FAST COLD HOT ICE SUN MOON STAR BLUE POOL GYM SPA BAR PUB DELI FARM LAKE HILL ROAD QUIET JUMP KING VIEW
-    BOX FIX OAK YES TRAIN SUSHI PLANT CLOSE TOWN POST WATER GRILL SODA LAMP DOOR WAY ART DOCK""".split()
+    BOX FIX OAK YES TRAIN SUSHI PLANT CLOSE TOWN POST WATER GRILL SODA LAMP DOOR WAY ART DOCK""".split()  # noqa: SIM905
 )
 SLOTS = 4  # a chart has four slots of 32 px, so that every bar owns two whole token columns
 CELLS = 8  # a field of shapes is 4 x 2 cells of 32 px
