@@ -59,10 +59,8 @@ def load_model(path: str, device: str) -> PreTrainedModel:
 
     quiet()
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    model = _loading(
-        path, lambda: AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, use_safetensors=True)
-    )
-    return model.to(device).eval()  # type: ignore[no-any-return]
+    model = _loading(path, lambda: AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, use_safetensors=True))
+    return model.to(device).eval()
 
 
 def _loading(path: str, load: Any) -> Any:

@@ -1,12 +1,12 @@
-"""A transformers checkpoint as a VLM: each image is seen once a batch, left padding, sampling that does not depend on the batch."""
+"""A transformers checkpoint as a VLM: an image is seen once a batch, padding is left, sampling ignores the batch."""
 
 from __future__ import annotations
 
 import gc
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import click
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import TopPLogitsWarper
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class SeededSampling(LogitsProcessor):  # type: ignore[misc]
+class SeededSampling(LogitsProcessor):
     """Sampling as an argmax over logits with Gumbel noise, each row from its own seed: the batch does not matter.
 
     Rows with temperature 0 stay greedy. Source of the trick: Maddison et al. 2014, "A* Sampling", section 2.
@@ -55,7 +55,7 @@ class TransformersVLM:
     def answer(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply for each request, in order; batches are halved when memory runs out."""
         texts = [checkpoint.chat_prompt(self.processor, request.prompt) for request in requests]
-        # stable: questions about one image stay neighbours, so that it is seen once; its tokens outweigh the text anyway
+        # stable: questions about one image stay neighbours, so that it is seen once
         order = sorted(range(len(requests)), key=lambda i: requests[i].max_new_tokens)
         replies: dict[int, Reply] = {}
         while len(replies) < len(order):
@@ -85,7 +85,7 @@ class TransformersVLM:
         gc.collect()
         if self.device == "cuda":
             torch.cuda.empty_cache()
-        print(f"out of memory: batch of {self.name} halved to {self.batch_size}", file=sys.stderr)
+        click.echo(f"out of memory: batch of {self.name} halved to {self.batch_size}", err=True)
 
     @torch.inference_mode()
     def _batch(self, requests: Sequence[Request], texts: Sequence[str]) -> list[Reply]:
