@@ -1,0 +1,131 @@
+"""How good the built-in teacher and student are, by the generator's own ground truth.
+
+    python benchmarks/nursery.py --out docs/nursery.json
+
+1,000 fresh questions in each style (one a picture, kinds spread evenly), and the teacher's own annotations of 300 target
+pictures under all five focuses, greedy and sampled. Pictures come from seeds that no training uses. Also rewrites the
+model cards beside the weights and the marked table in docs/nursery.md.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mpa_edge.nursery import world
+from mpa_edge.nursery.render import ANSWERS, pictures, render
+from mpa_edge.recipe import AnnotateConfig
+from mpa_edge.stages.annotate import annotation_request
+from mpa_edge.stages.evaluate import by_kind, predict, read_samples
+from mpa_edge.tasks import get_task
+from mpa_edge.tasks.parse import parse_annotation
+from mpa_edge.types import VLM, Drop
+from mpa_edge.vlm import WEIGHTS, load
+
+ROOT = Path(__file__).parents[1]
+SEED = 424_242
+MARKED = re.compile(r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", re.S)
+
+
+def answers(vlm: VLM, style: Any, n: int) -> dict[str, Any]:
+    """Strict accuracy on n fresh questions, in all and by kind."""
+    with tempfile.TemporaryDirectory() as folder:
+        render(Path(folder), n, SEED, style, answers_per_image=1)
+        samples = read_samples(Path(folder) / ANSWERS)
+        rows = predict(vlm, get_task("minicharts"), Path(folder), samples, 16, 10**7)
+    kinds = {kind: {"n": row["n"], "accuracy": row["base"]} for kind, row in by_kind({"base": rows}).items()}
+    return {"accuracy": sum(row.score for row in rows) / n, "n": n, "kinds": kinds}
+
+
+def annotations(vlm: VLM, n: int, samples_per_image: int) -> dict[str, float]:
+    """Of what the teacher writes: the share that parses, and the share of those that is true for the picture."""
+    task, config = get_task("minicharts"), AnnotateConfig(samples_per_image=samples_per_image, max_new_tokens=48)
+    asked = [
+        (picture.scene, annotation_request(picture.image, picture.name, sample, task, config, SEED))
+        for picture in pictures(n, SEED + 1, "target")
+        for sample in range(samples_per_image)
+    ]
+    replies = vlm.answer([request for _, request in asked])
+    parsed = [(scene, parse_annotation(r.text, 3)) for (scene, _), r in zip(asked, replies, strict=True)]
+    good = [(scene, one) for scene, one in parsed if not isinstance(one, Drop)]
+    true = sum(world.truth(scene, one.question) == one.answer for scene, one in good)
+    return {"n": len(asked), "parsed": len(good) / len(asked), "true": true / max(1, len(good))}
+
+
+def card(name: str, result: dict[str, Any], command: str) -> str:
+    """Model card of one of the pair."""
+    target, plain = result[name]["target"], result[name]["plain"]
+    lines = [
+        "---\nlicense: apache-2.0\npipeline_tag: image-text-to-text\n---\n",
+        f"# mpa-edge nursery: {name}\n",
+        f"A tiny vision-language model ({result[name]['parameters'] / 1e6:.2f} M parameters, Idefics3 architecture, fp16), the built-in "
+        f"{name} of mpa-edge. It knows pictures of 128 x 64 pixels that mpa-edge's own generator draws (bar charts, signs, "
+        "shapes) and nothing else. It is for demonstrations and tests.\n",
+        f"Trained from nothing by `python -m mpa_edge.nursery.train {name}`: {result[name]['training']}\n",
+        "| Fresh questions | Accuracy |\n| --- | ---: |",
+        f"| {target['n']} in the target style | {100 * target['accuracy']:.1f} % |",
+        f"| {plain['n']} in the plain style | {100 * plain['accuracy']:.1f} % |",
+    ]
+    if "annotations" in result[name]:
+        greedy = result[name]["annotations"]
+        lines.append(
+            f"\nOf {greedy['n']} annotations that it wrote, {100 * greedy['parsed']:.1f} % parse and "
+            f"{100 * greedy['true']:.1f} % of those are true.\n"
+        )
+    return "\n".join([*lines, f"\nMeasured by `{command}`.\n"])
+
+
+def training_line(name: str) -> str:
+    """What the plan of a training says, in words."""
+    from mpa_edge.nursery.train import PLANS
+
+    plan = PLANS[name]
+    share = f"{100 * plan.mix.target_share:g} % of them in the target style"
+    return f"{plan.steps:,} steps of {plan.batch_size} pictures, {share}, {plan.mix.questions + plan.mix.lookups} questions a picture."
+
+
+def kinds_table(result: dict[str, Any]) -> str:
+    """Accuracy by question kind, both models, both styles."""
+    lines = ["| Question kind | Teacher, target | Teacher, plain | Student, target | Student, plain |", "| --- | ---: | ---: | ---: | ---: |"]
+    columns = [result[name][style] for name in ("teacher", "student") for style in ("target", "plain")]
+    lines.append("| **all** | " + " | ".join(f"**{100 * column['accuracy']:.1f} %**" for column in columns) + " |")
+    for kind in sorted(columns[0]["kinds"]):
+        cells = [f"{100 * column['kinds'][kind]['accuracy']:.0f} %" if kind in column["kinds"] else "" for column in columns]
+        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+@click.command()
+@click.option("--n", default=1000, show_default=True, help="Questions a style.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the JSON document and rewrite cards and docs.")
+def main(n: int, out: Path | None) -> None:
+    """Score the built-in pair."""
+    command = "python benchmarks/nursery.py " + " ".join(sys.argv[1:])
+    result: dict[str, Any] = {"command": command.strip()}
+    for name in ("teacher", "student"):
+        vlm: Any = load(f"nursery:{name}", name=name, batch_size=128)
+        one: dict[str, Any] = {"parameters": sum(p.numel() for p in vlm.model.parameters()), "training": training_line(name)}
+        one |= {"target": answers(vlm, "target", n), "plain": answers(vlm, "plain", n)}
+        if name == "teacher":
+            one |= {"annotations": annotations(vlm, 300, 5), "annotations_with_sampled": annotations(vlm, 100, 10)}
+        vlm.close()
+        result[name] = one
+    text = json.dumps(result, indent=1) + "\n"
+    if not out:
+        return click.echo(text)
+    out.write_text(text)
+    for name in ("teacher", "student"):
+        (WEIGHTS / name / "README.md").write_text(card(name, result, command))
+    page = ROOT / "docs" / "nursery.md"
+    block = kinds_table(result) + f"\nMeasured by `{command}`.\n"
+    page.write_text(MARKED.sub(lambda match: match[1] + block + match[2], page.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Write what benchmarks/align.py measured into docs/results.md and between the result markers of README.md.
+
+    python benchmarks/report.py docs/results.json
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+ROOT = Path(__file__).parents[1]
+MARKED = re.compile(r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", re.S)
+
+
+def percent(value: float) -> str:
+    """0.4567 -> 45.7 %."""
+    return f"{100 * value:.1f} %"
+
+
+def points(value: float) -> str:
+    """0.131 -> +13.1."""
+    return f"{100 * value:+.1f}"
+
+
+def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first to the right."""
+    lines = [heading, ["---", *("---:" for _ in heading[1:])], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean."""
+    return sum(values) / len(values)
+
+
+def seeds_table(runs: Sequence[dict[str, Any]]) -> str:
+    """One row a seed, and the mean."""
+    heading = ["Seed", "Teacher", "Student before", "Student after", "Gain (points)", "95 % interval", "p (McNemar)",
+               "Plain style, before", "after"]  # fmt: skip
+    rows = [
+        [
+            str(run["seed"]), *(percent(run["accuracy"][m]) for m in ("teacher", "base", "aligned")),
+            points(run["gain"]), " to ".join(points(x) for x in run["gain_ci95"]), f"{run['p_mcnemar']:.1e}",
+            percent(run["plain"]["base"]), percent(run["plain"]["aligned"]),
+        ]
+        for run in runs
+    ]  # fmt: skip
+    averages = [mean([run["accuracy"][m] for run in runs]) for m in ("teacher", "base", "aligned")]
+    plain = [mean([run["plain"][m] for run in runs]) for m in ("base", "aligned")]
+    gain = mean([run["gain"] for run in runs])
+    rows.append(["mean", *map(percent, averages), points(gain), "", "", *map(percent, plain)])
+    return table(heading, rows)
+
+
+def kinds_table(runs: Sequence[dict[str, Any]]) -> str:
+    """Accuracy by question kind, all seeds together: target style, and plain style before and after."""
+    heading = ["Question kind", "n", "Teacher", "Before", "After", "Plain before", "Plain after"]
+    rows = []
+    for kind in sorted(runs[0]["kinds"]):
+        cells = [run["kinds"][kind] for run in runs if kind in run["kinds"]]
+        plain = [run["plain"]["kinds"][kind] for run in runs if kind in run["plain"]["kinds"]]
+        rows.append([
+            kind, f"{cells[0]['n']:.0f}", *(percent(mean([c[m] for c in cells])) for m in ("teacher", "base", "aligned")),
+            *(percent(mean([c[m] for c in plain])) for m in ("base", "aligned")),
+        ])  # fmt: skip
+    return table(heading, rows)
+
+
+def cost_table(runs: Sequence[dict[str, Any]]) -> str:
+    """Where the time and the memory go."""
+    stages = list(runs[0]["seconds"])
+    heading = ["Seed", "Annotated", "Verified", "Gap", *(f"{stage} s" for stage in stages), "Whole process s", "Peak memory GB"]
+    rows = [
+        [
+            str(run["seed"]), str(run["annotated"]), str(run["verified"]), str(run["gap"]),
+            *(f"{run['seconds'][stage]:.0f}" for stage in stages), f"{run['wall_s']:.0f}",
+            f"{run['peak_rss_bytes'] / 1e9:.2f}",
+        ]
+        for run in runs
+    ]  # fmt: skip
+    return table(heading, rows)
+
+
+def ablation_table(result: dict[str, Any]) -> str:
+    """One row an arm."""
+    heading = ["Trained on", "Samples", "After", "Gain (points)", "95 % interval", "Plain style (points)", "Seconds"]
+    rows = [
+        [
+            arm, str(row["samples"]), percent(row["aligned"]), points(row["gain"]),
+            " to ".join(points(x) for x in row["gain_ci95"]), points(row["plain"]), f"{row['seconds']:.0f}",
+        ]
+        for arm, row in result["ablation"].items()
+    ]  # fmt: skip
+    return table(heading, rows)
+
+
+def readme_block(result: dict[str, Any]) -> str:
+    """The one table of the README."""
+    runs = result["runs"]
+    accuracy = {m: percent(mean([run["accuracy"][m] for run in runs])) for m in ("teacher", "base", "aligned")}
+    n, wall_s = runs[0]["accuracy"]["n"], mean([run["wall_s"] for run in runs])
+    heading = ["Built-in models, target style", "Teacher (5.8 M)", "Student (2.8 M) before", "after", "Gain (points)"]
+    row = [f"{n:,} unseen questions, mean of {len(runs)} seeds", *accuracy.values(), points(result["mean_gain"])]
+    return (
+        table(heading, [row])
+        + f"\n`{result['command']}` — {wall_s:.0f} s a run on {result['machine']['cores']} CPU cores; "
+        + "every figure: [docs/results.md](docs/results.md)\n"
+    )
+
+
+def document(result: dict[str, Any]) -> str:
+    """docs/results.md."""
+    parts = [
+        "# Results\n",
+        f"Made by `{result['command']}` and `python benchmarks/report.py docs/results.json` on {result['machine']['cores']} "
+        f"cores ({result['machine']['cpu']}). Nothing on this page is typed by hand.\n",
+        "## Gain on 1,000 unseen questions\n",
+        "The unlabelled images and the questions are in the target style. The plain style is what the student mastered "
+        "before: those two columns show whether it forgot.\n",
+        seeds_table(result["runs"]),
+        "## By question kind, mean of the seeds\n",
+        kinds_table(result["runs"]),
+        "## Cost\n",
+        cost_table(result["runs"]),
+    ]
+    if "overhead" in result:
+        share = result["overhead"]
+        parts += [
+            f"One further run in one process took {share['wall_s']:.0f} s, of which {share['models_s']:.0f} s inside "
+            f"`generate`, the vision tower and the optimiser's steps: **{percent(share['overhead'])}** is the pipeline "
+            "around them (parquet, hashing, images, progress, and loading Python, torch and the models).\n"
+        ]
+    if "ablation" in result:
+        parts += [
+            "## What to train on\n",
+            f"Same annotations and verdicts, {result['ablation_steps']} optimiser steps each, one seed.\n",
+            ablation_table(result),
+        ]
+    return "\n".join(parts)
+
+
+@click.command()
+@click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def main(source: Path) -> None:
+    """Rewrite docs/results.md and the marked table of README.md from SOURCE."""
+    result = json.loads(source.read_text())
+    (ROOT / "docs" / "results.md").write_text(document(result))
+    readme = ROOT / "README.md"
+    readme.write_text(MARKED.sub(lambda match: match[1] + readme_block(result) + match[2], readme.read_text()))
+
+
+if __name__ == "__main__":
+    main()
