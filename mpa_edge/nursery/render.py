@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 MARK = ".rendered.json"
 ANSWERS = "answers.jsonl"
+NAME = re.compile(r"minichart-(\d+)-(\d{6,})\.png")
 ALL_ANSWERS = 1000  # more than any picture answers
 FileStyle = Literal["target", "plain", "mixed"]
 
@@ -38,15 +40,22 @@ def pictures(n: int, seed: int, style: FileStyle) -> Iterator[Picture]:
         rng = random.Random(f"render-{seed}-{style}-{i}")
         scene = world.draw_scene(rng)
         chosen = rng.choice(STYLES) if style == "mixed" else style
-        yield Picture(f"minichart-{seed}-{i:06d}.png", paint(scene, chosen, rng)[0], scene)
+        yield Picture(_name(seed, i), paint(scene, chosen, rng)[0], scene)
+
+
+def _name(seed: int, i: int) -> str:
+    return f"minichart-{seed}-{i:06d}.png"
 
 
 def render(folder: Path, n: int, seed: int, style: FileStyle, answers_per_image: int = 0) -> Path:
-    """Write n PNG files, and `answers.jsonl` where answers are asked for; nothing to do where it was done before."""
+    """Write n PNG files, and `answers.jsonl` where answers are asked for; nothing to do where it was done before.
+
+    A folder holds one rendering: pictures of an earlier one are removed. Returns the folder.
+    """
     order: dict[str, Any] = {"n": n, "seed": seed, "style": style, "answers_per_image": answers_per_image}
-    if read_json(make_folder(folder) / MARK) == order:
+    if read_json(make_folder(folder) / MARK) == order and all((folder / _name(seed, i)).is_file() for i in range(n)):
         return folder
-    (folder / MARK).unlink(missing_ok=True)
+    _clear(folder, n, seed)
     samples: list[Sample] = []
     for picture in pictures(n, seed, style):
         with disk_errors(folder, 1_000_000):
@@ -57,6 +66,16 @@ def render(folder: Path, n: int, seed: int, style: FileStyle, answers_per_image:
         write_bytes(folder / ANSWERS, "".join(lines).encode())
     write_json(folder / MARK, order)
     return folder
+
+
+def _clear(folder: Path, n: int, seed: int) -> None:
+    """Remove the mark, the answers, and every minichart that the new order will not write again."""
+    for path in (folder / MARK, folder / ANSWERS):
+        path.unlink(missing_ok=True)
+    for path in folder.glob("minichart-*.png"):
+        found = NAME.fullmatch(path.name)
+        if found and not (int(found[1]) == seed and int(found[2]) < n):
+            path.unlink()
 
 
 def questions_of(picture: Picture, seed: int, n: int) -> list[Sample]:
