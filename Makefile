@@ -1,11 +1,11 @@
-# make demo: align the built-in models on this CPU    make test: everything that CI runs    make lint, venv, clean
+# make help says what there is
 BIN := .venv/bin
 STAMP := .venv/.installed
 # more threads than cores are far slower, and tests run beside other things
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint unit venv clean
+.PHONY: demo test lint unit venv clean help
 
 # the demo may use every core; tests may not
 demo: $(STAMP)
@@ -29,6 +29,14 @@ $(STAMP): pyproject.toml constraints.txt .ci/prepare
 	@python=$$(.ci/prepare) && { $(BIN)/python -c 'import pip' 2>/dev/null || "$$python" -m venv --clear .venv; }
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[align,dev]'
 	@touch $@
+
+help:
+	@echo "make demo   the whole job on the built-in models, on this CPU; the run is in runs/minicharts"
+	@echo "make test   everything that CI runs: lint, then all tests"
+	@echo "make unit   the quick tests only"
+	@echo "make lint   ruff, mypy, import-linter"
+	@echo "make venv   .venv with the tested versions; the other targets do this first"
+	@echo "make clean  remove .venv and everything that was built; runs/ stays"
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
