@@ -43,10 +43,15 @@ def without_comment(line: str) -> str:
     return re.sub(r"\s+#.*$", "", line).strip()
 
 
+def without_settings(line: str) -> str:
+    """`OMP_NUM_THREADS=1 python x.py` -> `python x.py`."""
+    return re.sub(r"^(?:[A-Z_]+=\S+\s+)+", "", line)
+
+
 def shell_lines(text: str) -> list[str]:
     """Every command of the shell blocks, comments and prompts taken off, continued lines joined."""
     code = "\n".join(block.text for block in blocks(text, *SHELL)).replace("\\\n", " ")
-    lines = (without_comment(line.strip().removeprefix("$ ")) for line in code.splitlines())
+    lines = (without_settings(without_comment(line.strip().removeprefix("$ "))) for line in code.splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 
 
