@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mpa_edge.cli._options import print_json, run_options
+from mpa_edge.cli._options import is_verbose, print_json, run_options
 
 if TYPE_CHECKING:
     from mpa_edge.stages.run import Run
+    from mpa_edge.types import AlignReport
 
 
 def stage_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,13 +37,17 @@ def run_named_stages(
     limit: int | None, dry_run: bool, fresh: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Open the run, run the stages or print the plan, print what came of it."""
-    from mpa_edge.stages.pipeline import plan, report, run_stages
+    from mpa_edge.stages.pipeline import report, run_stages
+    from mpa_edge.stages.plan import plan, preflight
     from mpa_edge.stages.run import open_run
 
     run = open_run(source, images=images, out=out, overrides=overrides, limit=limit)
     if dry_run:
-        return show_plan(plan(run), names, as_json)
-    run_stages(run, names, fresh)
+        preflight(run, names)
+        show_plan(plan(run), names, as_json)
+        return
+    with only_our_words(is_verbose()):
+        run_stages(run, names, fresh)
     result = report(run)
     if as_json:
         print_json(result)
@@ -44,11 +55,28 @@ def run_named_stages(
         show_result(run, result)
 
 
+@contextmanager
+def only_our_words(verbose: bool) -> Iterator[None]:
+    """Nothing of the libraries on stdout, and their notices on stderr only with -v."""
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        level = logging.root.manager.disable
+        if not verbose:
+            # the variable is for what starts a process of its own, or loads a fresh set of filters
+            os.environ.setdefault("PYTHONWARNINGS", "ignore")
+            warnings.simplefilter("ignore")
+            logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(level)
+
+
 def show_plan(planned: dict[str, Any], names: tuple[str, ...], as_json: bool) -> None:
     """The plan of `--dry-run`, only the stages that were asked for."""
     planned = planned | {"stages": {name: planned["stages"][name] for name in names}}
     if as_json:
-        return print_json(planned)
+        print_json(planned)
+        return
     for key in ("run", "recipe", "task", "teacher", "student", "device", "images"):
         click.echo(f"{key:9} {planned[key]}")
     for name, what in planned["stages"].items():
@@ -56,22 +84,29 @@ def show_plan(planned: dict[str, Any], names: tuple[str, ...], as_json: bool) ->
         click.echo(f"  {name:9} {what}{state}")
     click.echo(f"disk      about {planned['disk_bytes'] / 1e6:,.0f} MB")
     memory = planned["memory_bytes"]
-    click.echo(f"memory    about {memory / 1e9:,.1f} GB" if memory else "memory    not known before the models are here")
+    click.echo(
+        f"memory    about {memory / 1e9:,.1f} GB" if memory else "memory    not known before the models are here"
+    )
 
 
-def show_result(run: Run, result: Any) -> None:
+def show_result(run: Run, result: AlignReport) -> None:
     """Tables of a finished run, or how far it is."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    if result.accuracy is None:
-        console.print(f"{run.folder}: {result.annotated} annotated, {result.verified} verified, {result.gap} gap")
-        return
     from mpa_edge.runs import read_json
 
     details = read_json(run.stage_folder("evaluate") / "evaluate.json")
-    table = Table(title=f"{result.accuracy.n} held-out questions, {details['metric']}")
+    if result.accuracy is None or details is None:
+        return click.echo(f"{run.folder}: {result.annotated} annotated, {result.verified} verified, {result.gap} gap")
+    for line in accuracy_lines(details):
+        click.echo(line)
+    return click.echo(f"aligned model: {run.stage_folder('merge')}")
+
+
+def accuracy_lines(details: dict[str, Any]) -> Iterator[str]:
+    """The table of the three models, and the gain in a sentence."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{details['n']} held-out questions, {details['metric']}")
     for heading in ("", "teacher", "base", "aligned"):
         table.add_column(heading, justify="right" if heading else "left")
     models = ("teacher", "base", "aligned")
@@ -79,11 +114,13 @@ def show_result(run: Run, result: Any) -> None:
     table.add_row("95 % interval", *("{:.1%} – {:.1%}".format(*details["ci95"][m]) for m in models))
     for kind, row in details["kinds"].items():
         table.add_row(f"{kind} ({row['n']:.0f})", *(f"{row[m]:.0%}" for m in models))
-    console.print(table)
-    low, high = result.gain_ci95
-    changed = details["flips"]
-    console.print(
-        f"gain {100 * result.gain:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f}), "
-        f"McNemar p = {result.p_mcnemar:.2g}, {changed['gained']} questions gained, {changed['lost']} lost"
+    console = Console()
+    with console.capture() as captured:
+        console.print(table)
+    yield captured.get().rstrip("\n")
+    (low, high), changed = details["gain_ci95"], details["flips"]
+    # not through rich: it would break the line at 80 columns where nobody looks at a terminal
+    yield (
+        f"gain {100 * details['gain']:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f}), "
+        f"McNemar p = {details['p_mcnemar']:.2g}, {changed['gained']} questions gained, {changed['lost']} lost"
     )
-    console.print(f"aligned model: {run.stage_folder('merge')}")

@@ -13,9 +13,10 @@ from PIL.Image import Image
 from mpa_edge.images import ImageEntry, open_image
 from mpa_edge.recipe import AnnotateConfig
 from mpa_edge.rows import count_reasons, read_dropped, read_parts, shards_done, write_part
-from mpa_edge.runs import StageClock, finish, is_done, prepare, sha256_json
+from mpa_edge.runs import StageClock, finish, is_done, sha256_json
+from mpa_edge.stages.pictures import groups
 from mpa_edge.stages.progress import progress, say
-from mpa_edge.stages.run import Run, memory_counts, stable_seed
+from mpa_edge.stages.run import Run, begin, memory_counts, stable_seed
 from mpa_edge.tasks import Task, answer_prompt
 from mpa_edge.tasks.parse import parse_annotation
 from mpa_edge.types import VLM, Drop, Dropped, PseudoAnnotation, Reply, Request
@@ -39,8 +40,9 @@ def run_annotate(run: Run, fresh: bool = False) -> None:
     folder, config = run.stage_folder(STAGE), run.recipe.annotate
     inputs = annotate_inputs(run)
     if not fresh and is_done(folder, inputs):
-        return say("annotate: done before, nothing changed")
-    prepare(folder, inputs, fresh)
+        say("annotate: done before, nothing changed")
+        return
+    begin(STAGE, folder, inputs, fresh)
     clock, done = StageClock(folder), shards_done(folder, PseudoAnnotation)
     todo = [i for i in range(len(run.shards)) if i not in done]
     if todo:
@@ -60,15 +62,22 @@ def run_annotate(run: Run, fresh: bool = False) -> None:
 
 
 def annotate_inputs(run: Run) -> dict[str, str]:
-    """Everything that the annotations depend on. The batch size is not part of it: it may change after a crash."""
+    """Everything that the annotations depend on."""
+    images = sha256_json([[entry.id, entry.name, entry.drop is None] for entry in run.entries])
+    return {"images": images} | annotate_settings(run)
+
+
+def annotate_settings(run: Run) -> dict[str, str]:
+    """What they depend on but the images. The batch size is not part of it: it may change after a crash."""
     return {
-        "images": sha256_json([[entry.id, entry.name, entry.drop is None] for entry in run.entries]),
         "teacher": run.teacher_fingerprint,
         "config": sha256_json(
             {
                 "annotate": run.recipe.annotate.model_dump(exclude={"batch_size"}),
                 "prompts": run.task.annotation_prompts,
                 "answer": answer_prompt(run.task, "?"),
+                "max_answer_words": run.task.max_answer_words,
+                "vote_tokens": run.recipe.identify.max_new_tokens if run.recipe.annotate.votes else 0,
                 "seed": run.recipe.seed,
                 "max_pixels": run.recipe.images.max_pixels,
             }
@@ -97,8 +106,20 @@ def annotate_shard(
     teacher: VLM, run: Run, entries: Sequence[ImageEntry]
 ) -> tuple[list[PseudoAnnotation], list[Dropped]]:
     """Annotations of one shard, and what was left out."""
+    rows: list[PseudoAnnotation] = []
+    dropped: list[Dropped] = []
+    for opened in groups(entries, lambda entry: entry.drop or open_image(entry.path, run.recipe.images.max_pixels)):
+        more, refused = annotate_pictures(teacher, run, opened)
+        rows += more
+        dropped += refused
+    return rows, dropped
+
+
+def annotate_pictures(
+    teacher: VLM, run: Run, opened: Sequence[tuple[ImageEntry, Image | Drop]]
+) -> tuple[list[PseudoAnnotation], list[Dropped]]:
+    """Annotations of the pictures that are in memory together."""
     config, task, seed = run.recipe.annotate, run.task, run.recipe.seed
-    opened = [(entry, entry.drop or open_image(entry.path, run.recipe.images.max_pixels)) for entry in entries]
     dropped = [_dropped(entry.name, entry.name, image) for entry, image in opened if isinstance(image, Drop)]
     asked = [
         (entry, image, sample, annotation_request(image, entry.id, sample, task, config, seed))
@@ -109,7 +130,7 @@ def annotate_shard(
     replies = teacher.answer([request for *_, request in asked])
     drafts = [Draft(entry, image, n, reply) for (entry, image, n, _), reply in zip(asked, replies, strict=True)]
     kept, refused = collect(drafts, task, teacher.name)
-    votes = vote(teacher, kept, task, config, seed)
+    votes = vote(teacher, kept, run)
     rows = [row.model_copy(update={"votes": said}) for (row, _), said in zip(kept, votes, strict=True)]
     return rows, dropped + refused
 
@@ -167,14 +188,14 @@ def _parsed(reply: Reply, task: Task) -> tuple[str, str] | Drop:
     return parsed.question, parsed.answer
 
 
-def vote(
-    teacher: VLM, kept: Sequence[tuple[PseudoAnnotation, Image]], task: Task, config: AnnotateConfig, seed: int
-) -> list[tuple[str, ...]]:
+def vote(teacher: VLM, kept: Sequence[tuple[PseudoAnnotation, Image]], run: Run) -> list[tuple[str, ...]]:
     """What the teacher says when it is asked its own questions again: the first vote greedy, the others sampled."""
+    config, seed = run.recipe.annotate, run.recipe.seed
     requests = [
         Request(
             image=image,
-            prompt=answer_prompt(task, row.question),
+            prompt=answer_prompt(run.task, row.question),
+            max_new_tokens=run.recipe.identify.max_new_tokens,
             temperature=config.temperature if number else 0.0,
             top_p=config.top_p,
             seed=stable_seed(seed, "vote", row.id, number),

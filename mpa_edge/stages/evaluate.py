@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -14,13 +16,17 @@ from mpa_edge.images import open_image
 from mpa_edge.metrics import get_metric
 from mpa_edge.metrics.paired import bootstrap_ci95, flips, mcnemar_p
 from mpa_edge.nursery.render import ANSWERS, render
-from mpa_edge.rows import read_rows, write_rows
-from mpa_edge.runs import StageClock, finish, is_done, prepare, sha256_file, sha256_json, write_json
+from mpa_edge.rows import part_path, read_parts, read_rows, write_rows
+from mpa_edge.runs import StageClock, finish, is_done, make_folder, sha256_file, sha256_json, write_json
+from mpa_edge.stages.pictures import groups
 from mpa_edge.stages.progress import progress, say
-from mpa_edge.stages.run import Run, memory_counts
+from mpa_edge.stages.run import Run, begin, memory_counts
 from mpa_edge.tasks import Task, answer_prompt
 from mpa_edge.types import VLM, Drop, Prediction, Request, Sample
 from mpa_edge.vlm import load
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 STAGE = "evaluate"
 RESULT = "evaluate.json"
@@ -33,16 +39,12 @@ def run_evaluate(run: Run, fresh: bool = False) -> None:
     """Write `evaluate/`: predictions of each model as parquet, and `evaluate.json`."""
     folder, inputs = run.stage_folder(STAGE), evaluate_inputs(run)
     if not fresh and is_done(folder, inputs):
-        return say("evaluate: done before, nothing changed")
-    prepare(folder, inputs, fresh)
+        say("evaluate: done before, nothing changed")
+        return
+    begin(STAGE, folder, inputs, fresh)
     clock = StageClock(folder)
     images, samples = questions(run)
-    for name in MODELS:
-        path = folder / f"predictions-{name}.parquet"
-        if not path.is_file():
-            write_rows(path, _predict(run, name, images, samples), Prediction)
-            clock.tick()
-    made = {name: read_rows(folder / f"predictions-{name}.parquet", Prediction) for name in MODELS}
+    made = {name: _predictions(run, name, images, samples, clock) for name in MODELS}
     result = summarise(made, run.recipe.evaluate.bootstrap, run.recipe.seed)
     write_json(folder / RESULT, result | {"metric": run.task.metric})
     clock.tick()
@@ -63,7 +65,7 @@ def evaluate_inputs(run: Run) -> dict[str, str]:
         "questions": sha256_file(_questions_file(config.questions)) if config.questions else "generator",
         "config": sha256_json(
             {
-                "evaluate": config.model_dump(exclude={"batch_size"}),
+                "evaluate": config.model_dump(exclude={"batch_size", "questions"}),
                 "metric": run.task.metric,
                 "answer": answer_prompt(run.task, "?"),
                 "max_new_tokens": run.recipe.identify.max_new_tokens,
@@ -73,9 +75,10 @@ def evaluate_inputs(run: Run) -> dict[str, str]:
 
 
 def _questions_file(path: str) -> Path:
-    if not Path(path).is_file():
+    file = Path(path).expanduser()
+    if not file.is_file():
         raise MpaError(f"no file '{path}': give evaluate.questions a .jsonl file of id, image, question, answers")
-    return Path(path)
+    return file
 
 
 def questions(run: Run) -> tuple[Path, list[Sample]]:
@@ -94,6 +97,9 @@ def read_samples(path: Path) -> list[Sample]:
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         if line.strip():
             samples.append(_sample(path, number, line))
+    repeated = [sample_id for sample_id, n in Counter(sample.id for sample in samples).items() if n > 1]
+    if repeated:
+        raise MpaError(f"{path}: id '{repeated[0]}' is there more than once: give each question an id of its own")
     if not samples:
         raise MpaError(f"{path} holds no question: write one JSON object a line with id, image, question, answers")
     return samples
@@ -113,41 +119,64 @@ def _sample(path: Path, number: int, line: str) -> Sample:
     return sample
 
 
-def _predict(run: Run, name: str, images: Path, samples: Sequence[Sample]) -> list[Prediction]:
+def _predictions(run: Run, name: str, images: Path, samples: Sequence[Sample], clock: StageClock) -> list[Prediction]:
+    """All predictions of one model: read, or made in parts so that a kill costs one part, then joined in one file."""
+    path = run.stage_folder(STAGE) / f"predictions-{name}.parquet"
+    if not path.is_file():
+        parts = make_folder(run.stage_folder(STAGE) / f".parts-{name}")
+        starts = range(0, len(samples), CHUNK)
+        todo = [i for i in range(len(starts)) if not part_path(parts, i).is_file()]
+        if todo:
+            _ask(
+                run, name, images, [(part_path(parts, i), samples[starts[i] : starts[i] + CHUNK]) for i in todo], clock
+            )
+        write_rows(path, read_parts(parts, Prediction), Prediction)
+        shutil.rmtree(parts)
+    return read_rows(path, Prediction)
+
+
+def _ask(run: Run, name: str, images: Path, parts: Sequence[tuple[Path, Sequence[Sample]]], clock: StageClock) -> None:
+    """Ask one model the questions of each part and write them."""
     recipe = run.recipe
     reference = {"teacher": recipe.teacher, "base": recipe.student, "aligned": str(run.stage_folder("merge"))}[name]
     vlm = load(
         reference, name=name, device=recipe.device, threads=recipe.threads, batch_size=recipe.evaluate.batch_size
     )
-    made: list[Prediction] = []
-    with progress(f"evaluate {name}", len(samples)) as advance:
-        for start in range(0, len(samples), CHUNK):
-            chunk = samples[start : start + CHUNK]
-            made += predict(vlm, run.task, images, chunk, recipe.identify.max_new_tokens, recipe.images.max_pixels)
+    with progress(f"evaluate {name}", sum(len(chunk) for _, chunk in parts)) as advance:
+        for path, chunk in parts:
+            made = predict(vlm, run.task, images, chunk, recipe.identify.max_new_tokens, recipe.images.max_pixels)
+            write_rows(path, made, Prediction)
+            clock.tick()
             advance(len(chunk))
     vlm.close()
-    return made
+
+
+def _open(path: Path, max_pixels: int) -> Image:
+    image = open_image(path, max_pixels)
+    if isinstance(image, Drop):
+        raise MpaError(f"{path}: {image.reason}; mend the image or remove its questions")
+    return image
 
 
 def predict(
     vlm: VLM, task: Task, images: Path, samples: Sequence[Sample], max_new_tokens: int, max_pixels: int
 ) -> list[Prediction]:
     """A model's greedy answers with their strict scores. An unreadable image is an error: the set must be the same."""
-    opened = {name: open_image(images / name, max_pixels) for name in {sample.image for sample in samples}}
-    requests = []
-    for sample in samples:
-        image = opened[sample.image]
-        if isinstance(image, Drop):
-            raise MpaError(f"{images / sample.image}: {image.reason}; mend the image or remove its questions")
-        prompt = answer_prompt(task, sample.question)
-        requests.append(Request(image=image, prompt=prompt, max_new_tokens=max_new_tokens))
+    said: dict[str, str] = {}
+    for opened in groups(dict.fromkeys(sample.image for sample in samples), lambda n: _open(images / n, max_pixels)):
+        held = {name: image for name, image in opened if not isinstance(image, Drop)}
+        asked = [sample for sample in samples if sample.image in held]
+        replies = vlm.answer(
+            [Request(held[one.image], answer_prompt(task, one.question), max_new_tokens) for one in asked]
+        )
+        said |= {one.id: reply.text for one, reply in zip(asked, replies, strict=True)}
     score = get_metric(task.metric).score
     return [
         Prediction(
             sample_id=sample.id, image_id=sample.image, kind=sample.kind, question=sample.question,
-            answers=sample.answers, model=vlm.name, text=reply.text, score=score(reply.text, sample.answers),
+            answers=sample.answers, model=vlm.name, text=said[sample.id], score=score(said[sample.id], sample.answers),
         )
-        for sample, reply in zip(samples, vlm.answer(requests), strict=True)
+        for sample in samples
     ]  # fmt: skip
 
 

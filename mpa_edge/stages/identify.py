@@ -7,22 +7,31 @@ containment. The student sees only what the teacher verified, and one model is i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
+from mpa_edge.errors import MpaError
 from mpa_edge.images import open_image
 from mpa_edge.metrics import get_metric
 from mpa_edge.rows import part_path, read_parts, read_rows, shards_done, write_part, write_rows
-from mpa_edge.runs import StageClock, finish, is_done, make_folder, prepare, sha256_json
+from mpa_edge.runs import StageClock, finish, is_done, make_folder, sha256_json
+from mpa_edge.stages.pictures import groups
 from mpa_edge.stages.progress import progress, say
-from mpa_edge.stages.run import Run, memory_counts
-from mpa_edge.tasks import Task, answer_prompt
-from mpa_edge.types import VLM, Drop, ParityRecord, PseudoAnnotation, Request, Verdict
+from mpa_edge.stages.run import Run, begin, memory_counts
+from mpa_edge.tasks import answer_prompt
+from mpa_edge.types import VLM, Drop, Dropped, ParityRecord, PseudoAnnotation, Request, Verdict
 from mpa_edge.vlm import load
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL.Image import Image
 
 STAGE = "identify"
 TEACHER_FOLDER = "teacher"
+VERDICTS = ("gap", "parity", "unverified")
+UNVERIFIED = "not confirmed by the teacher"
 Agrees = Callable[[str, str], bool]
 
 
@@ -40,15 +49,16 @@ def run_identify(run: Run, fresh: bool = False) -> None:
     folder = run.stage_folder(STAGE)
     inputs = identify_inputs(run)
     if not fresh and is_done(folder, inputs):
-        return say("identify: done before, nothing changed")
-    prepare(folder, inputs, fresh)
+        say("identify: done before, nothing changed")
+        return
+    begin(STAGE, folder, inputs, fresh)
     clock, source = StageClock(folder), run.stage_folder("annotate")
     shards = sorted(shards_done(source, PseudoAnnotation))
     if run.recipe.annotate.votes == 0:
         _teacher_pass(run, shards, clock)
     _student_pass(run, shards, clock)
     rows = read_parts(folder, ParityRecord)
-    counts = {name: sum(row.verdict == name for row in rows) for name in ("gap", "parity", "unverified")}
+    counts = {name: sum(row.verdict == name for row in rows) for name in VERDICTS}
     finish(
         folder, STAGE, inputs=inputs, config=run.recipe.identify, seed=run.recipe.seed,
         counts=counts | memory_counts(), packages=("torch", "transformers"),
@@ -97,16 +107,18 @@ def _load(run: Run, name: str) -> VLM:
 
 def ask(vlm: VLM, run: Run, rows: Sequence[PseudoAnnotation]) -> list[str]:
     """A model's greedy answers to pseudo questions."""
-    opened = {name: _open(run, name) for name in {row.image for row in rows}}
-    requests = [answer_request(opened[row.image], row.question, run.task, run) for row in rows]
-    return [reply.text for reply in vlm.answer(requests)]
+    said: dict[str, str] = {}
+    for opened in groups(dict.fromkeys(row.image for row in rows), lambda name: _open(run, name)):
+        images = {name: image for name, image in opened if not isinstance(image, Drop)}
+        asked = [row for row in rows if row.image in images]
+        replies = vlm.answer([answer_request(images[row.image], row.question, run) for row in asked])
+        said |= {row.id: reply.text for row, reply in zip(asked, replies, strict=True)}
+    return [said[row.id] for row in rows]
 
 
-def _open(run: Run, name: str):  # type: ignore[no-untyped-def]
+def _open(run: Run, name: str) -> Image:
     image = open_image(run.images_folder / name, run.recipe.images.max_pixels)
     if isinstance(image, Drop):
-        from mpa_edge.errors import MpaError
-
         raise MpaError(
             f"{run.images_folder / name} was readable before and is not now ({image.reason}): put it back, "
             f"or annotate again with --fresh"
@@ -114,9 +126,10 @@ def _open(run: Run, name: str):  # type: ignore[no-untyped-def]
     return image
 
 
-def answer_request(image, question: str, task: Task, run: Run) -> Request:  # type: ignore[no-untyped-def]
+def answer_request(image: Image, question: str, run: Run) -> Request:
     """The one way in which a short answer is asked for: here, in evaluation and in every export."""
-    return Request(image=image, prompt=answer_prompt(task, question), max_new_tokens=run.recipe.identify.max_new_tokens)
+    prompt = answer_prompt(run.task, question)
+    return Request(image=image, prompt=prompt, max_new_tokens=run.recipe.identify.max_new_tokens)
 
 
 def _teacher_pass(run: Run, shards: Sequence[int], clock: StageClock) -> None:
@@ -129,7 +142,8 @@ def _teacher_pass(run: Run, shards: Sequence[int], clock: StageClock) -> None:
     with progress("identify (teacher)", len(shards), len(shards) - len(todo)) as advance:
         for i in todo:
             rows = _annotations(run, i)
-            said = [TeacherAnswers(id=row.id, answers=(text,)) for row, text in zip(rows, ask(teacher, run, rows), strict=True)]
+            texts = ask(teacher, run, rows)
+            said = [TeacherAnswers(id=row.id, answers=(text,)) for row, text in zip(rows, texts, strict=True)]
             write_rows(part_path(folder, i), said, TeacherAnswers)
             clock.tick()
             advance(1)
@@ -159,10 +173,19 @@ def _student_pass(run: Run, shards: Sequence[int], clock: StageClock) -> None:
     with progress("identify", len(shards), len(done)) as advance:
         for i in todo:
             rows = _annotations(run, i)
-            write_part(folder, i, judge(student, run, rows, _teacher_answers(folder, i, rows)), [], ParityRecord)
+            judged = judge(student, run, rows, _teacher_answers(folder, i, rows))
+            write_part(folder, i, judged, [d for row in judged for d in unconfirmed(row)], ParityRecord)
             clock.tick()
             advance(1)
     student.close()
+
+
+def unconfirmed(row: ParityRecord) -> list[Dropped]:
+    """The dropped row of an unverified record: it is kept among the verdicts, and counted as left out."""
+    if row.verdict != "unverified":
+        return []
+    detail = f"wrote {row.answer!r}, answered {row.teacher_answer!r}"
+    return [Dropped(id=row.id, image=row.image, stage=STAGE, reason=UNVERIFIED, detail=detail)]
 
 
 def judge(

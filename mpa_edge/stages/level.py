@@ -9,9 +9,9 @@ import shutil
 
 from mpa_edge.errors import MpaError
 from mpa_edge.rows import read_parts
-from mpa_edge.runs import StageClock, finish, is_done, prepare, sha256_json, write_json
+from mpa_edge.runs import StageClock, finish, is_done, sha256_json, write_json
 from mpa_edge.stages.progress import say
-from mpa_edge.stages.run import Run, memory_counts
+from mpa_edge.stages.run import Run, begin, memory_counts
 from mpa_edge.stages.selection import Selection, select
 from mpa_edge.tasks import answer_prompt
 from mpa_edge.types import ParityRecord
@@ -26,9 +26,10 @@ def run_level(run: Run, fresh: bool = False) -> None:
     """Write `3-level/adapter` (or the whole tuned model with method full) and `losses.json`."""
     folder, inputs = run.stage_folder(STAGE), level_inputs(run)
     if not fresh and is_done(folder, inputs):
-        return say("level: done before, nothing changed")
+        say("level: done before, nothing changed")
+        return
     selection = choose(run)
-    prepare(folder, inputs, fresh)
+    begin(STAGE, folder, inputs, fresh)
     clock = StageClock(folder)
     from mpa_edge.stages import training
 

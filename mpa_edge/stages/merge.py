@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import gc
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.images import open_image
-from mpa_edge.runs import StageClock, atomic_write, disk_errors, finish, is_done, make_folder, prepare, sha256_json
+from mpa_edge.runs import StageClock, clear, finish, is_done, make_folder, sha256_json, write_json
+from mpa_edge.stages.disk import disk_guard
 from mpa_edge.stages.level import ADAPTER
 from mpa_edge.stages.progress import say
-from mpa_edge.stages.run import Run, memory_counts
+from mpa_edge.stages.run import Run, begin, memory_counts
 from mpa_edge.tasks import answer_prompt
 from mpa_edge.types import Drop
 from mpa_edge.vlm import checkpoint, resolve
@@ -24,23 +25,30 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STAGE = "merge"
+BUILDING = ".building"
 MAX_LOGIT_DIFFERENCE = 1e-4
 PROBE_IMAGES = 4
-# What a checkpoint folder holds besides weights and what the processor writes itself.
-TRAVELS_ALONG = ("LICENSE*", "LICENCE*", "NOTICE*", "README.md", "generation_config.json", "chat_template*")
+BASE_CARD = "BASE_README.md"
+# Everything small that lies beside the weights: processor, tokenizer, chat template, generation config, licence.
+TRAVELS_ALONG = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "README.md")
+STAYS = ("config.json", "manifest.json", "*.index.json", "adapter_config.json", "trainer_state.json")
 Census = dict[str, tuple[int, ...]]
+InputsOf = Callable[[Any], Mapping[str, Any]]
 
 
 def run_merge(run: Run, fresh: bool = False) -> None:
     """Write `merged/`: a checkpoint that AutoProcessor and AutoModelForImageTextToText load as it is."""
-    folder = run.stage_folder(STAGE)
-    inputs = {"level": run.outputs_of("level"), "student": run.student_fingerprint, "config": sha256_json(STAGE)}
+    folder, inputs = run.stage_folder(STAGE), merge_inputs(run)
     if not fresh and is_done(folder, inputs):
-        return say("merge: done before, nothing changed")
-    prepare(folder, inputs, fresh=True)
+        say("merge: done before, nothing changed")
+        return
+    begin(STAGE, folder, inputs, fresh)
     clock = StageClock(folder)
     checkpoint.set_threads(run.recipe.threads)
-    difference = merge(resolve(run.recipe.student), run.stage_folder("level") / ADAPTER, folder, probes(run))
+    building = folder / BUILDING
+    clear(make_folder(building))
+    difference = merge(resolve(run.recipe.student), run.stage_folder("level") / ADAPTER, building, probes(run))
+    publish(building, folder)
     clock.tick()
     finish(
         folder, STAGE, inputs=inputs, config=STAGE, seed=run.recipe.seed, counts=memory_counts(),
@@ -49,20 +57,32 @@ def run_merge(run: Run, fresh: bool = False) -> None:
     say(f"merge: {folder}, logits within {difference:.1e} of the adapter's")
 
 
-def merge(base: str, adapter: Path, out: Path, inputs_of: Any) -> float:
+def merge_inputs(run: Run) -> dict[str, str]:
+    """Everything that the merged checkpoint depends on."""
+    return {"level": run.outputs_of("level"), "student": run.student_fingerprint, "config": sha256_json(STAGE)}
+
+
+def publish(building: Path, folder: Path) -> None:
+    """Move verified files to where they belong, config.json last: before it is there nothing loads the folder."""
+    for path in sorted(building.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
+        os.replace(path, folder / path.name)
+    shutil.rmtree(building)
+
+
+def merge(base: str, adapter: Path, out: Path, inputs_of: InputsOf) -> float:
     """Merge, save, load again, compare; the largest logit difference. Raises VerificationError on any mismatch.
 
     `inputs_of(processor)` makes the model inputs on which adapter and merged checkpoint are compared.
     """
-    processor = checkpoint.load_processor(base)
     before = census(checkpoint.load_model(base, "cpu"))
-    inputs = inputs_of(processor)
+    inputs = inputs_of(checkpoint.load_processor(base))
     model, expected = _merged(base, adapter, inputs)
-    with disk_errors(out, sum(p.numel() for p in model.parameters()) * 4):
+    with disk_guard(out, sum(p.numel() for p in model.parameters()) * 4):
         model.save_pretrained(make_folder(out))
-        processor.save_pretrained(out)
         _copy_along(base, out)
     del model
+    gc.collect()
+    checkpoint.load_processor(str(out))
     saved = checkpoint.load_model(str(out), "cpu")
     check_census(before, census(saved))
     return check_logits(expected, _logits(saved, inputs))
@@ -73,32 +93,39 @@ def _merged(base: str, adapter: Path, inputs: Mapping[str, Tensor]) -> tuple[Any
     if not (adapter / "adapter_config.json").is_file():
         model = checkpoint.load_model(str(adapter), "cpu")
         return model, _logits(model, inputs)
-    from peft import PeftModel
-
-    model = PeftModel.from_pretrained(checkpoint.load_model(base, "cpu"), str(adapter)).eval()
-    _check_adapter(model, adapter)
+    model = _with_adapter(base, adapter)
     expected = _logits(model, inputs)
-    return model.merge_and_unload(safe_merge=True), expected
+    try:
+        return model.merge_and_unload(safe_merge=True), expected
+    except ValueError as error:  # peft's word for weights that are not numbers
+        raise VerificationError(f"{adapter} cannot be merged ({error}): run mpa-edge level again --fresh") from error
 
 
-def _check_adapter(model: Any, adapter: Path) -> None:
-    """Every tensor of the adapter file must have found its module: one that did not would be lost in silence."""
-    from peft import get_peft_model_state_dict
-    from safetensors import safe_open
+def _with_adapter(base: str, adapter: Path) -> Any:
+    """Base with the adapter beside it. Every tensor of the file must have found its place: a lost one is silent."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(str(adapter / "adapter_model.safetensors"), "pt") as file:
-        stored = set(file.keys())
-    unused = stored - set(get_peft_model_state_dict(model))
-    if unused:
-        raise VerificationError(
-            f"{len(unused)} adapter tensors fit nothing in the student ({min(unused)}): "
-            "the adapter belongs to another model, run mpa-edge level again"
-        )
+    again = "the adapter belongs to another model or is damaged, run mpa-edge level again with --fresh"
+    try:
+        with safe_open(str(adapter / "adapter_model.safetensors"), "pt") as file:
+            stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        model = PeftModel.from_pretrained(checkpoint.load_model(base, "cpu"), str(adapter)).eval()
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise VerificationError(f"{adapter} does not fit the student ({why}): {again}") from error
+    placed = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
+    wrong = sorted(name for name in stored.keys() | placed.keys() if stored.get(name) != placed.get(name))
+    if wrong:
+        raise VerificationError(f"{len(wrong)} adapter tensors do not fit the student, first {wrong[0]}: {again}")
+    return model
 
 
-@torch.inference_mode()
 def _logits(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    logits: Tensor = model(**inputs).logits
+    import torch
+
+    with torch.inference_mode():
+        logits: Tensor = model(**inputs).logits
     return logits
 
 
@@ -122,7 +149,7 @@ def check_census(before: Census, after: Census) -> None:
 
 
 def check_logits(expected: Tensor, found: Tensor) -> float:
-    """The largest difference; raises VerificationError above MAX_LOGIT_DIFFERENCE. Shapes (rows, tokens, vocabulary)."""
+    """The largest difference of two (rows, tokens, vocabulary); VerificationError above MAX_LOGIT_DIFFERENCE."""
     difference = float((expected - found).abs().max())
     if not difference <= MAX_LOGIT_DIFFERENCE:
         raise VerificationError(
@@ -132,12 +159,12 @@ def check_logits(expected: Tensor, found: Tensor) -> float:
     return difference
 
 
-def probes(run: Run) -> Any:
+def probes(run: Run) -> InputsOf:
     """A function that makes model inputs from the first readable images of the run."""
 
-    def inputs_of(processor: Any) -> Mapping[str, Tensor]:
+    def inputs_of(processor: Any) -> Mapping[str, Any]:
         opened = (open_image(e.path, run.recipe.images.max_pixels) for e in run.entries if e.drop is None)
-        images = [image for image, _ in zip((i for i in opened if not isinstance(i, Drop)), range(PROBE_IMAGES))]
+        images = list(islice((image for image in opened if not isinstance(image, Drop)), PROBE_IMAGES))
         if not images:
             raise MpaError(f"no readable image in {run.images_folder}: name another folder, --images DIR")
         prompt = checkpoint.chat_prompt(processor, answer_prompt(run.task, "What is shown?"))
@@ -151,16 +178,14 @@ def probes(run: Run) -> Any:
 
 
 def _copy_along(base: str, out: Path) -> None:
-    """Licence, notices, generation config and template of the base; its model card as BASE_README.md."""
+    """Copy what lies beside the base's weights, byte for byte; its model card becomes BASE_README.md."""
     folder = Path(base)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
         folder = Path(snapshot_download(base, allow_patterns=list(TRAVELS_ALONG)))
-    for pattern in TRAVELS_ALONG:
-        for path in folder.glob(pattern):
-            target = out / ("BASE_README.md" if path.name == "README.md" else path.name)
-            if path.is_file() and not target.exists():
-                shutil.copyfile(path, target)
-    with atomic_write(out / "mpa_edge.json") as file:
-        file.write(json.dumps({"base": Path(base).name, "method": "model parity alignment"}).encode())
+    kept_back = {path.name for pattern in STAYS for path in folder.glob(pattern)}
+    for path in (path for pattern in TRAVELS_ALONG for path in folder.glob(pattern)):
+        if path.is_file() and path.name not in kept_back:
+            shutil.copyfile(path, out / (BASE_CARD if path.name == "README.md" else path.name))
+    write_json(out / "mpa_edge.json", {"base": Path(base).name, "method": "model parity alignment"})

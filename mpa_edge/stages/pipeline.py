@@ -1,70 +1,87 @@
-"""The five stages in order over one run folder, the plan that `--dry-run` prints, and the report at the end."""
+"""The five stages in order over one run folder, and the report at the end."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from itertools import chain
 
 from mpa_edge.errors import MpaError
 from mpa_edge.rows import count_reasons, read_dropped
-from mpa_edge.runs import peak_rss_bytes, read_json, read_manifest, run_lock
-from mpa_edge.stages.annotate import run_annotate
-from mpa_edge.stages.identify import run_identify
-from mpa_edge.stages.level import run_level
-from mpa_edge.stages.run import FOLDERS, Run, remember
+from mpa_edge.runs import damaged, peak_rss_bytes, read_json, read_manifest, run_lock
+from mpa_edge.stages import annotate, evaluate, identify, level, merge
+from mpa_edge.stages.plan import can_evaluate, preflight
+from mpa_edge.stages.progress import say
+from mpa_edge.stages.run import FOLDERS, Run, not_finished, remember
 from mpa_edge.types import AlignAccuracy, AlignReport
 
-
-def _merge(run: Run, fresh: bool) -> None:
-    from mpa_edge.stages.merge import run_merge
-
-    run_merge(run, fresh)
-
-
-def _evaluate(run: Run, fresh: bool) -> None:
-    from mpa_edge.stages.evaluate import run_evaluate
-
-    run_evaluate(run, fresh)
-
-
 STAGES: dict[str, Callable[[Run, bool], None]] = {
-    "annotate": run_annotate,
-    "identify": run_identify,
-    "level": run_level,
-    "merge": _merge,
-    "evaluate": _evaluate,
+    "annotate": annotate.run_annotate,
+    "identify": identify.run_identify,
+    "level": level.run_level,
+    "merge": merge.run_merge,
+    "evaluate": evaluate.run_evaluate,
+}
+# what a finished stage must have been made from; the images themselves are not read again
+MADE_FROM: dict[str, Callable[[Run], dict[str, str]]] = {
+    "annotate": annotate.annotate_settings,
+    "identify": identify.identify_inputs,
+    "level": level.level_inputs,
+    "merge": merge.merge_inputs,
 }
 
 
 def run_stages(run: Run, names: tuple[str, ...] = tuple(STAGES), fresh: bool = False) -> None:
     """Run the named stages in order; what is done and unchanged is skipped."""
+    check_earlier(run, names[0])
+    preflight(run, names)
     with run_lock(run.folder):
         remember(run)
         for name in names:
             if name == "evaluate" and not can_evaluate(run):
+                _no_questions(run, alone=len(names) == 1)
                 continue
             STAGES[name](run, fresh)
 
 
-def can_evaluate(run: Run) -> bool:
-    """Whether there are questions with known answers: a file, or the generator's for the built-in task."""
-    return run.recipe.evaluate.questions is not None or run.recipe.task == "minicharts"
+def _no_questions(run: Run, alone: bool) -> None:
+    """Say that there is nothing to measure on; an error where nothing else was asked for."""
+    why = f"task {run.task.name} has no questions with known answers"
+    if alone:
+        raise MpaError(f"{why}: name a file with --set evaluate.questions=FILE.jsonl")
+    say(f"evaluate: skipped, {why} (--set evaluate.questions=FILE.jsonl)")
+
+
+def check_earlier(run: Run, name: str) -> None:
+    """Raise MpaError where a stage that `name` builds on is missing, damaged, or made with other settings."""
+    for earlier in list(STAGES)[: list(STAGES).index(name)]:
+        folder = run.stage_folder(earlier)
+        manifest = read_manifest(folder)
+        if manifest is None:
+            raise not_finished(run.folder, earlier)
+        if not MADE_FROM[earlier](run).items() <= manifest.inputs.items():
+            raise MpaError(
+                f"{earlier} in {run.folder} was made with other settings or models: "
+                f"run mpa-edge {earlier} {run.folder} with the same --set first"
+            )
+        wrong = damaged(folder, manifest)
+        if wrong:
+            raise MpaError(f"{folder / wrong[0]} is missing or was changed: run mpa-edge {earlier} {run.folder} again")
 
 
 def report(run: Run) -> AlignReport:
     """What a run has come to so far; null where a stage has not run."""
     manifests = {name: read_manifest(run.stage_folder(name)) for name in FOLDERS}
     counts = {name: manifest.counts if manifest else {} for name, manifest in manifests.items()}
-    annotate, identify = counts["annotate"], counts["identify"]
-    dropped = count_reasons(read_dropped(run.stage_folder("annotate")))
-    result = read_json(run.stage_folder("evaluate") / "evaluate.json") if manifests["evaluate"] else None
-    gap = identify.get("gap", 0)
+    made, judged = counts["annotate"], counts["identify"]
+    done = (run.stage_folder(name) for name in ("annotate", "identify") if manifests[name])
+    result = read_json(run.stage_folder("evaluate") / evaluate.RESULT) if manifests["evaluate"] else None
+    gap = judged.get("gap", 0)
     return AlignReport(
         run=str(run.folder),
-        images=annotate.get("images", 0),
-        annotated=annotate.get("annotated", 0),
-        dropped=dropped,
-        verified=gap + identify.get("parity", 0),
+        images=made.get("images", 0),
+        annotated=made.get("annotated", 0),
+        dropped=count_reasons(chain.from_iterable(read_dropped(folder) for folder in done)),
+        verified=gap + judged.get("parity", 0),
         gap=gap,
         accuracy=AlignAccuracy(**result["accuracy"], n=result["n"]) if result else None,
         gain=result["gain"] if result else None,
@@ -73,64 +90,3 @@ def report(run: Run) -> AlignReport:
         seconds={name: manifest.seconds for name, manifest in manifests.items() if manifest},
         peak_rss_bytes=max(peak_rss_bytes(), *(c.get("peak_rss_bytes", 0) for c in counts.values())),
     )
-
-
-def plan(run: Run) -> dict[str, Any]:
-    """What would run, on what, with counts, disk and memory; nothing is loaded, only what must be counted is read."""
-    recipe = run.recipe
-    images = _image_count(run)
-    questions = images * recipe.annotate.samples_per_image
-    teacher_bytes, student_bytes = (_weights_bytes(reference) for reference in (recipe.teacher, recipe.student))
-    known = [size for size in (teacher_bytes, student_bytes) if size]
-    return {
-        "run": str(run.folder),
-        "recipe": recipe.name,
-        "task": recipe.task,
-        "teacher": recipe.teacher,
-        "student": recipe.student,
-        "device": recipe.device,
-        "images": images,
-        "stages": {
-            "annotate": f"{questions} annotations, {questions * recipe.annotate.votes} votes",
-            "identify": f"up to {questions} questions to the student",
-            "level": f"{recipe.level.method} on {'+'.join(recipe.level.targets)}, {_length(run)}",
-            "merge": "adapter into student",
-            "evaluate": _evaluation(run),
-        },
-        "done": [name for name in FOLDERS if run.finished(name)],
-        "disk_bytes": (student_bytes or 0) * 12 + images * 400 + 10_000_000,
-        "memory_bytes": 900_000_000 + 2 * max(known) if known else None,
-    }
-
-
-def _length(run: Run) -> str:
-    level = run.recipe.level
-    return f"{level.max_steps} steps" if level.max_steps else f"{level.epochs:g} epochs of the gap"
-
-
-def _evaluation(run: Run) -> str:
-    if not can_evaluate(run):
-        return "skipped: no questions with known answers (evaluate.questions)"
-    return f"{run.recipe.evaluate.n} questions to teacher, base and aligned"
-
-
-def _image_count(run: Run) -> int:
-    config = run.recipe.images
-    if config.render is not None and not run.images:
-        return min(config.render.n, run.limit or config.render.n)
-    return sum(entry.drop is None for entry in run.entries)
-
-
-def _weights_bytes(reference: str) -> int | None:
-    """Size of a model's weights on disk; None where it is not on this machine."""
-    from pathlib import Path
-
-    from mpa_edge.vlm import resolve
-
-    folder = Path(resolve(reference))
-    if not folder.is_dir():
-        return None
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    if not size:
-        raise MpaError(f"'{reference}' has no .safetensors weights: convert the checkpoint to safetensors first")
-    return size

@@ -13,7 +13,8 @@ Advance = Callable[[int], None]
 
 def say(line: str) -> None:
     """One line on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 @contextmanager

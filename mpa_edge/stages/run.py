@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +12,21 @@ from typing import Any
 from mpa_edge.assets import load_recipe
 from mpa_edge.errors import MpaError
 from mpa_edge.images import ImageEntry, scan
-from mpa_edge.nursery.render import render
+from mpa_edge.nursery.render import MARK, render
 from mpa_edge.recipe import Recipe
-from mpa_edge.runs import MANIFEST, peak_rss_bytes, read_json, read_manifest, sha256_json, write_bytes, write_json
+from mpa_edge.runs import (
+    INPUTS,
+    MANIFEST,
+    clear,
+    peak_rss_bytes,
+    prepare,
+    read_json,
+    read_manifest,
+    sha256_json,
+    write_bytes,
+    write_json,
+)
+from mpa_edge.stages.progress import say
 from mpa_edge.tasks import Task, get_task
 from mpa_edge.vlm import fingerprint
 
@@ -53,11 +65,14 @@ class Run:
         """Folder of the unlabelled images; draws them first where the recipe says so."""
         config = self.recipe.images
         if self.images or config.path:
-            return Path(self.images or config.path or "")
+            return Path(self.images or config.path or "").expanduser()
         if config.render is None:
             raise MpaError(f"recipe '{self.recipe.name}' names no images: add --images DIR")
-        order = config.render
-        return render(self.folder / RENDERED, order.n, order.seed, order.style)
+        order, folder = config.render, self.folder / RENDERED
+        mark = {"n": order.n, "seed": order.seed, "style": order.style, "answers_per_image": 0}
+        if folder.is_dir() and read_json(folder / MARK) != mark:
+            clear(folder)  # pictures of another order must not stay among the new ones
+        return render(folder, order.n, order.seed, order.style)
 
     @cached_property
     def entries(self) -> list[ImageEntry]:
@@ -88,12 +103,21 @@ class Run:
         """Hash over what an earlier stage made; MpaError where it is not finished."""
         manifest = read_manifest(self.stage_folder(stage))
         if manifest is None:
-            raise MpaError(f"{self.folder} has no finished {stage}: run mpa-edge {stage} {self.folder} first")
+            raise not_finished(self.folder, stage)
         return sha256_json(manifest.outputs)
 
     def finished(self, stage: str) -> bool:
         """Whether a stage has a manifest."""
         return (self.stage_folder(stage) / MANIFEST).is_file()
+
+
+def not_finished(folder: Path, stage: str) -> MpaError:
+    """The error of a stage that needs an earlier one."""
+    known = (folder / RUN_FILE).is_file()
+    how = (
+        f"mpa-edge {stage} {folder}" if known else f"mpa-edge align --out {folder}, or mpa-edge {stage} --out {folder},"
+    )
+    return MpaError(f"{folder} has no finished {stage}: run {how} first")
 
 
 def open_run(
@@ -121,16 +145,40 @@ def _stored(folder: Path) -> dict[str, Any]:
 
 
 def remember(run: Run) -> None:
-    """Write the recipe as resolved and where the images are, so that later commands need only the folder."""
+    """Write the recipe as resolved and where the images are, so that later commands need only the folder.
+
+    The run file goes first: it is what makes the folder a run folder.
+    """
     from io import StringIO
 
     from ruamel.yaml import YAML
 
+    images = run.images or run.recipe.images.path
+    write_json(run.folder / RUN_FILE, {"images": _absolute(images), "limit": run.limit})
     text = StringIO()
-    YAML(typ="safe", pure=True).dump(run.recipe.model_dump(mode="json"), text)
+    YAML(typ="safe", pure=True).dump(_with_absolute_paths(run.recipe.model_dump(mode="json")), text)
     write_bytes(run.folder / RECIPE_FILE, text.getvalue().encode())
-    images = str(Path(run.images).resolve()) if run.images else None
-    write_json(run.folder / RUN_FILE, {"images": images, "limit": run.limit})
+
+
+def _absolute(path: str | None) -> str | None:
+    return str(Path(path).expanduser().resolve()) if path else None
+
+
+def _with_absolute_paths(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The same recipe, readable from any working folder."""
+    models = {key: _absolute(recipe[key]) for key in ("teacher", "student") if Path(recipe[key]).expanduser().is_dir()}
+    images = recipe["images"] | {"path": _absolute(recipe["images"]["path"])}
+    evaluate = recipe["evaluate"] | {"questions": _absolute(recipe["evaluate"]["questions"])}
+    return recipe | models | {"images": images, "evaluate": evaluate}
+
+
+def begin(stage: str, folder: Path, inputs: Mapping[str, str], fresh: bool = False) -> None:
+    """Make a stage folder ready for work, and say whether earlier work is built upon or thrown away."""
+    before = read_json(folder / INPUTS)
+    same = prepare(folder, inputs, fresh)
+    if isinstance(before, dict) and not fresh:
+        changed = ", ".join(sorted(key for key in inputs if before.get(key) != inputs[key]))
+        say(f"{stage}: going on where it was" if same else f"{stage}: made again, because of other {changed}")
 
 
 def stable_seed(*parts: object) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,16 @@ from mpa_edge.errors import MpaError
 from mpa_edge.families import family_of
 from mpa_edge.images import open_image
 from mpa_edge.recipe import LevelConfig
-from mpa_edge.runs import StageClock, disk_errors, make_folder
-from mpa_edge.stages.progress import Advance, progress
+from mpa_edge.runs import StageClock, make_folder, read_json, write_json
+from mpa_edge.stages.disk import disk_guard
+from mpa_edge.stages.pictures import PictureCache
+from mpa_edge.stages.progress import Advance, progress, say
 from mpa_edge.stages.run import Run, stable_seed
 from mpa_edge.stages.selection import Selection
 from mpa_edge.tasks import answer_prompt
 from mpa_edge.types import Drop, ParityRecord
 from mpa_edge.vlm import checkpoint, resolve
+from mpa_edge.vlm.transformers import is_out_of_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
 
 COMPLETE = "complete"
 IGNORE = -100
-IMAGES_IN_MEMORY = 4096
+STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class AnswerCollator:
 
     def __init__(self, processor: Any, images_folder: Path, max_pixels: int) -> None:
         self.processor = processor
-        self._open = lru_cache(IMAGES_IN_MEMORY)(lambda name: _open(images_folder / name, max_pixels))
+        self._open = PictureCache(lambda name: _open(images_folder / name, max_pixels))
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Keys of the processor plus `labels` (rows, tokens), IGNORE outside the completion; padded on the right."""
@@ -81,11 +85,11 @@ def _open(path: Path, max_pixels: int) -> Image:
     return image
 
 
-class Watcher(TrainerCallback):  # type: ignore[misc]
+class Watcher(TrainerCallback):
     """Marks finished checkpoints, keeps the clock, moves the progress bar."""
 
-    def __init__(self, clock: StageClock, advance: Advance) -> None:
-        self.clock, self.advance, self.shown = clock, advance, 0
+    def __init__(self, clock: StageClock, advance: Advance, start: int) -> None:
+        self.clock, self.advance, self.shown = clock, advance, start
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """One optimiser step."""
@@ -99,24 +103,81 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
 
 
 def train(run: Run, selection: Selection, checkpoints: Path, out: Path, clock: StageClock) -> Outcome:
-    """Train from the last whole checkpoint, or from the start, and save the best weights to `out`."""
+    """Train from the last whole checkpoint, or from the start, and save the best weights to `out`.
+
+    Where memory runs out a step is made of smaller batches: it sees the same samples, and what was learned stays.
+    """
+    checkpoint.set_threads(run.recipe.threads)
+    at_once = run.recipe.level.batch_size
+    while True:
+        try:
+            return _train(run, selection, make_folder(checkpoints.resolve()), out, clock, at_once)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if at_once == 1:
+                raise MpaError(
+                    "out of memory with one sample at a time: use a smaller student or a lower level.rank"
+                ) from error
+        gc.collect()
+        at_once = largest_divisor(run.recipe.level.batch_size, at_once // 2)
+        say(f"out of memory: level goes on with {at_once} samples at a time, {run.recipe.level.batch_size} in a step")
+
+
+def largest_divisor(n: int, limit: int) -> int:
+    """The largest divisor of n up to limit.
+
+    >>> largest_divisor(32, 16), largest_divisor(30, 15), largest_divisor(7, 3)
+    (16, 15, 1)
+    """
+    return max(d for d in range(1, limit + 1) if n % d == 0)
+
+
+def _train(run: Run, selection: Selection, checkpoints: Path, out: Path, clock: StageClock, at_once: int) -> Outcome:
+    """One attempt, with so many samples in memory at once."""
     recipe, config = run.recipe, run.recipe.level
     device = checkpoint.pick_device(recipe.device)
-    checkpoint.set_threads(recipe.threads)
     path = resolve(recipe.student)
     processor, model = checkpoint.load_processor(path), _trainable(path, config, device, recipe.seed)
-    resume_from = last_checkpoint(make_folder(checkpoints))
-    with disk_errors(run.folder, 100_000_000):
-        trainer = _trainer(run, selection, model, processor, checkpoints, device)
-        steps = _planned_steps(config, len(selection.train))
-        with progress("level", steps, int(resume_from.name.split("-")[1]) if resume_from else 0) as advance:
-            trainer.add_callback(Watcher(clock, advance))
+    resume_from = last_checkpoint(checkpoints)
+    with disk_guard(run.folder, 100_000_000):
+        trainer = _trainer(run, selection, model, processor, checkpoints, device, at_once)
+        start = take_up(trainer, resume_from) if resume_from else 0
+        with progress("level", trainer.args.max_steps, start) as advance:
+            trainer.add_callback(Watcher(clock, advance, start))
             trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-        trainer.save_model(str(out))
-    for path_left in out.glob("training_args.bin"):  # a pickle: nobody should ever have to load one
-        path_left.unlink()
+        _save(trainer, out)
     state = trainer.state
     return Outcome([dict(entry) for entry in state.log_history], state.global_step, _best_step(state))
+
+
+def take_up(trainer: Any, resume_from: Path) -> int:
+    """What the Trainer forgets of a checkpoint: the patience that was used up, and a folder that was moved.
+
+    Returns the step of the checkpoint. Where early stopping had struck, no further step is planned.
+    """
+    stored = read_json(resume_from / STATE)
+    best = stored.get("best_model_checkpoint")
+    if best:
+        write_json(resume_from / STATE, stored | {"best_model_checkpoint": str(resume_from.parent / Path(best).name)})
+    step = int(stored["global_step"])
+    saved = stored.get("stateful_callbacks", {}).get(EarlyStoppingCallback.__name__)
+    for callback in trainer.callback_handler.callbacks:
+        if saved and isinstance(callback, EarlyStoppingCallback):
+            callback.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
+            if callback.early_stopping_patience_counter >= callback.early_stopping_patience:
+                trainer.args.max_steps = step
+    return step
+
+
+def _save(trainer: Any, out: Path) -> None:
+    """Save what was learned; the folder gets its name when it is whole."""
+    building = out.with_name(f".{out.name}")
+    for folder in (building, out):
+        shutil.rmtree(folder, ignore_errors=True)
+    trainer.save_model(str(building))
+    (building / "training_args.bin").unlink(missing_ok=True)  # a pickle: nobody should ever have to load one
+    os.replace(building, out)
 
 
 def _best_step(state: Any) -> int:
@@ -166,7 +227,9 @@ def as_rows(rows: Sequence[ParityRecord], processor: Any, run: Run) -> list[dict
     return made
 
 
-def _trainer(run: Run, selection: Selection, model: Any, processor: Any, checkpoints: Path, device: str) -> Any:
+def _trainer(
+    run: Run, selection: Selection, model: Any, processor: Any, checkpoints: Path, device: str, at_once: int
+) -> Any:
     from datasets import Dataset
     from datasets.utils.logging import disable_progress_bar
     from trl import SFTTrainer
@@ -175,7 +238,7 @@ def _trainer(run: Run, selection: Selection, model: Any, processor: Any, checkpo
     config, has_holdout = run.recipe.level, bool(selection.holdout)
     trainer = SFTTrainer(
         model=model,
-        args=_arguments(config, checkpoints, device, run.recipe.seed, len(selection.train), has_holdout),
+        args=_arguments(config, checkpoints, device, run.recipe.seed, len(selection.train), has_holdout, at_once),
         train_dataset=Dataset.from_list(as_rows(selection.train, processor, run)),
         eval_dataset=Dataset.from_list(as_rows(selection.holdout, processor, run)) if has_holdout else None,
         processing_class=processor,
@@ -196,7 +259,7 @@ def _silence(trainer: Any) -> None:
 
 
 def _arguments(
-    config: LevelConfig, checkpoints: Path, device: str, seed: int, n_train: int, has_holdout: bool
+    config: LevelConfig, checkpoints: Path, device: str, seed: int, n_train: int, has_holdout: bool, at_once: int
 ) -> Any:
     """SFTConfig of a recipe. Evaluation and checkpoints fall on the same steps, so that the best one can be kept."""
     from trl import SFTConfig
@@ -204,8 +267,9 @@ def _arguments(
     every = "steps" if has_holdout else "no"
     return SFTConfig(
         output_dir=str(checkpoints), seed=seed, data_seed=seed, use_cpu=device == "cpu", report_to="none",
-        max_steps=_planned_steps(config, n_train), per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.batch_size, learning_rate=config.learning_rate,
+        max_steps=_planned_steps(config, n_train), per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=config.batch_size // at_once, per_device_eval_batch_size=at_once,
+        learning_rate=config.learning_rate,
         lr_scheduler_type="cosine", warmup_steps=config.warmup_steps, weight_decay=config.weight_decay,
         eval_strategy=every, eval_steps=config.eval_steps, save_strategy="steps",
         save_steps=config.eval_steps if has_holdout else config.save_steps, save_total_limit=2,
