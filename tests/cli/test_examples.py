@@ -7,13 +7,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import click
 import pytest
 from PIL import Image
 
+from mpa_edge.assets import load_recipe
 from mpa_edge.cli import main as cli
+from mpa_edge.runs import make_folder
+from mpa_edge.stages.run import Run, remember
 
 ROOT = Path(cli.__file__).parent.parent.parent
 PROMPT = "$ "
@@ -50,11 +54,14 @@ def runnable(path: tuple[str, ...], line: str) -> str:
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
-    """What examples talk about: photos/, predictions.jsonl, my-recipe.yaml, and `mpa-edge` on the PATH."""
-    for number in range(3):
-        path = tmp_path / "photos" / f"{number}.png"
+    """What examples talk about: photos/, charts/, runs/mine, predictions.jsonl, my-recipe.yaml; `mpa-edge` on the PATH."""
+    for number, name in product(range(3), ("photos", "charts")):
+        path = tmp_path / name / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
         Image.new("RGB", (64, 64), (number * 80, 0, 0)).save(path)
+    recipe = load_recipe("minicharts")
+    make_folder(tmp_path / "runs" / "mine")
+    remember(Run(tmp_path / "runs" / "mine", recipe, images=str(tmp_path / "charts")))
     (tmp_path / "predictions.jsonl").write_text('{"answers": ["5"], "prediction": "5"}\n')
     shutil.copy(ROOT / "recipes" / "minicharts.yaml", tmp_path / "my-recipe.yaml")
     program = tmp_path / "bin" / "mpa-edge"
