@@ -1,24 +1,22 @@
-"""What `mpa-edge align` gains on the built-in models, what it costs, and which choice of samples does it.
+"""What `mpa-edge align` gains on the built-in models, and what it costs.
 
-    python benchmarks/align.py --seeds 0,1,2 --ablation --out docs/results.json
-    python benchmarks/report.py docs/results.json
+    python benchmarks/align.py --seeds 0,1,2 --keep runs/benchmark --out docs/results.json
+    python benchmarks/report.py
 
 What is measured, and why it can be trusted:
-- gain: the CLI itself runs on fresh images of each seed (images, sampling, training); 1,000 questions that no training saw;
-  the same questions for teacher, base and aligned; interval by bootstrap over images, exact McNemar test
-- forgetting: base and aligned on 1,000 questions in the plain style, which the base student masters: no kind is excluded
-- wall seconds: of the whole process, the start of Python included; peak memory: the kernel's VmHWM as the run reports it
-- overhead: wall seconds of an in-process run outside `model.generate`, the vision tower, and the training and evaluation
-  steps; everything else counts as overhead: parquet, hashing, images, progress, loading of models
-- ablation: every arm trains for the same number of optimiser steps on the same annotations and verdicts
-Not timed: the installation.
+- gain: fresh images, sampling and training for each seed; 1,000 questions that no training saw, the same ones for teacher,
+  base and aligned; interval by bootstrap over images, exact McNemar test
+- forgetting: base and aligned on 1,000 questions in the plain style, which the base student masters; no kind is left out
+- wall seconds: of a whole process, the start of Python and the loading of torch included; peak memory: the kernel's VmHWM
+- overhead: wall seconds outside `generate`, the vision tower, and the training and evaluation steps. Everything else
+  counts: parquet, hashing, images, progress, loading of libraries and models
+Not timed: the installation. The machine should do nothing else meanwhile.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,13 +28,6 @@ from typing import Any
 
 import click
 
-ARMS: dict[str, tuple[str, ...]] = {
-    "parity subset": ("level.replay=0.0",),
-    "parity + replay": (),
-    "all pseudo labels": ("level.subset=all",),
-    "random, as many as the gap": ("level.subset=random",),
-    "parity + replay, full fine-tuning": ("level.method=full", "level.learning_rate=2.0e-4"),
-}
 EVALUATION_SEED = 1_000_003
 
 
@@ -45,56 +36,31 @@ def overrides_of(seed: int) -> tuple[str, ...]:
     return (f"seed={seed}", f"images.render.seed={1000 + seed}", f"evaluate.seed={EVALUATION_SEED}")
 
 
-def align(out: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """One run of the command line; its JSON document with the wall seconds of the process."""
-    program = [sys.executable, "-m", "mpa_edge", "align", "minicharts", "--out", str(out), "--json"]
+def align(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """One run in a process of its own, through the counting below; its report with wall seconds and overhead."""
     started = time.monotonic()
-    done = subprocess.run(
-        [*program, *(part for one in overrides for part in ("--set", one))], stdout=subprocess.PIPE, check=True
-    )
-    return json.loads(done.stdout) | {"wall_s": round(time.monotonic() - started, 1)}
+    program = [
+        sys.executable,
+        __file__,
+        "--inner",
+        str(folder),
+        *(part for one in overrides for part in ("--set", one)),
+    ]
+    done = subprocess.run(program, stdout=subprocess.PIPE, check=True)
+    wall_s = time.monotonic() - started
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result | {"wall_s": round(wall_s, 1), "overhead": 1 - result["models_s"] / wall_s}
 
 
-def retention(run_folder: Path, n: int) -> dict[str, Any]:
-    """Base and aligned on n questions in the plain style, in all and by kind."""
-    from mpa_edge.nursery.render import ANSWERS, render
-    from mpa_edge.stages import evaluate as stage
+def inner(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """What the align command does, with the seconds inside the models added up."""
+    from mpa_edge.stages.pipeline import report, run_stages
     from mpa_edge.stages.run import open_run
-    from mpa_edge.vlm import load
 
-    run = open_run(str(run_folder))
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = render(Path(temporary), n, EVALUATION_SEED + 1, "plain", answers_per_image=1)
-        samples = stage.read_samples(folder / ANSWERS)
-        made = {}
-        for name, reference in (("base", run.recipe.student), ("aligned", str(run_folder / "merged"))):
-            vlm = load(reference, name=name)
-            made[name] = stage.predict(vlm, run.task, folder, samples, 16, run.recipe.images.max_pixels)
-            vlm.close()
-    kinds = stage.by_kind(made)
-    return {
-        "n": n,
-        **{name: sum(row.score for row in rows) / n for name, rows in made.items()},
-        "kinds": kinds,
-    }
-
-
-def ablate(source: Path, overrides: Sequence[str], steps: int) -> dict[str, Any]:
-    """Every arm from the same annotations and verdicts, with the same number of steps."""
-    results = {}
-    for arm, changes in ARMS.items():
-        folder = source.parent / f"arm-{len(results)}"
-        shutil.copytree(source, folder, ignore=shutil.ignore_patterns("3-level", "merged", "evaluate", ".lock"))
-        run = align(folder, (*overrides, *changes, f"level.max_steps={steps}", "level.patience=0"))
-        counts = json.loads((folder / "3-level" / "manifest.json").read_text())["counts"]
-        plain = retention(folder, 1000)
-        results[arm] = {
-            "samples": counts["train"], "aligned": run["accuracy"]["aligned"], "gain": run["gain"],
-            "gain_ci95": run["gain_ci95"], "plain": plain["aligned"] - plain["base"], "seconds": run["seconds"]["level"],
-        }  # fmt: skip
-        click.echo(f"{arm}: {results[arm]}", err=True)
-        shutil.rmtree(folder)
-    return results
+    run, spent = open_run("minicharts", out=str(folder), overrides=overrides), {"inside_s": 0.0, "depth": 0}
+    with counting(spent):
+        run_stages(run)
+    return report(run).model_dump(mode="json") | {"models_s": spent["inside_s"]}
 
 
 @contextmanager
@@ -105,21 +71,20 @@ def counting(spent: dict[str, float]) -> Iterator[None]:
     from trl import SFTTrainer
 
     def timed(owner: Any, name: str) -> tuple[Any, str, Any]:
-        inner = getattr(owner, name)
-        spent.setdefault("_depth", 0)
+        original = getattr(owner, name)
 
         def outer(*args: Any, **kwargs: Any) -> Any:
-            spent["_depth"] += 1
+            spent["depth"] += 1
             started = time.monotonic()
             try:
-                return inner(*args, **kwargs)
+                return original(*args, **kwargs)
             finally:
-                spent["_depth"] -= 1
-                if not spent["_depth"]:  # what is called inside another timed function counts once
-                    spent["inside_s"] = spent.get("inside_s", 0.0) + time.monotonic() - started
+                spent["depth"] -= 1
+                if not spent["depth"]:  # what is called inside another timed function counts once
+                    spent["inside_s"] += time.monotonic() - started
 
         setattr(owner, name, outer)
-        return owner, name, inner
+        return owner, name, original
 
     places = ((GenerationMixin, "generate"), (Idefics3Model, "get_image_features"), (SFTTrainer, "training_step"),
               (SFTTrainer, "prediction_step"), (torch.optim.AdamW, "step"))  # fmt: skip
@@ -127,56 +92,64 @@ def counting(spent: dict[str, float]) -> Iterator[None]:
     try:
         yield
     finally:
-        for owner, name, inner in saved:
-            setattr(owner, name, inner)
+        for owner, name, original in saved:
+            setattr(owner, name, original)
 
 
-def overhead(folder: Path, seed: int) -> dict[str, float]:
-    """Wall seconds of a run in this process, and the share that is not the models' own work."""
-    started = time.monotonic()
-    from mpa_edge.stages.pipeline import run_stages
-    from mpa_edge.stages.run import open_run
+def plain_style(references: dict[str, str], n: int) -> dict[str, Any]:
+    """Models on n questions in the plain style: accuracy in all and by kind."""
+    from mpa_edge.nursery.render import ANSWERS, render
+    from mpa_edge.recipe import PILLOW_PIXEL_CAP
+    from mpa_edge.stages.evaluate import by_kind, predict, read_samples
+    from mpa_edge.tasks import get_task
+    from mpa_edge.vlm import load
 
-    spent: dict[str, float] = {}
-    with counting(spent):
-        run_stages(open_run("minicharts", out=str(folder), overrides=overrides_of(seed)))
-    wall_s = time.monotonic() - started
-    return {"wall_s": wall_s, "models_s": spent["inside_s"], "overhead": 1 - spent["inside_s"] / wall_s}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = render(Path(temporary), n, EVALUATION_SEED + 1, "plain", answers_per_image=1)
+        samples, made = read_samples(folder / ANSWERS), {}
+        for name, reference in references.items():
+            vlm = load(reference, name=name)
+            made[name] = predict(vlm, get_task("minicharts"), folder, samples, 16, PILLOW_PIXEL_CAP)
+            vlm.close()
+    scores = {name: sum(row.score for row in rows) / n for name, rows in made.items()}
+    return {"n": n, **scores, "kinds": by_kind(made)}
 
 
 def machine() -> dict[str, Any]:
     """What it ran on."""
-    model = next(
-        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").open() if line.startswith("model name")), "?"
-    )
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
     return {"cores": len(os.sched_getaffinity(0)), "cpu": model}
+
+
+def benchmark(folder: Path, seed: int, extra: Sequence[str]) -> dict[str, Any]:
+    """One seed: the run, the plain style, the kinds."""
+    run = align(folder, (*overrides_of(seed), *extra))
+    details = json.loads((folder / "evaluate" / "evaluate.json").read_text())
+    plain = plain_style({"base": "nursery:student", "aligned": str(folder / "merged")}, 1000)
+    click.echo(f"seed {seed}: gain {run['gain']:+.3f}, p {run['p_mcnemar']:.1e}, {run['wall_s']} s", err=True)
+    return run | {"run": folder.name, "seed": seed, "kinds": details["kinds"], "plain": plain}
 
 
 @click.command()
 @click.option("--seeds", default="0,1,2", show_default=True, help="Comma-separated.")
-@click.option("--ablation", is_flag=True, help="Also the table of arms, on the first seed.")
-@click.option("--no-overhead", is_flag=True, help="Leave out the in-process run.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Leave the run folders here.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the JSON document here, else to stdout.")
 @click.option("--set", "extra", multiple=True, help="Further overrides of the recipe.")
-def main(seeds: str, ablation: bool, no_overhead: bool, out: Path | None, extra: tuple[str, ...]) -> None:
+@click.option("--inner", "inner_folder", type=click.Path(path_type=Path), hidden=True)
+def main(seeds: str, keep: Path | None, out: Path | None, extra: tuple[str, ...], inner_folder: Path | None) -> None:
     """Run the benchmark."""
-    result: dict[str, Any] = {"command": "python benchmarks/align.py " + " ".join(sys.argv[1:]), "machine": machine()}
+    if inner_folder:
+        return click.echo(json.dumps(inner(inner_folder, extra)))
     with tempfile.TemporaryDirectory() as temporary:
-        folder, runs = Path(temporary), []
-        for seed in map(int, seeds.split(",")):
-            one = align(folder / f"seed-{seed}", (*overrides_of(seed), *extra))
-            one |= {"seed": seed, "plain": retention(folder / f"seed-{seed}", 1000), "run": f"seed-{seed}"}
-            one["kinds"] = json.loads((folder / f"seed-{seed}" / "evaluate" / "evaluate.json").read_text())["kinds"]
-            runs.append(one)
-            click.echo(f"seed {seed}: gain {one['gain']:+.3f}, p {one['p_mcnemar']:.1e}, {one['wall_s']} s", err=True)
-        result |= {"runs": runs, "mean_gain": sum(one["gain"] for one in runs) / len(runs)}
-        if ablation:
-            first = int(seeds.split(",")[0])
-            counts = json.loads((folder / f"seed-{first}" / "3-level" / "manifest.json").read_text())["counts"]
-            result["ablation_steps"] = counts["steps"]
-            result["ablation"] = ablate(folder / f"seed-{first}", (*overrides_of(first), *extra), counts["steps"])
-        if not no_overhead:
-            result["overhead"] = overhead(folder / "overhead", 77)
+        folder = keep or Path(temporary)
+        runs = [benchmark(folder / f"seed-{seed}", seed, extra) for seed in map(int, seeds.split(","))]
+    result = {
+        "command": "python benchmarks/align.py " + " ".join(sys.argv[1:]),
+        "machine": machine(),
+        "mean_gain": sum(run["gain"] for run in runs) / len(runs),
+        "runs": runs,
+    }
     text = json.dumps(result, indent=1) + "\n"
     if out:
         out.write_text(text)

@@ -92,11 +92,16 @@ def training_line(name: str) -> str:
 
 def kinds_table(result: dict[str, Any]) -> str:
     """Accuracy by question kind, both models, both styles."""
-    lines = ["| Question kind | Teacher, target | Teacher, plain | Student, target | Student, plain |", "| --- | ---: | ---: | ---: | ---: |"]
+    lines = [
+        "| Question kind | Teacher, target | Teacher, plain | Student, target | Student, plain |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
     columns = [result[name][style] for name in ("teacher", "student") for style in ("target", "plain")]
     lines.append("| **all** | " + " | ".join(f"**{100 * column['accuracy']:.1f} %**" for column in columns) + " |")
     for kind in sorted(columns[0]["kinds"]):
-        cells = [f"{100 * column['kinds'][kind]['accuracy']:.0f} %" if kind in column["kinds"] else "" for column in columns]
+        cells = [
+            f"{100 * column['kinds'][kind]['accuracy']:.0f} %" if kind in column["kinds"] else "" for column in columns
+        ]
         lines.append(f"| {kind} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -110,7 +115,10 @@ def main(n: int, out: Path | None) -> None:
     result: dict[str, Any] = {"command": command.strip()}
     for name in ("teacher", "student"):
         vlm: Any = load(f"nursery:{name}", name=name, batch_size=128)
-        one: dict[str, Any] = {"parameters": sum(p.numel() for p in vlm.model.parameters()), "training": training_line(name)}
+        one: dict[str, Any] = {
+            "parameters": sum(p.numel() for p in vlm.model.parameters()),
+            "training": training_line(name),
+        }
         one |= {"target": answers(vlm, "target", n), "plain": answers(vlm, "plain", n)}
         if name == "teacher":
             one |= {"annotations": annotations(vlm, 300, 5), "annotations_with_sampled": annotations(vlm, 100, 10)}

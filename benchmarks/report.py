@@ -1,6 +1,6 @@
-"""Write what benchmarks/align.py measured into docs/results.md and between the result markers of README.md.
+"""Write what was measured (docs/results.json, docs/ablation.json) into docs/results.md and the marked table of README.md.
 
-    python benchmarks/report.py docs/results.json
+python benchmarks/report.py
 """
 
 from __future__ import annotations
@@ -74,11 +74,12 @@ def kinds_table(runs: Sequence[dict[str, Any]]) -> str:
 def cost_table(runs: Sequence[dict[str, Any]]) -> str:
     """Where the time and the memory go."""
     stages = list(runs[0]["seconds"])
-    heading = ["Seed", "Annotated", "Verified", "Gap", *(f"{stage} s" for stage in stages), "Whole process s", "Peak memory GB"]
+    heading = ["Seed", "Annotated", "Verified", "Gap", *(f"{stage} s" for stage in stages), "Whole process s", "Overhead",
+               "Peak memory GB"]  # fmt: skip
     rows = [
         [
             str(run["seed"]), str(run["annotated"]), str(run["verified"]), str(run["gap"]),
-            *(f"{run['seconds'][stage]:.0f}" for stage in stages), f"{run['wall_s']:.0f}",
+            *(f"{run['seconds'][stage]:.0f}" for stage in stages), f"{run['wall_s']:.0f}", percent(run["overhead"]),
             f"{run['peak_rss_bytes'] / 1e9:.2f}",
         ]
         for run in runs
@@ -94,7 +95,7 @@ def ablation_table(result: dict[str, Any]) -> str:
             arm, str(row["samples"]), percent(row["aligned"]), points(row["gain"]),
             " to ".join(points(x) for x in row["gain_ci95"]), points(row["plain"]), f"{row['seconds']:.0f}",
         ]
-        for arm, row in result["ablation"].items()
+        for arm, row in result["arms"].items()
     ]  # fmt: skip
     return table(heading, rows)
 
@@ -113,11 +114,11 @@ def readme_block(result: dict[str, Any]) -> str:
     )
 
 
-def document(result: dict[str, Any]) -> str:
+def document(result: dict[str, Any], ablation: dict[str, Any] | None) -> str:
     """docs/results.md."""
     parts = [
         "# Results\n",
-        f"Made by `{result['command']}` and `python benchmarks/report.py docs/results.json` on {result['machine']['cores']} "
+        f"Made by `{result['command']}` and `python benchmarks/report.py` on {result['machine']['cores']} "
         f"cores ({result['machine']['cpu']}). Nothing on this page is typed by hand.\n",
         "## Gain on 1,000 unseen questions\n",
         "The unlabelled images and the questions are in the target style. The plain style is what the student mastered "
@@ -126,30 +127,27 @@ def document(result: dict[str, Any]) -> str:
         "## By question kind, mean of the seeds\n",
         kinds_table(result["runs"]),
         "## Cost\n",
+        "Overhead is the share of the whole process outside `generate`, the vision tower and the optimiser's steps: parquet, "
+        "hashing, images, progress, and loading Python, torch and the models.\n",
         cost_table(result["runs"]),
     ]
-    if "overhead" in result:
-        share = result["overhead"]
-        parts += [
-            f"One further run in one process took {share['wall_s']:.0f} s, of which {share['models_s']:.0f} s inside "
-            f"`generate`, the vision tower and the optimiser's steps: **{percent(share['overhead'])}** is the pipeline "
-            "around them (parquet, hashing, images, progress, and loading Python, torch and the models).\n"
-        ]
-    if "ablation" in result:
+    if ablation:
         parts += [
             "## What to train on\n",
-            f"Same annotations and verdicts, {result['ablation_steps']} optimiser steps each, one seed.\n",
-            ablation_table(result),
+            f"`{ablation['command']}`: same annotations and verdicts, {ablation['steps']} optimiser steps each, one seed, "
+            f"{ablation['threads']} thread(s).\n",
+            ablation_table(ablation),
         ]
     return "\n".join(parts)
 
 
 @click.command()
-@click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-def main(source: Path) -> None:
-    """Rewrite docs/results.md and the marked table of README.md from SOURCE."""
-    result = json.loads(source.read_text())
-    (ROOT / "docs" / "results.md").write_text(document(result))
+def main() -> None:
+    """Rewrite docs/results.md and the marked table of README.md."""
+    result = json.loads((ROOT / "docs" / "results.json").read_text())
+    second = ROOT / "docs" / "ablation.json"
+    ablation = json.loads(second.read_text()) if second.is_file() else None
+    (ROOT / "docs" / "results.md").write_text(document(result, ablation))
     readme = ROOT / "README.md"
     readme.write_text(MARKED.sub(lambda match: match[1] + readme_block(result) + match[2], readme.read_text()))
 
