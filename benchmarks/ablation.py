@@ -3,9 +3,9 @@
     python benchmarks/ablation.py runs/benchmark/seed-0 --out docs/ablation.json
     python benchmarks/report.py
 
-Takes a finished run (benchmarks/align.py --keep). Every arm starts from that run's annotations and verdicts, trains for as
-many steps as the run itself did, without early stopping, and answers the run's 1,000 held-out questions and 1,000 in the
-plain style.
+Takes a finished run (benchmarks/align.py --keep). Every arm starts from that run's annotations and verdicts, trains for
+as many steps as the run itself did, without early stopping, and answers the run's 1,000 held-out questions and 1,000 in
+the plain style.
 """
 
 from __future__ import annotations

@@ -4,12 +4,12 @@
     python benchmarks/report.py
 
 What is measured, and why it can be trusted:
-- gain: fresh images, sampling and training for each seed; 1,000 questions that no training saw, the same ones for teacher,
-  base and aligned; interval by bootstrap over images, exact McNemar test
-- forgetting: base and aligned on 1,000 questions in the plain style, which the base student masters; no kind is left out
-- wall seconds: of a whole process, the start of Python and the loading of torch included; peak memory: the kernel's VmHWM
-- overhead: wall seconds outside `generate`, the vision tower, and the training and evaluation steps. Everything else
-  counts: parquet, hashing, images, progress, loading of libraries and models
+- gain: fresh images, sampling and training for each seed; 1,000 questions that no training saw, the same ones for
+  teacher, base and aligned; interval by bootstrap over images, exact McNemar test
+- forgetting: base and aligned on 1,000 questions in the plain style, which the base student masters
+- wall seconds: of a whole process, start of Python and loading of torch included; peak memory: the kernel's VmHWM
+- overhead: wall seconds outside `generate`, the vision tower, and the training and evaluation steps. All else counts:
+  parquet, hashing, images, progress, loading of libraries and models
 Not timed: the installation. The machine should do nothing else meanwhile.
 """
 
@@ -140,7 +140,8 @@ def benchmark(folder: Path, seed: int, extra: Sequence[str]) -> dict[str, Any]:
 def main(seeds: str, keep: Path | None, out: Path | None, extra: tuple[str, ...], inner_folder: Path | None) -> None:
     """Run the benchmark."""
     if inner_folder:
-        return click.echo(json.dumps(inner(inner_folder, extra)))
+        click.echo(json.dumps(inner(inner_folder, extra)))
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = keep or Path(temporary)
         runs = [benchmark(folder / f"seed-{seed}", seed, extra) for seed in map(int, seeds.split(","))]

@@ -2,7 +2,7 @@
 
     python benchmarks/nursery.py --out docs/nursery.json
 
-1,000 fresh questions in each style (one a picture, kinds spread evenly), and the teacher's own annotations of 300 target
+1,000 fresh questions in each style (one a picture, kinds spread evenly), and the teacher's own annotations of target
 pictures under all five focuses, greedy and sampled. Pictures come from seeds that no training uses. Also rewrites the
 model cards beside the weights and the marked table in docs/nursery.md.
 """
@@ -64,9 +64,11 @@ def card(name: str, result: dict[str, Any], command: str) -> str:
     lines = [
         "---\nlicense: apache-2.0\npipeline_tag: image-text-to-text\n---\n",
         f"# mpa-edge nursery: {name}\n",
-        f"A tiny vision-language model ({result[name]['parameters'] / 1e6:.2f} M parameters, Idefics3 architecture, fp16), the built-in "
-        f"{name} of mpa-edge. It knows pictures of 128 x 64 pixels that mpa-edge's own generator draws (bar charts, signs, "
-        "shapes) and nothing else. It is for demonstrations and tests.\n",
+        (
+            f"A tiny vision-language model ({result[name]['parameters'] / 1e6:.2f} M parameters, Idefics3, "
+            f"fp16), the built-in {name} of mpa-edge. It knows pictures of 128 x 64 pixels that its own generator "
+            "draws (bar charts, signs, shapes) and nothing else. It is for demonstrations and tests.\n"
+        ),
         f"Trained from nothing by `python -m mpa_edge.nursery.train {name}`: {result[name]['training']}\n",
         "| Fresh questions | Accuracy |\n| --- | ---: |",
         f"| {target['n']} in the target style | {100 * target['accuracy']:.1f} % |",
@@ -87,15 +89,14 @@ def training_line(name: str) -> str:
 
     plan = PLANS[name]
     share = f"{100 * plan.mix.target_share:g} % of them in the target style"
-    return f"{plan.steps:,} steps of {plan.batch_size} pictures, {share}, {plan.mix.questions + plan.mix.lookups} questions a picture."
+    questions = plan.mix.questions + plan.mix.lookups
+    return f"{plan.steps:,} steps of {plan.batch_size} pictures, {share}, up to {questions} questions a picture."
 
 
 def kinds_table(result: dict[str, Any]) -> str:
     """Accuracy by question kind, both models, both styles."""
-    lines = [
-        "| Question kind | Teacher, target | Teacher, plain | Student, target | Student, plain |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
+    heading = ("Question kind", "Teacher, target", "Teacher, plain", "Student, target", "Student, plain")
+    lines = ["| " + " | ".join(heading) + " |", "| --- | ---: | ---: | ---: | ---: |"]
     columns = [result[name][style] for name in ("teacher", "student") for style in ("target", "plain")]
     lines.append("| **all** | " + " | ".join(f"**{100 * column['accuracy']:.1f} %**" for column in columns) + " |")
     for kind in sorted(columns[0]["kinds"]):
@@ -115,10 +116,8 @@ def main(n: int, out: Path | None) -> None:
     result: dict[str, Any] = {"command": command.strip()}
     for name in ("teacher", "student"):
         vlm: Any = load(f"nursery:{name}", name=name, batch_size=128)
-        one: dict[str, Any] = {
-            "parameters": sum(p.numel() for p in vlm.model.parameters()),
-            "training": training_line(name),
-        }
+        parameters = sum(p.numel() for p in vlm.model.parameters())
+        one: dict[str, Any] = {"parameters": parameters, "training": training_line(name)}
         one |= {"target": answers(vlm, "target", n), "plain": answers(vlm, "plain", n)}
         if name == "teacher":
             one |= {"annotations": annotations(vlm, 300, 5), "annotations_with_sampled": annotations(vlm, 100, 10)}
@@ -126,7 +125,8 @@ def main(n: int, out: Path | None) -> None:
         result[name] = one
     text = json.dumps(result, indent=1) + "\n"
     if not out:
-        return click.echo(text)
+        click.echo(text)
+        return
     out.write_text(text)
     for name in ("teacher", "student"):
         (WEIGHTS / name / "README.md").write_text(card(name, result, command))

@@ -1,4 +1,4 @@
-"""Write what was measured (docs/results.json, docs/ablation.json) into docs/results.md and the marked table of README.md.
+"""Write what was measured (docs/results.json, docs/ablation.json) into docs/results.md and the README's marked table.
 
 python benchmarks/report.py
 """
@@ -65,7 +65,8 @@ def kinds_table(runs: Sequence[dict[str, Any]]) -> str:
         cells = [run["kinds"][kind] for run in runs if kind in run["kinds"]]
         plain = [run["plain"]["kinds"][kind] for run in runs if kind in run["plain"]["kinds"]]
         rows.append([
-            kind, f"{cells[0]['n']:.0f}", *(percent(mean([c[m] for c in cells])) for m in ("teacher", "base", "aligned")),
+            kind, f"{cells[0]['n']:.0f}",
+            *(percent(mean([c[m] for c in cells])) for m in ("teacher", "base", "aligned")),
             *(percent(mean([c[m] for c in plain])) for m in ("base", "aligned")),
         ])  # fmt: skip
     return table(heading, rows)
@@ -74,8 +75,8 @@ def kinds_table(runs: Sequence[dict[str, Any]]) -> str:
 def cost_table(runs: Sequence[dict[str, Any]]) -> str:
     """Where the time and the memory go."""
     stages = list(runs[0]["seconds"])
-    heading = ["Seed", "Annotated", "Verified", "Gap", *(f"{stage} s" for stage in stages), "Whole process s", "Overhead",
-               "Peak memory GB"]  # fmt: skip
+    seconds = [f"{stage} s" for stage in stages]
+    heading = ["Seed", "Annotated", "Verified", "Gap", *seconds, "Whole process s", "Overhead", "Peak memory GB"]
     rows = [
         [
             str(run["seed"]), str(run["annotated"]), str(run["verified"]), str(run["gap"]),
@@ -118,24 +119,32 @@ def document(result: dict[str, Any], ablation: dict[str, Any] | None) -> str:
     """docs/results.md."""
     parts = [
         "# Results\n",
-        f"Made by `{result['command']}` and `python benchmarks/report.py` on {result['machine']['cores']} "
-        f"cores ({result['machine']['cpu']}). Nothing on this page is typed by hand.\n",
+        (
+            f"Made by `{result['command']}` and `python benchmarks/report.py` on {result['machine']['cores']} "
+            f"cores ({result['machine']['cpu']}). Nothing on this page is typed by hand.\n"
+        ),
         "## Gain on 1,000 unseen questions\n",
-        "The unlabelled images and the questions are in the target style. The plain style is what the student mastered "
-        "before: those two columns show whether it forgot.\n",
+        (
+            "The unlabelled images and the questions are in the target style. The plain style is what the student "
+            "mastered before: those two columns show whether it forgot.\n"
+        ),
         seeds_table(result["runs"]),
         "## By question kind, mean of the seeds\n",
         kinds_table(result["runs"]),
         "## Cost\n",
-        "Overhead is the share of the whole process outside `generate`, the vision tower and the optimiser's steps: parquet, "
-        "hashing, images, progress, and loading Python, torch and the models.\n",
+        (
+            "Overhead is the share of the whole process outside `generate`, the vision tower and the optimiser: "
+            "parquet, hashing, images, progress, and loading Python, torch and the models.\n"
+        ),
         cost_table(result["runs"]),
     ]
     if ablation:
         parts += [
             "## What to train on\n",
-            f"`{ablation['command']}`: same annotations and verdicts, {ablation['steps']} optimiser steps each, one seed, "
-            f"{ablation['threads']} thread(s).\n",
+            (
+                f"`{ablation['command']}`: same annotations and verdicts, {ablation['steps']} steps each, "
+                f"one seed, {ablation['threads']} thread(s).\n"
+            ),
             ablation_table(ablation),
         ]
     return "\n".join(parts)
