@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 from mpa_edge.errors import MpaError, missing_package
@@ -45,7 +47,7 @@ def load_processor(path: str) -> Any:
     from transformers import AutoProcessor
 
     quiet()
-    processor = _loading(path, lambda: AutoProcessor.from_pretrained(path))
+    processor = _loading(path, lambda: AutoProcessor.from_pretrained(path, trust_remote_code=False))
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
         raise MpaError(f"'{path}' is no vision-language model: its processor lacks a tokenizer or an image processor")
     processor.tokenizer.padding_side = "left"
@@ -58,8 +60,18 @@ def load_model(path: str, device: str) -> PreTrainedModel:
     from transformers import AutoModelForImageTextToText
 
     quiet()
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    model = _loading(path, lambda: AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, use_safetensors=True))
+    options = {"dtype": torch.float32 if device == "cpu" else torch.bfloat16, "use_safetensors": True}
+    model, found = _loading(
+        path,
+        lambda: AutoModelForImageTextToText.from_pretrained(
+            path, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        ),
+    )
+    # transformers would go on with random numbers in the place of what is missing or has another shape
+    if absent := sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]):
+        raise MpaError(
+            f"'{path}' lacks {len(absent)} tensors of its config.json ({absent[0]}): copy the checkpoint again"
+        )
     return model.to(device).eval()
 
 
@@ -69,7 +81,7 @@ def _loading(path: str, load: Any) -> Any:
         return load()
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        why = lines[0] if lines else type(error).__name__
+        why = lines[0].rstrip(".") if lines else type(error).__name__
         raise MpaError(f"cannot load '{path}': {why[:300]}; check the folder or the hub id") from error
     except Exception as error:  # safetensors raises a class of its own that it does not export
         if type(error).__name__ != "SafetensorError":
@@ -77,26 +89,42 @@ def _loading(path: str, load: Any) -> Any:
         raise MpaError(f"cannot load '{path}': damaged weights ({error}); copy the checkpoint again") from error
 
 
+@functools.lru_cache(8)
+def _special_tokens(tokenizer: Any, image_token: str | None) -> re.Pattern[str]:
+    known = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    known |= {*tokenizer.all_special_tokens, *filter(None, [image_token])}
+    return re.compile("|".join(re.escape(token) for token in sorted(known, key=len, reverse=True)))
+
+
+def without_special_tokens(processor: Any, text: str) -> str:
+    """Text that cannot be read as an image, a turn or an end, whoever wrote it: no special token stays in it."""
+    special = _special_tokens(processor.tokenizer, getattr(processor, "image_token", None))
+    while (cleaned := special.sub("", text)) != text:  # what is left may close up to another one
+        text = cleaned
+    return text
+
+
 def chat_prompt(processor: Any, prompt: str) -> str:
     """The text that the model sees before its answer: image first, then the prompt, in the model's own template.
 
     Identify, training, evaluation and export all call this one function, so that their prompts are the same bytes.
     """
-    content = [{"type": "image"}, {"type": "text", "text": prompt}]
+    content = [{"type": "image"}, {"type": "text", "text": without_special_tokens(processor, prompt)}]
     message = [{"role": "user", "content": content}]
     return str(processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
 
 
 def chat_completion(processor: Any, prompt: str, answer: str) -> str:
     """What the model should say after `chat_prompt`: the answer up to and with the end token, nothing behind it."""
+    asked, said = (without_special_tokens(processor, text) for text in (prompt, answer))
     messages = [
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]},
-        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked}]},
+        {"role": "assistant", "content": [{"type": "text", "text": said}]},
     ]
     whole = str(processor.apply_chat_template(messages, add_generation_prompt=False, tokenize=False))
     before = chat_prompt(processor, prompt)
     if not whole.startswith(before):
         raise MpaError("the student's chat template rewrites the prompt once it is answered: use another checkpoint")
-    said, end = whole[len(before) :], str(processor.tokenizer.eos_token)
-    head, found, _ = said.partition(end)
-    return head + end if found else said.rstrip() + end
+    rest, end = whole[len(before) :], str(processor.tokenizer.eos_token)
+    head, found, _ = rest.partition(end)
+    return head + end if found else rest.rstrip() + end

@@ -130,7 +130,8 @@ class TransformersVLM:
         stops = [i for i, token in enumerate(kept) if token in self._end_ids()]
         reason: FinishReason = "stop" if stops else "length"
         kept = kept[: stops[0] + 1] if stops else kept
-        text = self.processor.tokenizer.decode(kept, skip_special_tokens=True).strip()
+        text = self.processor.tokenizer.decode(kept, skip_special_tokens=True)
+        text = checkpoint.without_special_tokens(self.processor, text).strip()
         return Reply(text=text, finish_reason=reason, n_tokens=len(kept))
 
     def _end_ids(self) -> set[int]:

@@ -1,0 +1,88 @@
+"""References and fingerprints: which model is meant, and whether it is still the same one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mpa_edge import vlm
+from mpa_edge.errors import MpaError
+from mpa_edge.vlm import fingerprint, resolve
+
+
+def test_built_in_models_folders_and_hub_ids_resolve(a_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve("nursery:teacher") == str(vlm.WEIGHTS / "teacher")
+    assert resolve(str(a_copy)) == str(a_copy)
+    monkeypatch.chdir(a_copy.parent)
+    assert resolve("./copy") == resolve("copy") == "copy"
+    monkeypatch.setenv("HOME", str(a_copy.parent))
+    assert resolve("~/copy") == str(a_copy)
+    assert resolve("owner/name") == "owner/name"
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [
+        ("nursery:teach", "no built-in model 'nursery:teach': use nursery:student, nursery:teacher"),
+        ("nursery:", "use nursery:student, nursery:teacher"),
+        ("./nowhere", "no model './nowhere'"),
+        ("/nowhere/at/all", "no model"),
+        ("~/nowhere", "no model"),
+        ("a/b/c", "a hub id OWNER/NAME"),
+        ("teacher", "no model 'teacher'"),
+        ("", "has no config.json"),
+    ],
+)
+def test_a_reference_to_nothing_names_what_there_is(reference: str, said: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for ask in (resolve, fingerprint):
+        with pytest.raises(MpaError) as caught:
+            ask(reference)
+        assert said in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_a_config_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(MpaError, match="has no config.json: name a folder that holds a transformers checkpoint"):
+        resolve(str(tmp_path))
+
+
+def test_a_fingerprint_changes_with_weights_words_and_template_only(a_copy: Path) -> None:
+    before = fingerprint(str(a_copy))
+    (a_copy / "notes.md").write_text("seen")
+    os.utime(a_copy / "config.json")
+    assert fingerprint(str(a_copy)) == before
+    seen = {before}
+    for name in ("model.safetensors", "tokenizer.json", "chat_template.jinja", "config.json"):
+        content = bytearray((a_copy / name).read_bytes())
+        content[-2] ^= 1
+        (a_copy / name).write_bytes(content)
+        seen.add(fingerprint(str(a_copy)))
+    (a_copy / "model-00002.safetensors").write_bytes(b"more")
+    assert len(seen | {fingerprint(str(a_copy))}) == 6
+
+
+def test_the_place_of_a_checkpoint_does_not_matter_and_a_hub_id_is_itself(
+    random_checkpoint: Path, a_copy: Path
+) -> None:
+    assert fingerprint(str(a_copy)) == fingerprint(str(random_checkpoint))
+    assert len({fingerprint("a/b"), fingerprint("a/b"), fingerprint("a/c")}) == 2
+
+
+def test_a_large_file_of_the_same_size_with_other_weights_is_another_model(a_copy: Path, monkeypatch) -> None:
+    monkeypatch.setattr(vlm, "HASHED_BYTES", 64_000)
+    monkeypatch.setattr(vlm, "SAMPLE_BYTES", 1_000)
+    weights = a_copy / "model.safetensors"
+    before, content = fingerprint(str(a_copy)), weights.read_bytes()
+    middle = len(content) // 2
+    for changed in (
+        content[:middle] + bytes(byte ^ 1 for byte in content[middle:]),  # training moves them all
+        content[:-1] + bytes([content[-1] ^ 1]),
+        content + b"\0",
+    ):
+        weights.write_bytes(changed)
+        assert fingerprint(str(a_copy)) != before
+    weights.write_bytes(content)
+    assert fingerprint(str(a_copy)) == before
