@@ -15,6 +15,7 @@ from mpa_edge.stages.run import Run, begin, memory_counts
 from mpa_edge.stages.selection import Selection, select
 from mpa_edge.tasks import answer_prompt
 from mpa_edge.types import ParityRecord
+from mpa_edge.vlm.interrupts import interrupts_held
 
 STAGE = "level"
 CHECKPOINTS = "checkpoints"
@@ -31,7 +32,8 @@ def run_level(run: Run, fresh: bool = False) -> None:
     selection = choose(run)
     begin(STAGE, folder, inputs, fresh)
     clock = StageClock(folder)
-    from mpa_edge.stages import training
+    with interrupts_held():
+        from mpa_edge.stages import training
 
     outcome = training.train(run, selection, folder / CHECKPOINTS, folder / ADAPTER, clock)
     write_json(folder / LOSSES, outcome.losses)

@@ -20,6 +20,7 @@ from mpa_edge.stages.run import Run, begin, memory_counts
 from mpa_edge.tasks import answer_prompt
 from mpa_edge.types import Drop
 from mpa_edge.vlm import checkpoint, resolve
+from mpa_edge.vlm.interrupts import interrupts_held
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +45,8 @@ def run_merge(run: Run, fresh: bool = False) -> None:
         return
     begin(STAGE, folder, inputs, fresh)
     clock = StageClock(folder)
-    checkpoint.set_threads(run.recipe.threads)
+    with interrupts_held():
+        checkpoint.set_threads(run.recipe.threads)
     building = folder / BUILDING
     clear(make_folder(building))
     difference = merge(resolve(run.recipe.student), run.stage_folder("level") / ADAPTER, building, probes(run))

@@ -12,7 +12,7 @@ from mpa_edge.runs import read_json, require_free
 from mpa_edge.stages.run import FOLDERS, RUN_FILE, Run
 from mpa_edge.vlm import resolve
 
-PICTURE_BYTES = 12_000  # a minichart as PNG takes 4 to 15 kB
+PICTURE_BYTES = 20_000  # a minichart as PNG takes 4 to 20 kB
 ROW_BYTES = 400  # one row of parquet through all stages
 LIBRARIES_BYTES = 900_000_000  # torch and transformers, loaded
 WORKSPACE_BYTES = 400_000_000  # a batch of pictures and its activations, small models

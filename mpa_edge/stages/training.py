@@ -140,7 +140,7 @@ def _train(run: Run, selection: Selection, checkpoints: Path, out: Path, clock: 
     path = resolve(recipe.student)
     processor, model = checkpoint.load_processor(path), _trainable(path, config, device, recipe.seed)
     resume_from = last_checkpoint(checkpoints)
-    with disk_guard(run.folder, 100_000_000):
+    with disk_guard(run.folder, _checkpoint_bytes(model)):
         trainer = _trainer(run, selection, model, processor, checkpoints, device, at_once)
         start = take_up(trainer, resume_from) if resume_from else 0
         with progress("level", trainer.args.max_steps, start) as advance:
@@ -149,6 +149,11 @@ def _train(run: Run, selection: Selection, checkpoints: Path, out: Path, clock: 
         _save(trainer, out)
     state = trainer.state
     return Outcome([dict(entry) for entry in state.log_history], state.global_step, _best_step(state))
+
+
+def _checkpoint_bytes(model: Any) -> int:
+    """What one checkpoint takes: the trained weights and two moments of each, fp32, and some small files."""
+    return 12 * sum(p.numel() for p in model.parameters() if p.requires_grad) + 1_000_000
 
 
 def take_up(trainer: Any, resume_from: Path) -> int:

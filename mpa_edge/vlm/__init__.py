@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mpa_edge.errors import MpaError
 from mpa_edge.runs import sha256_file, sha256_json
+from mpa_edge.vlm.interrupts import interrupts_held
 
 if TYPE_CHECKING:
     from mpa_edge.types import VLM
@@ -68,6 +69,7 @@ def _file_mark(path: Path) -> str:
 
 def load(reference: str, *, name: str, device: str = "auto", threads: int | None = None, batch_size: int = 64) -> VLM:
     """The model behind a reference, ready to answer. torch is imported here, not before."""
-    from mpa_edge.vlm.transformers import TransformersVLM
+    with interrupts_held():
+        from mpa_edge.vlm.transformers import TransformersVLM
 
     return TransformersVLM(resolve(reference), name=name, device=device, threads=threads, batch_size=batch_size)

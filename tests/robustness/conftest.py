@@ -19,7 +19,8 @@ STAGES = ("annotate", "identify", "level", "merge", "evaluate")
 # 24 images in 6 shards; a checkpoint and a look at the held-out slice every 2 steps; dropout needs its random state
 SMALL = {
     "images.render.n": 24, "annotate.shard_size": 4, "evaluate.n": 40, "level.batch_size": 8, "level.max_steps": 10,
-    "level.eval_steps": 2, "level.save_steps": 2, "level.min_gap": 4, "level.dropout": 0.1, "level.holdout": 0.25, "threads": 1,
+    "level.eval_steps": 2, "level.save_steps": 2, "level.min_gap": 4, "level.dropout": 0.1, "level.holdout": 0.25,
+    "threads": 1,
 }  # fmt: skip
 
 
@@ -46,6 +47,7 @@ class Forks:
     """Commands in forked children, with an optional signal at a moment of a stage."""
 
     def __init__(self, cwd: Path) -> None:
+        self.cwd = cwd
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("forks.py"))],
@@ -53,10 +55,13 @@ class Forks:
         )  # fmt: skip
 
     def __call__(
-        self, *argv: str, run: Path | str = ".", stage: str | None = None, after_s: float = 0.0, sig: int = 0
-    ) -> Ended:
+        self, *argv: str, run: Path | str = ".", stage: str | None = None, after_s: float = 0.0, sig: int = 0,
+        max_file_bytes: int | None = None,
+    ) -> Ended:  # fmt: skip
         order = {"argv": list(argv), "run": str(run), "stage": stage, "after_s": after_s, "signal": int(sig)}
-        assert self.process.stdin and self.process.stdout
+        order["max_file_bytes"] = max_file_bytes
+        assert self.process.stdin
+        assert self.process.stdout
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         return Ended(**json.loads(self.process.stdout.readline()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -38,9 +39,11 @@ def warm_up() -> None:
     from mpa_edge.vlm import transformers as vlm  # noqa: F401
 
 
-def child(argv: list[str], out: int, err: int) -> None:
+def child(argv: list[str], out: int, err: int, max_file_bytes: int | None) -> None:
     from mpa_edge.cli.main import exit_code
 
+    if max_file_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, resource.RLIM_INFINITY))
     os.dup2(out, 1)
     os.dup2(err, 2)
     code = exit_code(argv)
@@ -63,7 +66,7 @@ def obey(order: dict) -> dict:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         pid = os.fork()
         if pid == 0:
-            child(order["argv"], out.fileno(), err.fileno())
+            child(order["argv"], out.fileno(), err.fileno(), order.get("max_file_bytes"))
         rc, begun, sent = None, None if order.get("stage") else time.monotonic(), False
         while rc is None:
             time.sleep(0.005)

@@ -1,0 +1,63 @@
+"""A full disk in any stage: one line that says what to do, and the same command goes on when there is room."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mpa_edge.runs import TEMP_SUFFIX, read_manifest
+
+pytestmark = pytest.mark.slow
+FOLDERS = {
+    "annotate": "1-annotate",
+    "identify": "2-identify",
+    "level": "3-level",
+    "merge": "merged",
+    "evaluate": "evaluate",
+}
+# the largest file that each stage writes is larger than this, those before it are smaller
+TOO_SMALL_BYTES = {"annotate": 1500, "identify": 1500, "level": 600_000, "merge": 4_000_000, "evaluate": 1500}
+
+
+@pytest.mark.parametrize("stage", TOO_SMALL_BYTES)
+def test_no_room_for_a_file(forks, undisturbed, set_arguments, tmp_path: Path, stage: str) -> None:
+    """A limit on the size of files makes every write fail half-way, as a full disk does."""
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed, out)
+    for later in list(FOLDERS)[list(FOLDERS).index(stage) :]:
+        shutil.rmtree(out / FOLDERS[later])
+    command = (stage, str(out))
+    ended = forks(*command, max_file_bytes=TOO_SMALL_BYTES[stage])
+    assert ended.rc == 1, ended.stderr
+    assert ended.last.startswith("error: disk full at "), ended.stderr
+    assert ended.last.endswith("MB and run the same command again; nothing is lost")
+    assert "Traceback" not in ended.stderr
+    folder = out / FOLDERS[stage]
+    assert read_manifest(folder) is None
+    assert not list(out.rglob(f"*{TEMP_SUFFIX}"))
+    assert not [path for path in folder.iterdir() if path.suffix in (".safetensors", ".parquet")]
+    again = forks(*command)
+    assert again.rc == 0, again.stderr
+    assert read_manifest(folder) == read_manifest(undisturbed / FOLDERS[stage]) or same_outputs(out, undisturbed, stage)
+
+
+def same_outputs(out: Path, undisturbed: Path, stage: str) -> bool:
+    """The same files with the same content, but for what a clock measured."""
+    found, expected = (read_manifest(run / FOLDERS[stage]) for run in (out, undisturbed))
+    assert found is not None
+    assert expected is not None
+    timed = ("losses.json",)
+    return {k: v for k, v in found.outputs.items() if k not in timed} == {
+        k: v for k, v in expected.outputs.items() if k not in timed
+    }
+
+
+def test_too_little_room_is_said_before_anything_starts(forks, set_arguments, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    ended = forks("align", "--out", str(out), *set_arguments(images__render__n=99_000_000))
+    assert ended.rc == 1
+    assert ended.stderr.startswith("error: disk full at ")
+    assert len(ended.stderr.splitlines()) == 1
+    assert not out.exists()
