@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mpa_edge.errors import MpaError
+
 
 @dataclass(frozen=True)
 class Flips:
@@ -27,11 +29,14 @@ def bootstrap_ci95(
 ) -> tuple[float, float]:
     """95 % percentile interval of the mean of `values`, resampling whole clusters. Two numbers, low first.
 
+    Raises MpaError where there is nothing to resample.
     Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapters 8 and 13.
 
     >>> bootstrap_ci95([1.0, 1.0], ["a", "b"], resamples=100, seed=0)
     (1.0, 1.0)
     """
+    if not values:
+        raise MpaError("no question was answered, so there is no interval: evaluate on at least one question")
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
     sums = np.bincount(index, weights=np.asarray(values, float))
     sizes = np.bincount(index)

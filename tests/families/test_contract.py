@@ -1,0 +1,136 @@
+"""What every family promises, on tiny random models of its model types: LoRA goes where it says, merges, reloads."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+
+from mpa_edge.errors import MpaError
+from mpa_edge.families import Family, families, family_of
+from mpa_edge.vlm import checkpoint
+from tests.families.tiny import INPUTS, TINY, build
+
+MODEL_TYPES = sorted(t for family in families().values() for t in family.model_types)
+PARTS = ("language", "vision", "connector")
+# where a part lives, and what a linear layer of it may be called: written down a second time on purpose
+HOME = {"language": "text_model", "vision": "vision_model", "connector": "connector"}
+NEVER = ("lm_head", "embed_tokens", "patch_embedding", "position_embedding", "norm")
+
+
+@pytest.fixture(scope="module", params=MODEL_TYPES)
+def model_type(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def base(model_type: str) -> Any:
+    return build(model_type)
+
+
+def linears(model: nn.Module) -> dict[str, str]:
+    """Name of each linear layer -> the part it belongs to, or "head"."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return {name: next((part for part, home in HOME.items() if f".{home}." in name), "head") for name in names}
+
+
+def lora(model: Any, parts: tuple[str, ...], model_type: str) -> PeftModel:
+    """A copy of the model with an adapter whose weights are random instead of zero."""
+    regex = family_of(model_type).target_modules(parts)
+    adapted = get_peft_model(copy.deepcopy(model), LoraConfig(r=4, lora_alpha=8, target_modules=regex))
+    random = torch.Generator().manual_seed(1)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_(0, 0.2, generator=random)
+    return adapted.eval()
+
+
+@torch.inference_mode()
+def logits(model: Any, model_type: str) -> Tensor:
+    return model(**INPUTS[model_type]()).logits
+
+
+def test_every_model_type_has_a_tiny_model_and_one_family() -> None:
+    assert sorted(TINY) == sorted(INPUTS) == MODEL_TYPES == sorted(set(MODEL_TYPES))
+
+
+def test_the_folder_is_the_registry() -> None:
+    for name, family in families().items():
+        assert family.name == name
+        assert family.title
+        assert all(family_of(model_type) is family for model_type in family.model_types)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_is_all_linear_layers_of_its_own_and_no_other(base: Any, model_type: str, part: str) -> None:
+    regex = re.compile(family_of(model_type).target_modules((part,)))
+    hit = {name for name, _ in base.named_modules() if regex.fullmatch(name)}
+    assert hit == {name for name, home in linears(base).items() if home == part}
+    assert not [name for name in hit if any(word in name for word in NEVER)]
+
+
+def test_a_bare_list_of_names_would_hit_the_vision_tower_too(base: Any) -> None:
+    """Why the targets are regular expressions over whole names."""
+    adapted = get_peft_model(copy.deepcopy(base), LoraConfig(r=2, target_modules=["q_proj"]))
+    assert any(".vision_model." in name and "lora_" in name for name, _ in adapted.named_parameters())
+
+
+@pytest.mark.parametrize("parts", [("language",), ("vision",), ("language", "connector"), PARTS])
+def test_peft_trains_exactly_these_parts(base: Any, model_type: str, parts: tuple[str, ...]) -> None:
+    adapted = lora(base, parts, model_type)
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    assert all(".lora_" in name for name in trained)
+    layers = {re.sub(r"^base_model\.model\.|\.lora_[AB]\..*", "", name) for name in trained}
+    assert layers == {name for name, home in linears(base).items() if home in parts}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_has_a_say_in_the_answer(base: Any, model_type: str, part: str) -> None:
+    assert (logits(lora(base, (part,), model_type), model_type) - logits(base, model_type)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("parts", [("language",), PARTS])
+def test_adapter_and_merged_checkpoint_survive_the_disk(
+    base: Any, model_type: str, parts: tuple[str, ...], tmp_path: Path
+) -> None:
+    adapted = lora(base, parts, model_type)
+    expected = logits(adapted, model_type)
+    adapted.save_pretrained(tmp_path / "adapter")
+    again = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "adapter").eval()
+    assert (logits(again, model_type) - expected).abs().max() < 1e-6
+    again.merge_and_unload().save_pretrained(tmp_path / "merged")
+    merged = checkpoint.load_model(str(tmp_path / "merged"), "cpu")
+    assert (logits(merged, model_type) - expected).abs().max() < 1e-5
+    before, after = base.state_dict(), merged.state_dict()
+    assert {k: v.shape for k, v in before.items()} == {k: v.shape for k, v in after.items()}
+    changed = {key.removesuffix(".weight") for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {name for name, home in linears(base).items() if home in parts}
+
+
+@pytest.mark.parametrize("options", [{"use_rslora": True}, {"use_dora": True}])
+def test_variants_of_lora_merge_as_well(base: Any, model_type: str, options: dict[str, bool]) -> None:
+    regex = family_of(model_type).target_modules(("language", "vision"))
+    adapted = get_peft_model(copy.deepcopy(base), LoraConfig(r=4, target_modules=regex, **options)).eval()
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.1)
+    expected = logits(adapted, model_type)
+    assert (logits(adapted.merge_and_unload(), model_type) - expected).abs().max() < 1e-5
+
+
+def test_a_model_type_nobody_covers_names_those_that_are() -> None:
+    with pytest.raises(MpaError) as caught:
+        family_of("florence2")
+    assert str(caught.value) == f"no family for model type 'florence2': use a student of type {', '.join(MODEL_TYPES)}"
+
+
+def test_a_part_that_a_family_lacks_names_those_it_has() -> None:
+    family = Family("x", "X", ("x",), {"language": "a"})
+    with pytest.raises(MpaError, match=r"family 'x' has no LoRA targets in vision: use level\.targets from language"):
+        family.target_modules(("language", "vision"))
