@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpa_edge.errors import MpaError
+from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.runs import sha256_file, sha256_json
 from mpa_edge.vlm.interrupts import interrupts_held
 
@@ -68,8 +68,13 @@ def _file_mark(path: Path) -> str:
 
 
 def load(reference: str, *, name: str, device: str = "auto", threads: int | None = None, batch_size: int = 64) -> VLM:
-    """The model behind a reference, ready to answer. torch is imported here, not before."""
-    with interrupts_held():
-        from mpa_edge.vlm.transformers import TransformersVLM
+    """The model behind a reference, ready to answer. torch is imported here, not before.
 
+    Raises MpaError where a package, the model or the device is missing, or the checkpoint is damaged.
+    """
+    try:
+        with interrupts_held():
+            from mpa_edge.vlm.transformers import TransformersVLM
+    except ModuleNotFoundError as error:
+        raise missing_package(str(error.name).partition(".")[0], "align") from error
     return TransformersVLM(resolve(reference), name=name, device=device, threads=threads, batch_size=batch_size)

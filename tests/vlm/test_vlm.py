@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,13 @@ def test_a_reference_to_nothing_names_what_there_is(reference: str, said: str, t
             ask(reference)
         assert said in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("package", ["torch", "transformers"])
+def test_without_a_package_the_message_says_what_to_install(package: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; import mpa_edge.vlm as v; v.load('nursery:teacher', name='t')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f"MpaError: {package} is missing: pip install 'mpa-edge[align]'" in done.stderr.splitlines()[-1]
 
 
 def test_a_folder_without_a_config_is_no_checkpoint(tmp_path: Path) -> None:
