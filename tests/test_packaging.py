@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email.parser import Parser
 from pathlib import Path
@@ -27,6 +28,36 @@ HEAVY = {
 }
 
 
+def nursery_files() -> set[str]:
+    """The frozen tokenizer and every file of the built-in pair, relative to the checkout."""
+    folder = ROOT / "mpa_edge" / "nursery"
+    files = [folder / "tokenizer.json", *(path for path in (folder / "weights").rglob("*") if path.is_file())]
+    names = {path.relative_to(ROOT).as_posix() for path in files}
+    assert {f"mpa_edge/nursery/weights/{name}/model.safetensors" for name in ("teacher", "student")} <= names
+    return names
+
+
+@pytest.mark.slow
+def test_the_sdist_carries_what_the_wheel_is_made_of(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)], cwd=ROOT, check=True
+    )
+    (path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert nursery_files() <= names
+    for name in (
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "constraints.txt",
+        "recipes/minicharts.yaml",
+        "targets/README.md",
+    ):
+        assert name in names
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "mpa_edge").rglob("*.py")} <= names
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("dist")
@@ -42,8 +73,7 @@ def test_the_wheel_carries_code_assets_models_and_licence(wheel: Path) -> None:
         files = [path for path in (ROOT / folder).rglob("*") if path.is_file() and not path.name.startswith(".")]
         for path in files:
             assert f"mpa_edge/_assets/{path.relative_to(ROOT)}" in names
-    for path in (ROOT / "mpa_edge" / "nursery" / "models").rglob("*"):
-        assert path.is_dir() or str(path.relative_to(ROOT)) in names
+    assert nursery_files() <= names
     assert "mpa_edge/_assets/constraints.txt" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not any(name.startswith("tests/") or ".pyc" in name for name in names)
