@@ -98,7 +98,10 @@ def test_limit_and_a_relative_images_folder(forks, tmp_path, set_arguments) -> N
 def test_two_processes_in_one_run_folder(forks, tmp_path, set_arguments) -> None:
     out = tmp_path / "run"
     env = {**os.environ, "PYTHONPATH": str(root())}
-    code = f"import time; from pathlib import Path; from mpa_edge.runs import run_lock\nwith run_lock(Path({str(out)!r})):\n print(1, flush=True); time.sleep(60)"
+    code = (
+        "import time; from pathlib import Path; from mpa_edge.runs import run_lock\n"
+        f"with run_lock(Path({str(out)!r})):\n print(1, flush=True); time.sleep(60)"
+    )
     with subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE) as other:
         assert other.stdout
         other.stdout.readline()
