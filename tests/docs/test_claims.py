@@ -44,3 +44,11 @@ def test_the_light_installation_can(line: str, tmp_path: Path, picture) -> None:
     done = run_without_extras(line.split(), tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+def test_what_it_cannot_is_one_line_that_names_the_extra(tmp_path: Path, picture) -> None:
+    picture("a.png")
+    done = run_without_extras(["align", "--images", "images", "--out", "run"], tmp_path)
+    assert done.returncode == 1
+    assert "pip install 'mpa-edge[align]'" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
