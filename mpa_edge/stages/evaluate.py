@@ -94,7 +94,7 @@ def questions(run: Run) -> tuple[Path, list[Sample]]:
 def read_samples(path: Path) -> list[Sample]:
     """Rows of a questions file. Raises MpaError that names the line."""
     samples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
         if line.strip():
             samples.append(_sample(path, number, line))
     repeated = [sample_id for sample_id, n in Counter(sample.id for sample in samples).items() if n > 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -76,9 +77,13 @@ def merge(base: str, adapter: Path, out: Path, inputs_of: InputsOf) -> float:
 
     `inputs_of(processor)` makes the model inputs on which adapter and merged checkpoint are compared.
     """
-    before = census(checkpoint.load_model(base, "cpu"))
+    untouched = checkpoint.load_model(base, "cpu")
+    before, digests = census(untouched), digest(untouched)
+    del untouched
     inputs = inputs_of(checkpoint.load_processor(base))
-    model, expected = _merged(base, adapter, inputs)
+    model, expected, may_change = _merged(base, adapter, inputs)
+    merged = digest(model)
+    check_untouched(digests, merged, may_change)
     with disk_guard(out, sum(p.numel() for p in model.parameters()) * 4):
         model.save_pretrained(make_folder(out))
         _copy_along(base, out)
@@ -87,18 +92,19 @@ def merge(base: str, adapter: Path, out: Path, inputs_of: InputsOf) -> float:
     checkpoint.load_processor(str(out))
     saved = checkpoint.load_model(str(out), "cpu")
     check_census(before, census(saved))
+    check_same(merged, digest(saved))
     return check_logits(expected, _logits(saved, inputs))
 
 
-def _merged(base: str, adapter: Path, inputs: Mapping[str, Tensor]) -> tuple[Any, Tensor]:
-    """(merged model, logits of base with the adapter beside it)."""
+def _merged(base: str, adapter: Path, inputs: Mapping[str, Tensor]) -> tuple[Any, Tensor, set[str] | None]:
+    """(merged model, logits of base with the adapter beside it, modules that may change; None is all)."""
     if not (adapter / "adapter_config.json").is_file():
         model = checkpoint.load_model(str(adapter), "cpu")
-        return model, _logits(model, inputs)
+        return model, _logits(model, inputs), None
     model = _with_adapter(base, adapter)
-    expected = _logits(model, inputs)
+    expected, targets = _logits(model, inputs), set(model.targeted_module_names)
     try:
-        return model.merge_and_unload(safe_merge=True), expected
+        return model.merge_and_unload(safe_merge=True), expected, targets
     except ValueError as error:  # peft's word for weights that are not numbers
         raise VerificationError(f"{adapter} cannot be merged ({error}): run mpa-edge level again --fresh") from error
 
@@ -147,6 +153,32 @@ def check_census(before: Census, after: Census) -> None:
         raise VerificationError(
             f"merging changed {len(wrong)} tensors, first {name}: {before.get(name)} -> {after.get(name)}; "
             "run mpa-edge merge again with --fresh, and report it if it stays"
+        )
+
+
+def digest(model: Any) -> dict[str, str]:
+    """Name and sha256 of every tensor of a model, fp32 or as it is."""
+    tensors = model.state_dict().items()
+    return {name: hashlib.sha256(t.detach().reshape(-1).numpy().data).hexdigest() for name, t in tensors}
+
+
+def check_untouched(before: Mapping[str, str], after: Mapping[str, str], may_change: set[str] | None) -> None:
+    """Raise VerificationError where merging changed a tensor that has no adapter."""
+    changed = sorted(name for name in before if before[name] != after.get(name))
+    wrong = [name for name in changed if may_change is not None and name.rpartition(".")[0] not in may_change]
+    if wrong:
+        raise VerificationError(
+            f"merging changed {wrong[0]}, which has no adapter: run mpa-edge level again with --fresh, and report it"
+        )
+
+
+def check_same(merged: Mapping[str, str], saved: Mapping[str, str]) -> None:
+    """Raise VerificationError where a tensor is not what it was before it was saved."""
+    wrong = sorted(name for name in merged.keys() & saved.keys() if merged[name] != saved[name])
+    if wrong:
+        raise VerificationError(
+            f"{len(wrong)} tensors changed when they were saved, first {wrong[0]}: "
+            "run mpa-edge merge again with --fresh"
         )
 
 

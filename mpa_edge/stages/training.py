@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 COMPLETE = "complete"
 IGNORE = -100
 STATE = "trainer_state.json"
+ONLY_IN_CHECKPOINTS = (COMPLETE, STATE, "optimizer*", "scheduler*", "scaler*", "rng_state*", "training_args.bin")
 
 
 @dataclass(frozen=True)
@@ -136,10 +138,12 @@ def largest_divisor(n: int, limit: int) -> int:
 def _train(run: Run, selection: Selection, checkpoints: Path, out: Path, clock: StageClock, at_once: int) -> Outcome:
     """One attempt, with so many samples in memory at once."""
     recipe, config = run.recipe, run.recipe.level
+    resume_from = last_checkpoint(checkpoints)
+    if resume_from and is_over(read_json(resume_from / STATE), config, len(selection.train)):
+        return _take_best(resume_from, out)
     device = checkpoint.pick_device(recipe.device)
     path = resolve(recipe.student)
     processor, model = checkpoint.load_processor(path), _trainable(path, config, device, recipe.seed)
-    resume_from = last_checkpoint(checkpoints)
     with disk_guard(run.folder, _checkpoint_bytes(model)):
         trainer = _trainer(run, selection, model, processor, checkpoints, device, at_once)
         start = take_up(trainer, resume_from) if resume_from else 0
@@ -148,7 +152,14 @@ def _train(run: Run, selection: Selection, checkpoints: Path, out: Path, clock: 
             trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         _save(trainer, out)
     state = trainer.state
-    return Outcome([dict(entry) for entry in state.log_history], state.global_step, _best_step(state))
+    return Outcome(
+        _curve(state.log_history), state.global_step, _step_of(state.best_model_checkpoint) or state.global_step
+    )
+
+
+def _curve(history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """The logged steps, without the Trainer's summary of its own running time."""
+    return [dict(entry) for entry in history if "loss" in entry or "eval_loss" in entry]
 
 
 def _checkpoint_bytes(model: Any) -> int:
@@ -156,38 +167,68 @@ def _checkpoint_bytes(model: Any) -> int:
     return 12 * sum(p.numel() for p in model.parameters() if p.requires_grad) + 1_000_000
 
 
-def take_up(trainer: Any, resume_from: Path) -> int:
-    """What the Trainer forgets of a checkpoint: the patience that was used up, and a folder that was moved.
+def is_over(stored: Mapping[str, Any], config: LevelConfig, n_train: int) -> bool:
+    """Whether a checkpoint is the last of its training: the Trainer would take one step more from there."""
+    spent = bool(config.patience) and _patience_used(stored) >= config.patience
+    return spent or int(stored["global_step"]) >= _planned_steps(config, n_train)
 
-    Returns the step of the checkpoint. Where early stopping had struck, no further step is planned.
+
+def _patience_used(stored: Mapping[str, Any]) -> int:
+    saved = stored.get("stateful_callbacks", {}).get(EarlyStoppingCallback.__name__)
+    return int(saved["attributes"]["early_stopping_patience_counter"]) if saved else 0
+
+
+def _take_best(resume_from: Path, out: Path) -> Outcome:
+    """The result of a training that was killed after its last checkpoint."""
+    stored = read_json(resume_from / STATE)
+    best = _step_of(stored.get("best_model_checkpoint")) or int(stored["global_step"])
+    with _building(out) as building, disk_guard(out.parent, 1_000_000):
+        shutil.copytree(
+            resume_from.with_name(f"checkpoint-{best}"), building, ignore=shutil.ignore_patterns(*ONLY_IN_CHECKPOINTS)
+        )
+    return Outcome(_curve(stored["log_history"]), int(stored["global_step"]), best)
+
+
+def take_up(trainer: Any, resume_from: Path) -> int:
+    """What the Trainer forgets of a checkpoint: patience that was used up, and a folder that was moved.
+
+    Returns the step of the checkpoint.
     """
     stored = read_json(resume_from / STATE)
-    best = stored.get("best_model_checkpoint")
+    best = _step_of(stored.get("best_model_checkpoint"))
     if best:
-        write_json(resume_from / STATE, stored | {"best_model_checkpoint": str(resume_from.parent / Path(best).name)})
-    step = int(stored["global_step"])
-    saved = stored.get("stateful_callbacks", {}).get(EarlyStoppingCallback.__name__)
+        place = str(resume_from.with_name(f"checkpoint-{best}"))
+        write_json(resume_from / STATE, stored | {"best_model_checkpoint": place})
     for callback in trainer.callback_handler.callbacks:
-        if saved and isinstance(callback, EarlyStoppingCallback):
-            callback.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
-            if callback.early_stopping_patience_counter >= callback.early_stopping_patience:
-                trainer.args.max_steps = step
-    return step
+        if isinstance(callback, EarlyStoppingCallback):
+            callback.early_stopping_patience_counter = _patience_used(stored)
+    return int(stored["global_step"])
 
 
-def _save(trainer: Any, out: Path) -> None:
-    """Save what was learned; the folder gets its name when it is whole."""
+def _step_of(place: str | None) -> int | None:
+    """The step of a checkpoint's folder.
+
+    >>> _step_of("runs/x/checkpoint-40"), _step_of(None)
+    (40, None)
+    """
+    return int(Path(place).name.split("-")[1]) if place else None
+
+
+@contextmanager
+def _building(out: Path) -> Iterator[Path]:
+    """A folder to fill, which gets the name `out` when it is whole."""
     building = out.with_name(f".{out.name}")
     for folder in (building, out):
         shutil.rmtree(folder, ignore_errors=True)
-    trainer.save_model(str(building))
-    (building / "training_args.bin").unlink(missing_ok=True)  # a pickle: nobody should ever have to load one
+    yield building
     os.replace(building, out)
 
 
-def _best_step(state: Any) -> int:
-    best = state.best_model_checkpoint
-    return int(Path(best).name.split("-")[1]) if best else int(state.global_step)
+def _save(trainer: Any, out: Path) -> None:
+    """Save what was learned."""
+    with _building(out) as building:
+        trainer.save_model(str(building))
+        (building / "training_args.bin").unlink(missing_ok=True)  # a pickle: nobody should ever have to load one
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -1,0 +1,169 @@
+"""Three models on the same questions."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mpa_edge.errors import MpaError
+from mpa_edge.rows import read_rows
+from mpa_edge.runs import read_json, read_manifest, write_json
+from mpa_edge.stages import evaluate
+from mpa_edge.stages.evaluate import by_kind, read_samples, run_evaluate, summarise
+from mpa_edge.types import Prediction
+
+
+def prediction(number: int, score: float, kind: str | None = "word", image: str | None = None) -> Prediction:
+    return Prediction(
+        sample_id=str(number), image_id=image or str(number), kind=kind, question="?", answers=("a",), model="m",
+        text="a", score=score,
+    )  # fmt: skip
+
+
+def made(base: list[float], aligned: list[float]) -> dict[str, list[Prediction]]:
+    kinds = ["word" if i % 2 else "number" for i in range(len(base))]
+    return {
+        name: [prediction(i, score, kinds[i]) for i, score in enumerate(scores)]
+        for name, scores in (("teacher", [1.0] * len(base)), ("base", base), ("aligned", aligned))
+    }
+
+
+def test_summary() -> None:
+    found = summarise(made([1, 0, 0, 0, 1, 0, 0, 0], [1, 1, 1, 1, 0, 1, 1, 0]), 500, 0)
+    assert found["n"] == 8
+    assert found["accuracy"] == {"teacher": 1.0, "base": 0.25, "aligned": 0.75}
+    assert found["gain"] == 0.5
+    assert found["flips"] == {"gained": 5, "lost": 1}
+    assert found["p_mcnemar"] == pytest.approx(2 * (1 + 6) / 2**6)
+    low, high = found["gain_ci95"]
+    assert -0.25 <= low < 0.5 < high <= 1
+    assert found["ci95"]["teacher"] == (1.0, 1.0)
+    assert found == summarise(made([1, 0, 0, 0, 1, 0, 0, 0], [1, 1, 1, 1, 0, 1, 1, 0]), 500, 0)
+
+
+def test_kinds() -> None:
+    found = by_kind(made([1, 0, 0, 0], [1, 1, 0, 1]))
+    assert found == {
+        "number": {"n": 2.0, "teacher": 1.0, "base": 0.5, "aligned": 0.5},
+        "word": {"n": 2.0, "teacher": 1.0, "base": 0.0, "aligned": 1.0},
+    }
+    assert by_kind({"base": [prediction(0, 1, None)], "aligned": [], "teacher": []}) == {}
+
+
+def line(**changed) -> str:
+    return json.dumps({"id": "1", "image": "0.png", "question": "What?", "answers": ["7"]} | changed)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "holds no question"),
+        ("\n\n", "holds no question"),
+        (line() + "\n{oops", ":2: not JSON"),
+        (line(answers=[]), ":1: answers is empty"),
+        (line(answers="7"), ":1: answers: input should be a valid tuple"),
+        (line(label="7"), ":1: label: extra inputs are not permitted"),
+        (line(id=1), ":1: id: input should be a valid string"),
+        ("[1]", ":1: row: input should be"),
+        (line() + "\n" + line(), "id '1' is there more than once"),
+    ],
+)
+def test_a_questions_file_is_refused_with_its_line(tmp_path, text, said) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text(text)
+    with pytest.raises(MpaError) as caught:
+        read_samples(path)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def run(make_run, pictures, monkeypatch):
+    """A run with ten questions of its own about five pictures, merged before."""
+    questions = pictures / "questions.jsonl"
+    rows = [line(id=str(i), image=f"{i % 5}.png", kind="odd" if i % 2 else "even") for i in range(10)]
+    questions.write_text("\n".join(rows) + "\n")
+    made = make_run(evaluate__questions=str(questions), evaluate__seed=99)
+    for name in ("merge",):
+        made.stage_folder(name).mkdir(parents=True)
+        write_json(
+            made.stage_folder(name) / "manifest.json",
+            {"stage": name, "inputs": {}, "outputs": {"x": "y"}, "config_sha256": "", "versions": {}, "seed": 0,
+             "seconds": 0.0, "counts": {}},
+        )  # fmt: skip
+    return made
+
+
+MODELS = {
+    "teacher": lambda request: "7",
+    "base": lambda request: "7" if request.image.getpixel((0, 0))[0] == 0 else "8",
+    "aligned": lambda request: "7" if request.image.getpixel((0, 0))[0] < 3 else "8",
+}
+
+
+def test_every_model_answers_the_same_questions(shelf, run) -> None:
+    models = shelf(**MODELS)
+    run_evaluate(run)
+    folder = run.stage_folder("evaluate")
+    result = read_json(folder / "evaluate.json")
+    assert result["accuracy"] == {"teacher": 1.0, "base": 0.2, "aligned": 0.6}
+    assert result["metric"] == "exact-match"
+    assert models.most_open == 1
+    ids = {
+        name: [row.sample_id for row in read_rows(folder / f"predictions-{name}.parquet", Prediction)]
+        for name in MODELS
+    }
+    assert ids["teacher"] == ids["base"] == ids["aligned"] == [str(i) for i in range(10)]
+    assert {(request.prompt, request.temperature, request.max_new_tokens) for request in models.asked("base")} == {
+        ("What?", 0.0, run.recipe.identify.max_new_tokens)
+    }
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    assert manifest.counts["questions"] == 10
+    assert sorted(manifest.outputs) == ["evaluate.json", *(f"predictions-{name}.parquet" for name in sorted(MODELS))]
+
+
+def test_a_kill_costs_one_part(shelf, run, monkeypatch) -> None:
+    monkeypatch.setattr(evaluate, "CHUNK", 4)
+    asked = []
+
+    def dies(request):
+        asked.append(request)
+        if len(asked) > 8:
+            raise KeyboardInterrupt
+        return MODELS["base"](request)
+
+    shelf(**MODELS | {"base": dies})
+    with pytest.raises(KeyboardInterrupt):
+        run_evaluate(run)
+    models = shelf(**MODELS)
+    run_evaluate(run)
+    assert len(models.asked("teacher")) == 0
+    assert len(models.asked("base")) == 2
+    assert len(models.asked("aligned")) == 10
+    assert read_json(run.stage_folder("evaluate") / "evaluate.json")["accuracy"]["base"] == 0.2
+
+
+def test_line_separators_inside_a_question_do_not_end_the_line(tmp_path) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps(json.loads(line(question="a\u2028b\x85c")), ensure_ascii=False) + "\r\n", "utf-8")
+    assert [sample.question for sample in read_samples(path)] == ["a\u2028b\x85c"]
+
+
+def test_an_unreadable_image_is_an_error(shelf, run, pictures) -> None:
+    shelf(**MODELS)
+    (pictures / "3.png").write_bytes(b"")
+    with pytest.raises(MpaError, match=r"3\.png: empty file; mend the image or remove its questions"):
+        run_evaluate(run)
+
+
+def test_a_changed_questions_file_is_noticed(shelf, run, pictures) -> None:
+    models = shelf(**MODELS)
+    run_evaluate(run)
+    run_evaluate(run)
+    assert len(models.loaded) == 3
+    path = pictures / "questions.jsonl"
+    path.write_text(path.read_text().replace('["7"]', '["8"]'))
+    run_evaluate(run)
+    assert read_json(run.stage_folder("evaluate") / "evaluate.json")["accuracy"]["teacher"] == 0.0

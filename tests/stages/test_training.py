@@ -1,0 +1,201 @@
+"""The collator, resuming, and memory that runs out, on a tiny random student."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from transformers import EarlyStoppingCallback
+
+from mpa_edge.errors import MpaError
+from mpa_edge.nursery.models import END, build_model, build_processor
+from mpa_edge.recipe import LevelConfig
+from mpa_edge.runs import StageClock, make_folder, read_json, write_json
+from mpa_edge.stages import training
+from mpa_edge.stages.selection import Selection
+from mpa_edge.stages.training import COMPLETE, IGNORE, AnswerCollator, as_rows, largest_divisor, last_checkpoint
+from mpa_edge.types import ParityRecord, Request
+from mpa_edge.vlm import checkpoint
+
+ANSWERS = ("7", "red", "42", "no", "-5", "3.5", "U.S.", "a  b", "blue circle")
+
+
+def records(n: int, images: int = 6) -> tuple[ParityRecord, ...]:
+    return tuple(
+        ParityRecord(
+            id=str(i), image_id=str(i % images), image=f"{i % images}.png", question=f"What is {i}?",
+            answer=ANSWERS[i % len(ANSWERS)], teacher_answer="", student_answer=None, verdict="gap",
+        )
+        for i in range(n)
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("student")
+    build_model("student").half().save_pretrained(folder)
+    build_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def processor(student):
+    return checkpoint.load_processor(str(student))
+
+
+@pytest.fixture
+def run(make_run, student):
+    return make_run(
+        student=str(student), threads=1, level__batch_size=4, level__max_steps=4, level__eval_steps=2,
+        level__targets=["language"], level__rank=2, level__warmup_steps=0,
+    )  # fmt: skip
+
+
+def test_only_the_answer_and_its_end_token_are_learned(run, processor, pictures) -> None:
+    rows = as_rows(records(9), processor, run)
+    batch = AnswerCollator(processor, pictures, 10_000)(rows)
+    assert batch["labels"].shape == batch["input_ids"].shape
+    for labels, ids, mask, answer in zip(
+        batch["labels"], batch["input_ids"], batch["attention_mask"], ANSWERS, strict=True
+    ):
+        learned = labels != IGNORE
+        assert torch.equal(labels[learned], ids[learned])
+        said = processor.tokenizer.decode(labels[learned])
+        assert said.strip() == f"{answer}{END}"
+        assert processor.tokenizer.decode(labels[learned][-1:]) == END
+        # one piece at the end of what is not padding
+        where = learned.nonzero().flatten().tolist()
+        assert where == list(range(where[0], int(mask.sum())))
+    assert not (batch["labels"] == processor.tokenizer.convert_tokens_to_ids("<image>")).any()
+
+
+def test_the_prompt_is_the_one_that_the_models_are_asked_with(run, processor, pictures, student) -> None:
+    """Token for token: what stands before the labels is what generation starts from."""
+    from mpa_edge.vlm.transformers import TransformersVLM
+
+    rows = as_rows(records(3), processor, run)
+    batch = AnswerCollator(processor, pictures, 10_000)(rows)
+    seen = []
+    vlm = TransformersVLM(str(student), name="student", device="cpu", threads=1, batch_size=1)
+    generate = vlm.model.generate
+
+    def spy(**inputs):
+        seen.append(inputs)
+        return generate(**inputs)
+
+    vlm.model.generate = spy
+    images = [Image.open(pictures / row.image).convert("RGB") for row in records(3)]
+    vlm.answer([Request(image, row.question, max_new_tokens=1) for image, row in zip(images, records(3), strict=True)])
+    for labels, ids, inputs in zip(batch["labels"], batch["input_ids"], seen, strict=True):
+        first = int((labels != IGNORE).nonzero()[0])
+        assert ids[:first].tolist() == inputs["input_ids"][0].tolist()
+    assert torch.equal(batch["pixel_values"][:1], seen[0]["pixel_values"])
+
+
+def trained(run, tmp_path, name: str = "out", n: int = 12) -> training.Outcome:
+    selection = Selection(records(n), records(4), 0)
+    folder = make_folder(tmp_path / name)
+    return training.train(run, selection, folder / "checkpoints", folder / "adapter", StageClock(folder))
+
+
+def losses(outcome: training.Outcome) -> list[float]:
+    return [entry["loss"] for entry in outcome.losses if "loss" in entry]
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_halves_the_batch_and_changes_no_step(run, tmp_path, monkeypatch, capsys) -> None:
+    expected = trained(run, tmp_path, "calm")
+    real = training._trainable
+
+    def greedy(*arguments):
+        model = real(*arguments)
+        forward = model.forward
+
+        def limited(*args, **inputs):
+            if inputs["input_ids"].shape[0] > 2 and model.training:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+            return forward(*args, **inputs)
+
+        model.forward = limited
+        return model
+
+    monkeypatch.setattr(training, "_trainable", greedy)
+    found = trained(run, tmp_path, "tight")
+    assert "out of memory: level goes on with 2 samples at a time, 4 in a step\n" in capsys.readouterr().err
+    assert found.steps == expected.steps == 4
+    assert losses(found) == pytest.approx(losses(expected), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_memory_that_is_never_enough(run, tmp_path, monkeypatch) -> None:
+    def never(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(training, "_trainer", never)
+    with pytest.raises(MpaError, match="out of memory with one sample at a time"):
+        trained(run, tmp_path)
+
+
+@pytest.mark.slow
+def test_patience_survives_a_kill(run, tmp_path, monkeypatch) -> None:
+    """Early stopping counts on where it was; had it struck already, nothing more is trained."""
+    level = run.recipe.level.model_copy(update={"patience": 2, "max_steps": 20, "eval_steps": 1, "learning_rate": 1.0})
+    run = replace(run, recipe=run.recipe.model_copy(update={"level": level}))
+    whole = trained(run, tmp_path, "whole")
+    assert whole.steps < 20
+    saved = training.Watcher.on_save
+
+    def dies(self, args, state, control, **more):
+        saved(self, args, state, control, **more)
+        if state.global_step in (whole.steps - 1, whole.steps):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.Watcher, "on_save", dies)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            trained(run, tmp_path, "killed")
+    monkeypatch.undo()
+    after = trained(run, tmp_path, "killed")
+    assert after.steps == whole.steps
+    assert after.best_step == whole.best_step
+    assert losses(after) == losses(whole)
+    name = "adapter/adapter_model.safetensors"
+    assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_take_up_restores_patience_and_finds_a_moved_folder(tmp_path) -> None:
+    folder = make_folder(tmp_path / "moved" / "checkpoint-8")
+    state = {
+        "global_step": 8,
+        "best_model_checkpoint": "/elsewhere/checkpoint-6",
+        "stateful_callbacks": {"EarlyStoppingCallback": {"attributes": {"early_stopping_patience_counter": 2}}},
+    }
+    write_json(folder / training.STATE, state)
+    callback = EarlyStoppingCallback(early_stopping_patience=3)
+    trainer = SimpleNamespace(callback_handler=SimpleNamespace(callbacks=[callback]))
+    assert training.take_up(trainer, folder) == 8
+    assert callback.early_stopping_patience_counter == 2
+    assert read_json(folder / training.STATE)["best_model_checkpoint"] == str(tmp_path / "moved" / "checkpoint-6")
+    config = LevelConfig(max_steps=20, patience=3)
+    assert not training.is_over(state, config, 12)
+    assert training.is_over(state, config.model_copy(update={"patience": 2}), 12)
+    assert not training.is_over(state, config.model_copy(update={"patience": 0}), 12)
+    assert training.is_over(state, config.model_copy(update={"max_steps": 8}), 12)
+
+
+def test_half_written_checkpoints_are_removed(tmp_path) -> None:
+    for step, whole in ((2, True), (4, True), (10, False)):
+        folder = make_folder(tmp_path / f"checkpoint-{step}")
+        if whole:
+            (folder / COMPLETE).touch()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+    assert not (tmp_path / "checkpoint-10").exists()
+    assert last_checkpoint(make_folder(tmp_path / "none")) is None
+
+
+def test_divisors() -> None:
+    assert [largest_divisor(30, limit) for limit in (15, 7, 3, 1)] == [15, 6, 3, 1]
