@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mpa_edge.nursery import models, world
+from mpa_edge.nursery import draw, models, world
 from mpa_edge.nursery.batches import Encoder, batch
 from mpa_edge.nursery.draw import HEIGHT_PX, STYLES, WIDTH_PX, Glyph, paint
 from mpa_edge.nursery.render import pictures, questions_of
@@ -70,6 +70,7 @@ def hashes() -> dict[str, Any]:
         "scenes": sha256(drawn),
         "questions": sha256([world.questions(scene) for scene in drawn]),
         "picked": sha256([world.pick(random.Random(i), scene, 6) for i, scene in enumerate(drawn)]),
+        "looks": sha256([look(random.Random(i)) for i in range(500) for look in (draw.plain_look, draw.target_look)]),
         "rendered": sha256([(picture.name, picture.scene) for picture in rendered]),
         "answers": sha256([sample.model_dump_json() for picture in rendered for sample in questions_of(picture, 7, 3)]),
         "words": sha256(["".join(glyph.character for glyph in glyphs) for _, glyphs in painted()]),
