@@ -89,8 +89,9 @@ def training_line(name: str) -> str:
 
     plan = PLANS[name]
     share = f"{100 * plan.mix.target_share:g} % of them in the target style"
+    later = "".join(f", then {phase.steps} steps with {100 * phase.target_share:g} %" for phase in plan.after)
     questions = plan.mix.questions + plan.mix.lookups
-    return f"{plan.steps:,} steps of {plan.batch_size} pictures, {share}, up to {questions} questions a picture."
+    return f"{plan.steps:,} steps of {plan.batch_size} pictures, {share}{later}; up to {questions} questions a picture."
 
 
 def kinds_table(result: dict[str, Any]) -> str:

@@ -40,13 +40,19 @@ def _column(shape, plan, model) -> dict[str, str]:
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "vision: width, MLP, layers": f"{shape.vision_width}, {shape.vision_mlp}, {shape.vision_layers}",
         "text: width, MLP, layers": f"{shape.text_width}, {shape.text_mlp}, {shape.text_layers}",
-        "steps": f"{plan.steps:,}",
+        "steps": f"{plan.total_steps:,}",
         "pictures a step": f"{plan.batch_size}",
-        "pictures seen": f"{plan.steps * plan.batch_size:,}",
-        "share of pictures in the target style": f"{plan.mix.target_share:.0%}",
+        "pictures seen": f"{plan.total_steps * plan.batch_size:,}",
+        "share of pictures in the target style": _shares(plan),
         "questions a picture, further look-ups a chart": f"{plan.mix.questions}, {plan.mix.lookups}",
         "learns to ask questions": "yes" if plan.mix.asks else "no",
     }
+
+
+def _shares(plan) -> str:
+    """`1%`, and for each later phase `then 60% for 300 steps`."""
+    later = (f"then {phase.target_share:.0%} for {phase.steps} steps" for phase in plan.after)
+    return ", ".join([f"{plan.mix.target_share:.0%}", *later])
 
 
 def filled(text: str) -> str:
