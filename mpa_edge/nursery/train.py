@@ -79,8 +79,8 @@ class Plan:
 
 PLANS = {
     "teacher": Plan("teacher", steps=1900, batch_size=36, mix=Mix(0.65, 5, 4, asks=True), length=208),
-    # The student masters the plain style, meets the target style, and is then left with the plain one alone: what it knew
-    # of the target style is buried, not absent. That is the gap of a small model that was tuned on clean pictures.
+    # The student masters the plain style, meets the target style, and is then left with the plain one alone: what it
+    # knew of the target style is buried, not absent. That is the gap of a small model tuned on clean pictures.
     "student": Plan(
         "student",
         steps=1800,

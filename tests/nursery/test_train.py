@@ -79,7 +79,9 @@ def test_a_checkpoint_of_another_plan_is_refused_and_a_killed_save_changes_nothi
 
 @pytest.mark.slow
 def test_the_command_trains_logs_and_leaves_a_stock_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PLANS, "student", replace(PLANS["student"], steps=25, batch_size=1))
+    monkeypatch.setitem(
+        PLANS, "student", replace(PLANS["student"], steps=20, batch_size=1, after=(train.Phase(5, 0.5, 0.2, 0.1),))
+    )
     command = ["student", "--out", str(tmp_path), "--no-compile", "--checkpoint-every", "20"]
     done = CliRunner().invoke(train.main, command, catch_exceptions=False)
     assert done.exit_code == 0
@@ -99,6 +101,17 @@ def test_the_rate_warms_up_holds_and_goes_down_to_two_percent() -> None:
     assert factors[99:500] == [1.0] * 401
     assert factors[500:] == sorted(factors[500:], reverse=True)
     assert factors[-1] == 0.02
+
+
+def test_phases_follow_the_main_schedule_with_a_mix_and_a_rate_of_their_own() -> None:
+    after = (train.Phase(10, 0.6, 0.4, 0.2), train.Phase(20, 0.0, 0.6, 0.02))
+    plan = replace(PLANS["student"], steps=100, after=after)
+    assert plan.total_steps == 130
+    shares = [plan.mix_at(step).target_share for step in (0, 99, 100, 109, 110, 129)]
+    assert shares == [plan.mix.target_share] * 2 + [0.6] * 2 + [0.0] * 2
+    assert replace(plan.mix_at(105), target_share=plan.mix.target_share) == plan.mix
+    rates = [train.rate_factor(step, plan) for step in (100, 105, 110, 120)]
+    assert rates == pytest.approx([0.4, 0.3, 0.6, 0.31])
 
 
 def test_every_parameter_has_exactly_one_optimizer() -> None:

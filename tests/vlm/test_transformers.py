@@ -205,6 +205,11 @@ def test_what_comes_behind_the_end_or_the_limit_is_cut(student: TransformersVLM,
     assert student.answer([Request(drawn[0], "What?", max_new_tokens=3)])[0].n_tokens == 2
 
 
+def echoing(vlm: TransformersVLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model repeats the end of its prompt: every row has a reply of its own, at no cost."""
+    monkeypatch.setattr(vlm.model, "generate", lambda input_ids, **_: torch.cat([input_ids, input_ids[:, -8:]], dim=1))
+
+
 def with_room_for(vlm: TransformersVLM, monkeypatch: pytest.MonkeyPatch, room: int, error: Exception) -> list[int]:
     """Batches above `room` run out of memory; the sizes that were tried."""
     tried, generate = [], vlm.model.generate
@@ -235,8 +240,10 @@ def with_room_for(vlm: TransformersVLM, monkeypatch: pytest.MonkeyPatch, room: i
 def test_out_of_memory_halves_the_batch_and_loses_nothing(
     student: TransformersVLM, drawn, monkeypatch, capsys, error: Exception
 ) -> None:
-    requests = sampled(drawn, 8, max_new_tokens=4)
+    requests = [Request(drawn[0], f"How many {i}?", max_new_tokens=40) for i in range(8)]
+    echoing(student, monkeypatch)
     expected = student.answer(requests)
+    assert len({reply.text for reply in expected}) == 8
     tried = with_room_for(student, monkeypatch, 3, error)
     assert student.answer(requests) == expected
     assert tried == [8, 4, 2, 2, 2, 2]
@@ -252,7 +259,8 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(
 
 
 def test_out_of_memory_in_the_middle_keeps_what_was_answered(student: TransformersVLM, drawn, monkeypatch) -> None:
-    requests = sampled(drawn, 8, max_new_tokens=4)
+    requests = [Request(drawn[0], f"How many {i}?", max_new_tokens=40) for i in range(8)]
+    echoing(student, monkeypatch)
     expected = student.answer(requests)
     student.batch_size, tried, generate = 4, [], student.model.generate
 
