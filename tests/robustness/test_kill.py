@@ -58,7 +58,7 @@ def leftovers(run: Path) -> list[str]:
     return [str(path.relative_to(run)) for path in run.rglob(".*") if path.name not in known]
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(900)
 def test_kills_at_random_moments_of_every_stage(forks, undisturbed, set_arguments, tmp_path) -> None:
     rng, out = random.Random(SEED), tmp_path / "run"
     command, killed, said = ("align", "--out", str(out), *set_arguments()), 0, ""
@@ -82,7 +82,7 @@ def test_kills_at_random_moments_of_every_stage(forks, undisturbed, set_argument
     assert not leftovers(out)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_kills_that_nobody_aimed(forks, undisturbed, set_arguments, tmp_path) -> None:
     rng, out = random.Random(SEED + 1), tmp_path / "run"
     command = ("align", "--out", str(out), *set_arguments())
