@@ -54,7 +54,7 @@ def runnable(path: tuple[str, ...], line: str) -> str:
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
-    """What examples talk about: photos/, charts/, runs/mine, predictions.jsonl, my-recipe.yaml; `mpa-edge` on the PATH."""
+    """What examples talk about: photos/, charts/, runs/mine, predictions.jsonl, my-recipe.yaml; `mpa-edge` in PATH."""
     for number, name in product(range(3), ("photos", "charts")):
         path = tmp_path / name / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
