@@ -51,7 +51,11 @@ def _column(shape, plan, model) -> dict[str, str]:
 
 def _shares(plan) -> str:
     """`1%`, and for each later phase `then 60% for 300 steps`."""
-    later = (f"then {phase.target_share:.0%} for {phase.steps} steps" for phase in plan.after)
+    later = (
+        f"then {phase.target_share:.0%} for {phase.steps} steps"
+        + f" after pruning {phase.prune:.0%}" * bool(phase.prune)
+        for phase in plan.after
+    )
     return ", ".join([f"{plan.mix.target_share:.0%}", *later])
 
 
