@@ -33,10 +33,25 @@ def pick_device(wanted: str) -> str:
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+def keep_freed_memory() -> None:
+    """Let glibc keep large freed blocks, which the next batch asks for again a moment later.
+
+    By default each goes back to the kernel and comes back page by page: a fifth of the time of a small model on a CPU.
+    Numbers of the parameters: malloc.h, M_TRIM_THRESHOLD and M_MMAP_THRESHOLD. Other C libraries are left as they are.
+    """
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter in (-1, -3):
+            mallopt(parameter, 2**31 - 1)
+
+
 def set_threads(threads: int | None) -> int:
     """Set torch's thread count (one for each usable core where none is given) and return it."""
     import torch
 
+    keep_freed_memory()
     count = threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(count)
     return count
