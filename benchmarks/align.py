@@ -15,6 +15,7 @@ Not timed: the installation. The machine should do nothing else meanwhile.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -73,6 +74,7 @@ def counting(spent: dict[str, float]) -> Iterator[None]:
     def timed(owner: Any, name: str) -> tuple[Any, str, Any]:
         original = getattr(owner, name)
 
+        @functools.wraps(original)  # transformers reads the signature
         def outer(*args: Any, **kwargs: Any) -> Any:
             spent["depth"] += 1
             started = time.monotonic()

@@ -111,6 +111,8 @@ class LevelConfig(Section):
     """AdamW's."""
     replay: float = Field(0.2, ge=0.0, le=10.0)
     """Parity items added against forgetting, as a share of the gap."""
+    strength: float = Field(1.0, gt=0.0, le=1.0)
+    """Share of the change that is kept: below 1 the student forgets less, and often gains more."""
     subset: Literal["gap", "all", "random", "verified"] = "gap"
     """What to train on; all but gap are for ablations (random: as many of all as the gap has)."""
     holdout: float = Field(0.1, ge=0.0, le=0.5)
@@ -128,6 +130,8 @@ class LevelConfig(Section):
     def _adapter_options(self) -> Self:
         if self.method == "full" and (self.dora or self.rslora):
             raise ValueError("level has method full with rslora or dora: those need method: lora")
+        if self.dora and self.strength < 1:
+            raise ValueError("level has dora with strength below 1: a DoRA update cannot be scaled, use strength: 1.0")
         return self
 
 

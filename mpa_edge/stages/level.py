@@ -13,8 +13,10 @@ from mpa_edge.runs import StageClock, finish, is_done, sha256_json, write_json
 from mpa_edge.stages.progress import say
 from mpa_edge.stages.run import Run, begin, memory_counts
 from mpa_edge.stages.selection import Selection, select
+from mpa_edge.stages.soften import soften
 from mpa_edge.tasks import answer_prompt
 from mpa_edge.types import ParityRecord
+from mpa_edge.vlm import resolve
 from mpa_edge.vlm.interrupts import interrupts_held
 
 STAGE = "level"
@@ -36,6 +38,7 @@ def run_level(run: Run, fresh: bool = False) -> None:
         from mpa_edge.stages import training
 
     outcome = training.train(run, selection, folder / CHECKPOINTS, folder / ADAPTER, clock)
+    soften(folder / ADAPTER, resolve(run.recipe.student), run.recipe.level.strength)
     write_json(folder / LOSSES, outcome.losses)
     clock.tick()
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
