@@ -79,7 +79,7 @@ def test_copy_then_edit_then_check(capsys) -> None:
 
 def test_check_says_every_mistake(capsys) -> None:
     assert exit_code(["copy", "minicharts", "a.yaml"]) == 0
-    text = Path("a.yaml").read_text().replace("rank: 16", "rnak: 16").replace("votes: 1", "votes: lots")
+    text = Path("a.yaml").read_text().replace("rank: 32", "rnak: 32").replace("votes: 1", "votes: lots")
     Path("a.yaml").write_text(text)
     capsys.readouterr()
     assert exit_code(["check", "a.yaml", "minicharts"]) == 1

@@ -66,12 +66,13 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Run, "outputs_of", lambda run, stage: "unchanged")
 
     def make(key: str | None) -> Run:
-        recipe = load_recipe("minicharts")
+        # a DoRA update cannot be scaled, and every key must be free to change
+        recipe = load_recipe("minicharts", ["level.strength=1.0"])
         if key:
             value = recipe
             for part in key.split("."):
                 value = getattr(value, part)
-            recipe = load_recipe("minicharts", [f"{key}={another(key, value, questions)}"])
+            recipe = load_recipe("minicharts", ["level.strength=1.0", f"{key}={another(key, value, questions)}"])
         return Run(tmp_path / "run", recipe, str(tmp_path / "images"))
 
     return make

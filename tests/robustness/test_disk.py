@@ -37,7 +37,8 @@ def test_no_room_for_a_file(forks, undisturbed, set_arguments, tmp_path: Path, s
     folder = out / FOLDERS[stage]
     assert read_manifest(folder) is None
     assert not list(out.rglob(f"*{TEMP_SUFFIX}"))
-    assert not [path for path in folder.iterdir() if path.suffix in (".safetensors", ".parquet")]
+    # a shard's dropped rows go first and may be there; a part or a tensor file would be a lie
+    assert not [path for path in folder.iterdir() if path.suffix == ".safetensors" or path.name.startswith("part-")]
     again = forks(*command)
     assert again.rc == 0, again.stderr
     assert read_manifest(folder) == read_manifest(undisturbed / FOLDERS[stage]) or same_outputs(out, undisturbed, stage)
