@@ -99,8 +99,8 @@ class Auxiliary(nn.Module):
 
     Label and colour of a cell are read with the embeddings of the very words that questions use for them. An image
     token then lies close to the word that names it, and looking up "bar K" is a plain match of attention. `found` asks
-    the word K itself, one layer below the last, which bar it has found. Without this a training of such length learns no
-    look-up.
+    the word K itself, one layer below the last, which bar it has found. Without this a training of such length
+    learns no look-up.
     """
 
     def __init__(self, vision_width: int, text_width: int, encoder: Encoder) -> None:
