@@ -89,13 +89,19 @@ def show_plan(planned: dict[str, Any], names: tuple[str, ...], as_json: bool) ->
     )
 
 
+def so_far(result: AlignReport, asked: bool) -> str:
+    """How far a run is that was not evaluated; what the student was not asked yet is not shown as zero."""
+    verdicts = f", {result.verified} verified, {result.gap} gap" if asked else ""
+    return f"{result.annotated} annotated{verdicts}"
+
+
 def show_result(run: Run, result: AlignReport) -> None:
     """Tables of a finished run, or how far it is."""
     from mpa_edge.runs import read_json
 
     details = read_json(run.stage_folder("evaluate") / "evaluate.json")
     if result.accuracy is None or details is None:
-        return click.echo(f"{run.folder}: {result.annotated} annotated, {result.verified} verified, {result.gap} gap")
+        return click.echo(f"{run.folder}: {so_far(result, asked=run.finished('identify'))}")
     for line in accuracy_lines(details):
         click.echo(line)
     return click.echo(f"aligned model: {run.stage_folder('merge')}")

@@ -23,7 +23,7 @@ def command() -> None:
 @click.option("--seed", type=click.IntRange(0), default=7, show_default=True, help="Other seed, other pictures.")
 @click.option(
     "--style", type=click.Choice(("target", "plain", "mixed")), default="target", show_default=True,
-    help="target is what the built-in student hardly knows.",
+    help="target is what the built-in student has half lost.",
 )  # fmt: skip
 @click.option("--with-answers", is_flag=True, help="Also write answers.jsonl: questions with the generator's answers.")
 @verbose_option

@@ -15,13 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-FOLDERS = {
-    "annotate": "1-annotate",
-    "identify": "2-identify",
-    "level": "3-level",
-    "merge": "merged",
-    "evaluate": "evaluate",
-}
+from mpa_edge.stages.run import FOLDERS
 
 
 def warm_up() -> None:

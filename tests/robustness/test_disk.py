@@ -8,15 +8,9 @@ from pathlib import Path
 import pytest
 
 from mpa_edge.runs import TEMP_SUFFIX, read_manifest
+from mpa_edge.stages.run import FOLDERS
 
 pytestmark = pytest.mark.slow
-FOLDERS = {
-    "annotate": "1-annotate",
-    "identify": "2-identify",
-    "level": "3-level",
-    "merge": "merged",
-    "evaluate": "evaluate",
-}
 # the largest file that each stage writes is larger than this, those before it are smaller
 TOO_SMALL_BYTES = {"annotate": 1500, "identify": 1500, "level": 600_000, "merge": 4_000_000, "evaluate": 1500}
 
