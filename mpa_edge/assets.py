@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from mpa_edge.errors import MpaError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from mpa_edge.recipe import Recipe
+    from mpa_edge.scheme import Scheme
+    from mpa_edge.target import Target
 
 Kind = Literal["recipes", "targets", "schemes"]
 FOLDERS: dict[Kind, str] = {"recipes": "recipes", "targets": "targets", "schemes": "export/schemes"}
@@ -101,31 +105,63 @@ def apply_overrides(raw: Any, overrides: Sequence[str]) -> Any:
     return document
 
 
-def recipe_problems(name_or_path: str, overrides: Sequence[str] = ()) -> list[str]:
-    """Every mistake of a recipe, one line each, ready to print; empty where it is valid."""
-    from mpa_edge.recipe import Recipe
+def model_of_kind(kind: Kind) -> type[BaseModel]:
+    """The schema of one kind of document."""
+    if kind == "recipes":
+        from mpa_edge.recipe import Recipe
+
+        return Recipe
+    if kind == "targets":
+        from mpa_edge.target import Target
+
+        return Target
+    from mpa_edge.scheme import Scheme
+
+    return Scheme
+
+
+def kind_problems(kind: Kind, name_or_path: str, overrides: Sequence[str] = ()) -> list[str]:
+    """Every mistake of a document, one line each, ready to print; empty where it is valid."""
     from mpa_edge.recipe_errors import problems
 
     try:
-        label, raw = _read("recipes", name_or_path, overrides)
+        label, raw = _read(kind, name_or_path, overrides)
     except MpaError as error:
         return [str(error)]
-    return [f"{label}: {line}" for line in problems(raw, Recipe)]
+    return [f"{label}: {line}" for line in problems(raw, model_of_kind(kind))]
+
+
+def recipe_problems(name_or_path: str, overrides: Sequence[str] = ()) -> list[str]:
+    """Every mistake of a recipe, one line each, ready to print; empty where it is valid."""
+    return kind_problems("recipes", name_or_path, overrides)
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """The validated recipe of a name or path with `--set` applied. Raises MpaError with the first mistake."""
+    return _load("recipes", name_or_path, overrides)
+
+
+def load_target(name_or_path: str, overrides: Sequence[str] = ()) -> Target:
+    """The validated target of a name or path. Raises MpaError with the first mistake."""
+    return _load("targets", name_or_path, overrides)
+
+
+def load_scheme(name_or_path: str, overrides: Sequence[str] = ()) -> Scheme:
+    """The validated scheme of a name or path. Raises MpaError with the first mistake."""
+    return _load("schemes", name_or_path, overrides)
+
+
+def _load(kind: Kind, name_or_path: str, overrides: Sequence[str]) -> Any:
     from pydantic import ValidationError
 
-    from mpa_edge.recipe import Recipe
-
-    label, raw = _read("recipes", name_or_path, overrides)
+    label, raw = _read(kind, name_or_path, overrides)
+    model = model_of_kind(kind)
     try:
-        return Recipe.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
         from mpa_edge.recipe_errors import explain_all
 
-        lines = explain_all(error, Recipe)
+        lines = explain_all(error, model)
         more = f" (and {len(lines) - 1} more: mpa-edge check {name_or_path})" if len(lines) > 1 else ""
         raise MpaError(f"{label}: {lines[0]}{more}") from error
 

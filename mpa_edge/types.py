@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
+
+    Pixels = dict[str, NDArray[Any]]
+    """What an image processor made of one picture: input name of the vision encoder -> array."""
 
 FinishReason = Literal["stop", "length", "filtered"]
 Verdict = Literal["gap", "parity", "unverified"]
@@ -33,6 +38,14 @@ class Timing:
     """From the request to the last token, seconds (for a batch: its wall time divided by its size)."""
     ttft_s: float | None = None
     """From the request to the first token, seconds; None where the runtime does not say."""
+    preprocess_s: float | None = None
+    """Picture and text to numbers."""
+    vision_s: float | None = None
+    """Vision encoder with its connector."""
+    prefill_s: float | None = None
+    """Language model over the prompt."""
+    decode_s: float | None = None
+    """All tokens after the first."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,22 @@ class Reply:
     """None where nothing was measured."""
 
 
+@dataclass(frozen=True)
+class Trace:
+    """What went on inside a model at one request: two of them tell whether two files hold the same model."""
+
+    input_ids: tuple[int, ...]
+    """Prompt as the language model met it, padding left out; the image token's id at every image position."""
+    pixels_sha256: str | None
+    """Hash of the numbers that the vision encoder was given (`vlm.trace.pixels_digest`); None where they are hidden."""
+    vision: NDArray[np.float32]
+    """(image tokens, hidden): what took the place of the image tokens."""
+    logits: NDArray[np.float32]
+    """(steps, vocabulary): before each greedy token, the first from the prompt alone."""
+    tokens: tuple[int, ...]
+    """(steps,) greedy tokens, the end token included."""
+
+
 class VLM(Protocol):
     """Something that answers questions about images: a checkpoint, an ONNX folder, a GGUF pair, a server."""
 
@@ -79,6 +108,18 @@ class VLM(Protocol):
 
     def close(self) -> None:
         """Free the memory; the model cannot be used afterwards. Safe to call twice."""
+        ...
+
+
+class TraceableVLM(VLM, Protocol):
+    """A VLM that lets one look inside, for the parity check of an export."""
+
+    def trace(self, requests: Sequence[Request], pixels: Sequence[Pixels] | None = None) -> list[Trace]:
+        """Greedy, all requests as one batch where the runtime has batches.
+
+        `pixels` takes the place of the model's own image processor, to tell a wrong picture from a wrong execution;
+        MpaError where the runtime cannot take them.
+        """
         ...
 
 

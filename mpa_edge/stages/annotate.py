@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from PIL.Image import Image
 
 from mpa_edge.images import ImageEntry, open_image
+from mpa_edge.pictures import groups
+from mpa_edge.progress import progress, say
 from mpa_edge.recipe import AnnotateConfig
 from mpa_edge.rows import count_reasons, read_dropped, read_parts, shards_done, write_part
 from mpa_edge.runs import StageClock, finish, is_done, sha256_json
-from mpa_edge.stages.pictures import groups
-from mpa_edge.stages.progress import progress, say
 from mpa_edge.stages.run import Run, begin, memory_counts, stable_seed
 from mpa_edge.tasks import Task, answer_prompt
 from mpa_edge.tasks.parse import parse_annotation

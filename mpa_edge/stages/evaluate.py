@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from pydantic import ValidationError
+from typing import Any
 
 from mpa_edge.errors import MpaError
-from mpa_edge.images import open_image
-from mpa_edge.metrics import get_metric
+from mpa_edge.evaluation import predict, read_samples
 from mpa_edge.metrics.paired import bootstrap_ci95, flips, mcnemar_p
 from mpa_edge.nursery.render import ANSWERS, render
+from mpa_edge.progress import progress, say
 from mpa_edge.rows import part_path, read_parts, read_rows, write_rows
 from mpa_edge.runs import StageClock, finish, is_done, make_folder, sha256_file, sha256_json, write_json
-from mpa_edge.stages.pictures import groups
-from mpa_edge.stages.progress import progress, say
 from mpa_edge.stages.run import Run, begin, memory_counts
-from mpa_edge.tasks import Task, answer_prompt
-from mpa_edge.types import VLM, Drop, Prediction, Request, Sample
+from mpa_edge.tasks import answer_prompt
+from mpa_edge.types import Prediction, Sample
 from mpa_edge.vlm import load
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 STAGE = "evaluate"
 RESULT = "evaluate.json"
@@ -91,34 +82,6 @@ def questions(run: Run) -> tuple[Path, list[Sample]]:
     return folder, read_samples(folder / ANSWERS)
 
 
-def read_samples(path: Path) -> list[Sample]:
-    """Rows of a questions file. Raises MpaError that names the line."""
-    samples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
-        if line.strip():
-            samples.append(_sample(path, number, line))
-    repeated = [sample_id for sample_id, n in Counter(sample.id for sample in samples).items() if n > 1]
-    if repeated:
-        raise MpaError(f"{path}: id '{repeated[0]}' is there more than once: give each question an id of its own")
-    if not samples:
-        raise MpaError(f"{path} holds no question: write one JSON object a line with id, image, question, answers")
-    return samples
-
-
-def _sample(path: Path, number: int, line: str) -> Sample:
-    try:
-        sample = Sample.model_validate(json.loads(line))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "row"
-        raise MpaError(f"{path}:{number}: {where}: {first['msg'].lower()}; mend the line") from error
-    except ValueError as error:
-        raise MpaError(f"{path}:{number}: not JSON ({error}); mend the line") from error
-    if not sample.answers:
-        raise MpaError(f"{path}:{number}: answers is empty; give at least one accepted answer")
-    return sample
-
-
 def _predictions(run: Run, name: str, images: Path, samples: Sequence[Sample], clock: StageClock) -> list[Prediction]:
     """All predictions of one model: read, or made in parts so that a kill costs one part, then joined in one file."""
     path = run.stage_folder(STAGE) / f"predictions-{name}.parquet"
@@ -149,35 +112,6 @@ def _ask(run: Run, name: str, images: Path, parts: Sequence[tuple[Path, Sequence
             clock.tick()
             advance(len(chunk))
     vlm.close()
-
-
-def _open(path: Path, max_pixels: int) -> Image:
-    image = open_image(path, max_pixels)
-    if isinstance(image, Drop):
-        raise MpaError(f"{path}: {image.reason}; mend the image or remove its questions")
-    return image
-
-
-def predict(
-    vlm: VLM, task: Task, images: Path, samples: Sequence[Sample], max_new_tokens: int, max_pixels: int
-) -> list[Prediction]:
-    """A model's greedy answers with their strict scores. An unreadable image is an error: the set must be the same."""
-    said: dict[str, str] = {}
-    for opened in groups(dict.fromkeys(sample.image for sample in samples), lambda n: _open(images / n, max_pixels)):
-        held = {name: image for name, image in opened if not isinstance(image, Drop)}
-        asked = [sample for sample in samples if sample.image in held]
-        replies = vlm.answer(
-            [Request(held[one.image], answer_prompt(task, one.question), max_new_tokens) for one in asked]
-        )
-        said |= {one.id: reply.text for one, reply in zip(asked, replies, strict=True)}
-    score = get_metric(task.metric).score
-    return [
-        Prediction(
-            sample_id=sample.id, image_id=sample.image, kind=sample.kind, question=sample.question,
-            answers=sample.answers, model=vlm.name, text=said[sample.id], score=score(said[sample.id], sample.answers),
-        )
-        for sample in samples
-    ]  # fmt: skip
 
 
 def summarise(made: dict[str, list[Prediction]], resamples: int, seed: int) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from pydantic import BaseModel
 from mpa_edge.errors import MpaError
 from mpa_edge.images import open_image
 from mpa_edge.metrics import get_metric
+from mpa_edge.pictures import groups
+from mpa_edge.progress import progress, say
 from mpa_edge.rows import part_path, read_parts, read_rows, shards_done, write_part, write_rows
 from mpa_edge.runs import StageClock, finish, is_done, make_folder, sha256_json
-from mpa_edge.stages.pictures import groups
-from mpa_edge.stages.progress import progress, say
 from mpa_edge.stages.run import Run, begin, memory_counts
 from mpa_edge.tasks import answer_prompt
 from mpa_edge.types import VLM, Drop, Dropped, ParityRecord, PseudoAnnotation, Request, Verdict

@@ -8,9 +8,9 @@ from __future__ import annotations
 import shutil
 
 from mpa_edge.errors import MpaError
+from mpa_edge.progress import say
 from mpa_edge.rows import read_parts
 from mpa_edge.runs import StageClock, finish, is_done, sha256_json, write_json
-from mpa_edge.stages.progress import say
 from mpa_edge.stages.run import Run, begin, memory_counts
 from mpa_edge.stages.selection import Selection, select
 from mpa_edge.stages.soften import soften

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from itertools import chain
 
 from mpa_edge.errors import MpaError
+from mpa_edge.progress import say
 from mpa_edge.rows import count_reasons, read_dropped
-from mpa_edge.runs import damaged, peak_rss_bytes, read_json, read_manifest, run_lock
+from mpa_edge.runs import FOLDERS, damaged, peak_rss_bytes, read_json, read_manifest, run_lock
 from mpa_edge.stages import annotate, evaluate, identify, level, merge
 from mpa_edge.stages.plan import can_evaluate, preflight
-from mpa_edge.stages.progress import say
-from mpa_edge.stages.run import FOLDERS, Run, not_finished, remember
+from mpa_edge.stages.run import Run, not_finished, remember
 from mpa_edge.types import AlignAccuracy, AlignReport
 
 STAGES: dict[str, Callable[[Run, bool], None]] = {

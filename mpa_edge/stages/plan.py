@@ -8,8 +8,8 @@ from typing import Any
 
 from mpa_edge.errors import MpaError
 from mpa_edge.families import family_of
-from mpa_edge.runs import read_json, require_free
-from mpa_edge.stages.run import FOLDERS, RUN_FILE, Run
+from mpa_edge.runs import FOLDERS, RUN_FILE, read_json, require_free
+from mpa_edge.stages.run import Run
 from mpa_edge.vlm import resolve
 
 PICTURE_BYTES = 20_000  # a minichart as PNG takes 4 to 20 kB

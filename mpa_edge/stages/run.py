@@ -13,10 +13,15 @@ from mpa_edge.assets import load_recipe
 from mpa_edge.errors import MpaError
 from mpa_edge.images import ImageEntry, scan
 from mpa_edge.nursery.render import MARK, render
+from mpa_edge.progress import say
 from mpa_edge.recipe import Recipe
 from mpa_edge.runs import (
+    FOLDERS,
     INPUTS,
     MANIFEST,
+    RECIPE_FILE,
+    RENDERED,
+    RUN_FILE,
     clear,
     peak_rss_bytes,
     prepare,
@@ -26,20 +31,8 @@ from mpa_edge.runs import (
     write_bytes,
     write_json,
 )
-from mpa_edge.stages.progress import say
 from mpa_edge.tasks import Task, get_task
 from mpa_edge.vlm import fingerprint
-
-RECIPE_FILE = "recipe.yaml"
-RUN_FILE = "run.json"
-RENDERED = "images"
-FOLDERS = {
-    "annotate": "1-annotate",
-    "identify": "2-identify",
-    "level": "3-level",
-    "merge": "merged",
-    "evaluate": "evaluate",
-}
 
 
 @dataclass(frozen=True)

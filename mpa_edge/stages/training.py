@@ -17,11 +17,11 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from mpa_edge.errors import MpaError
 from mpa_edge.families import family_of
 from mpa_edge.images import open_image
+from mpa_edge.pictures import PictureCache
+from mpa_edge.progress import Advance, progress, say
 from mpa_edge.recipe import LevelConfig
 from mpa_edge.runs import StageClock, make_folder, read_json, write_json
 from mpa_edge.stages.disk import disk_guard
-from mpa_edge.stages.pictures import PictureCache
-from mpa_edge.stages.progress import Advance, progress, say
 from mpa_edge.stages.run import Run, stable_seed
 from mpa_edge.stages.selection import Selection
 from mpa_edge.tasks import answer_prompt

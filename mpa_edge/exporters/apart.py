@@ -1,0 +1,66 @@
+"""A heavy step in a process of its own: its memory is given back whole, and its peak is known."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+from mpa_edge.errors import MpaError, VerificationError
+from mpa_edge.runs import peak_rss_bytes
+
+Result = TypeVar("Result")
+
+
+def run_apart(function: Callable[..., Result], *arguments: Any, threads: int | None = None) -> tuple[Result, int]:
+    """(what `function(*arguments)` returns, peak resident bytes of the process that ran it).
+
+    Function and arguments must be picklable, as a module's top-level function with plain values is. An MpaError comes
+    through as it is; a process that the system killed becomes an MpaError that says so. Its output goes to stderr.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(theirs, function, arguments, threads), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        outcome = ours.recv()
+    except EOFError:
+        process.join()
+        raise _died(function, process.exitcode) from None
+    finally:
+        if process.is_alive() and sys.exc_info()[0] is not None:
+            process.kill()
+        process.join()
+    kind, value, peak_bytes = outcome
+    if kind == "error":
+        raise value
+    return value, peak_bytes
+
+
+def _child(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...], threads: int | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+    os.dup2(2, 1)  # stdout belongs to the parent's one document
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    try:
+        pipe.send(("result", function(*arguments), peak_rss_bytes()))
+    except (MpaError, VerificationError) as error:
+        pipe.send(("error", error, peak_rss_bytes()))
+    except MemoryError:
+        pipe.send(("error", MpaError("out of memory: use a machine with more, or a smaller model"), peak_rss_bytes()))
+    except Exception as error:
+        traceback.print_exc()
+        pipe.send(("error", RuntimeError(f"{type(error).__name__}: {error}"), peak_rss_bytes()))
+
+
+def _died(function: Callable[..., Any], exit_code: int | None) -> MpaError:
+    killed = exit_code == -signal.SIGKILL
+    why = "was killed, most likely because memory ran out" if killed else f"ended with code {exit_code}"
+    fix = "free memory and run the same command again" if killed else "run the same command again, with -v"
+    return MpaError(f"{function.__name__} {why}: {fix}")

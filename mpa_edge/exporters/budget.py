@@ -1,0 +1,39 @@
+"""The image budget of a target, in the words of each image processor."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from mpa_edge.target import ImageBudget
+
+
+def within_budget(image: dict[str, Any], budget: ImageBudget | None) -> dict[str, Any]:
+    """The keys of an image processor's configuration that must change to fit the budget; empty where it fits.
+
+    Pictures cut in tiles (Idefics3, SmolVLM) get a smaller longest edge: k x k tiles at most. Qwen2-VL gets fewer
+    pixels, InternVL fewer patches, models with one fixed size nothing.
+
+    >>> smolvlm = {"size": {"longest_edge": 2048}, "max_image_size": {"longest_edge": 512}}
+    >>> within_budget(smolvlm, ImageBudget(max_tiles=5, max_pixels=10**6))
+    {'size': {'longest_edge': 1024}}
+    >>> within_budget({"crop_to_patches": True, "max_patches": 12}, ImageBudget(max_tiles=4, max_pixels=10**6))
+    {'max_patches': 4}
+    >>> qwen = {"size": {"shortest_edge": 3136, "longest_edge": 12845056}, "merge_size": 2}
+    >>> within_budget(qwen, ImageBudget(max_tiles=4, max_pixels=602112))
+    {'size': {'shortest_edge': 3136, 'longest_edge': 602112}}
+    """
+    if budget is None:
+        return {}
+    if "max_image_size" in image:
+        tile = image["max_image_size"]["longest_edge"]
+        edge = min(image["size"]["longest_edge"], math.isqrt(budget.max_tiles) * tile)
+        return {} if edge == image["size"]["longest_edge"] else {"size": {"longest_edge": edge}}
+    if "merge_size" in image:
+        size = image["size"]
+        fits = size["longest_edge"] <= budget.max_pixels
+        smallest = min(size["shortest_edge"], budget.max_pixels)
+        return {} if fits else {"size": {"shortest_edge": smallest, "longest_edge": budget.max_pixels}}
+    if image.get("crop_to_patches") and image["max_patches"] > budget.max_tiles:
+        return {"max_patches": budget.max_tiles}
+    return {}

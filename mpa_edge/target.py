@@ -1,0 +1,103 @@
+"""The target: a device or a class of devices, what runs there, and what it can afford."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from mpa_edge.recipe import Section
+from mpa_edge.scheme import Component, GgufPrecision, OnnxPrecision
+
+
+class SchemeChoice(Section):
+    """A scheme that this target runs, best first in the list."""
+
+    name: str
+    """A file of export/schemes."""
+    components: dict[Component, OnnxPrecision | GgufPrecision]
+    """Precision of each component here; where it differs from the scheme's own, the target's holds."""
+
+
+class ImageBudget(Section):
+    """How much of a picture the device can afford to look at: the first lever on the time to the first token."""
+
+    max_tiles: int = Field(ge=1, le=256)
+    """Tiles of models that cut a picture up, the overview not counted."""
+    max_pixels: int = Field(ge=1024)
+    """Pixels of models that take any size (Qwen2-VL)."""
+
+
+class Affinity(Section):
+    """Which cores do the work."""
+
+    threads: int = Field(ge=1, le=256)
+    """CPU threads of the runtime."""
+    cores: str | None = None
+    """Cores to pin to, as taskset writes them (4-7); null: wherever the system puts them."""
+
+
+class Budgets(Section):
+    """What a benchmark on the device is held against."""
+
+    memory_bytes: int = Field(ge=1)
+    """Largest resident memory of the runtime with the model."""
+    ttft_s: float = Field(gt=0)
+    """Time to the first token of a question about one picture, seconds."""
+    tokens_per_s: float = Field(gt=0)
+    """Decoding speed."""
+
+
+class Thermal(Section):
+    """When a measurement counts."""
+
+    start_below_c: float | None
+    """Begin a timing below this temperature; null where the device shows none."""
+    throttle_at_c: float | None
+    """From here on the device slows down by itself: a timing is no verdict."""
+    cool_down_s: int = Field(ge=0, le=3600)
+    """Longest wait for it to cool."""
+
+
+class Target(Section):
+    """Where an exported model runs."""
+
+    schema_version: Literal[1]
+    """Of this document."""
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    """Lower case letters, digits, dot, dash, underscore."""
+    title: str = ""
+    """One line for people."""
+    kind: Literal["class", "device"]
+    """A class of devices, or one that can be bought."""
+    architecture: Literal["any", "x86_64", "aarch64"]
+    """Instruction set."""
+    runtimes: Annotated[tuple[Literal["onnxruntime", "llama.cpp", "tensorrt"], ...], Field(min_length=1, strict=False)]
+    """What can execute a model there."""
+    schemes: Annotated[tuple[SchemeChoice, ...], Field(min_length=1, strict=False)]
+    """Best first: the first one that the model's family can take is exported."""
+    image: ImageBudget
+    """Applied to the image processor at export."""
+    context_tokens: int = Field(ge=128, le=131_072)
+    """Longest prompt with its answer."""
+    cpu: Affinity
+    """Threads and cores."""
+    budgets: Budgets
+    """Memory and speed."""
+    transport: Literal["local", "ssh", "adb"]
+    """How a benchmark gets there when `--via` does not say."""
+    thermal: Thermal
+    """When it is too hot to measure."""
+    sources: dict[str, str]
+    """For each key above: where its value comes from (a data sheet, a measurement, a choice with its reason)."""
+
+    @model_validator(mode="after")
+    def _every_value_has_a_source(self) -> Self:
+        own = {"schema_version", "name", "title", "kind", "sources"}
+        missing = [key for key in type(self).model_fields if key not in own and key not in self.sources]
+        unknown = [key for key in self.sources if key not in type(self).model_fields]
+        if missing or unknown:
+            name = (missing or unknown)[0]
+            why = "has no source: say where its value comes from" if missing else "is no key of a target: remove it"
+            raise ValueError(f"sources.{name} {why}")
+        return self
