@@ -100,10 +100,9 @@ def counting(spent: dict[str, float]) -> Iterator[None]:
 
 def plain_style(references: dict[str, str], n: int) -> dict[str, Any]:
     """Models on n questions in the plain style: accuracy in all and by kind."""
-    from mpa_edge.evaluation import predict, read_samples
+    from mpa_edge.evaluation import by_kind, predict, read_samples
     from mpa_edge.nursery.render import ANSWERS, render
     from mpa_edge.recipe import PILLOW_PIXEL_CAP
-    from mpa_edge.stages.evaluate import by_kind
     from mpa_edge.tasks import get_task
     from mpa_edge.vlm import load
 

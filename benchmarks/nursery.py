@@ -18,12 +18,11 @@ from typing import Any
 
 import click
 
-from mpa_edge.evaluation import predict, read_samples
+from mpa_edge.evaluation import by_kind, predict, read_samples
 from mpa_edge.nursery import world
 from mpa_edge.nursery.render import ANSWERS, pictures, render
 from mpa_edge.recipe import AnnotateConfig
 from mpa_edge.stages.annotate import annotation_request
-from mpa_edge.stages.evaluate import by_kind
 from mpa_edge.tasks import get_task
 from mpa_edge.tasks.parse import parse_annotation
 from mpa_edge.types import VLM, Drop

@@ -13,12 +13,31 @@ from pydantic import ValidationError
 from mpa_edge.errors import MpaError
 from mpa_edge.images import open_image
 from mpa_edge.metrics import get_metric
+from mpa_edge.nursery.render import ANSWERS, render
 from mpa_edge.pictures import groups
+from mpa_edge.recipe import EvaluateConfig
 from mpa_edge.tasks import Task, answer_prompt
 from mpa_edge.types import VLM, Drop, Prediction, Request, Sample
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+def questions_file(path: str) -> Path:
+    """The file behind `evaluate.questions`; MpaError where it is not there."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise MpaError(f"no file '{path}': give evaluate.questions a .jsonl file of id, image, question, answers")
+    return file
+
+
+def question_set(config: EvaluateConfig, drawn: Path) -> tuple[Path, list[Sample]]:
+    """(folder of the images, held-out samples): from the file that is named, or drawn by the generator into `drawn`."""
+    if config.questions:
+        path = questions_file(config.questions)
+        return path.parent, read_samples(path)[: config.n]
+    folder = render(drawn, config.n, config.seed, config.style, answers_per_image=1)
+    return folder, read_samples(folder / ANSWERS)
 
 
 def read_samples(path: Path) -> list[Sample]:
@@ -76,3 +95,18 @@ def predict(
         )
         for sample in samples
     ]  # fmt: skip
+
+
+def by_kind(made: dict[str, list[Prediction]]) -> dict[str, dict[str, float]]:
+    """For each question kind: how many, and the accuracy of each model."""
+    kinds = sorted({row.kind for row in made["base"] if row.kind is not None})
+    return {
+        kind: {"n": float(sum(row.kind == kind for row in made["base"]))}
+        | {name: mean([row.score for row in rows if row.kind == kind]) for name, rows in made.items()}
+        for kind in kinds
+    }
+
+
+def mean(values: Sequence[float]) -> float:
+    """Of nothing it is 0."""
+    return sum(values) / len(values) if values else 0.0

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mpa_edge.errors import MpaError
-from mpa_edge.evaluation import predict, read_samples
+from mpa_edge.evaluation import by_kind, mean, predict, question_set, questions_file
 from mpa_edge.metrics.paired import bootstrap_ci95, flips, mcnemar_p
-from mpa_edge.nursery.render import ANSWERS, render
 from mpa_edge.progress import progress, say
 from mpa_edge.rows import part_path, read_parts, read_rows, write_rows
 from mpa_edge.runs import StageClock, finish, is_done, make_folder, sha256_file, sha256_json, write_json
@@ -53,7 +51,7 @@ def evaluate_inputs(run: Run) -> dict[str, str]:
         "merge": run.outputs_of("merge"),
         "teacher": run.teacher_fingerprint,
         "student": run.student_fingerprint,
-        "questions": sha256_file(_questions_file(config.questions)) if config.questions else "generator",
+        "questions": sha256_file(questions_file(config.questions)) if config.questions else "generator",
         "config": sha256_json(
             {
                 "evaluate": config.model_dump(exclude={"batch_size", "questions"}),
@@ -65,21 +63,9 @@ def evaluate_inputs(run: Run) -> dict[str, str]:
     }
 
 
-def _questions_file(path: str) -> Path:
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise MpaError(f"no file '{path}': give evaluate.questions a .jsonl file of id, image, question, answers")
-    return file
-
-
 def questions(run: Run) -> tuple[Path, list[Sample]]:
     """(folder of the images, held-out samples): from the file that the recipe names, or drawn by the generator."""
-    config = run.recipe.evaluate
-    if config.questions:
-        path = _questions_file(config.questions)
-        return path.parent, read_samples(path)[: config.n]
-    folder = render(run.stage_folder(STAGE) / QUESTIONS, config.n, config.seed, config.style, answers_per_image=1)
-    return folder, read_samples(folder / ANSWERS)
+    return question_set(run.recipe.evaluate, run.stage_folder(STAGE) / QUESTIONS)
 
 
 def _predictions(run: Run, name: str, images: Path, samples: Sequence[Sample], clock: StageClock) -> list[Prediction]:
@@ -123,28 +109,14 @@ def summarise(made: dict[str, list[Prediction]], resamples: int, seed: int) -> d
     difference = [a - b for a, b in zip(after, before, strict=True)]
     return {
         "n": len(base),
-        "accuracy": {name: _mean([row.score for row in rows]) for name, rows in made.items()},
+        "accuracy": {name: mean([row.score for row in rows]) for name, rows in made.items()},
         "ci95": {
             name: bootstrap_ci95([row.score for row in rows], images, resamples=resamples, seed=seed)
             for name, rows in made.items()
         },
-        "gain": _mean(difference),
+        "gain": mean(difference),
         "gain_ci95": bootstrap_ci95(difference, images, resamples=resamples, seed=seed),
         "p_mcnemar": mcnemar_p(changed.gained, changed.lost),
         "flips": {"gained": changed.gained, "lost": changed.lost},
         "kinds": by_kind(made),
     }
-
-
-def by_kind(made: dict[str, list[Prediction]]) -> dict[str, dict[str, float]]:
-    """For each question kind: how many, and the accuracy of each model."""
-    kinds = sorted({row.kind for row in made["base"] if row.kind is not None})
-    return {
-        kind: {"n": float(sum(row.kind == kind for row in made["base"]))}
-        | {name: _mean([row.score for row in rows if row.kind == kind]) for name, rows in made.items()}
-        for kind in kinds
-    }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0

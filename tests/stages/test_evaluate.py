@@ -7,11 +7,11 @@ import json
 import pytest
 
 from mpa_edge.errors import MpaError
-from mpa_edge.evaluation import read_samples
+from mpa_edge.evaluation import by_kind, read_samples
 from mpa_edge.rows import read_rows
 from mpa_edge.runs import read_json, read_manifest, write_json
 from mpa_edge.stages import evaluate
-from mpa_edge.stages.evaluate import by_kind, run_evaluate, summarise
+from mpa_edge.stages.evaluate import run_evaluate, summarise
 from mpa_edge.types import Prediction
 
 
