@@ -1,0 +1,135 @@
+"""The weights of one scheme, component by component: what a kill has not touched is not made again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mpa_edge.exporters.apart import run_apart
+from mpa_edge.exporters.layout import file_name, image_values
+from mpa_edge.exporters.source import Source
+from mpa_edge.progress import say
+from mpa_edge.runs import make_folder, read_json, write_json
+from mpa_edge.scheme import ONNX_COMPONENTS, Component, Scheme
+from mpa_edge.target import ImageBudget
+
+MADE = ".made.json"
+
+
+@dataclass
+class Workshop:
+    """Where an export is built."""
+
+    source: Source
+    """What is exported."""
+    folder: Path
+    """The scheme's own files, not yet under their final name."""
+    parts: Path
+    """Files that several schemes are made from: full-precision ONNX graphs, a 16-bit GGUF."""
+    budget: ImageBudget | None = None
+    """Of the target."""
+    threads: int | None = None
+    """CPU threads; None: one for each core."""
+    peak_rss_bytes: int = 0
+    """Largest process so far."""
+    notes: list[str] = field(default_factory=list)
+    """What did not go as the scheme's name says."""
+
+    def apart(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a heavy step in a process of its own."""
+        result, peak_bytes = run_apart(function, *arguments, threads=self.threads)
+        self.peak_rss_bytes = max(self.peak_rss_bytes, peak_bytes)
+        return result
+
+
+def build(shop: Workshop, scheme: Scheme) -> dict[Component, str]:
+    """Make every component of a scheme that is not there yet; component -> path inside the folder."""
+    files = {name: file_name(scheme.format, name, precision) for name, precision in scheme.components.items()}
+    made = read_json(shop.folder / MADE) or {}
+    for component, name in files.items():
+        if component not in made or not (shop.folder / name).is_file():
+            say(f"{scheme.name}: {component} as {scheme.components[component]}")
+            make_folder((shop.folder / name).parent)
+            made[component] = _component(shop, scheme, component, shop.folder / name)
+            write_json(shop.folder / MADE, made)
+    shop.notes.extend(note for component in files for note in made[component])
+    return files
+
+
+def _component(shop: Workshop, scheme: Scheme, component: Component, out: Path) -> list[str]:
+    make = _onnx if component in ONNX_COMPONENTS else _mmproj if component == "mmproj" else _language
+    return make(shop, scheme, component, out)
+
+
+def _onnx(shop: Workshop, scheme: Scheme, component: Component, out: Path) -> list[str]:
+    from mpa_edge.exporters.quantize import quantize_component
+
+    full, precision = _graph(shop, component), scheme.components[component]
+    if precision == "fp32":
+        for path in full.parent.glob(f"{full.name}*"):
+            _share(path, out.with_name(path.name))
+        return []
+    calibration = _calibration(shop, scheme) if precision.startswith("qdq") else None
+    return list(shop.apart(quantize_component, full, out, component, precision, scheme, calibration))
+
+
+def _graph(shop: Workshop, component: Component) -> Path:
+    """The full-precision graph of a component, made once for all schemes."""
+    from mpa_edge.exporters.onnx_export import export_component
+
+    path = make_folder(shop.parts / "onnx" / component) / Path(file_name("onnx", component, "fp32")).name
+    if not path.is_file():
+        shop.apart(export_component, shop.source.checkpoint, component, path)
+    return path
+
+
+def _calibration(shop: Workshop, scheme: Scheme) -> Path:
+    """Inputs of the graphs on the run's own pictures, made once."""
+    from mpa_edge.exporters.calibrate import calibrate
+
+    graphs = {name: _graph(shop, name) for name in ("vision", "embed", "decoder")}
+    assert scheme.calibration is not None  # the scheme's own check
+    folder = shop.parts / f"calibration-{scheme.calibration.n}"
+    if not (folder / "done.json").is_file():
+        shop.apart(calibrate, shop.source, graphs, make_folder(folder), scheme.calibration.n, shop.budget)
+        write_json(folder / "done.json", {"n": scheme.calibration.n})
+    return folder
+
+
+def _language(shop: Workshop, scheme: Scheme, component: Component, out: Path) -> list[str]:
+    from mpa_edge.exporters.gguf.quantize import quantize_gguf
+
+    precision = scheme.components[component]
+    if precision in ("f32", "f16", "bf16"):
+        _convert(shop, component, out, precision)
+        return []
+    full = make_folder(shop.parts / "gguf") / "model-f16.gguf"
+    if not full.is_file():
+        _convert(shop, component, full, "f16")
+    return list(quantize_gguf(full, out, precision, shop.threads))
+
+
+def _mmproj(shop: Workshop, scheme: Scheme, component: Component, out: Path) -> list[str]:
+    _convert(shop, component, out, scheme.components[component])
+    return []
+
+
+def _convert(shop: Workshop, component: Component, out: Path, precision: str) -> None:
+    from mpa_edge.exporters.gguf.convert import convert
+
+    convert(shop.source.checkpoint, component, out, precision, image_values(shop.source, shop.budget))
+
+
+def _share(path: Path, out: Path) -> None:
+    """The same file under a second name, without a copy where the disk can do that."""
+    temp = out.with_name(f".{out.name}.tmp")
+    temp.unlink(missing_ok=True)
+    try:
+        os.link(path, temp)
+    except OSError:
+        shutil.copyfile(path, temp)
+    os.replace(temp, out)

@@ -1,0 +1,115 @@
+"""manifest.json of an export: every file with its hash, the scheme as resolved, and how near the original it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from mpa_edge.runs import MANIFEST, output_files, read_json, sha256_file, write_json
+from mpa_edge.types import Record
+
+CARD = "README.md"
+
+
+class FileEntry(Record):
+    """One file."""
+
+    path: str
+    """Inside the folder."""
+    bytes: int
+    """Size."""
+    sha256: str
+    """Hex digest."""
+
+
+class AccuracyFigures(Record):
+    """Strict metric on the same held-out questions, 0 to 1."""
+
+    base: float
+    """The student before, fp32."""
+    aligned: float
+    """The student after, fp32."""
+    artifact: float
+    """What was exported."""
+    n: int
+    """Questions."""
+    ci95: tuple[float, float]
+    """95 % bootstrap interval of the artifact's accuracy, clustered by image."""
+    retained_gain: float | None
+    """(artifact - base) / (aligned - base); null where there was no gain to keep."""
+    questions_sha256: str
+    """Of the questions, so that another set is asked anew."""
+
+
+class ExportManifest(Record):
+    """What made an export. Written last: a folder without one is not finished."""
+
+    schema_version: Literal[1] = 1
+    """Of this document."""
+    stage: Literal["export"] = "export"
+    """As in every manifest of a run."""
+    inputs: dict[str, str]
+    """Everything the files depend on: name -> sha256 or value."""
+    scheme: dict[str, Any]
+    """As resolved: with what the target changed."""
+    target: str | None
+    """Name of the target, where one was named."""
+    files: dict[str, FileEntry]
+    """Component -> its main file."""
+    outputs: dict[str, FileEntry]
+    """Every file of the folder by path; the card is rewritten when accuracy is measured, so its hash is not here."""
+    notes: tuple[str, ...]
+    """What did not go as the scheme's name says, for example tensors that kept more bits."""
+    parity: dict[str, Any]
+    """Figures of the comparison with the checkpoint."""
+    parity_details: dict[str, Any]
+    """What lies behind them."""
+    accuracy: AccuracyFigures | None = None
+    """Null until it is measured."""
+    versions: dict[str, str]
+    """Python, mpa-edge and the libraries that did the work."""
+    seconds: float
+    """Wall seconds of this export, what it shared with others counted once."""
+    peak_rss_bytes: int
+    """Largest resident memory of any process of this export."""
+
+
+def read_export_manifest(folder: Path) -> ExportManifest | None:
+    """The manifest of an export; None where it is missing or damaged."""
+    try:
+        return ExportManifest.model_validate(read_json(folder / MANIFEST))
+    except ValidationError:
+        return None
+
+
+def entry(folder: Path, name: str) -> FileEntry:
+    """Size and hash of a file inside a folder."""
+    path = folder / name
+    return FileEntry(path=name, bytes=path.stat().st_size, sha256=sha256_file(path))
+
+
+def outputs_of(folder: Path) -> dict[str, FileEntry]:
+    """Every file of an export but its manifest and its card."""
+    names = (path.relative_to(folder).as_posix() for path in output_files(folder))
+    return {name: entry(folder, name) for name in names if name != CARD}
+
+
+def is_exported(folder: Path, inputs: Mapping[str, str]) -> bool:
+    """Whether a folder holds this very export, unharmed."""
+    manifest = read_export_manifest(folder)
+    if manifest is None or manifest.inputs != dict(inputs):
+        return False
+    return all(
+        (folder / name).is_file()
+        and (folder / name).stat().st_size == file.bytes
+        and sha256_file(folder / name) == file.sha256
+        for name, file in manifest.outputs.items()
+    )
+
+
+def write_export_manifest(folder: Path, manifest: ExportManifest) -> None:
+    """Write it, atomically."""
+    write_json(folder / MANIFEST, manifest)

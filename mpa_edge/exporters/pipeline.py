@@ -1,0 +1,205 @@
+"""The whole export: refuse early, build by component, verify, and only then give it its name."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpa_edge.assets import load_scheme
+from mpa_edge.errors import MpaError, VerificationError
+from mpa_edge.exporters.build import MADE, Workshop, build
+from mpa_edge.exporters.card import write_card
+from mpa_edge.exporters.layout import write_layout
+from mpa_edge.exporters.manifest import (
+    ExportManifest,
+    entry,
+    is_exported,
+    outputs_of,
+    read_export_manifest,
+    write_export_manifest,
+)
+from mpa_edge.exporters.preflight import check_possible, disk_need_bytes
+from mpa_edge.exporters.source import Source
+from mpa_edge.exporters.verify import verify
+from mpa_edge.progress import say
+from mpa_edge.runs import StageClock, clear, peak_rss_bytes, prepare, require_free, run_lock, sha256_json, versions
+from mpa_edge.scheme import Scheme
+from mpa_edge.target import ImageBudget, Target
+
+PARTS, BUILDING, OLD = ".parts", ".building-", ".old-"
+LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript", "gguf", "llama-cpp-python")
+DEFAULT_CONTEXT_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be exported, and how."""
+
+    source: Source
+    """The checkpoint."""
+    schemes: tuple[Scheme, ...]
+    """As resolved for the target."""
+    target: Target | None = None
+    """Its image budget, context and threads go into the export."""
+    threads: int | None = None
+    """CPU threads of the export itself."""
+    fresh: bool = False
+    """Make again what is there."""
+
+    @property
+    def budget(self) -> ImageBudget | None:
+        """Of the target."""
+        return self.target.image if self.target else None
+
+    @property
+    def context_tokens(self) -> int:
+        """Of the target, within what the model was made for."""
+        text = self.source.config.get("text_config") or self.source.config
+        longest = int(text.get("max_position_embeddings") or DEFAULT_CONTEXT_TOKENS)
+        return min(longest, self.target.context_tokens if self.target else DEFAULT_CONTEXT_TOKENS)
+
+
+def choose_schemes(source: Source, names: Sequence[str], target: Target | None) -> tuple[Scheme, ...]:
+    """The named schemes, or the target's first choice that this model can take; the target's own bits applied.
+
+    Raises MpaError with the reason where a named scheme, or every one of the target's, is not possible.
+    """
+    if names or target is None:
+        chosen = tuple(_resolved(name, target) for name in dict.fromkeys(names))
+        for scheme in chosen:
+            check_possible(source, scheme)
+        return chosen
+    refusals = []
+    for choice in target.schemes:
+        scheme = _resolved(choice.name, target)
+        try:
+            check_possible(source, scheme)
+        except MpaError as error:
+            refusals.append(error)
+            say(f"{scheme.name}: not for this model ({error})")
+            continue
+        return (scheme,)
+    raise refusals[0]
+
+
+def _resolved(name: str, target: Target | None) -> Scheme:
+    scheme = load_scheme(name)
+    for choice in target.schemes if target else ():
+        if choice.name == scheme.name:
+            return scheme.model_copy(update={"components": dict(choice.components)})
+    return scheme
+
+
+def run_export(order: Order) -> list[Path]:
+    """Make every scheme of an order; the folders, in the order's own order. What is done and unchanged is skipped."""
+    exports = order.source.exports
+    with run_lock(exports):
+        missing = [s for s in order.schemes if order.fresh or not is_exported(exports / s.name, inputs_of(order, s))]
+        if missing:
+            require_free(exports, disk_need_bytes(order.source, missing))
+            prepare(exports / PARTS, parts_inputs(order), order.fresh)
+        folders = [export_scheme(order, scheme) for scheme in order.schemes]
+        shutil.rmtree(exports / PARTS, ignore_errors=True)
+    return folders
+
+
+def inputs_of(order: Order, scheme: Scheme) -> dict[str, str]:
+    """Everything that the files of a scheme depend on."""
+    target = {"context_tokens": order.context_tokens, "threads": order.target.cpu.threads if order.target else None}
+    return {
+        "checkpoint": order.source.fingerprint,
+        "scheme": sha256_json(scheme.model_dump(exclude={"title"})),
+        "image budget": sha256_json(order.budget),
+        "target": sha256_json(target),
+    }
+
+
+def parts_inputs(order: Order) -> dict[str, str]:
+    """Everything that the shared parts depend on."""
+    return {"checkpoint": order.source.fingerprint, "image budget": sha256_json(order.budget)}
+
+
+def export_scheme(order: Order, scheme: Scheme) -> Path:
+    """One scheme: build, describe, verify, publish. Raises VerificationError where it is not the same model."""
+    final, inputs = order.source.exports / scheme.name, inputs_of(order, scheme)
+    building = order.source.exports / f"{BUILDING}{scheme.name}"
+    if not order.fresh and is_exported(final, inputs):
+        say(f"{scheme.name}: done before, nothing changed")
+        return final
+    if order.fresh or not is_exported(building, inputs):
+        earlier = read_export_manifest(final)
+        if earlier is not None and not order.fresh:
+            changed = ", ".join(sorted(key for key in inputs if earlier.inputs.get(key) != inputs[key]))
+            say(f"{scheme.name}: made again, because of other {changed or 'files'}")
+        prepare(building, inputs, order.fresh)
+        _make(order, scheme, building, inputs)
+    publish(building, final)
+    return final
+
+
+def _make(order: Order, scheme: Scheme, building: Path, inputs: dict[str, str]) -> None:
+    clock, started = StageClock(building), time.monotonic()
+    threads = order.threads
+    shop = Workshop(order.source, building, order.source.exports / PARTS, order.budget, threads)
+    files = build(shop, scheme)
+    clock.tick()
+    artifact = write_layout(
+        order.source, scheme, building, order.budget, order.context_tokens,
+        order.target.cpu.threads if order.target else None,
+    )  # fmt: skip
+    try:
+        parity, details = verify(order.source, building, scheme, order.budget, threads, shop.parts)
+    except VerificationError:
+        clear(building)  # nothing of a wrong export stays
+        building.rmdir()
+        raise
+    manifest = ExportManifest(
+        inputs=inputs, scheme=scheme.model_dump(mode="json"), target=order.target.name if order.target else None,
+        files={role: entry(building, name) for role, name in files.items()}, outputs=outputs_of(building),
+        notes=tuple(dict.fromkeys(shop.notes)), parity=parity.model_dump(mode="json"),
+        parity_details=details.model_dump(mode="json"), versions=versions(*LIBRARIES),
+        seconds=round(clock.tick(), 3), peak_rss_bytes=max(shop.peak_rss_bytes, peak_rss_bytes(), _children_bytes()),
+    )  # fmt: skip
+    write_card(order.source, artifact, manifest, building)
+    write_export_manifest(building, manifest)
+    say(f"{scheme.name}: verified in {time.monotonic() - started:.0f} s")
+
+
+def publish(building: Path, final: Path) -> None:
+    """Give a verified folder its name; a kill in between leaves either the old one or a folder that is complete."""
+    old = final.with_name(f"{OLD}{final.name}")
+    for name in (MADE, ".inputs.json", ".seconds.json"):
+        (building / name).unlink(missing_ok=True)
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(final, old)
+    os.replace(building, final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _children_bytes() -> int:
+    """Largest resident memory of any program that was waited for."""
+    return 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+
+
+def report_of(folder: Path) -> dict[str, Any]:
+    """What `--json` says of one export."""
+    manifest = read_export_manifest(folder)
+    assert manifest is not None  # it was made a moment ago
+    accuracy = manifest.accuracy
+    return {
+        "scheme": manifest.scheme["name"],
+        "path": str(folder),
+        "files": {role: file.model_dump(mode="json") for role, file in manifest.files.items()},
+        "parity": manifest.parity,
+        "accuracy": accuracy and accuracy.model_dump(include={"base", "aligned", "artifact", "n"}),
+        "retained_gain": accuracy.retained_gain if accuracy else None,
+        "seconds": manifest.seconds,
+        "peak_rss_bytes": manifest.peak_rss_bytes,
+    }
