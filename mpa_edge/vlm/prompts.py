@@ -1,0 +1,72 @@
+"""The prompt of an exported model without transformers: the same text and the same token ids as its checkpoint."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from mpa_edge.artifact import Artifact
+from mpa_edge.errors import MpaError, missing_package
+
+
+@functools.lru_cache(8)
+def _special_tokens(special: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)))
+
+
+def without_special_tokens(text: str, special: tuple[str, ...]) -> str:
+    """Text that cannot be read as an image, a turn or an end, whoever wrote it: no special token stays in it.
+
+    The twin of `vlm.checkpoint.without_special_tokens`, which takes the tokens from a processor.
+
+    >>> without_special_tokens("a<ima<image>ge>b", ("<image>",))
+    'ab'
+    """
+    if not special:
+        return text
+    pattern = _special_tokens(special)
+    while (cleaned := pattern.sub("", text)) != text:  # what is left may close up to another one
+        text = cleaned
+    return text
+
+
+def prompt_text(artifact: Artifact, prompt: str, expansion: str) -> str:
+    """The whole text before the answer, with `expansion` in the place of the picture.
+
+    Only the template's own placeholder is replaced: a user's text has none left.
+    """
+    parts = artifact.prompt
+    before = parts.before.replace(parts.placeholder, expansion, 1)
+    return before + without_special_tokens(prompt, artifact.tokens.special) + parts.after
+
+
+class PromptTokenizer:
+    """tokenizer.json of an exported model: text to ids and back, as its HF tokenizer with add_special_tokens=False."""
+
+    def __init__(self, folder: Path, artifact: Artifact) -> None:
+        """MpaError where the tokenizers package or the file is missing, or the file is damaged."""
+        try:
+            from tokenizers import Tokenizer
+        except ModuleNotFoundError as error:
+            raise missing_package("tokenizers", "onnx") from error
+        path = folder / "tokenizer.json"
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing narrower
+            raise MpaError(f"{path} is missing or damaged: copy the whole folder, or export again") from error
+        # a tokenizer may have been saved while it was padding or cutting
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._special = artifact.tokens.special
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids; the template's special tokens become their ids, and none is added."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of an answer without special tokens and outer blanks."""
+        text = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return without_special_tokens(text, self._special).strip()

@@ -1,0 +1,49 @@
+"""The next token from logits with numpy: greedy, or sampled from the request's own seed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from mpa_edge.types import Request
+
+
+class Sampler:
+    """Chooses the tokens of one request: a new one for each request, so that nothing but its seed matters."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.generator = np.random.default_rng(request.seed) if request.temperature > 0 else None
+
+    def __call__(self, logits: NDArray[np.floating]) -> int:
+        """(vocabulary,) logits -> token id. Greedy takes the first of the largest.
+
+        Sampling is an argmax over logits with Gumbel noise (Maddison et al. 2014, "A* Sampling", section 2).
+        """
+        if self.generator is None:
+            return int(logits.argmax())
+        warped = np.asarray(logits, np.float64) / self.request.temperature
+        if self.request.top_p < 1:
+            warped = nucleus(warped, self.request.top_p)
+        return int((warped + self.generator.gumbel(size=warped.shape)).argmax())
+
+
+def nucleus(logits: NDArray[np.float64], top_p: float) -> NDArray[np.float64]:
+    """Logits with all but the likeliest tokens that together reach `top_p` at -inf; the likeliest always stays.
+
+    Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1.
+
+    >>> nucleus(np.log(np.array([0.1, 0.6, 0.3])), 0.8).round(1).tolist()
+    [-inf, -0.5, -1.2]
+    """
+    order = np.argsort(-logits, kind="stable")
+    share = np.exp(logits[order] - logits[order[0]])
+    before = np.cumsum(share) - share
+    n = max(1, int((before < top_p * share.sum()).sum()))
+    kept = np.full_like(logits, -np.inf)
+    kept[order[:n]] = logits[order[:n]]
+    return kept
