@@ -31,8 +31,8 @@ class ImageBudget(Section):
 class Affinity(Section):
     """Which cores do the work."""
 
-    threads: int = Field(ge=1, le=256)
-    """CPU threads of the runtime."""
+    threads: int | None = Field(ge=1, le=256)
+    """CPU threads of the runtime; null: one for each core that the process may use."""
     cores: str | None = None
     """Cores to pin to, as taskset writes them (4-7); null: wherever the system puts them."""
 
@@ -40,7 +40,7 @@ class Affinity(Section):
 class Budgets(Section):
     """What a benchmark on the device is held against."""
 
-    memory_bytes: int = Field(ge=1)
+    memory_bytes: int = Field(ge=1_000_000)
     """Largest resident memory of the runtime with the model."""
     ttft_s: float = Field(gt=0)
     """Time to the first token of a question about one picture, seconds."""
