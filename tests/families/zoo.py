@@ -1,0 +1,228 @@
+"""Tiny random checkpoints of every model type, whole folders as `save_pretrained` leaves them: nothing is downloaded.
+
+Sizes suit ONNX and llama.cpp: hidden 256, FFN 512, heads of 64, rows that every quantization takes. Weights are drawn
+wide enough that greedy answers depend on picture and question, and not on the last bit of a sum.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.families import zoo_text as text
+
+MODEL_TYPES = ("idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "llava", "internvl")
+HIDDEN, FFN, HEAD_DIM, TEXT_LAYERS = 256, 512, 64, 2
+CONTEXT = 4096
+GAIN = 2.5
+"""Matrices get this over the root of their fan-in: 0.16 for 256 inputs."""
+
+
+@functools.cache
+def checkpoint(model_type: str, **options: Any) -> Path:
+    """Folder of a tiny random checkpoint, made once and kept in the temp folder: read it, copy it, never write to it.
+
+    Options, all with a default: `splitting` (idefics3, smolvlm), `tower` = "siglip" or "clip" (llava), `depth` = vision
+    layers, `hidden` = width of the language model, `tied` = output embeddings are the input embeddings, `seed`.
+    """
+    folder = _home() / f"{model_type}-{_key(options)}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        made = Path(tempfile.mkdtemp(dir=folder.parent))
+        _save(made, model_type, **options)
+        try:
+            os.replace(made, folder)
+        except OSError:  # another process was quicker
+            shutil.rmtree(made)
+    return folder
+
+
+def _home() -> Path:
+    return Path(tempfile.gettempdir()) / f"mpa-edge-zoo-{os.getuid()}"
+
+
+def _key(options: dict[str, Any]) -> str:
+    import transformers
+
+    sources = [Path(__file__).read_text(), Path(text.__file__).read_text(), transformers.__version__]
+    return hashlib.sha256(json.dumps([*sources, options], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _save(folder: Path, model_type: str, seed: int = 0, **options: Any) -> None:
+    import torch
+
+    config, processor = RECIPES[model_type](**options)
+    model = _model(config).eval()
+    _randomize(model, torch.Generator().manual_seed(seed))
+    tokenizer = processor.tokenizer
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.bos_token_id = tokenizer.bos_token_id
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def _model(config: Any) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText.from_config(config)
+
+
+def _randomize(model: Any, random: Any) -> None:
+    """Wide matrices, small biases, norms near one: a missed bias or a missed scale changes the answer."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0, GAIN / parameter[0].numel() ** 0.5, generator=random)
+            else:
+                parameter.normal_(0 if "bias" in name else 1, 0.1, generator=random)
+
+
+def _text(tokenizer: Any, *, hidden: int = HIDDEN, tied: bool = False) -> dict[str, Any]:
+    """Sizes that all language models share: half as many key-value heads as heads."""
+    heads = hidden // HEAD_DIM
+    return {
+        "vocab_size": len(tokenizer), "hidden_size": hidden, "intermediate_size": FFN, "num_hidden_layers": TEXT_LAYERS,
+        "num_attention_heads": heads, "num_key_value_heads": heads // 2 or 1, "head_dim": HEAD_DIM,
+        "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5, "tie_word_embeddings": tied,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+
+
+def _smol(
+    model_type: str, *, splitting: bool = True, tied: bool = False, depth: int = 2, hidden: int = HIDDEN
+) -> tuple[Any, Any]:
+    """Tiles of 64 px, 16 tokens each; up to 4 x 4 of them and an overview."""
+    import transformers
+
+    names = text.tokenizer("smollm", text.SMOL_SPECIALS, bos="<|im_start|>", eos="<end_of_utterance>", pad="<|im_end|>")
+    base = "Idefics3" if model_type == "idefics3" else "SmolVLM"
+    config = getattr(transformers, f"{base}Config")(
+        text_config={"model_type": "llama", "rope_theta": 100000.0, **_text(names, hidden=hidden, tied=tied)},
+        vision_config={
+            "hidden_size": 256, "intermediate_size": FFN, "num_hidden_layers": depth, "num_attention_heads": 4,
+            "image_size": 64, "patch_size": 8,
+        },
+        scale_factor=2, image_token_id=names.convert_tokens_to_ids("<image>"), tie_word_embeddings=tied,
+        pad_token_id=names.pad_token_id,
+    )  # fmt: skip
+    pictures = getattr(transformers, f"{base}ImageProcessor")(
+        do_image_splitting=splitting, size={"longest_edge": 256}, max_image_size={"longest_edge": 64}
+    )
+    video = {} if base == "Idefics3" else {"video_processor": transformers.SmolVLMVideoProcessor()}
+    processor = getattr(transformers, f"{base}Processor")(
+        pictures, names, image_seq_len=16, chat_template=text.SMOL_TEMPLATE, **video
+    )
+    return config, processor
+
+
+def _qwen(model_type: str, *, tied: bool = True, depth: int | None = None, hidden: int = HIDDEN) -> tuple[Any, Any]:
+    """Patches of 14 px, 4 to 64 tokens a picture; 2.5 looks at windows of 112 px, at all of it in every other layer."""
+    import transformers
+
+    names = text.tokenizer("qwen2", text.QWEN_SPECIALS, eos="<|im_end|>", pad="<|endoftext|>")
+    ids = {
+        f"{key}_token_id": names.convert_tokens_to_ids(f"<|{token}|>")
+        for key, token in {
+            "image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end",
+        }.items()
+    }  # fmt: skip
+    newer = model_type == "qwen2_5_vl"
+    depth = depth or (4 if newer else 3)
+    vision: dict[str, Any] = {"depth": depth, "num_heads": 4, "patch_size": 14}
+    if newer:
+        vision |= {"hidden_size": 128, "intermediate_size": 256, "out_hidden_size": hidden, "window_size": 112}
+        vision |= {"fullatt_block_indexes": [depth // 2 - 1, depth - 1]}
+    else:
+        vision |= {"embed_dim": 128, "hidden_size": hidden, "mlp_ratio": 4}
+    rope = {"rope_type": "default", "rope_theta": 1000000.0, "mrope_section": [8, 12, 12]}
+    base = "Qwen2_5_VL" if newer else "Qwen2VL"
+    sizes = _text(names, hidden=hidden, tied=tied)
+    config = getattr(transformers, f"{base}Config")(
+        text_config={**sizes, "rope_parameters": rope}, vision_config=vision, tie_word_embeddings=tied, **ids
+    )
+    pixels = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 64}
+    processor = getattr(transformers, f"{base}Processor")(
+        transformers.Qwen2VLImageProcessor(size=pixels, patch_size=14, merge_size=2, temporal_patch_size=2),
+        names,
+        transformers.Qwen2VLVideoProcessor(),
+        chat_template=text.QWEN_TEMPLATE,
+    )
+    return config, processor
+
+
+def _llava(*, tower: str = "siglip", tied: bool = False, depth: int = 3, hidden: int = HIDDEN) -> tuple[Any, Any]:
+    """One picture of 112 px, 64 tokens; a SigLIP tower as in TinyLLaVA, or a CLIP tower with its class token."""
+    import transformers
+
+    names = text.tokenizer("smollm", text.LLAVA_SPECIALS, bos="<s>", eos="</s>", pad="<pad>", unk_token="<unk>")
+    strategy = "full" if tower == "siglip" else "default"
+    config = transformers.LlavaConfig(
+        text_config={"model_type": "llama", **_text(names, hidden=hidden, tied=tied)},
+        vision_config={
+            "model_type": f"{tower}_vision_model", "hidden_size": 256, "intermediate_size": FFN,
+            "num_hidden_layers": depth, "num_attention_heads": 4, "image_size": 112, "patch_size": 14,
+        },
+        image_token_id=names.convert_tokens_to_ids("<image>"), vision_feature_select_strategy=strategy,
+        vision_feature_layer=-2, image_seq_length=64, tie_word_embeddings=tied,
+    )  # fmt: skip
+    if tower == "siglip":
+        pictures = transformers.SiglipImageProcessor(size={"height": 112, "width": 112})
+    else:
+        crop = {"height": 112, "width": 112}
+        pictures = transformers.CLIPImageProcessor(size={"shortest_edge": 112}, crop_size=crop)
+    processor = transformers.LlavaProcessor(
+        pictures, names, patch_size=14, vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=0 if tower == "siglip" else 1, chat_template=text.LLAVA_TEMPLATE,
+    )  # fmt: skip
+    return config, processor
+
+
+def _internvl(*, tied: bool = False, depth: int = 2, hidden: int = HIDDEN) -> tuple[Any, Any]:
+    """Patches of 112 px, 16 tokens each; up to four of them and an overview."""
+    import transformers
+
+    named = {
+        "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }  # fmt: skip
+    names = text.tokenizer(
+        "qwen2", text.INTERNVL_SPECIALS, eos="<|im_end|>", pad="<|endoftext|>", extra_special_tokens=named
+    )
+    config = transformers.InternVLConfig(
+        text_config={"model_type": "qwen2", **_text(names, hidden=hidden, tied=tied)},
+        vision_config={
+            "hidden_size": 256, "intermediate_size": FFN, "num_hidden_layers": depth, "num_attention_heads": 4,
+            "image_size": [112, 112], "patch_size": [14, 14],
+        },
+        image_token_id=names.convert_tokens_to_ids("<IMG_CONTEXT>"), image_seq_length=16, downsample_ratio=0.5,
+        tie_word_embeddings=tied,
+    )  # fmt: skip
+    pictures = transformers.GotOcr2ImageProcessor(
+        size={"height": 112, "width": 112}, crop_to_patches=True, min_patches=1, max_patches=4
+    )
+    processor = transformers.InternVLProcessor(
+        pictures, names, transformers.InternVLVideoProcessor(), image_seq_length=16,
+        chat_template=text.INTERNVL_TEMPLATE,
+    )  # fmt: skip
+    return config, processor
+
+
+RECIPES: dict[str, Callable[..., tuple[Any, Any]]] = {
+    "idefics3": functools.partial(_smol, "idefics3"),
+    "smolvlm": functools.partial(_smol, "smolvlm"),
+    "qwen2_vl": functools.partial(_qwen, "qwen2_vl"),
+    "qwen2_5_vl": functools.partial(_qwen, "qwen2_5_vl"),
+    "llava": _llava,
+    "internvl": _internvl,
+}

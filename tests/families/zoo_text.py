@@ -1,0 +1,81 @@
+"""Tokenizers and chat templates of the zoo: bytes and a few words, split the way llama.cpp can, too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SMOL_SPECIALS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>", "<fake_token_around_image>", "<image>",
+    "<end_of_utterance>", "<global-img>",
+    *(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)),
+)  # fmt: skip
+QWEN_SPECIALS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+    "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+LLAVA_SPECIALS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
+INTERNVL_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>")
+
+SMOL_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+QWEN_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for line in message['content'] %}"
+    "{% if line['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ line['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAVA_TEMPLATE = (
+    "<s>{% for message in messages %}{{ message['role'] | upper }}: {% for line in message['content'] %}"
+    "{% if line['type'] == 'image' %}{{ '<image>\n' }}{% else %}{{ line['text'] }}{% endif %}{% endfor %}"
+    "{% if message['role'] == 'assistant' %}</s>{% else %}{{ ' ' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+INTERNVL_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for line in message['content'] %}"
+    "{% if line['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}{% else %}{{ line['text'] }}{% endif %}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+# pattern of the pre-tokenizer that llama.cpp calls qwen2
+QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+N_MERGES = 200
+CORPUS = """What is the value of the largest bar in this chart? Answer the question with a single word or phrase.
+Which colour is the line? How many bars are there in the picture? Read the word on the sign.
+What does the title say? The answer is a number. Is the red bar higher than the blue one? yes no
+User: question about the image Assistant: answer user assistant ASSISTANT: USER: Question: Answer:
+In which year was the percentage lowest? What is the difference between the two values?
+
+The quick brown fox jumps over the lazy dog. green yellow orange purple black white left right top bottom
+"""
+
+
+def tokenizer(kind: str, specials: tuple[str, ...], *, eos: str, pad: str, bos: str | None = None, **extra: Any) -> Any:
+    """A byte-level BPE tokenizer with the pre-tokenizer `smollm` or `qwen2`, the same at every call."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.BPE())
+    if kind == "smollm":
+        split = pre_tokenizers.Digits(individual_digits=True)
+    else:
+        split = pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated")
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind == "smollm")
+    made.pre_tokenizer = pre_tokenizers.Sequence([split, as_bytes])
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(specials) + 256 + N_MERGES,
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in specials],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    made.train_from_iterator([CORPUS, "\n\n", "a\n\n\nb"] * 3, trainer)
+    ends = {"eos_token": eos, "pad_token": pad, **({"bos_token": bos} if bos else {})}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, clean_up_tokenization_spaces=False, padding_side="left", **ends, **extra
+    )
