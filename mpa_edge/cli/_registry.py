@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib
 import pkgutil
+from pathlib import Path
 from typing import Any
 
 from mpa_edge import assets
@@ -39,6 +40,21 @@ def names(kind: str) -> list[str]:
 def as_file_kind(kind: str) -> assets.Kind:
     """Narrow a kind to one that is stored in files."""
     return next(known for known in FILE_KINDS if known == kind)
+
+
+def file_kind(name: str) -> assets.Kind:
+    """Kind of a name, or of somebody's own file: by its keys, then by the folder that it lies in, else a recipe."""
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml") and len(path.parts) == 1:
+        return next((kind for kind in FILE_KINDS if name in names(kind)), "recipes")
+    near = next((kind for kind in FILE_KINDS if path.resolve().parent.name == kind), FILE_KINDS[0])
+    try:
+        document = assets.load_yaml(path, name) if path.is_file() else None
+    except MpaError:
+        return near
+    keys = set(document) if isinstance(document, dict) else set()
+    fits = {kind: len(keys & set(assets.model_of_kind(kind).model_fields)) for kind in FILE_KINDS}
+    return max(FILE_KINDS, key=lambda kind: (fits[kind], kind == near))
 
 
 def title(kind: str, name: str) -> str:

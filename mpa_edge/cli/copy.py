@@ -1,4 +1,4 @@
-"""Copy a recipe to a file of your own, to edit it."""
+"""Copy a recipe, a target or a scheme to a file of your own, to edit it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import Path
 import click
 
 from mpa_edge import assets, runs
+from mpa_edge.cli import _registry
 from mpa_edge.cli._options import verbose_option
 from mpa_edge.errors import MpaError
 
 
 def renamed(text: str, name: str) -> str:
-    """The recipe's text with another name, comments and order kept.
+    """The document's text with another name, comments and order kept.
 
     >>> renamed("# why\\nname: minicharts\\ntask: x\\n", "mine")
     '# why\\nname: mine\\ntask: x\\n'
@@ -22,12 +23,12 @@ def renamed(text: str, name: str) -> str:
 
 
 def slug(stem: str) -> str:
-    """A file's stem as a recipe name.
+    """A file's stem as a name.
 
     >>> slug("My Charts (2)")
     'my-charts-2'
     """
-    return re.sub(r"[^a-z0-9._]+", "-", stem.lower()).strip("-._")[:64] or "recipe"
+    return re.sub(r"[^a-z0-9._]+", "-", stem.lower()).strip("-._")[:64] or "mine"
 
 
 @click.command("copy")
@@ -36,16 +37,17 @@ def slug(stem: str) -> str:
 @click.option("--force", is_flag=True, help="Replace DEST.yaml where it exists.")
 @verbose_option
 def command(name: str, dest: str, force: bool) -> None:
-    """Copy the recipe NAME to DEST.yaml with its comments, named after the file.
+    """Copy the recipe, target or scheme NAME to DEST.yaml with its comments, named after the file.
 
     \b
     Examples:
       $ mpa-edge copy minicharts my-charts.yaml
       $ mpa-edge check my-charts.yaml
+      $ mpa-edge copy jetson my-robot.yaml
     """
-    source, target = assets.find("recipes", name), Path(dest)
+    source, target = assets.find(_registry.file_kind(name), name), Path(dest)
     if target.suffix not in (".yaml", ".yml"):
-        raise MpaError(f"'{dest}' does not end in .yaml: recipes are YAML files, write {target.stem}.yaml")
+        raise MpaError(f"'{dest}' does not end in .yaml: these files are YAML, write {target.stem}.yaml")
     if target.exists() and not force:
         raise MpaError(f"{target} exists: choose another name, or replace it with --force")
     runs.make_folder(target.parent)

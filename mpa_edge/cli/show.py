@@ -12,6 +12,8 @@ from mpa_edge.cli import _registry
 from mpa_edge.cli._options import json_option, print_json, set_option, verbose_option
 from mpa_edge.errors import MpaError
 
+LOADERS = {"recipes": assets.load_recipe, "targets": assets.load_target, "schemes": assets.load_scheme}
+
 
 @click.command("show")
 @click.argument("name")
@@ -22,29 +24,30 @@ from mpa_edge.errors import MpaError
 def command(name: str, kind: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show what NAME is: the file with its comments, or with --json all values, defaults filled in.
 
-    NAME may be the path of a recipe of your own.
+    NAME may be the path of a file of your own: what it is, its keys tell.
 
     \b
     Examples:
       $ mpa-edge show minicharts
+      $ mpa-edge show jetson
       $ mpa-edge show minicharts --json --set level.rank=8
       $ mpa-edge show minicharts --kind tasks
     """
     path = Path(name)
-    kinds = ["recipes"] if path.suffix in (".yaml", ".yml") else _registry.kinds_of(name)
+    kinds = [_registry.file_kind(name)] if path.suffix in (".yaml", ".yml") else _registry.kinds_of(name)
     chosen = kind or kinds[0]
     if chosen not in kinds:
         raise MpaError(f"'{name}' is not in {chosen}: it is in {', '.join(kinds)}, use --kind {kinds[0]}")
-    if overrides and chosen != "recipes":
-        raise MpaError(f"--set changes recipes only, and '{name}' is in {chosen}: leave --set out")
+    if overrides and chosen in _registry.MODULE_KINDS:
+        raise MpaError(f"--set changes files only, and '{name}' is in {chosen}: leave --set out")
     if len(kinds) > 1 and not kind:
         click.echo(f"(this is from {chosen}; --kind {kinds[1]} shows the other '{name}')", err=True)
-    if chosen == "recipes" and (as_json or overrides):
-        print_json(assets.load_recipe(name, overrides))
-    elif chosen in _registry.MODULE_KINDS:
+    if chosen in _registry.MODULE_KINDS:
         _show_module(_registry.fields(_registry.modules(chosen)[name]), as_json)
+    elif as_json or overrides:
+        print_json(LOADERS[chosen](name, overrides))
     else:
-        _show_file(_registry.as_file_kind(chosen), name, as_json)
+        click.echo(assets.find(_registry.as_file_kind(chosen), name).read_text(encoding="utf-8"), nl=False)
 
 
 def _show_module(values: dict[str, object], as_json: bool) -> None:
@@ -54,11 +57,3 @@ def _show_module(values: dict[str, object], as_json: bool) -> None:
         return
     for key, value in plain.items():
         click.echo(f"{key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
-
-
-def _show_file(kind: assets.Kind, name: str, as_json: bool) -> None:
-    path = assets.find(kind, name)
-    if as_json:
-        print_json(assets.load_yaml(path, name))
-    else:
-        click.echo(path.read_text(encoding="utf-8"), nl=False)

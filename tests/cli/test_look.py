@@ -123,3 +123,66 @@ def test_constraints_pin_every_package_that_a_checkout_needs() -> None:
     known = pins((assets.root() / "constraints.txt").read_text())
     names = {item.split(">")[0].split("=")[0].split("<")[0].lower().replace("_", "-") for item in wanted}
     assert names - set(known) == set()
+
+
+@pytest.mark.parametrize("kind", ["targets", "schemes"])
+def test_every_target_and_scheme_is_valid_and_shown_with_its_defaults(capsys, kind: assets.Kind) -> None:
+    names = assets.names(kind)
+    assert names
+    assert exit_code(["check", *names, "--json"]) == 0, capsys.readouterr()
+    assert one_document(capsys) == {"ok": True, "problems": {name: [] for name in names}}
+    load = assets.load_target if kind == "targets" else assets.load_scheme
+    for name in names:
+        assert load(name).name == name
+        assert load(name).title
+        assert exit_code(["show", name, "--kind", kind, "--json"]) == 0
+        assert one_document(capsys) == load(name).model_dump(mode="json")
+
+
+def test_every_file_says_what_it_is_and_its_command() -> None:
+    for name in assets.names("targets"):
+        first = assets.find("targets", name).read_text().splitlines()[:2]
+        assert first[0] == f"# mpa-edge export runs/minicharts --target {name}"
+        assert first[1].startswith("# ")
+
+
+@pytest.mark.parametrize(("name", "key"), [("cpu", "runtimes"), ("onnx-int8", "tolerance")])
+def test_a_copy_of_a_target_or_a_scheme_is_known_by_its_keys(capsys, name: str, key: str) -> None:
+    assert exit_code(["copy", name, "mine.yaml"]) == 0
+    assert exit_code(["check", "mine.yaml"]) == 0
+    capsys.readouterr()
+    assert exit_code(["show", "mine.yaml", "--json"]) == 0
+    found = one_document(capsys)
+    assert (found["name"], key in found) == ("mine", True)
+    Path("mine.yaml").write_text(Path("mine.yaml").read_text() + "taks: x\n")
+    assert exit_code(["check", "mine.yaml"]) == 1
+    assert "unknown key 'taks'" in capsys.readouterr().err
+
+
+def test_a_target_of_what_is_not_there_is_found_out(capsys) -> None:
+    """Every mistake at once: an unknown scheme, foreign components, a negative control, no runtime for a format."""
+    text = assets.find("targets", "cpu").read_text().replace("name: cpu", "name: mine")
+    head, _, rest = text.partition("schemes:\n")
+    tail = rest[rest.index("image:") :]
+    choices = (
+        "  - {name: onnx-int9, components: {vision: int8, embed: int8, decoder: int8}}\n"
+        "  - {name: onnx-int8, components: {vision: q4_0, embed: int8, decoder: int8}}\n"
+        "  - {name: gguf-q2_k, components: {mmproj: f16, language: q2_k}}\n"
+    )
+    Path("mine.yaml").write_text(
+        head.replace("[onnxruntime, llama.cpp]", "[onnxruntime]") + "schemes:\n" + choices + tail
+    )
+    assert exit_code(["check", "mine.yaml"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert lines[0] == "target 'mine': no scheme 'onnx-int9' (did you mean 'onnx-int8'?)"
+    assert "scheme 'onnx-int8': components.vision is q4_0" in lines[1]
+    assert "scheme 'gguf-q2_k' is a negative control" in lines[2]
+    assert "scheme 'gguf-q2_k' needs llama.cpp" in lines[3]
+
+
+def test_a_value_without_a_source_is_found_out(capsys) -> None:
+    text = assets.find("targets", "cpu").read_text()
+    Path("mine.yaml").write_text("\n".join(line for line in text.splitlines() if not line.startswith("  budgets: ")))
+    assert exit_code(["check", "mine.yaml"]) == 1
+    assert "sources.budgets has no source" in capsys.readouterr().err
