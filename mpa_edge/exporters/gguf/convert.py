@@ -47,7 +47,7 @@ def convert(
             disk_errors(out.parent, _weight_bytes(checkpoint) // 2),
             tempfile.TemporaryDirectory(prefix="mpa-edge-gguf-") as folder,
         ):
-            staged = stage(checkpoint, Path(folder), image)
+            staged = stage(checkpoint, Path(folder) / (checkpoint.resolve().name or "model"), image)
             peak_bytes = _run_converter(staged, component, temp, precision)
             os.replace(temp, out)
             fsync_folder(out.parent)
@@ -89,5 +89,7 @@ def last_words(stderr: str) -> str:
     'NotImplementedError: no such model'
     """
     lines = [line.strip() for line in stderr.splitlines()]
-    said = [line for line in lines if line and "%|" not in line and not line.startswith(("INFO:", "DEBUG:", "WARNING:"))]
+    said = [
+        line for line in lines if line and "%|" not in line and not line.startswith(("INFO:", "DEBUG:", "WARNING:"))
+    ]
     return said[-1][:200] if said else ""

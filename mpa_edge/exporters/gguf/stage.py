@@ -8,7 +8,7 @@ from typing import Any
 from mpa_edge.errors import MpaError
 from mpa_edge.runs import make_folder, read_json, write_json
 
-# llama.cpp's converter chooses the language model's class by this name, which transformers leaves out of a nested config
+# llama.cpp's converter chooses the language model's class by this name; transformers leaves it out of a nested config
 TEXT_ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
