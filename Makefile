@@ -12,6 +12,7 @@ demo: $(STAMP)
 	env -u OMP_NUM_THREADS $(BIN)/mpa-edge align minicharts --out runs/minicharts
 
 test: lint
+	@.ci/peers
 	@$(BIN)/pytest
 
 unit: $(STAMP)
@@ -27,7 +28,7 @@ venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt .ci/prepare
 	@python=$$(.ci/prepare) && { $(BIN)/python -c 'import pip' 2>/dev/null || "$$python" -m venv --clear .venv; }
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[align,dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[align,export,onnx,gguf,dev]'
 	@touch $@
 
 help:

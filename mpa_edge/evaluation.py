@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from mpa_edge.errors import MpaError
 from mpa_edge.images import open_image
 from mpa_edge.metrics import get_metric
+from mpa_edge.metrics.paired import bootstrap_ci95
 from mpa_edge.nursery.render import ANSWERS, render
 from mpa_edge.pictures import groups
-from mpa_edge.recipe import EvaluateConfig
-from mpa_edge.tasks import Task, answer_prompt
+from mpa_edge.progress import progress
+from mpa_edge.recipe import EvaluateConfig, Recipe
+from mpa_edge.runs import peak_rss_bytes
+from mpa_edge.tasks import Task, answer_prompt, get_task
 from mpa_edge.types import VLM, Drop, Prediction, Request, Sample
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+CHUNK = 100
 
 
 def questions_file(path: str) -> Path:
@@ -97,11 +103,36 @@ def predict(
     ]  # fmt: skip
 
 
+def examine(vlm: VLM, recipe: Recipe, drawn: Path) -> dict[str, Any]:
+    """One model's accuracy on a recipe's held-out questions, with its interval and for each kind of question."""
+    task, config, started = get_task(recipe.task), recipe.evaluate, time.monotonic()
+    images, samples = question_set(config, drawn)
+    made: list[Prediction] = []
+    with progress(f"evaluate {vlm.name}", len(samples)) as advance:
+        for start in range(0, len(samples), CHUNK):
+            chunk = samples[start : start + CHUNK]
+            limit, max_pixels = recipe.identify.max_new_tokens, recipe.images.max_pixels
+            made += predict(vlm, task, images, chunk, limit, max_pixels)
+            advance(len(chunk))
+    scores, clusters = [row.score for row in made], [row.image_id for row in made]
+    return {
+        "model": vlm.name,
+        "n": len(made),
+        "metric": task.metric,
+        "accuracy": mean(scores),
+        "ci95": bootstrap_ci95(scores, clusters, resamples=config.bootstrap, seed=recipe.seed),
+        "kinds": by_kind({"accuracy": made}),
+        "seconds": round(time.monotonic() - started, 3),
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
+
+
 def by_kind(made: dict[str, list[Prediction]]) -> dict[str, dict[str, float]]:
     """For each question kind: how many, and the accuracy of each model."""
-    kinds = sorted({row.kind for row in made["base"] if row.kind is not None})
+    one = next(iter(made.values()))
+    kinds = sorted({row.kind for row in one if row.kind is not None})
     return {
-        kind: {"n": float(sum(row.kind == kind for row in made["base"]))}
+        kind: {"n": float(sum(row.kind == kind for row in one))}
         | {name: mean([row.score for row in rows if row.kind == kind]) for name, rows in made.items()}
         for kind in kinds
     }

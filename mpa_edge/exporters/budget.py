@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
+from mpa_edge.runs import read_json
 from mpa_edge.target import ImageBudget
+
+
+def processor_values(checkpoint: Path) -> dict[str, Any]:
+    """The image processor's configuration, flat, as it lies beside a checkpoint in either of its two files."""
+    nested = read_json(checkpoint / "processor_config.json") or {}
+    flat = read_json(checkpoint / "preprocessor_config.json") or {}
+    return {**flat, **nested.get("image_processor", {})}
+
+
+def image_values(checkpoint: Path, budget: ImageBudget | None) -> dict[str, Any]:
+    """The same with a target's image budget applied."""
+    values = processor_values(checkpoint)
+    return values | within_budget(values, budget)
 
 
 def within_budget(image: dict[str, Any], budget: ImageBudget | None) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from mpa_edge.exporters.apart import run_apart
-from mpa_edge.exporters.layout import file_name, image_values
+from mpa_edge.exporters.budget import image_values
+from mpa_edge.exporters.layout import file_name
 from mpa_edge.exporters.source import Source
 from mpa_edge.progress import say
 from mpa_edge.runs import make_folder, read_json, write_json
-from mpa_edge.scheme import ONNX_COMPONENTS, Component, Scheme
+from mpa_edge.scheme import ONNX_COMPONENTS, CalibrationConfig, Component, Scheme
 from mpa_edge.target import ImageBudget
 
 MADE = ".made.json"
@@ -92,11 +93,11 @@ def _calibration(shop: Workshop, scheme: Scheme) -> Path:
     from mpa_edge.exporters.calibrate import calibrate
 
     graphs = {name: _graph(shop, name) for name in ("vision", "embed", "decoder")}
-    assert scheme.calibration is not None  # the scheme's own check
-    folder = shop.parts / f"calibration-{scheme.calibration.n}"
+    n = (scheme.calibration or CalibrationConfig()).n
+    folder = shop.parts / f"calibration-{n}"
     if not (folder / "done.json").is_file():
-        shop.apart(calibrate, shop.source, graphs, make_folder(folder), scheme.calibration.n, shop.budget)
-        write_json(folder / "done.json", {"n": scheme.calibration.n})
+        shop.apart(calibrate, shop.source, graphs, make_folder(folder), n, shop.budget)
+        write_json(folder / "done.json", {"n": n})
     return folder
 
 
@@ -121,7 +122,7 @@ def _mmproj(shop: Workshop, scheme: Scheme, component: Component, out: Path) -> 
 def _convert(shop: Workshop, component: Component, out: Path, precision: str) -> None:
     from mpa_edge.exporters.gguf.convert import convert
 
-    convert(shop.source.checkpoint, component, out, precision, image_values(shop.source, shop.budget))
+    convert(shop.source.checkpoint, component, out, precision, image_values(shop.source.checkpoint, shop.budget))
 
 
 def _share(path: Path, out: Path) -> None:

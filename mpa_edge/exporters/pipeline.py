@@ -188,10 +188,17 @@ def _children_bytes() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
 
 
+def finished(folder: Path) -> ExportManifest:
+    """The manifest of an export that must be there."""
+    manifest = read_export_manifest(folder)
+    if manifest is None:
+        raise MpaError(f"{folder} is no finished export: run mpa-edge export again")
+    return manifest
+
+
 def report_of(folder: Path) -> dict[str, Any]:
     """What `--json` says of one export."""
-    manifest = read_export_manifest(folder)
-    assert manifest is not None  # it was made a moment ago
+    manifest = finished(folder)
     accuracy = manifest.accuracy
     return {
         "scheme": manifest.scheme["name"],

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from typing import Any
 
 from mpa_edge.errors import MpaError, missing_package
+from mpa_edge.exporters.budget import processor_values
 from mpa_edge.exporters.sizes import predict_sizes
 from mpa_edge.exporters.source import Source
-from mpa_edge.runs import read_json
 from mpa_edge.scheme import ONNX_COMPONENTS, Scheme
 
 NEEDS = {
@@ -30,7 +29,7 @@ def check_possible(source: Source, scheme: Scheme) -> None:
     if "gguf" in formats:
         from mpa_edge.exporters.gguf.check import check_gguf_possible
 
-        check_gguf_possible(source.config, processor_values(source))
+        check_gguf_possible(source.config, processor_values(source.checkpoint))
     if scheme.calibration is not None and source.run is None:
         raise MpaError(
             f"scheme {scheme.name} is calibrated on a run's own pictures, and {source.name} is no run: "
@@ -45,13 +44,6 @@ def _family(source: Source) -> None:
         pickles = [path.name for path in source.checkpoint.glob("*.bin")]
         why = f"only {pickles[0]}, which could run a program" if pickles else "no weights"
         raise MpaError(f"{source.checkpoint} holds {why}: give a checkpoint with .safetensors files")
-
-
-def processor_values(source: Source) -> dict[str, Any]:
-    """The image processor's configuration as it lies beside the checkpoint."""
-    nested = read_json(source.checkpoint / "processor_config.json") or {}
-    flat = read_json(source.checkpoint / "preprocessor_config.json") or {}
-    return {**flat, **nested.get("image_processor", {})}
 
 
 def disk_need_bytes(source: Source, schemes: Sequence[Scheme]) -> int:

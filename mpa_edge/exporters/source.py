@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +14,9 @@ from mpa_edge.families import Family, family_of
 from mpa_edge.recipe import Recipe
 from mpa_edge.runs import FOLDERS, RECIPE_FILE, RUN_FILE, read_json, read_manifest
 from mpa_edge.tasks import answer_prompt, get_task
-from mpa_edge.vlm import fingerprint, resolve
+from mpa_edge.vlm import checkpoint, fingerprint, resolve
 
+COMMIT = re.compile(r"[0-9a-f]{40}")
 # no pickles: they are programs
 DOWNLOADED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 
@@ -57,16 +59,21 @@ class Source:
         return answer_prompt(get_task(self.recipe.task), question) if self.recipe else question
 
 
-def open_source(reference: str, out: str | None = None) -> Source:
-    """A run folder with a merged model, a checkpoint folder, or a hub id. MpaError where there is nothing to export."""
+def open_source(reference: str, out: str | None = None, revision: str | None = None) -> Source:
+    """A run folder with a merged model, a checkpoint folder, or a hub id. MpaError where there is nothing to export.
+
+    `revision` is the commit of a hub checkpoint whose own program code may run; without it none ever does.
+    """
     folder = Path(reference).expanduser()
+    if revision is not None:
+        _check_revision(folder, revision)
     if (folder / RUN_FILE).is_file():
         return _of_run(folder, out)
-    checkpoint = Path(resolve(reference))
-    if not checkpoint.is_dir():
-        checkpoint = _download(reference)
-    name = reference.rstrip("/").rpartition("/")[2].replace(":", "-") or checkpoint.resolve().name
-    return Source(name, checkpoint, Path(out) if out else Path("runs") / name / FOLDERS["export"])
+    found = Path(resolve(reference))
+    if not found.is_dir():
+        found = _download(reference, revision)
+    name = reference.rstrip("/").rpartition("/")[2].replace(":", "-") or found.resolve().name
+    return Source(name, found, Path(out) if out else Path("runs") / name / FOLDERS["export"])
 
 
 def _of_run(folder: Path, out: str | None) -> Source:
@@ -79,15 +86,27 @@ def _of_run(folder: Path, out: str | None) -> Source:
     )
 
 
-def _download(hub_id: str) -> Path:
-    """Files of a hub checkpoint, safetensors only."""
+def _check_revision(folder: Path, revision: str) -> None:
+    """Code may only come from a commit that somebody has read: its full hash, on the hub."""
+    if folder.exists():
+        raise MpaError(f"{folder} is a folder, whose program code never runs: leave --trust-remote-code out")
+    if not COMMIT.fullmatch(revision):
+        raise MpaError(
+            f"'{revision}' is no commit: give --trust-remote-code the 40 hex digits of the one you have read"
+        )
+
+
+def _download(hub_id: str, revision: str | None) -> Path:
+    """Files of a hub checkpoint, safetensors only; program code only of a named commit."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    patterns = [*DOWNLOADED, *(["*.py"] if revision else [])]
     try:
-        return Path(
-            snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"])
-        )
+        folder = Path(snapshot_download(hub_id, allow_patterns=patterns, revision=revision))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MpaError(f"cannot get '{hub_id}' from the hub ({why}): check the id, or name a folder") from error
+    if revision:
+        checkpoint.trust_code_in(folder)
+    return folder

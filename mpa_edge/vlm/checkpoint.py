@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any
 from mpa_edge.errors import MpaError, missing_package
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedModel
+
+TRUSTED = "MPA_EDGE_TRUSTED_CODE"
 
 
 def quiet() -> None:
@@ -57,12 +61,22 @@ def set_threads(threads: int | None) -> int:
     return count
 
 
+def trust_code_in(folder: Path) -> None:
+    """Let the program code of one downloaded snapshot run, in this process and in those that it starts."""
+    os.environ[TRUSTED] = str(folder)
+
+
+def is_trusted(path: str) -> bool:
+    """Whether the program code that lies beside a checkpoint may run: only where somebody named its commit."""
+    return os.environ.get(TRUSTED) == path
+
+
 def load_processor(path: str) -> Any:
     """Tokenizer, image processor and chat template of a checkpoint, padding on the left."""
     from transformers import AutoProcessor
 
     quiet()
-    processor = _loading(path, lambda: AutoProcessor.from_pretrained(path, trust_remote_code=False))
+    processor = _loading(path, lambda: AutoProcessor.from_pretrained(path, trust_remote_code=is_trusted(path)))
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
         raise MpaError(f"'{path}' is no vision-language model: its processor lacks a tokenizer or an image processor")
     processor.tokenizer.padding_side = "left"
@@ -79,7 +93,7 @@ def load_model(path: str, device: str) -> PreTrainedModel:
     model, found = _loading(
         path,
         lambda: AutoModelForImageTextToText.from_pretrained(
-            path, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            path, trust_remote_code=is_trusted(path), output_loading_info=True, ignore_mismatched_sizes=True, **options
         ),
     )
     # transformers would go on with random numbers in the place of what is missing or has another shape

@@ -1,0 +1,139 @@
+"""ONNX and GGUF files for a device, compared with the model they came from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mpa_edge.cli._options import dry_run_option, fresh_option, is_verbose, json_option, print_json, verbose_option
+from mpa_edge.cli._stage import only_our_words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from mpa_edge.exporters.manifest import ExportManifest
+    from mpa_edge.exporters.pipeline import Order
+
+DEFAULT_TARGET = "cpu"
+
+
+@click.command("export")
+@click.argument("source", metavar="RUN|CHECKPOINT")
+@click.option("--target", metavar="TARGET", help="Device or class of devices.  [default: cpu, where no --as is given]")
+@click.option("--as", "schemes", multiple=True, metavar="SCHEME", help="Quantization scheme; may be given repeatedly.")
+@click.option("--accuracy", type=click.IntRange(min=1), metavar="N", help="Ask base, aligned and export N questions.")
+@click.option("--out", type=click.Path(), metavar="DIR", help="Where exports go.  [default: RUN/exports]")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: every core]")
+@click.option("--push-to-hub", "repo", metavar="REPO", help="Upload to the hub; the token is read from HF_TOKEN.")
+@click.option("--trust-remote-code", "revision", metavar="REVISION", help="Run a hub model's own code, of this commit.")
+@dry_run_option
+@fresh_option
+@json_option
+@verbose_option
+def command(source: str, repo: str | None, accuracy: int | None, dry_run: bool, as_json: bool, **asked: Any) -> None:
+    """Write what a device runs: ONNX or GGUF files, quantized, verified against the checkpoint.
+
+    RUN is a folder that align made; a plain CHECKPOINT folder (or hub id) works as well. Without --as, the target's
+    first scheme that fits the model is made. Exit 3 where an export is not the same model: then nothing is kept.
+
+    \b
+    Examples:
+      $ mpa-edge export runs/mine --target jetson --dry-run
+      $ mpa-edge export runs/mine --as onnx-int8 --as gguf-q8_0 --accuracy 100
+      $ mpa-edge export nursery:student --as onnx-fp16 --out exports/student
+    """
+    order = make_order(source, **asked)
+    if dry_run:
+        return show_plan(order, as_json)
+    from mpa_edge.exporters import accuracy as exam
+    from mpa_edge.exporters.hub import push
+    from mpa_edge.exporters.pipeline import report_of, run_export
+
+    with only_our_words(is_verbose()):
+        if accuracy:
+            exam.recipe_of(order.source)
+        folders = run_export(order)
+        if accuracy:
+            exam.measure(order.source, folders, accuracy, order.threads)
+        links = [push(folder, f"{repo}-{folder.name}" if len(folders) > 1 else repo) for folder in folders if repo]
+    if as_json:
+        return print_json({"run": str(order.source.run or source), "exports": [report_of(path) for path in folders]})
+    return show_result(order, folders, links)
+
+
+def make_order(
+    source: str, target: str | None, schemes: tuple[str, ...], out: str | None, threads: int | None,
+    revision: str | None, fresh: bool,
+) -> Order:  # fmt: skip
+    """Names on the command line -> what is to be done. MpaError where something of it is not possible."""
+    from mpa_edge.assets import load_target
+    from mpa_edge.exporters.pipeline import Order, choose_schemes
+    from mpa_edge.exporters.source import open_source
+
+    opened = open_source(source, out, revision)
+    chosen = load_target(target or DEFAULT_TARGET) if target or not schemes else None
+    return Order(opened, choose_schemes(opened, schemes, chosen), chosen, threads, fresh)
+
+
+def show_plan(order: Order, as_json: bool) -> None:
+    """What would be made, and how large it would be."""
+    from mpa_edge.exporters.preflight import disk_need_bytes
+    from mpa_edge.exporters.sizes import predict_sizes, size_table
+
+    sizes = {scheme.name: predict_sizes(order.source, scheme) for scheme in order.schemes}
+    disk_bytes = disk_need_bytes(order.source, order.schemes)
+    if as_json:
+        plan = {
+            "source": str(order.source.checkpoint), "exports": str(order.source.exports), "disk_bytes": disk_bytes,
+            "target": order.target.name if order.target else None, "predicted_bytes": sizes,
+        }  # fmt: skip
+        return print_json(plan)
+    click.echo(f"source    {order.source.checkpoint} ({order.source.family.title})")
+    click.echo(f"exports   {order.source.exports}")
+    click.echo(f"target    {order.target.name if order.target else 'none'}")
+    click.echo(size_table(order.source, sizes, title="predicted size, MB"))
+    click.echo(f"disk      about {disk_bytes / 1e6:,.0f} MB while it runs")
+    return None
+
+
+def show_result(order: Order, folders: list[Path], links: list[str]) -> None:
+    """Sizes, notes, accuracy, and where everything is."""
+    from mpa_edge.exporters.pipeline import finished
+    from mpa_edge.exporters.sizes import size_table
+
+    manifests = {folder: finished(folder) for folder in folders}
+    sizes = {folder.name: real_sizes(manifest) for folder, manifest in manifests.items()}
+    click.echo(size_table(order.source, sizes, title="size, MB"))
+    for folder, manifest in manifests.items():
+        for line in result_lines(manifest):
+            click.echo(f"{folder.name}: {line}")
+        click.echo(f"{folder.name}: verified, in {folder}")
+    for link in links:
+        click.echo(link)
+
+
+def real_sizes(manifest: ExportManifest) -> dict[str, int]:
+    """Bytes of each component, its external data included."""
+    return {
+        role: sum(file.bytes for path, file in manifest.outputs.items() if path.startswith(main.path))
+        for role, main in manifest.files.items()
+    }
+
+
+def result_lines(manifest: ExportManifest) -> Iterator[str]:
+    """What a user should know of one export."""
+    yield from manifest.notes
+    parity, figures = manifest.parity, manifest.accuracy
+    yield (
+        f"image embeddings' cosine {parity['vision_cosine_min']:.4f}, logits within {parity['max_abs_logit_diff']:.2g}, "
+        f"{parity['greedy_prefix']:.0%} of greedy tokens the same"
+    )
+    if figures:
+        kept = "" if figures.retained_gain is None else f", {figures.retained_gain:.0%} of the gain kept"
+        low, high = figures.ci95
+        yield (
+            f"base {figures.base:.1%}, aligned {figures.aligned:.1%}, exported {figures.artifact:.1%} "
+            f"({low:.1%} to {high:.1%}) on {figures.n} questions{kept}"
+        )
