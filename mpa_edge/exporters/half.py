@@ -1,0 +1,91 @@
+"""fp32 -> fp16, where fp16 is enough.
+
+Three things are computed in fp32 as transformers does it: the square inside an RMSNorm (256 squared is infinite in
+fp16), rotary angles (position 2049 has no fp16 number), and floats that end as an index, a count or a comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+
+DISCRETE = {"Cos", "Sin", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
+NORM = {"Sqrt", "Rsqrt", "Add", "ReduceMean", "Pow", "Reciprocal", "Div"}
+MAX_ANCESTORS = 64
+"""A longer way back than this leads into the network itself, not to a position or a mask."""
+
+
+def to_half(model: ModelProto, full_precision_io: list[str] | None) -> ModelProto:
+    """The graph in fp16; inputs and outputs that are named (all where None) stay fp32."""
+    for i, node in enumerate(model.graph.node):
+        node.name = node.name or f"node_{i}"
+    half = convert_float_to_float16(
+        model,
+        keep_io_types=True if full_precision_io is None else full_precision_io,
+        disable_shape_infer=True,
+        op_block_list=DEFAULT_OP_BLOCK_LIST,
+        node_block_list=sorted(full_precision_nodes(model)),
+    )
+    _without_detours(half)
+    return half
+
+
+def full_precision_nodes(model: ModelProto) -> set[str]:
+    """Names of the nodes that must not run in fp16."""
+    nodes = list(model.graph.node)
+    maker = {name: node for node in nodes for name in node.output}
+    kept: set[str] = set()
+    for node in nodes:
+        if node.op_type in DISCRETE or _to_integer(node):
+            ancestors = _ancestors(node, maker)
+            kept |= ancestors if len(ancestors) <= MAX_ANCESTORS else {node.name}
+    roots = [node for node in nodes if node.op_type in ("Sqrt", "Rsqrt")]
+    for root in roots:
+        users = [node for node in nodes if root.output[0] in node.input and node.op_type in NORM]
+        kept |= _ancestors(root, maker, NORM) | {user.name for user in users}
+    return kept
+
+
+def _to_integer(node: NodeProto) -> bool:
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+    return node.op_type == "Cast" and not any(_casts_to(node, kind) for kind in floats)
+
+
+def _ancestors(node: NodeProto, maker: dict[str, NodeProto], through: Iterable[str] | None = None) -> set[str]:
+    """A node and everything that it is computed from; only by way of operators `through` where they are named."""
+    found: set[str] = set()
+    waiting = [node]
+    while waiting:
+        current = waiting.pop()
+        if current.name in found or (through is not None and current.op_type not in through):
+            continue
+        found.add(current.name)
+        waiting.extend(maker[name] for name in current.input if name in maker)
+    return found
+
+
+def _without_detours(model: ModelProto) -> None:
+    """fp32 -> fp16 -> fp32 between two nodes that stayed fp32 becomes nothing: the way over fp16 would round.
+
+    The converter also writes the same Cast once for each node that reads it; one is enough.
+    """
+    nodes = list({node.output[0] if node.output else node.name: node for node in model.graph.node}.values())
+    narrowed = {node.output[0]: node.input[0] for node in nodes if _casts_to(node, TensorProto.FLOAT16)}
+    widened = {node.output[0]: node.input[0] for node in nodes if _casts_to(node, TensorProto.FLOAT)}
+    straight = {
+        name: narrowed[source]
+        for name, source in widened.items()
+        if name.endswith("_cast_to_fp32") and source in narrowed
+    }
+    for node in nodes:
+        for i, name in enumerate(node.input):
+            node.input[i] = straight.get(name, name)
+    read = {name for node in nodes for name in node.input} | {value.name for value in model.graph.output}
+    del model.graph.node[:]
+    model.graph.node.extend(node for node in nodes if node.op_type != "Cast" or node.output[0] in read)
+
+
+def _casts_to(node: NodeProto, kind: int) -> bool:
+    return node.op_type == "Cast" and helper.get_node_attr_value(node, "to") == kind
