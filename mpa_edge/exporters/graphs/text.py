@@ -1,0 +1,126 @@
+"""The language side of every family: token embeddings, and a decoder that takes embeddings and a key-value cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpa_edge.exporters.graphs import Graph
+from mpa_edge.exporters.graphs.modules import added_mask, reworded
+
+MULTIMODAL_ROPE = ("qwen2_vl", "qwen2_5_vl")
+BATCH, LENGTH, PAST, TOTAL = 2, 3, 5, 8
+"""Sizes of the sample that is traced; TOTAL = PAST + LENGTH."""
+
+
+class Embed(nn.Module):
+    """Token ids -> embeddings."""
+
+    def __init__(self, embedding: nn.Module) -> None:
+        super().__init__()
+        self.embedding = embedding
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """(B, S) -> (B, S, hidden)."""
+        return self.embedding(input_ids)
+
+
+class Decoder(nn.Module):
+    """Embeddings of the new tokens and the cache of the old ones -> logits and the longer cache."""
+
+    def __init__(self, language: nn.Module, head: nn.Module, config: Any) -> None:
+        super().__init__()
+        self.language, self.head, self.config = language, head, config
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        num_logits_to_keep: Tensor,
+        *past: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """(B, S, hidden), (B, P+S), (B, S) or (3, B, S), (), 2 x layers of (B, K, P, D) -> logits, 2 x layers."""
+        from transformers.cache_utils import DynamicCache
+
+        cache = DynamicCache()
+        for layer in range(len(past) // 2):
+            cache.update(past[2 * layer], past[2 * layer + 1], layer)
+        hidden = self.language(
+            inputs_embeds=inputs_embeds,
+            attention_mask=causal_mask(attention_mask, inputs_embeds.shape[1]),
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        kept = last(hidden, num_logits_to_keep)
+        return (self.head(kept), *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values)))
+
+
+def causal_mask(attention_mask: Tensor, n_new: int) -> Tensor:
+    """(B, P+S) of 0 and 1 -> (B, 1, S, P+S) to add: a token sees itself and what stands before it, but no padding."""
+    total = attention_mask.shape[1]
+    place = torch.arange(total, device=attention_mask.device)
+    causal = place[None, :] <= place[total - n_new :, None]
+    return added_mask(causal[None, None] & attention_mask.to(torch.bool)[:, None, None, :])
+
+
+def last(hidden: Tensor, count: Tensor) -> Tensor:
+    """(B, S, hidden) -> (B, count, hidden): the last positions, all of them where count is 0."""
+    length = hidden.shape[1]
+    start = torch.where(count == 0, 0, length - count)
+    place = torch.arange(length, device=hidden.device)
+    return hidden[:, place >= start]
+
+
+def embed(model: Any) -> Graph:
+    """Graph of the token embeddings."""
+    ids = torch.ones(BATCH, LENGTH, dtype=torch.long)
+    axes = ({0: "batch_size", 1: "sequence_length"},)
+    return Graph(Embed(model.get_input_embeddings()), (ids,), ("input_ids",), ("inputs_embeds",), axes)
+
+
+def decoder(model: Any) -> Graph:
+    """Graph of the language model with its head."""
+    config = model.config.get_text_config()
+    language = getattr(model.model, "text_model", None) or model.model.language_model
+    language.embed_tokens = None  # embeddings come from outside
+    module = reworded(Decoder(language, model.lm_head, config))
+    past_shape = (BATCH, config.num_key_value_heads, PAST, head_size(config))
+    past = [torch.rand(past_shape) for _ in range(2 * config.num_hidden_layers)]
+    positions, position_axes = _positions(model.config.model_type)
+    parts = [f"{i}.{part}" for i in range(config.num_hidden_layers) for part in ("key", "value")]
+    hidden = torch.rand(BATCH, LENGTH, config.hidden_size)
+    return Graph(
+        module,
+        (hidden, torch.ones(BATCH, TOTAL, dtype=torch.long), positions, torch.tensor(2), *past),
+        (
+            "inputs_embeds",
+            "attention_mask",
+            "position_ids",
+            "num_logits_to_keep",
+            *(f"past_key_values.{p}" for p in parts),
+        ),
+        ("logits", *(f"present.{p}" for p in parts)),
+        (
+            {0: "batch_size", 1: "sequence_length"},
+            {0: "batch_size", 1: "total_sequence_length"},
+            position_axes,
+            {},
+            *({0: "batch_size", 2: "past_sequence_length"} for _ in parts),
+        ),
+    )
+
+
+def head_size(config: Any) -> int:
+    """Width of one attention head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _positions(model_type: str) -> tuple[Tensor, dict[int, str]]:
+    one = torch.arange(PAST, TOTAL).expand(BATCH, LENGTH).contiguous()
+    if model_type in MULTIMODAL_ROPE:
+        return one.expand(3, BATCH, LENGTH).contiguous(), {1: "batch_size", 2: "sequence_length"}
+    return one, {0: "batch_size", 1: "sequence_length"}

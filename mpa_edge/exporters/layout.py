@@ -1,0 +1,210 @@
+"""The small files of an export: what AutoProcessor, transformers.js and our own runtimes read beside the weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mpa_edge.artifact import Artifact, PromptParts, Tokens, write_artifact
+from mpa_edge.errors import MpaError
+from mpa_edge.exporters.budget import within_budget
+from mpa_edge.exporters.source import Source
+from mpa_edge.runs import read_json, write_bytes, write_json
+from mpa_edge.scheme import Component, Format, Scheme
+from mpa_edge.target import ImageBudget
+from mpa_edge.tasks import get_task
+
+ONNX_FILES: dict[str, str] = {
+    "vision": "vision_encoder",
+    "embed": "embed_tokens",
+    "decoder": "decoder_model_merged",
+}
+"""Component -> file name without suffix, as transformers.js calls it."""
+SUFFIXES = {"fp32": "", "q8": "_quantized"}
+"""Precision -> what its file name ends in, where that is not _PRECISION."""
+STATIC = ("qdq8", "qdq16")
+"""Precisions that transformers.js has no name for."""
+HALF_CACHE = ("fp16", "q4f16")
+"""Precisions whose decoder keeps its cache in fp16."""
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+PRIVATE = ("_name_or_path", "id2label", "label2id")
+"""Keys of config.json that tell of this machine, or nothing."""
+# text that no template and no tokenizer changes, and nobody asks
+QUESTION = "mpa question 0451"
+QWEN2_SIZES = ("num_hidden_layers", "num_key_value_heads", "num_attention_heads", "hidden_size")
+
+
+def file_name(format: Format, component: Component, precision: str) -> str:  # noqa: A002, ARG001
+    """Path of a component's weights inside an export.
+
+    >>> file_name("onnx", "decoder", "q4"), file_name("onnx", "vision", "fp32"), file_name("onnx", "embed", "q8")
+    ('onnx/decoder_model_merged_q4.onnx', 'onnx/vision_encoder.onnx', 'onnx/embed_tokens_quantized.onnx')
+    >>> file_name("gguf", "language", "q4_0"), file_name("gguf", "mmproj", "f16"), file_name("hybrid", "vision", "int8")
+    ('model-q4_0.gguf', 'mmproj-f16.gguf', 'onnx/vision_encoder_int8.onnx')
+    """
+    if component == "language":
+        return f"model-{precision}.gguf"
+    if component == "mmproj":
+        return f"mmproj-{precision}.gguf"
+    return f"onnx/{ONNX_FILES[component]}{SUFFIXES.get(precision, f'_{precision}')}.onnx"
+
+
+def write_layout(
+    source: Source,
+    scheme: Scheme,
+    folder: Path,
+    budget: ImageBudget | None,
+    context_tokens: int,
+    threads: int | None,
+) -> Artifact:
+    """Write every small file of an export into `folder`, where the weights lie already, and artifact.json last.
+
+    AutoProcessor.from_pretrained(folder) loads it, with the image budget applied; a plain onnx scheme is a model folder
+    of transformers.js. Returns what artifact.json says. MpaError where the checkpoint's chat template does not put the
+    picture once before the question.
+    """
+    from mpa_edge.vlm.checkpoint import load_processor
+
+    processor = load_processor(str(source.checkpoint))
+    config = full_config(source.checkpoint)
+    files = {part: file_name(scheme.format, part, bits) for part, bits in scheme.components.items()}
+    write_processor(processor, folder, budget)
+    write_json(folder / "config.json", config | _javascript(scheme, config, folder, files))
+    _copy(source.checkpoint, folder)
+    artifact = Artifact(
+        name=f"{source.name}-{scheme.name}",
+        scheme=scheme.name,
+        format=scheme.format,
+        family=source.family.name,
+        model_type=config["model_type"],
+        files=files,
+        prompt=prompt_parts(processor),
+        tokens=known_tokens(processor, source.checkpoint, config),
+        image=_image(folder, config),
+        text=text_sizes(config),
+        context_tokens=context_tokens,
+        threads=threads,
+        **_answers(source),
+    )
+    write_artifact(folder, artifact)
+    return artifact
+
+
+def full_config(checkpoint: Path) -> dict[str, Any]:
+    """config.json with every default written out: a client in another language does not know transformers' defaults."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=False)
+    return _without(json.loads(config.to_json_string(use_diff=False)), PRIVATE)
+
+
+def _without(tree: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """A tree without some keys, at every depth."""
+    kept = {key: value for key, value in tree.items() if key not in keys}
+    return {key: _without(value, keys) if isinstance(value, dict) else value for key, value in kept.items()}
+
+
+def write_processor(processor: Any, folder: Path, budget: ImageBudget | None) -> None:
+    """Tokenizer, chat template and image processor, the latter within the budget, and flat a second time.
+
+    transformers 5 nests the image processor in processor_config.json; transformers.js and older programs look for
+    preprocessor_config.json, and for the chat template inside tokenizer_config.json.
+    """
+    processor.save_pretrained(folder)
+    nested = read_json(folder / "processor_config.json")
+    image = nested["image_processor"]
+    image |= within_budget(image, budget)
+    image["image_processor_type"] = image["image_processor_type"].removesuffix("Pil").removesuffix("Fast")
+    write_json(folder / "processor_config.json", nested)
+    flat = {key: value for key, value in nested.items() if not isinstance(value, dict)}
+    write_json(folder / "preprocessor_config.json", flat | image)
+    words = read_json(folder / "tokenizer_config.json")
+    words["chat_template"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", words)
+
+
+def _copy(checkpoint: Path, folder: Path) -> None:
+    """What goes along as it is: how to generate, and under which licence."""
+    found = [path for pattern in LICENCES for path in checkpoint.glob(pattern)]
+    for path in sorted({*found, checkpoint / "generation_config.json"}):
+        if path.is_file():
+            write_bytes(folder / path.name, path.read_bytes())
+
+
+def _javascript(scheme: Scheme, config: dict[str, Any], folder: Path, files: dict[Component, str]) -> dict[str, Any]:
+    """What transformers.js wants in config.json; nothing where it has no name for a precision."""
+    if scheme.format != "onnx" or any(bits in STATIC for bits in scheme.components.values()):
+        return {}
+    # its Qwen2-VL looks for the text model's sizes at the top
+    sizes = {key: config["text_config"][key] for key in QWEN2_SIZES} if config["model_type"] == "qwen2_vl" else {}
+    chosen: dict[str, Any] = {
+        "dtype": {ONNX_FILES[part]: bits for part, bits in scheme.components.items()},
+        "kv_cache_dtype": dict.fromkeys(HALF_CACHE, "float16"),
+    }
+    if outside := {Path(name).name: 1 for name in files.values() if (folder / f"{name}_data").is_file()}:
+        chosen["use_external_data_format"] = outside
+    return sizes | {"transformers.js_config": chosen}
+
+
+def prompt_parts(processor: Any) -> PromptParts:
+    """The chat template filled in around one picture and one question. MpaError where it takes them in another way."""
+    from mpa_edge.vlm.checkpoint import chat_prompt
+
+    before, found, after = chat_prompt(processor, QUESTION).partition(QUESTION)
+    placeholder = str(processor.image_token)
+    if not found or before.count(placeholder) != 1 or placeholder in after:
+        raise MpaError(
+            "the chat template does not put the picture once before the question: use a checkpoint whose template does"
+        )
+    return PromptParts(before=before, after=after, placeholder=placeholder)
+
+
+def known_tokens(processor: Any, checkpoint: Path, config: dict[str, Any]) -> Tokens:
+    """Ids and texts of the tokens that a runtime must know."""
+    tokenizer, image = processor.tokenizer, str(processor.image_token)
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return Tokens(
+        image=image,
+        image_id=int(tokenizer.convert_tokens_to_ids(image)),
+        ends=_ends(checkpoint, config, tokenizer),
+        special=tuple(sorted({*special, *tokenizer.all_special_tokens, image})),
+    )
+
+
+def _ends(checkpoint: Path, config: dict[str, Any], tokenizer: Any) -> tuple[int, ...]:
+    """Ids that end an answer, from the first place that names any: the order in which transformers looks."""
+    generation = read_json(checkpoint / "generation_config.json") or {}
+    places = (generation, config, config.get("text_config") or {})
+    ends = next((place["eos_token_id"] for place in places if place.get("eos_token_id") is not None), None)
+    found = tokenizer.eos_token_id if ends is None else ends
+    return tuple(found) if isinstance(found, list) else (int(found),)
+
+
+def text_sizes(config: dict[str, Any]) -> dict[str, int]:
+    """Sizes of the language model that its cache and its head have."""
+    text = config.get("text_config") or config
+    heads, hidden = text["num_attention_heads"], text["hidden_size"]
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": text["num_hidden_layers"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": text.get("num_key_value_heads") or heads,
+        "head_dim": text.get("head_dim") or hidden // heads,
+        "vocab_size": text["vocab_size"],
+    }
+
+
+def _image(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    from mpa_edge.vlm.pixels import image_config
+
+    found: dict[str, Any] = image_config(read_json(folder / "processor_config.json"), config)
+    return found
+
+
+def _answers(source: Source) -> dict[str, Any]:
+    """How the run asks its questions; nothing special for a plain checkpoint."""
+    if source.recipe is None:
+        return {}
+    suffix = get_task(source.recipe.task).short_answer_suffix
+    return {"max_new_tokens": source.recipe.identify.max_new_tokens, "prompt_suffix": suffix}

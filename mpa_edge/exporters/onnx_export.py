@@ -1,0 +1,113 @@
+"""One component of a checkpoint as an fp32 ONNX graph."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpa_edge.errors import missing_package
+from mpa_edge.scheme import Component
+
+if TYPE_CHECKING:
+    from mpa_edge.exporters.graphs import Graph
+
+OPSET = 20
+EMBEDDED_BYTES = 1_900_000_000
+"""Weights above this go into a file of their own: a protobuf ends at 2 GB."""
+
+
+def export_component(checkpoint: Path, component: Component, out: Path) -> None:
+    """Write the fp32 graph of a checkpoint's "vision", "embed" or "decoder" to `out`, large weights to `out`_data.
+
+    The whole model is loaded, then all but the component is let go: call it in a process of its own
+    (`exporters.apart`). Nothing lies under the final name before it is complete. MpaError where the checkpoint cannot
+    be loaded, or its family has no graph.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise missing_package(str(error.name), "export") from error
+    from mpa_edge.exporters.graphs import build
+    from mpa_edge.vlm.checkpoint import load_model
+
+    model: Any = load_model(str(checkpoint), "cpu")
+    graph = build(model, component)
+    del model
+    gc.collect()
+    _write(_traced(graph), out)
+
+
+def _traced(graph: Graph) -> Any:
+    """The graph as an ONNX program."""
+    import torch
+
+    names = sorted({name for axes in graph.axes for name in axes.values()})
+    sizes = {name: torch.export.Dim(name) for name in names if name != "total_sequence_length"}
+    # the sum of two other axes: the tracer finds that out by itself
+    sizes["total_sequence_length"] = torch.export.Dim.DYNAMIC
+    shapes = [{axis: sizes[name] for axis, name in axes.items()} for axes in graph.axes]
+    with _quiet(), torch.no_grad():
+        return torch.onnx.export(
+            graph.module.eval(),
+            graph.sample,
+            input_names=graph.inputs,
+            output_names=graph.outputs,
+            dynamic_shapes=_nested(graph, shapes),
+            dynamo=True,
+            optimize=True,
+            opset_version=OPSET,
+            verbose=False,
+        )
+
+
+def _nested(graph: Graph, shapes: list[dict[int, Any]]) -> tuple[Any, ...]:
+    """Shapes in the form of the module's signature: those of `*past` are a tuple of their own."""
+    import inspect
+
+    parameters = inspect.signature(graph.module.forward).parameters.values()
+    n_named = sum(parameter.kind is not inspect.Parameter.VAR_POSITIONAL for parameter in parameters)
+    rest = tuple(shapes[n_named:])
+    return (*shapes[:n_named], rest) if rest else tuple(shapes)
+
+
+def _write(program: Any, out: Path) -> None:
+    """Save in a temporary folder beside `out`, then move: the weights first, the graph that names them last."""
+    import onnx_ir
+
+    for (
+        node
+    ) in program.model.graph.all_nodes():  # the tracer's notes: stack traces with this machine's paths, 1 kB each
+        node.metadata_props.clear()
+    n_bytes = sum(tensor.const_value.nbytes for tensor in program.model.graph.initializers.values())
+    folder = out.parent / f".{out.name}.tmp{os.getpid()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    data = f"{out.name}_data" if n_bytes > EMBEDDED_BYTES else None
+    try:
+        onnx_ir.save(program.model, folder / out.name, external_data=data)
+        for name in filter(None, (data, out.name)):
+            os.replace(folder / name, out.parent / name)
+    finally:
+        for left in folder.iterdir():
+            left.unlink()
+        folder.rmdir()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's remarks about itself stay out of the user's screen."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
