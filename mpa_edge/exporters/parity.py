@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from mpa_edge.scheme import Tolerance
 from mpa_edge.types import Record, Trace
@@ -61,7 +62,7 @@ class ParityDetails(Record):
     """The vision encoder was given the same numbers; None where the runtime hides them."""
     mismatch: Mismatch
     """Where a difference comes from."""
-    census: dict[str, Any] = {}
+    census: dict[str, Any] = Field(default_factory=dict)
     """Parameters found in each component, and how much of the adapter is in them."""
 
 
@@ -271,6 +272,6 @@ def _logit_reason(parity: Parity, details: ParityDetails, tolerance: Tolerance) 
     if not np.isfinite(parity.max_abs_logit_diff):
         return "logits: some are no numbers, or another vocabulary"
     return (
-        f"logits: differ by {parity.max_abs_logit_diff:.3g}, which is {details.relative_logit_diff:.3g} of their standard "
-        f"deviation; the scheme allows {tolerance.max_abs_logit_diff:g}"
+        f"logits: differ by {parity.max_abs_logit_diff:.3g}, {details.relative_logit_diff:.3g} of their standard deviation; "
+        f"the scheme allows {tolerance.max_abs_logit_diff:g} of it"
     )

@@ -23,7 +23,7 @@ class Probes:
     """What both models are asked."""
 
     batches: tuple[tuple[Request, ...], ...]
-    """Each is one batch: two pictures alone, then a batch of two of different sizes with questions of different length."""
+    """Each is one batch: two pictures alone, then two of other sizes with questions of other lengths."""
     blanks: tuple[tuple[int, Request], ...]
     """Greyed probes, each with the index of its coloured one (counted through all batches)."""
 

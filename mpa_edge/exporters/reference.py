@@ -1,4 +1,4 @@
-"""The truth that an export is held against: the fp32 checkpoint in torch, pictures through transformers' PIL backend."""
+"""The truth that an export is held against: the fp32 checkpoint in torch, pictures through its PIL backend."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def write_reference(path: Path, found: Reference) -> None:
             arrays |= {f"{at}/sha256": np.array(trace.pixels_sha256)}
             arrays |= {f"{at}/pixels/{name}": array for name, array in seen.pixels.items()}
     with atomic_write(path, sum(array.nbytes for array in arrays.values())) as file:
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def read_reference(path: Path) -> Reference | None:
