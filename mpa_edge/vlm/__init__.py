@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from mpa_edge.artifact import is_artifact, read_artifact
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.runs import sha256_file, sha256_json
 from mpa_edge.vlm.interrupts import interrupts_held
@@ -17,6 +19,13 @@ NURSERY_PREFIX = "nursery:"
 WEIGHTS = Path(__file__).parents[1] / "nursery" / "weights"
 HASHED_BYTES, SAMPLE_BYTES = 64_000_000, 1_000_000
 MODEL_SUFFIXES = (".json", ".safetensors", ".jinja", ".txt", ".model")
+EXPORT_SUFFIXES = (".onnx", ".onnx_data", ".gguf")
+# format of an export -> module and class that run it
+RUNTIMES = {
+    "onnx": ("mpa_edge.vlm.onnx", "OnnxVLM"),
+    "gguf": ("mpa_edge.vlm.llamacpp", "LlamaCppVLM"),
+    "hybrid": ("mpa_edge.vlm.hybrid", "HybridVLM"),
+}
 
 
 def resolve(reference: str) -> str:
@@ -31,7 +40,7 @@ def resolve(reference: str) -> str:
         return str(folder)
     folder = Path(reference).expanduser()
     if folder.exists():
-        if not (folder / "config.json").is_file():
+        if not is_artifact(folder) and not (folder / "config.json").is_file():
             raise MpaError(f"'{reference}' has no config.json: name a folder that holds a transformers checkpoint")
         return str(folder)
     if reference.startswith(("/", "./", "../", "~")) or reference.count("/") != 1:
@@ -51,7 +60,8 @@ def fingerprint(reference: str) -> str:
     folder = Path(resolve(reference))
     if not folder.is_dir():
         return sha256_json({"hub": reference})
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in MODEL_SUFFIXES)
+    suffixes = MODEL_SUFFIXES + (EXPORT_SUFFIXES if is_artifact(folder) else ())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in suffixes)
     return sha256_json({path.relative_to(folder).as_posix(): _file_mark(path) for path in files})
 
 
@@ -68,13 +78,29 @@ def _file_mark(path: Path) -> str:
 
 
 def load(reference: str, *, name: str, device: str = "auto", threads: int | None = None, batch_size: int = 64) -> VLM:
-    """The model behind a reference, ready to answer. torch is imported here, not before.
+    """The model behind a reference, ready to answer. torch is imported here, not before, and not for an export.
 
+    An exported folder runs on the CPU, one request at a time: `device` and `batch_size` do not matter to it.
     Raises MpaError where a package, the model or the device is missing, or the checkpoint is damaged.
     """
+    if is_artifact(Path(resolve(reference))):
+        return _load_export(Path(resolve(reference)), name, threads)
     try:
         with interrupts_held():
             from mpa_edge.vlm.transformers import TransformersVLM
     except ModuleNotFoundError as error:
         raise missing_package(str(error.name).partition(".")[0], "align") from error
     return TransformersVLM(resolve(reference), name=name, device=device, threads=threads, batch_size=batch_size)
+
+
+def _load_export(folder: Path, name: str, threads: int | None) -> VLM:
+    """An exported model in the runtime of its format."""
+    module, runtime = RUNTIMES[read_artifact(folder).format]
+    try:
+        model: Any = getattr(importlib.import_module(module), runtime)
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package == "llama_cpp":
+            raise missing_package("llama-cpp-python", "gguf") from error
+        raise missing_package(package, "onnx") from error
+    return model(folder, name=name, threads=threads)
