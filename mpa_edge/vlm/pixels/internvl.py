@@ -1,0 +1,54 @@
+"""InternVL: the grid of tiles that fits the picture's shape best, with a small overview as the last tile.
+
+Source of the steps: transformers 5.23, models/got_ocr2/image_processing_pil_got_ocr2.py and
+models/internvl/processing_internvl.py.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpa_edge.vlm.pixels.common import Prepared, normalized, scale, tiles
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def prepare(config: dict[str, Any], image: Image) -> Prepared:
+    """pixel_values f32 (tiles, 3, H, W)."""
+    width, height = config["size"]["width"], config["size"]["height"]
+    cut = tiles(normalized(resized(config, image), config), height, width)
+    if len(cut) > 1:
+        cut = np.concatenate([cut, normalized(scale(image, width, height, config), config)[None]])
+    n_image_tokens = len(cut) * config["image_seq_length"]
+    seen = config["image_token"] * n_image_tokens
+    text = config["start_image_token"] + seen + config["end_image_token"]
+    return Prepared({"pixel_values": cut}, text, n_image_tokens)
+
+
+def resized(config: dict[str, Any], image: Image) -> Image:
+    """The picture stretched over its grid of tiles."""
+    width, height = config["size"]["width"], config["size"]["height"]
+    columns, rows = 1, 1
+    if config["crop_to_patches"] and config["max_patches"] > 1:
+        columns, rows = grid(image.width, image.height, width * height, config["min_patches"], config["max_patches"])
+    return scale(image, columns * width, rows * height, config)
+
+
+def grid(width: int, height: int, tile_area: int, min_tiles: int, max_tiles: int) -> tuple[int, int]:
+    """(columns, rows) closest to the picture's shape; of equally close ones the larger, up to twice the picture's area.
+
+    >>> grid(640, 480, 448 * 448, 1, 12), grid(2000, 500, 448 * 448, 1, 12), grid(40, 40, 448 * 448, 1, 12)
+    ((4, 3), (4, 1), (1, 1))
+    """
+    edges = range(1, max_tiles + 1)
+    known = [(columns, rows) for columns in edges for rows in edges if min_tiles <= columns * rows <= max_tiles]
+    best, smallest = (1, 1), math.inf
+    for columns, rows in sorted(known, key=math.prod):
+        gap = abs(width / height - columns / rows)
+        if gap < smallest or (gap == smallest and width * height > 0.5 * tile_area * columns * rows):
+            best, smallest = (columns, rows), gap
+    return best

@@ -1,0 +1,65 @@
+"""LLaVA with a SigLIP or CLIP tower: one picture of one size, stretched or cropped in the middle.
+
+Source of the steps: transformers 5.23, image_processing_backends.py (PilBackend), models/llava/processing_llava.py and
+image_processing_pil_llava.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from PIL.Image import new
+
+from mpa_edge.vlm.pixels.common import Prepared, normalized, scale
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def prepare(config: dict[str, Any], image: Image) -> Prepared:
+    """pixel_values f32 (1, 3, H, W)."""
+    values = normalized(resized(config, image), config)
+    _, height, width = values.shape
+    n_image_tokens = (height // config["patch_size"]) * (width // config["patch_size"])
+    n_image_tokens += config["num_additional_image_tokens"]
+    if config["vision_feature_select_strategy"] == "default":  # the class token is dropped
+        n_image_tokens -= 1
+    return Prepared({"pixel_values": values[None]}, config["image_token"] * n_image_tokens, n_image_tokens)
+
+
+def resized(config: dict[str, Any], image: Image) -> Image:
+    """The picture as it meets the tower: padded to a square where the processor does that, scaled, cropped."""
+    if config["do_pad"]:
+        image = _square(image, config)
+    if config["do_resize"]:
+        image = scale(image, *scaled_size(image.width, image.height, config["size"]), config)
+    if config["do_center_crop"]:
+        image = _center(image, config["crop_size"])
+    return image
+
+
+def scaled_size(width: int, height: int, size: dict[str, int]) -> tuple[int, int]:
+    """(width, height): the fixed size, or the shortest edge set and the shape kept.
+
+    >>> scaled_size(300, 200, {"height": 56, "width": 56}), scaled_size(300, 200, {"shortest_edge": 56})
+    ((56, 56), (84, 56))
+    """
+    if "shortest_edge" not in size:
+        return size["width"], size["height"]
+    short = size["shortest_edge"]
+    long = int(short * max(width, height) / min(width, height))
+    return (short, long) if width <= height else (long, short)
+
+
+def _center(image: Image, size: dict[str, int]) -> Image:
+    """The middle of the picture; black where the picture is smaller."""
+    left, top = (image.width - size["width"]) // 2, (image.height - size["height"]) // 2
+    return image.crop((left, top, left + size["width"], top + size["height"]))
+
+
+def _square(image: Image, config: dict[str, Any]) -> Image:
+    """The picture in the middle of a square of the mean colour."""
+    edge = max(image.size)
+    square = new("RGB", (edge, edge), tuple(int(level * 255) for level in config["image_mean"]))
+    square.paste(image, ((edge - image.width) // 2, (edge - image.height) // 2))
+    return square
