@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -25,7 +26,7 @@ def run_apart(function: Callable[..., Result], *arguments: Any, threads: int | N
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(theirs, function, arguments, threads), daemon=True)
+    process = context.Process(target=_child, args=(theirs, os.getpid(), function, arguments, threads), daemon=True)
     process.start()
     theirs.close()
     try:
@@ -43,7 +44,22 @@ def run_apart(function: Callable[..., Result], *arguments: Any, threads: int | N
     return value, peak_bytes
 
 
-def _child(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...], threads: int | None) -> None:
+def die_with_parent(parent: int) -> None:
+    """End this process when the one that started it is killed: an orphan would write beside the next attempt.
+
+    Linux only (prctl, PR_SET_PDEATHSIG); elsewhere a killed parent's child finishes its step.
+    """
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(1, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before we asked
+            os._exit(1)
+
+
+def _child(
+    pipe: Connection, parent: int, function: Callable[..., Any], arguments: tuple[Any, ...], threads: int | None
+) -> None:
+    die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     os.dup2(2, 1)  # stdout belongs to the parent's one document
     if threads:

@@ -122,7 +122,9 @@ def _mmproj(shop: Workshop, scheme: Scheme, component: Component, out: Path) -> 
 def _convert(shop: Workshop, component: Component, out: Path, precision: str) -> None:
     from mpa_edge.exporters.gguf.convert import convert
 
-    convert(shop.source.checkpoint, component, out, precision, image_values(shop.source.checkpoint, shop.budget))
+    values = image_values(shop.source.checkpoint, shop.budget)
+    peak_bytes = convert(shop.source.checkpoint, component, out, precision, values)
+    shop.peak_rss_bytes = max(shop.peak_rss_bytes, peak_bytes)
 
 
 def _share(path: Path, out: Path) -> None:
