@@ -72,7 +72,7 @@ def open_source(reference: str, out: str | None = None, revision: str | None = N
     found = Path(resolve(reference))
     if not found.is_dir():
         found = _download(reference, revision)
-    name = reference.rstrip("/").rpartition("/")[2].replace(":", "-") or found.resolve().name
+    name = folder.resolve().name if folder.is_dir() else reference.rpartition("/")[2].replace(":", "-")
     return Source(name, found, Path(out) if out else Path("runs") / name / FOLDERS["export"])
 
 
