@@ -46,7 +46,7 @@ def scaled_size(width: int, height: int, step: int, min_pixels: int, max_pixels:
 
     Raises MpaError for a picture that is over 200 times as long as it is wide.
 
-    >>> scaled_size(640, 480, 28, 3136, 50176), scaled_size(10, 10, 28, 3136, 50176), scaled_size(300, 200, 28, 1, 99999)
+    >>> scaled_size(640, 480, 28, 1, 50176), scaled_size(10, 10, 28, 3136, 50176), scaled_size(300, 200, 28, 1, 10**6)
     ((252, 168), (56, 56), (308, 196))
     """
     if max(width, height) > MAX_RATIO * min(width, height):

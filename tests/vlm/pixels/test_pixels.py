@@ -113,10 +113,17 @@ def test_numbers_of_the_real_smolvlm(size: tuple[int, int], tmp_path: Path) -> N
     assert prepared.pixels["pixel_values"].shape == (1, rows * columns + 1, 3, 512, 512)
 
 
+def test_no_picture_is_scaled_beyond_4096_px_and_places_beyond_six_are_spelled_out(tmp_path: Path) -> None:
+    huge = {"size": {"longest_edge": 5000}, "max_image_size": {"longest_edge": 512}}
+    folder = changed(zoo.checkpoint("idefics3"), tmp_path, **huge)
+    prepared = compare(folder, picture(400, 20))
+    assert "<row_1_col_8>" in prepared.expansion
+    assert compare(folder, picture(20, 400)).pixels["pixel_values"].shape[1] == 9
+
+
 @pytest.mark.parametrize(
     ("model_type", "values"),
     [
-        ("idefics3", {"size": {"longest_edge": 5000}, "max_image_size": {"longest_edge": 1024}}),  # over 4096
         ("idefics3", {"size": {"longest_edge": 63}}),  # less than a tile, and odd
         ("idefics3", {"size": {"longest_edge": 255}, "resample": 2}),
         ("idefics3", {"do_resize": False}),
