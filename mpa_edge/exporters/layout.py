@@ -81,7 +81,7 @@ def write_layout(
         files=files,
         prompt=prompt_parts(processor),
         tokens=known_tokens(processor, source.checkpoint, config),
-        image=_image(folder, config),
+        image=_image(folder),
         text=text_sizes(config),
         context_tokens=context_tokens,
         threads=threads,
@@ -195,10 +195,10 @@ def text_sizes(config: dict[str, Any]) -> dict[str, int]:
     }
 
 
-def _image(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+def _image(folder: Path) -> dict[str, Any]:
     from mpa_edge.vlm.pixels import image_config
 
-    found: dict[str, Any] = image_config(read_json(folder / "processor_config.json"), config)
+    found: dict[str, Any] = image_config(folder)
     return found
 
 
