@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mpa_edge.errors import MpaError
+from mpa_edge.exporters.apart import run_apart
 from mpa_edge.exporters.gguf.fetch import converter_folder
+from mpa_edge.exporters.gguf.mmproj import NAMES, write_mmproj
 from mpa_edge.exporters.gguf.pre_tokenizer import pre_tokenizer_name
 from mpa_edge.exporters.gguf.stage import stage
 from mpa_edge.runs import TEMP_SUFFIX, disk_errors, fsync_folder, make_folder, read_json
@@ -48,7 +50,10 @@ def convert(
             tempfile.TemporaryDirectory(prefix="mpa-edge-gguf-") as folder,
         ):
             staged = stage(checkpoint, Path(folder) / (checkpoint.resolve().name or "model"), image)
-            peak_bytes = _run_converter(staged, component, temp, precision)
+            if component == "mmproj" and read_json(staged / "config.json")["model_type"] in NAMES:
+                _, peak_bytes = run_apart(write_mmproj, staged, temp, precision)
+            else:
+                peak_bytes = _run_converter(staged, component, temp, precision)
             os.replace(temp, out)
             fsync_folder(out.parent)
     finally:
