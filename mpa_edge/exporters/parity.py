@@ -272,6 +272,6 @@ def _logit_reason(parity: Parity, details: ParityDetails, tolerance: Tolerance) 
     if not np.isfinite(parity.max_abs_logit_diff):
         return "logits: some are no numbers, or another vocabulary"
     return (
-        f"logits: differ by {parity.max_abs_logit_diff:.3g}, {details.relative_logit_diff:.3g} of their standard deviation; "
-        f"the scheme allows {tolerance.max_abs_logit_diff:g} of it"
+        f"logits: differ by {parity.max_abs_logit_diff:.3g}, which is {details.relative_logit_diff:.3g} of their "
+        f"standard deviation; the scheme allows {tolerance.max_abs_logit_diff:g} of it"
     )
