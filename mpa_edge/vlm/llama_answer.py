@@ -176,11 +176,9 @@ class LlamaAnswers:
         text = prompt_text(self.artifact, request.prompt, PICTURE_HERE)
         before, _, after = text.partition(PICTURE_HERE)
         prompt = assemble(self.language.tokenize(before), picture, self.language.tokenize(after))
-        if (n := len(prompt.ids)) >= self.language.context_tokens:
-            raise MpaError(
-                f"the question with its image is {n} tokens long, {self.folder} was exported for "
-                f"{self.language.context_tokens}: ask shorter, or export for a target with more context"
-            )
+        if len(prompt.ids) >= self.artifact.context_tokens:
+            room = f"{len(prompt.ids)} tokens, this export takes {self.artifact.context_tokens}"
+            raise MpaError(f"the prompt has {room}: ask a shorter question, or export for a longer context")
         return prompt
 
     def _read_prefix(self, prompt: Prompt) -> int:
@@ -194,9 +192,11 @@ class LlamaAnswers:
     def _tokens(self, request: Request, prompt: Prompt, position: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """(token, the logits it was chosen from) up to the end token or the limit; the logits are valid for a step."""
         language, choose, ends = self.language, Sampler(request), set(self.artifact.tokens.ends)
-        limit = min(request.max_new_tokens, language.context_tokens - len(prompt.ids))
+        limit = min(request.max_new_tokens, self.artifact.context_tokens - len(prompt.ids))
         language.rewind(position)
         language.read(prompt.tail, logits=True)
+        if not np.isfinite(language.logits()).all():
+            raise MpaError(f"{language.path} computes values that are not numbers: export with another scheme")
         for n in range(1, limit + 1):
             logits = language.logits()
             token = choose(logits)

@@ -44,7 +44,7 @@ def load_llama_cpp() -> Any:
     try:
         import llama_cpp
     except ModuleNotFoundError as error:
-        raise missing_package("llama_cpp", "gguf") from error
+        raise missing_package("llama-cpp-python", "gguf") from error
     library_log()
     return llama_cpp
 
@@ -54,7 +54,7 @@ class LanguageModel:
 
     def __init__(self, path: Path, *, context_tokens: int, threads: int | None = None) -> None:
         """Load a GGUF file. MpaError where llama_cpp is missing or the file is damaged."""
-        self.lib = load_llama_cpp()
+        self.lib, self.path = load_llama_cpp(), path
         read_header(path)  # before llama.cpp opens it: this one has limits
         self.threads = threads or len(os.sched_getaffinity(0))
         self.model: Any = self.lib.llama_model_load_from_file(os.fsencode(path), self.lib.llama_model_default_params())
@@ -67,7 +67,6 @@ class LanguageModel:
         self.vocabulary = self.lib.llama_model_get_vocab(self.model)
         self.n_vocabulary = int(self.lib.llama_vocab_n_tokens(self.vocabulary))
         self.hidden = int(self.lib.llama_model_n_embd_inp(self.model))
-        self.context_tokens = int(self.lib.llama_n_ctx(self.context))
         self.position = 0
         self._one = _OneToken(self.lib)
 

@@ -2,36 +2,81 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mpa_edge.errors import MpaError
+from mpa_edge.vlm.clock import Clock
 from mpa_edge.vlm.llama_answer import LlamaAnswers, Picture
+from mpa_edge.vlm.llama_language import Piece
 from mpa_edge.vlm.llama_picture import Projector
+from mpa_edge.vlm.pixels import resized
+from mpa_edge.vlm.pixels.common import scale
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from mpa_edge.types import Pixels
 
+SCALED_HERE = ("qwen2_vl", "qwen2_5_vl", "siglip")
+"""Pipelines whose picture goes to llama.cpp in its final size: its own scaling keeps the shape and pads."""
+
 
 class LlamaCppVLM(LlamaAnswers):
-    """Answers with llama.cpp alone: mtmd sees the picture, one request at a time."""
+    """Answers with llama.cpp alone, one request at a time: its mtmd half sees the picture."""
 
     def __init__(self, folder: str | Path, *, name: str, threads: int | None = None) -> None:
         """Load an exported folder. MpaError where llama_cpp or a file is missing, or a file is damaged."""
         super().__init__(folder, name=name, threads=threads)
-        self.projector = self._or_close(
-            lambda: Projector(self.file("mmproj"), self.language, self.artifact.tokens.image_id)
-        )
+        self.kind = str(self.artifact.image["kind"])
+        self.projector = self._or_close(self._load_projector)
+
+    def _load_projector(self) -> Projector:
+        any_size = self.kind.startswith("qwen")
+        return Projector(self.file("mmproj"), self.language, self.artifact.tokens.image_id, any_size=any_size)
 
     def look(self, image: Image, pixels: Pixels | None = None) -> Picture:
-        """Encode a picture; MpaError where `pixels` are given, since mtmd has an image processor of its own."""
+        """Encode a picture; MpaError where `pixels` are given: llama.cpp makes its own."""
         if pixels is not None:
             raise MpaError("llama.cpp takes a picture, not pixels: leave them out, or trace a hybrid export")
-        return self.projector.look(image)
+        if self.kind == "internvl":
+            return self._look_at_tiles(image)
+        clock = Clock()
+        image = resized(self.artifact.image, image) if self.kind in SCALED_HERE else image
+        preprocess_s = clock.lap()
+        picture = self.projector.look(image)
+        return Picture(picture.pieces, preprocess_s + picture.preprocess_s, picture.vision_s)
+
+    def _look_at_tiles(self, image: Image) -> Picture:
+        """InternVL: one tile after the other, as llama.cpp has other rules for how to cut a picture up."""
+        clock = Clock()
+        tiles = internvl_tiles(self.artifact.image, image)
+        first, last = (self.artifact.image[f"{side}_image_token"] for side in ("start", "end"))
+        preprocess_s = clock.lap()
+        seen = [self.projector.look(tile) for tile in tiles]
+        rows = [piece.embeddings for picture in seen for piece in picture.pieces if piece.embeddings is not None]
+        joined = np.concatenate(rows)
+        pieces = (
+            Piece(tuple(self.language.tokenize(first))),
+            Piece((self.artifact.tokens.image_id,) * len(joined), joined),
+            Piece(tuple(self.language.tokenize(last))),
+        )
+        preprocess_s += sum(picture.preprocess_s for picture in seen)
+        return Picture(pieces, preprocess_s, sum(picture.vision_s for picture in seen))
 
     def close(self) -> None:
         """Free the memory; safe to call twice."""
         self.projector.close()
         super().close()
+
+
+def internvl_tiles(config: dict[str, Any], image: Image) -> list[Image]:
+    """The picture cut up as its image processor does it, row by row, the small overview last."""
+    width, height = config["size"]["width"], config["size"]["height"]
+    whole = resized(config, image)
+    corners = itertools.product(range(0, whole.height, height), range(0, whole.width, width))
+    cut = [whole.crop((left, top, left + width, top + height)) for top, left in corners]
+    return cut if len(cut) == 1 else [*cut, scale(image, width, height, config)]
