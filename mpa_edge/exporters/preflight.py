@@ -9,6 +9,7 @@ from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.exporters.budget import processor_values
 from mpa_edge.exporters.sizes import predict_sizes
 from mpa_edge.exporters.source import Source
+from mpa_edge.runs import read_json
 from mpa_edge.scheme import ONNX_COMPONENTS, Scheme
 
 NEEDS = {
@@ -29,7 +30,10 @@ def check_possible(source: Source, scheme: Scheme) -> None:
     if "gguf" in formats:
         from mpa_edge.exporters.gguf.check import check_gguf_possible
 
-        check_gguf_possible(source.config, processor_values(source.checkpoint))
+        check_gguf_possible(
+            source.config, processor_values(source.checkpoint), read_json(source.checkpoint / "tokenizer.json"),
+            vision="mmproj" in scheme.components, precisions=scheme.components.values(),
+        )  # fmt: skip
     if scheme.calibration is not None and source.run is None:
         raise MpaError(
             f"scheme {scheme.name} is calibrated on a run's own pictures, and {source.name} is no run: "

@@ -1,7 +1,7 @@
 """The vision file of LLaVA and InternVL, which llama.cpp runs but its converter refuses, written tensor by tensor.
 
-Keys and tensor names are those that llama.cpp's loader asks for (tools/mtmd/clip-impl.h and clip.cpp at the commit of the
-pinned runtime, 0c1e57098).
+Keys and tensor names are those that llama.cpp's loader asks for (tools/mtmd/clip-impl.h and clip.cpp at the commit of
+the pinned runtime, 0c1e57098).
 """
 
 from __future__ import annotations
