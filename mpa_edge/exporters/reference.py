@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpa_edge.errors import MpaError
 from mpa_edge.exporters.apart import run_apart
 from mpa_edge.exporters.budget import image_values, processor_values
 from mpa_edge.exporters.probes import VERSION, probes
@@ -51,20 +50,14 @@ class Reference:
     """One for each greyed probe."""
 
 
-def reference(
-    source: Source, budget: ImageBudget | None, image_token: str, threads: int | None, parts: Path
-) -> Reference:
-    """The checkpoint's traces on the probes: made once in a process of its own, then read from `parts`."""
+def reference(source: Source, budget: ImageBudget | None, image_token: str, threads: int | None, parts: Path) -> Path:
+    """File with the checkpoint's traces on the probes: made once, in a process of its own, for all schemes."""
     mark = {"checkpoint": source.fingerprint, "budget": budget and budget.model_dump(), "probes": VERSION}
     key = sha256_json({**mark, "image_token": image_token, "prompt": source.prompt("?")})[:16]
     path = make_folder(parts) / FILE.format(key=key)
-    if (stored := read_reference(path)) is not None:
-        return stored
-    run_apart(trace_checkpoint, source, budget, image_token, threads, path, threads=threads)
-    made = read_reference(path)
-    if made is None:
-        raise MpaError(f"{path} cannot be read back: check the disk and run the same command again")
-    return made
+    if read_reference(path) is None:
+        run_apart(trace_checkpoint, source, budget, image_token, threads, path, threads=threads)
+    return path
 
 
 def trace_checkpoint(

@@ -185,7 +185,7 @@ def _unpacked(node: Any, tensors: dict[str, Any]) -> Look:
         zeros = _integers(rest[0].reshape(n_rows, -1)[rows], bits)[:, :n_blocks]
     else:
         zeros = np.full_like(scales, 2 ** (bits - 1) if weights.dtype == np.uint8 else 0)
-    width = int(options.get("K", values.shape[1]))
+    width: int = options.get("K") or values.shape[1]
     columns = grid(width)
     plain = (values[:, columns] - zeros[:, columns // size]) * scales[:, columns // size]
     return Look(node.input[BLOCKS[node.op_type]], (n_rows, width), plain.astype(np.float32))
