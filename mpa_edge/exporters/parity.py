@@ -32,7 +32,7 @@ class Parity(Record):
     max_abs_logit_diff: float
     """Largest difference of a logit while both went the same way."""
     greedy_prefix: float
-    """Share of the greedy tokens that are the same, from the first on; near ties are left out (`prefix_shares`)."""
+    """Share of the greedy tokens that are the same, counted from the first, over all probes."""
     blank_image_changes: bool
     """A grey picture changes the logits, and about as much as it changes the checkpoint's."""
 
@@ -46,8 +46,8 @@ class ParityDetails(Record):
     """Greedy steps whose logits were compared."""
     near_ties: int
     """Probes that parted at two tokens that the checkpoint itself hardly tells apart."""
-    greedy_prefix_raw: float
-    """The share with near ties counted as differences."""
+    greedy_prefix_clear: float
+    """greedy_prefix without what follows a near tie: the share that the tolerance is about (`prefix_shares`)."""
     logit_std: float
     """Standard deviation of the checkpoint's logits: what a difference is held against."""
     relative_logit_diff: float
@@ -142,7 +142,7 @@ def norm_ratio(pairs: Sequence[Pair]) -> float:
 
 
 def prefix_shares(pairs: Sequence[Pair], near_tie: float) -> tuple[float, float, int]:
-    """(share of equal greedy tokens, the same with near ties as differences, probes with a near tie).
+    """(share of equal greedy tokens, the same without what follows a near tie, probes with a near tie).
 
     From the first different token on, two answers cannot be compared: the rest of a probe counts as different. Where
     the checkpoint prefers its token by less than `near_tie` (the difference of logits that the scheme allows), the
@@ -153,8 +153,8 @@ def prefix_shares(pairs: Sequence[Pair], near_tie: float) -> tuple[float, float,
     same = sum(pair.common for pair in pairs)
     ties = [pair for pair in pairs if pair.margin() <= near_tie]
     left_out = sum(len(pair.reference.tokens) - pair.common for pair in ties)
-    raw = same / total if total else 0.0
-    return (same / (total - left_out) if total > left_out else raw), raw, len(ties)
+    share = same / total if total else 0.0
+    return share, (same / (total - left_out) if total > left_out else share), len(ties)
 
 
 def blank_change(traces: Sequence[Trace], blanks: Sequence[Trace]) -> float:
@@ -185,7 +185,7 @@ def compare(pairs: Sequence[Pair], blanks: Sequence[tuple[int, Pair]], tolerance
     """Hold every probe against its original. `blanks` are greyed probes, each with the index of its coloured one."""
     std, diff = logit_std(pairs), largest_logit_diff(pairs)
     allowed = tolerance.max_abs_logit_diff * std
-    share, raw, ties = prefix_shares(pairs, allowed)
+    share, clear, ties = prefix_shares(pairs, allowed)
     change, wanted = (
         blank_change([getattr(pairs[i], side) for i, _ in blanks], [getattr(pair, side) for _, pair in blanks])
         for side in ("artifact", "reference")
@@ -201,7 +201,7 @@ def compare(pairs: Sequence[Pair], blanks: Sequence[tuple[int, Pair]], tolerance
         blank_image_changes=change > 0 and change >= BLANK_SHARE * wanted,
     )
     details = ParityDetails(
-        probes=len(pairs), steps=sum(pair.comparable for pair in pairs), near_ties=ties, greedy_prefix_raw=raw,
+        probes=len(pairs), steps=sum(pair.comparable for pair in pairs), near_ties=ties, greedy_prefix_clear=clear,
         logit_std=std, relative_logit_diff=diff / std if std else float("inf"), vision_norm_ratio=norm_ratio(pairs),
         blank_change=change, blank_change_reference=wanted, pixels_equal=pixels_equal(pairs), mismatch="none",
     )  # fmt: skip
@@ -228,8 +228,8 @@ def reasons(
         found.append(_vision_reason(parity, tolerance))
     if not parity.max_abs_logit_diff <= tolerance.max_abs_logit_diff * details.logit_std:
         found.append(_logit_reason(parity, details, tolerance))
-    if parity.greedy_prefix < tolerance.greedy_prefix:
-        share, wanted = parity.greedy_prefix, tolerance.greedy_prefix
+    if details.greedy_prefix_clear < tolerance.greedy_prefix:
+        share, wanted = details.greedy_prefix_clear, tolerance.greedy_prefix
         found.append(
             f"greedy tokens: {share:.0%} of the answers are the same from the first token on, not {wanted:.0%}"
         )
