@@ -78,7 +78,7 @@ class OnnxVLM:
         """One reply for each request, in order. A shared image costs no vision time from the second question on."""
         replies: list[Reply] = []
         seen: Seen | None = None
-        for request, following in zip(requests, [*requests[1:], None], strict=True):
+        for request, following in zip(requests, [*requests[1:], None], strict=False):
             clock = Clock()
             if seen is None or seen.image is not request.image:
                 seen = None  # its memory goes first
@@ -89,6 +89,8 @@ class OnnxVLM:
 
     def trace(self, requests: Sequence[Request], pixels: Sequence[Pixels] | None = None) -> list[Trace]:
         """Greedy; the decoder takes all requests as one left-padded batch, pictures go one by one, as in `answer`."""
+        if not requests:
+            return []
         prepared = [prepare(self.artifact.image, request.image) for request in requests]
         given = [one.pixels for one in prepared] if pixels is None else list(pixels)
         features = [self.vision.encode(arrays) for arrays in given]
