@@ -1,0 +1,132 @@
+"""Under which licence a model came, and whether that restricts what may be done with what was made of it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpa_edge.assets import parse_yaml
+from mpa_edge.errors import MpaError
+from mpa_edge.vlm import resolve
+
+UNKNOWN = "unknown"
+MAX_CARD_BYTES = 1_000_000
+HUB_WAIT_S = 5.0
+FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
+# first words of a licence's text -> its name on the hub
+TEXTS = {"apache license": "apache-2.0", "mit license": "mit", "bsd 3-clause": "bsd-3-clause"}
+# names on the hub that say: read before you use. The first pattern that is found gives the sentence
+RESTRICTED = {
+    r"-nc\b|-nc-|non-?commercial|amlr|research": "no commercial use, or research only",
+    r"-nd\b|-nd-|no-?deriv": "no changed versions may be shared, and a quantized model is one",
+    r"^llama|meta-llama": "Meta's terms go along: naming, acceptable use, a limit on users",
+    r"^gemma": "Google's terms and its list of prohibited uses go along",
+    r"rail|bloom|deepseek|falcon|tii-|creativeml": "a list of prohibited uses goes along",
+    r"gpl|-sa\b|-sa-": "what is made of it must be shared under the same licence",
+    r"^other$|^unknown$|^$": "its terms are its own: read them before you share or sell anything made of it",
+}
+
+
+@dataclass(frozen=True)
+class Licence:
+    """Licence of one model."""
+
+    model: str
+    """Hub id, or the name of a folder: never a path of this machine."""
+    id: str
+    """As the hub writes it; `unknown` where no card and no licence text was found."""
+    name: str = ""
+    """What the model's card calls it where the id is `other`."""
+    link: str = ""
+    """Where the terms are, as the model's card says."""
+
+    @property
+    def words(self) -> str:
+        """Name for people."""
+        return self.name or self.id
+
+    @property
+    def restriction(self) -> str | None:
+        """What the licence restricts; None for the permissive ones.
+
+        >>> Licence("x", "cc-by-nc-4.0").restriction, Licence("x", "apache-2.0").restriction
+        ('no commercial use, or research only', None)
+        """
+        known = f"{self.id} {self.name}".lower().split()
+        found = (why for pattern, why in RESTRICTED.items() if any(re.search(pattern, word) for word in known))
+        return next(found, None)
+
+
+def licence_of(reference: str) -> Licence:
+    """Licence of a recipe's teacher or student: of a folder, a built-in model, or a hub id.
+
+    A hub id's card is looked for among the downloaded files, then on the hub; what cannot be found is `unknown`.
+    """
+    try:
+        found = Path(resolve(reference))
+    except MpaError:
+        return Licence(Path(reference).name, UNKNOWN)
+    name = reference if not Path(reference).expanduser().exists() else found.resolve().name
+    if found.is_dir():
+        return _of_card(name, _read(found / "README.md")) or _of_text(name, found)
+    return _of_card(name, _card_on_hub(reference)) or Licence(name, UNKNOWN)
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    """The YAML head of a model card; empty where it has none, or none that can be read.
+
+    >>> front_matter("---\\nlicense: mit\\n---\\n# x")
+    {'license': 'mit'}
+    """
+    found = FRONT_MATTER.match(card)
+    try:
+        head = parse_yaml(found[1], "model card") if found else {}
+    except MpaError:
+        return {}
+    return head if isinstance(head, dict) else {}
+
+
+def _of_card(name: str, card: str) -> Licence | None:
+    head = front_matter(card)
+    asked = head.get("license")
+    known = asked[0] if isinstance(asked, list) and asked else asked
+    if not isinstance(known, str) or not known:
+        return None
+    return Licence(name, _plain(known.lower()), _plain(head.get("license_name")), _plain(head.get("license_link")))
+
+
+def _plain(value: Any) -> str:
+    """Somebody else's text for a line of our card: one line, no code marks, not long."""
+    return " ".join(str(value or "").replace("`", "").split())[:200]
+
+
+def _of_text(name: str, folder: Path) -> Licence:
+    """By the first words of a LICENSE file; `other` where they are not known."""
+    texts = [_read(path)[:2000].lower() for path in sorted(folder.glob("LICEN[SC]E*")) if path.is_file()]
+    known = next((licence for text in texts for words, licence in TEXTS.items() if words in text), "other")
+    return Licence(name, known if texts else UNKNOWN)
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_CARD_BYTES).decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _card_on_hub(hub_id: str) -> str:
+    """README.md of a hub model; empty where it cannot be had: an export does not fail for a licence line."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    try:
+        cached = try_to_load_from_cache(hub_id, "README.md")
+        return _read(Path(cached if isinstance(cached, str) else hf_hub_download(
+            hub_id, "README.md", etag_timeout=HUB_WAIT_S
+        )))  # fmt: skip
+    except Exception:  # the hub's many ways to say no: all of them mean that the licence is not known
+        return ""

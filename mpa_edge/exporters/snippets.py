@@ -1,0 +1,142 @@
+"""How to run an export, as text for its card. Every Python and JavaScript block is run by a test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mpa_edge.artifact import Artifact
+
+PICTURE = "picture.png"
+EXTRAS = {"onnx": "onnx", "gguf": "gguf", "hybrid": "onnx,gguf"}
+# families whose positions are three numbers, and that transformers.js has no class for
+THREE_AXES = ("qwen2_vl", "qwen2_5_vl")
+NOT_IN_JAVASCRIPT = ("internvl",)
+# its processor takes the picture first
+PICTURE_FIRST = ("llava",)
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """One way to run an export."""
+
+    title: str
+    """Where it runs."""
+    before: str
+    """What to install, as text."""
+    language: str
+    """Of the code."""
+    code: str
+    """Complete: it reads picture.png beside the files and prints the answer."""
+
+
+def snippets(artifact: Artifact, prompt: str, scheme: str) -> Iterator[Snippet]:
+    """Every way to run this export that is known to work."""
+    yield mpa_edge_snippet(artifact, prompt, scheme)
+    if artifact.format == "onnx" and artifact.model_type not in THREE_AXES:
+        yield onnxruntime_snippet(artifact, prompt)
+    if artifact.format == "onnx" and artifact.model_type not in NOT_IN_JAVASCRIPT and "qdq" not in str(artifact.files):
+        yield javascript_snippet(artifact, prompt, scheme)
+    if artifact.format == "gguf":
+        yield llama_cpp_snippet(artifact, prompt)
+
+
+def mpa_edge_snippet(artifact: Artifact, prompt: str, scheme: str) -> Snippet:
+    """Our own runtime: no torch, no transformers."""
+    code = f"""
+from PIL import Image
+
+from mpa_edge.types import Request
+from mpa_edge.vlm import load
+
+model = load(".", name={json.dumps(scheme)})
+picture = Image.open("{PICTURE}").convert("RGB")
+(reply,) = model.answer([Request(picture, {json.dumps(prompt)}, max_new_tokens={artifact.max_new_tokens})])
+print(reply.text)
+"""
+    return Snippet("Python, mpa-edge", f"`pip install 'mpa-edge[{EXTRAS[artifact.format]}]'`", "python", code)
+
+
+def onnxruntime_snippet(artifact: Artifact, prompt: str) -> Snippet:
+    """ONNX Runtime alone, with transformers' processor for the picture."""
+    code = f"""
+import numpy as np
+import onnxruntime
+from PIL import Image
+from transformers import AutoProcessor
+
+vision, embed, decoder = (
+    onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for path in {json.dumps([artifact.files[part] for part in ("vision", "embed", "decoder")])}
+)
+processor = AutoProcessor.from_pretrained(".")
+content = [{{"type": "image"}}, {{"type": "text", "text": {json.dumps(prompt)}}}]
+text = processor.apply_chat_template([{{"role": "user", "content": content}}], add_generation_prompt=True)
+inputs = processor(text=text, images=[Image.open("{PICTURE}").convert("RGB")], return_tensors="pt")
+inputs = {{name: value.numpy() for name, value in inputs.items()}}
+kinds = {{"tensor(bool)": bool, "tensor(float)": np.float32, "tensor(float16)": np.float16}}
+pixels = {{i.name: inputs[i.name].astype(kinds[i.type]) for i in vision.get_inputs()}}
+features = vision.run(None, pixels)[0]
+
+ids, is_image = inputs["input_ids"], inputs["input_ids"] == {artifact.tokens.image_id}
+vectors = embed.run(None, {{"input_ids": ids}})[0]
+vectors[is_image] = features.reshape(-1, vectors.shape[-1])
+past = [i for i in decoder.get_inputs() if i.name.startswith("past_key_values")]
+cache = {{i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), kinds[i.type]) for i in past}}
+names = [output.name.replace("present", "past_key_values") for output in decoder.get_outputs()]
+answer, n = [], 0
+while len(answer) < {artifact.max_new_tokens} and not set(answer) & {{{", ".join(map(str, artifact.tokens.ends))}}}:
+    new = np.arange(n, n + vectors.shape[1])[None]
+    n += vectors.shape[1]
+    feed = {{"inputs_embeds": vectors, "attention_mask": np.ones((1, n), np.int64), "position_ids": new, **cache}}
+    feed |= {{i.name: np.array(1) for i in decoder.get_inputs() if i.name == "num_logits_to_keep"}}
+    result = dict(zip(names, decoder.run(None, feed)))
+    cache = {{i.name: result[i.name] for i in past}}
+    answer.append(int(result["logits"][0, -1].argmax()))
+    vectors = embed.run(None, {{"input_ids": np.array([answer[-1:]])}})[0]
+print(processor.tokenizer.decode(answer, skip_special_tokens=True).strip())
+"""
+    return Snippet("Python, ONNX Runtime", "`pip install onnxruntime transformers torch pillow`", "python", code)
+
+
+def javascript_snippet(artifact: Artifact, prompt: str, scheme: str) -> Snippet:
+    """transformers.js as it comes: node and browsers."""
+    order = "image, text" if artifact.model_type in PICTURE_FIRST else "text, [image]"
+    code = f"""
+import {{ AutoModelForImageTextToText, AutoProcessor, RawImage, env }} from "@huggingface/transformers";
+
+const id = {json.dumps(scheme)}; // this folder below localModelPath, or OWNER/NAME on the hub
+env.localModelPath = "../";
+env.allowRemoteModels = false;
+const processor = await AutoProcessor.from_pretrained(id);
+const model = await AutoModelForImageTextToText.from_pretrained(id);
+const image = await RawImage.read("{PICTURE}");
+const content = [{{ type: "image" }}, {{ type: "text", text: {json.dumps(prompt)} }}];
+const text = processor.apply_chat_template([{{ role: "user", content }}], {{ add_generation_prompt: true }});
+const inputs = await processor({order});
+const output = await model.generate({{ ...inputs, max_new_tokens: {artifact.max_new_tokens}, do_sample: false }});
+const answer = output.slice(null, [inputs.input_ids.dims.at(-1), null]);
+console.log(processor.batch_decode(answer, {{ skip_special_tokens: true }})[0].trim());
+"""
+    return Snippet("JavaScript, transformers.js", "`npm install @huggingface/transformers`", "js", code)
+
+
+def llama_cpp_snippet(artifact: Artifact, prompt: str) -> Snippet:
+    """llama.cpp's own program."""
+    question = prompt.replace("'", "'\\''").replace("\n", " ")
+    code = (
+        f"\nllama-mtmd-cli -m {artifact.files['language']} --mmproj {artifact.files['mmproj']} \\\n"
+        f"  --image {PICTURE} --temp 0 -c {artifact.context_tokens}{_pixel_limits(artifact)} -p '{question}'\n"
+    )
+    return Snippet("llama.cpp", "Any llama.cpp from this year:", "sh", code)
+
+
+def _pixel_limits(artifact: Artifact) -> str:
+    """Qwen2-VL's smallest and largest picture: GGUF files have no key for them."""
+    size, merge = artifact.image.get("size"), artifact.image.get("merge_size")
+    if artifact.model_type not in THREE_AXES or not merge or not isinstance(size, dict):
+        return ""
+    pixels = (int(artifact.image["patch_size"]) * int(merge)) ** 2
+    low, high = (int(size.get(key, 0)) // pixels for key in ("shortest_edge", "longest_edge"))
+    return f" --image-min-tokens {low} --image-max-tokens {high}" if high else ""
