@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from mpa_edge.exporters.manifest import ExportManifest
     from mpa_edge.exporters.pipeline import Order
+    from mpa_edge.scheme import Component
 
 DEFAULT_TARGET = "cpu"
 
@@ -48,7 +49,6 @@ def command(source: str, repo: str | None, accuracy: int | None, dry_run: bool, 
     if dry_run:
         return show_plan(order, as_json)
     from mpa_edge.exporters import accuracy as exam
-    from mpa_edge.exporters.hub import push
     from mpa_edge.exporters.pipeline import report_of, run_export
 
     with only_our_words(is_verbose()):
@@ -57,10 +57,18 @@ def command(source: str, repo: str | None, accuracy: int | None, dry_run: bool, 
         folders = run_export(order)
         if accuracy:
             exam.measure(order.source, folders, accuracy, order.threads)
-        links = [push(folder, f"{repo}-{folder.name}" if len(folders) > 1 else repo) for folder in folders if repo]
+        links = upload(folders, repo) if repo else []
     if as_json:
         return print_json({"run": str(order.source.run or source), "exports": [report_of(path) for path in folders]})
     return show_result(order, folders, links)
+
+
+def upload(folders: list[Path], repo: str) -> list[str]:
+    """Each export into a repository of its own: their files have the same names."""
+    from mpa_edge.exporters.hub import push
+
+    names = [repo] if len(folders) == 1 else [f"{repo}-{folder.name}" for folder in folders]
+    return [push(folder, name) for folder, name in zip(folders, names, strict=True)]
 
 
 def make_order(
@@ -114,7 +122,7 @@ def show_result(order: Order, folders: list[Path], links: list[str]) -> None:
         click.echo(link)
 
 
-def real_sizes(manifest: ExportManifest) -> dict[str, int]:
+def real_sizes(manifest: ExportManifest) -> dict[Component, int]:
     """Bytes of each component, its external data included."""
     return {
         role: sum(file.bytes for path, file in manifest.outputs.items() if path.startswith(main.path))
@@ -127,7 +135,8 @@ def result_lines(manifest: ExportManifest) -> Iterator[str]:
     yield from manifest.notes
     parity, figures = manifest.parity, manifest.accuracy
     yield (
-        f"image embeddings' cosine {parity['vision_cosine_min']:.4f}, logits within {parity['max_abs_logit_diff']:.2g}, "
+        f"cosine of image embeddings {parity['vision_cosine_min']:.4f}, "
+        f"logits within {parity['max_abs_logit_diff']:.2g}, "
         f"{parity['greedy_prefix']:.0%} of greedy tokens the same"
     )
     if figures:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mpa_edge.exporters.apart import run_apart
 from mpa_edge.exporters.budget import image_values
@@ -101,25 +101,25 @@ def _calibration(shop: Workshop, scheme: Scheme) -> Path:
     return folder
 
 
-def _language(shop: Workshop, scheme: Scheme, component: Component, out: Path) -> list[str]:
+def _language(shop: Workshop, scheme: Scheme, _component: Component, out: Path) -> list[str]:
     from mpa_edge.exporters.gguf.quantize import quantize_gguf
 
-    precision = scheme.components[component]
+    precision = scheme.components["language"]
     if precision in ("f32", "f16", "bf16"):
-        _convert(shop, component, out, precision)
+        _convert(shop, "language", out, precision)
         return []
     full = make_folder(shop.parts / "gguf") / "model-f16.gguf"
     if not full.is_file():
-        _convert(shop, component, full, "f16")
+        _convert(shop, "language", full, "f16")
     return list(quantize_gguf(full, out, precision, shop.threads))
 
 
-def _mmproj(shop: Workshop, scheme: Scheme, component: Component, out: Path) -> list[str]:
-    _convert(shop, component, out, scheme.components[component])
+def _mmproj(shop: Workshop, scheme: Scheme, _component: Component, out: Path) -> list[str]:
+    _convert(shop, "mmproj", out, scheme.components["mmproj"])
     return []
 
 
-def _convert(shop: Workshop, component: Component, out: Path, precision: str) -> None:
+def _convert(shop: Workshop, component: Literal["language", "mmproj"], out: Path, precision: str) -> None:
     from mpa_edge.exporters.gguf.convert import convert
 
     values = image_values(shop.source.checkpoint, shop.budget)

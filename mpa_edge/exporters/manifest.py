@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from mpa_edge.runs import MANIFEST, output_files, read_json, sha256_file, write_json
+from mpa_edge.scheme import Component
 from mpa_edge.types import Record
 
 CARD = "README.md"
@@ -57,7 +58,7 @@ class ExportManifest(Record):
     """As resolved: with what the target changed."""
     target: str | None
     """Name of the target, where one was named."""
-    files: dict[str, FileEntry]
+    files: dict[Component, FileEntry]
     """Component -> its main file."""
     outputs: dict[str, FileEntry]
     """Every file of the folder by path; the card is rewritten when accuracy is measured, so its hash is not here."""
