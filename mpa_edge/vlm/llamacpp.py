@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
     from mpa_edge.types import Pixels
 
-SCALED_HERE = ("qwen2_vl", "qwen2_5_vl", "siglip")
-"""Pipelines whose picture goes to llama.cpp in its final size: its own scaling keeps the shape and pads."""
-
 
 class LlamaCppVLM(LlamaAnswers):
     """Answers with llama.cpp alone, one request at a time: its mtmd half sees the picture."""
@@ -45,7 +42,8 @@ class LlamaCppVLM(LlamaAnswers):
         if self.kind == "internvl":
             return self._look_at_tiles(image)
         clock = Clock()
-        image = resized(self.artifact.image, image) if self.kind in SCALED_HERE else image
+        if stays_as_scaled(self.artifact.image):
+            image = resized(self.artifact.image, image)
         preprocess_s = clock.lap()
         picture = self.projector.look(image)
         return Picture(picture.pieces, preprocess_s + picture.preprocess_s, picture.vision_s)
@@ -80,3 +78,16 @@ def internvl_tiles(config: dict[str, Any], image: Image) -> list[Image]:
     corners = itertools.product(range(0, whole.height, height), range(0, whole.width, width))
     cut = [whole.crop((left, top, left + width, top + height)) for top, left in corners]
     return cut if len(cut) == 1 else [*cut, scale(image, width, height, config)]
+
+
+def stays_as_scaled(config: dict[str, Any]) -> bool:
+    """Whether llama.cpp leaves a picture alone that has its final size already.
+
+    Left to itself it keeps the shape and pads where Qwen2-VL's image processor stretches, crops nothing where LLaVA's
+    does, and scales narrow pictures for Idefics3 a little otherwise. Idefics3 is scaled to whole tiles: only where the
+    longest edge is a number of whole tiles does that not change it again.
+    """
+    if config["kind"] != "idefics3":
+        return True
+    edges = config["size"]["longest_edge"], config["max_image_size"]["longest_edge"]
+    return bool(config["do_resize"]) and edges[0] % edges[1] == 0
