@@ -76,7 +76,9 @@ def _child(
 
 
 def _died(function: Callable[..., Any], exit_code: int | None) -> MpaError:
-    killed = exit_code == -signal.SIGKILL
-    why = "was killed, most likely because memory ran out" if killed else f"ended with code {exit_code}"
-    fix = "free memory and run the same command again" if killed else "run the same command again, with -v"
-    return MpaError(f"{function.__name__} {why}: {fix}")
+    name = function.__name__
+    if exit_code == -signal.SIGKILL:
+        return MpaError(
+            f"{name} was killed, most likely because memory ran out: free memory and run the same command again"
+        )
+    return MpaError(f"{name} ended with code {exit_code}: run the same command again, with -v")
