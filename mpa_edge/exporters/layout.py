@@ -14,6 +14,7 @@ from mpa_edge.runs import read_json, write_bytes, write_json
 from mpa_edge.scheme import Component, Format, Scheme
 from mpa_edge.target import ImageBudget
 from mpa_edge.tasks import get_task
+from mpa_edge.vlm.pixels import image_config
 
 ONNX_FILES: dict[str, str] = {
     "vision": "vision_encoder",
@@ -81,7 +82,7 @@ def write_layout(
         files=files,
         prompt=prompt_parts(processor),
         tokens=known_tokens(processor, source.checkpoint, config),
-        image=_image(folder),
+        image=image_config(folder),
         text=text_sizes(config),
         context_tokens=context_tokens,
         threads=threads,
@@ -193,13 +194,6 @@ def text_sizes(config: dict[str, Any]) -> dict[str, int]:
         "head_dim": text.get("head_dim") or hidden // heads,
         "vocab_size": text["vocab_size"],
     }
-
-
-def _image(folder: Path) -> dict[str, Any]:
-    from mpa_edge.vlm.pixels import image_config
-
-    found: dict[str, Any] = image_config(folder)
-    return found
 
 
 def _answers(source: Source) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def _traced(graph: Graph) -> Any:
     sizes["total_sequence_length"] = torch.export.Dim.DYNAMIC
     shapes = [{axis: sizes[name] for axis, name in axes.items()} for axes in graph.axes]
     with _quiet(), torch.no_grad():
-        return torch.onnx.export(
+        program = torch.onnx.export(
             graph.module.eval(),
             graph.sample,
             input_names=graph.inputs,
@@ -65,6 +65,15 @@ def _traced(graph: Graph) -> Any:
             opset_version=OPSET,
             verbose=False,
         )
+    _name_axes(program, graph)
+    return program
+
+
+def _name_axes(program: Any, graph: Graph) -> None:
+    """Give back the names of axes for which the tracer made up its own."""
+    for value, axes in zip(program.model.graph.inputs, graph.axes, strict=True):
+        for axis, name in axes.items():
+            value.shape[axis] = name
 
 
 def _nested(graph: Graph, shapes: list[dict[int, Any]]) -> tuple[Any, ...]:

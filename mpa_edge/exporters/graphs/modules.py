@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 
 ATTENTION = "mpa_edge_grouped"
 LARGE_NEGATIVE = -1.0e4
@@ -71,7 +71,7 @@ AttentionInterface.register(ATTENTION, grouped_attention)
 def reworded(module: nn.Module) -> nn.Module:
     """The same module with every linear layer, RMSNorm and attention in ONNX's wording, changed in place."""
     for part in module.modules():
-        if isinstance(part, PreTrainedModel):
+        if hasattr(part, "config"):
             part.config._attn_implementation = ATTENTION
         for name, child in part.named_children():
             if type(child) is nn.Linear:
