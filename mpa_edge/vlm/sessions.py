@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,11 @@ DTYPES: dict[str, Any] = {
     "tensor(bool)": np.bool_,
 }
 ERRORS_ONLY = 3
+# how onnxruntime 1.31 refuses weights that are absolute, above the folder, or behind a link out of it
+OUTSIDE = re.compile(
+    r"escapes model directory|absolute path|symbolic link|outside (the directory|model)", re.IGNORECASE
+)
+PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 
 
 def usable_threads(*wanted: int | None) -> int:
@@ -33,12 +39,13 @@ def usable_threads(*wanted: int | None) -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """What a library said, without its line breaks and stack.
+    """What a library said, without its line breaks and its own prefix.
 
-    >>> one_line(ValueError("Load model failed:\\n  no such node"))
+    >>> one_line(ValueError("[ONNXRuntimeError] : 1 : FAIL : Load model failed:\\n  no such node"))
     'Load model failed: no such node'
     """
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    said = PREFIX.sub("", " ".join(str(error).split()))
+    return said[:300] or type(error).__name__
 
 
 def options(threads: int) -> onnxruntime.SessionOptions:
@@ -61,12 +68,11 @@ class Graph:
         try:
             self.session = onnxruntime.InferenceSession(str(path), options(threads), providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors share no class of their own
-            why = one_line(error)
-            if "External data path" in why:
+            if OUTSIDE.search(str(error)):
                 raise MpaError(
                     f"{path} wants weights that are not inside its folder: do not use this export"
                 ) from error
-            raise MpaError(f"cannot load {path} ({why}): copy the whole folder, or export again") from error
+            raise MpaError(f"cannot load {path} ({one_line(error)}): copy the whole folder, or export again") from error
         self.inputs = {entry.name: entry for entry in self.session.get_inputs()}
         self.outputs = [entry.name for entry in self.session.get_outputs()]
         self.dtypes = {name: DTYPES.get(entry.type, np.float32) for name, entry in self.inputs.items()}
