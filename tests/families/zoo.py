@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,12 @@ def checkpoint(model_type: str, **options: Any) -> Path:
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         made = Path(tempfile.mkdtemp(dir=folder.parent))
-        _save(made, model_type, **options)
         try:
-            os.replace(made, folder)
-        except OSError:  # another process was quicker
-            shutil.rmtree(made)
+            _save(made, model_type, **options)
+            with suppress(OSError):  # another process was quicker
+                os.replace(made, folder)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
     return folder
 
 
