@@ -29,7 +29,7 @@ def push(folder: Path, repo_id: str, private: bool = False) -> str:
         raise MpaError(f"no token for the hub: set {TOKEN} to one with write access, then run the same command again")
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils._validators import validate_repo_id
 
     try:
         validate_repo_id(repo_id)
@@ -73,7 +73,7 @@ def _literal(name: str) -> str:
 def _errors_in_one_line(repo_id: str, token: str) -> Iterator[None]:
     """The hub's refusals as one line with the fix; whatever it says, the token is not in it."""
     from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
     levels = {name: logging.getLogger(name).level for name in CHATTY}
@@ -83,32 +83,34 @@ def _errors_in_one_line(repo_id: str, token: str) -> Iterator[None]:
         yield
     except HfHubHTTPError as error:
         # not `from error`: it holds the request with its headers
-        raise MpaError(_refusal(error.response.status_code, repo_id, _first_line(error, token))) from None
+        raise _refusal(error.response.status_code, repo_id, _first_line(error, token)) from None
     except (OSError, RuntimeError, ValueError) as error:
-        raise MpaError(_unreachable(_first_line(error, token))) from None
+        raise _unreachable(_first_line(error, token)) from None
     except Exception as error:
         if not type(error).__module__.startswith(("httpx", "httpcore", "requests")):
             raise
-        raise MpaError(_unreachable(_first_line(error, token))) from None
+        raise _unreachable(_first_line(error, token)) from None
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
 
 
-def _refusal(status: int, repo_id: str, said: str) -> str:
+def _refusal(status: int, repo_id: str, said: str) -> MpaError:
     if status == 401:
-        return f"the hub does not know the token: set {TOKEN} to a valid one with write access"
+        return MpaError(f"the hub does not know the token: set {TOKEN} to a valid one with write access")
     if status == 403:
-        return f"the token may not write to '{repo_id}': use a name of your own, or a token with write access"
+        return MpaError(f"the token may not write to '{repo_id}': use a name of your own, or a token with write access")
     if status == 404:
-        return f"no repository '{repo_id}' that this token can see: check the name and the token's rights"
+        return MpaError(f"no repository '{repo_id}' that this token can see: check the name and the token's rights")
     if status >= 500:
-        return f"the hub has trouble (status {status}): run the same command again later, what was uploaded stays"
-    return f"the hub refused '{repo_id}' (status {status}: {said}): check the name, the quota and the token's rights"
+        return MpaError(f"the hub has trouble (status {status}): run the same command again later")
+    return MpaError(f"the hub refused '{repo_id}' (status {status}: {said}): check the name, the quota and the token")
 
 
-def _unreachable(said: str) -> str:
-    return f"cannot reach the hub ({said}): check the network and HF_ENDPOINT, then run the same command again"
+def _unreachable(said: str) -> MpaError:
+    return MpaError(
+        f"cannot reach the hub ({said}): check the network and HF_ENDPOINT, then run the same command again"
+    )
 
 
 def _first_line(error: Exception, token: str) -> str:
