@@ -16,8 +16,9 @@ from PIL import Image
 
 from mpa_edge.assets import load_recipe
 from mpa_edge.cli import main as cli
-from mpa_edge.runs import make_folder
+from mpa_edge.runs import finish, make_folder
 from mpa_edge.stages.run import Run, remember
+from mpa_edge.vlm import WEIGHTS
 
 ROOT = Path(cli.__file__).parent.parent.parent
 PROMPT = "$ "
@@ -54,7 +55,7 @@ def runnable(path: tuple[str, ...], line: str) -> str:
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
-    """What examples talk about: photos/, charts/, runs/mine, predictions.jsonl, my-recipe.yaml; `mpa-edge` in PATH."""
+    """What examples talk about: photos/, charts/, runs/mine (as far as merged), predictions.jsonl, my-recipe.yaml; `mpa-edge` in PATH."""
     for number, name in product(range(3), ("photos", "charts")):
         path = tmp_path / name / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
@@ -62,6 +63,8 @@ def workplace(tmp_path: Path) -> Path:
     recipe = load_recipe("minicharts")
     make_folder(tmp_path / "runs" / "mine")
     remember(Run(tmp_path / "runs" / "mine", recipe, images=str(tmp_path / "charts")))
+    merged = shutil.copytree(WEIGHTS / "student", tmp_path / "runs" / "mine" / "merged")
+    finish(merged, "merge", inputs={}, config="", seed=0, counts={})
     (tmp_path / "predictions.jsonl").write_text('{"answers": ["5"], "prediction": "5"}\n')
     shutil.copy(ROOT / "recipes" / "minicharts.yaml", tmp_path / "my-recipe.yaml")
     program = tmp_path / "bin" / "mpa-edge"
