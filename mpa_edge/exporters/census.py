@@ -3,10 +3,7 @@
 A tensor is known again by its values: exporters rename, transpose, split and reorder, and a quantizer rounds, but a
 rounded tensor still correlates with its original far better than any other one does.
 
-What training changed is looked at on its own. With base weights B and aligned weights A, the exported E is split as
-E = a B + t (A - B) + noise, and t says how much of the adapter is in it: 1 where it was merged, 0 where somebody
-exported the base. The noise of even two bits a weight drowns out over thousands of weights, because it does not point
-into the direction of the change.
+What training changed is looked at on its own (`exporters.adapter`).
 """
 
 from __future__ import annotations
@@ -20,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mpa_edge.exporters.adapter import Adapter
 from mpa_edge.exporters.weights import Look, Stored, exported, flat, look
 from mpa_edge.scheme import Component
 
@@ -39,10 +37,6 @@ PARTS: dict[Component, tuple[Part, ...]] = {
 # two bits a weight leave a correlation of .89, another layer's weights one of .0
 SAME = 0.75
 SCALE = (0.7, 1.4)
-# a part counts as adapted when at least this share of the change is in it, give or take three standard errors
-ADAPTED, ERRORS = 0.8, 3.0
-CHANGED = 1e-4
-"""Relative change of a tensor that training made."""
 
 
 @dataclass
@@ -55,27 +49,12 @@ class Count:
     """Of these, in the exported file."""
     missing: list[str] = field(default_factory=list)
     """Tensors that are not in it."""
-    pull: float = 0.0
-    """Sum of (E along the change) / variance of the noise."""
-    weight: float = 0.0
-    """Sum of (the change, squared) / variance of the noise."""
-
-    @property
-    def adapter(self) -> float | None:
-        """Share of the change that is in the file; None where nothing was changed, or the base is unknown."""
-        return self.pull / self.weight if self.weight else None
-
-    @property
-    def adapter_error(self) -> float | None:
-        """Standard error of it."""
-        return self.weight**-0.5 if self.weight else None
+    adapter: Adapter = field(default_factory=Adapter)
+    """What training changed, and how much of it is there; empty where the base is unknown."""
 
     def summary(self) -> dict[str, Any]:
         """For the manifest."""
-        known = {"parameters": self.parameters, "found": self.found}
-        if self.adapter is None or self.adapter_error is None:
-            return known
-        return {**known, "adapter_share": round(self.adapter, 4), "adapter_error": round(self.adapter_error, 4)}
+        return {"parameters": self.parameters, "found": self.found, **dict(self.adapter.summary())}
 
 
 Census = dict[Component, dict[Part, Count]]
@@ -212,26 +191,11 @@ def _count(
         found = [match for match in map(shelves.find, wanted) if match is not None]
         if len(found) == len(wanted):
             count.found += array.size
-            if before is not None and name in before.names:
-                base = [look(name, piece) for piece in way(before.get(name))]
-                _weigh(count, found, wanted, base)
+            if before is not None and name in before.names and (base := before.get(name)).shape == array.shape:
+                for export, tensor, old in zip(found, wanted, way(base), strict=True):
+                    count.adapter.add(export.values, tensor.values, look(name, old).values)
             return
     count.missing.append(name)
-
-
-def _weigh(count: Count, exported_: Sequence[Look], aligned: Sequence[Look], base: Sequence[Look]) -> None:
-    """Add to `pull` and `weight` what a tensor says about the adapter."""
-    for e, a, b in zip(exported_, aligned, base, strict=True):
-        if a.shape != b.shape:
-            continue
-        e_, a_, b_ = (one.values.astype(np.float64).reshape(-1) for one in (e, a, b))
-        change = a_ - b_
-        if np.linalg.norm(change) <= CHANGED * np.linalg.norm(b_):
-            continue
-        along = change - b_ * (float(change @ b_) / max(float(b_ @ b_), 1e-30))
-        noise = min(float(np.var(e_ - a_)), float(np.var(e_ - b_))) + (1e-4 * float(np.std(a_))) ** 2
-        count.pull += float(e_ @ along) / noise
-        count.weight += float(along @ along) / noise
 
 
 # --- what is wrong ----------------------------------------------------------------------------------------------------
@@ -251,10 +215,10 @@ def _faults_of(file: str, part: Part, count: Count) -> Iterator[str]:
     if count.missing:
         share, n = count.found / count.parameters, len(count.missing)
         yield f"weights: {file} holds {share:.0%} of the {title}; {n} tensors are not in it, first {count.missing[0]}"
-    adapter, error = count.adapter, count.adapter_error
-    if adapter is not None and error is not None and adapter + ERRORS * error < ADAPTED:
-        which = "that is the base model's" if adapter < 1 - ADAPTED else "a part was left out of the merge"
-        yield f"adapter: {file} holds {max(adapter, 0):.0%} of what training changed in the {title}: {which}"
+    if count.adapter.coarseness and not count.adapter.is_in:
+        kept = max(count.adapter.from_base.value, 0.0)
+        which = "that is the base model's" if count.adapter.side < 0 else "a part was left out of the merge"
+        yield f"adapter: {file} holds {kept:.0%} of what training changed in the {title}: {which}"
 
 
 def summary(census: Census) -> dict[str, Any]:

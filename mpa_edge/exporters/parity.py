@@ -265,7 +265,7 @@ def _few(ids: Sequence[int], at: int) -> str:
 def _vision_reason(parity: Parity, tolerance: Tolerance) -> str:
     if parity.vision_cosine_min == NOTHING_IN_COMMON:
         return "vision embeddings: their number or width is another"
-    return f"vision embeddings: cosine {parity.vision_cosine_min:.4f}, must be {tolerance.vision_cosine_min:g} at least"
+    return f"vision embeddings: cosine {parity.vision_cosine_min:.5f}, must be {tolerance.vision_cosine_min:g} at least"
 
 
 def _logit_reason(parity: Parity, details: ParityDetails, tolerance: Tolerance) -> str:
