@@ -12,7 +12,9 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
 DISCRETE = {"Cos", "Sin", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
+ROOTS = {"Sqrt", "Rsqrt"}
 NORM = {"Sqrt", "Rsqrt", "Add", "ReduceMean", "Pow", "Reciprocal", "Div"}
+SQUARE = "Pow"
 MAX_ANCESTORS = 64
 """A longer way back than this leads into the network itself, not to a position or a mask."""
 
@@ -41,8 +43,7 @@ def full_precision_nodes(model: ModelProto) -> set[str]:
         if node.op_type in DISCRETE or _to_integer(node):
             ancestors = _ancestors(node, maker)
             kept |= ancestors if len(ancestors) <= MAX_ANCESTORS else {node.name}
-    roots = [node for node in nodes if node.op_type in ("Sqrt", "Rsqrt")]
-    for root in roots:
+    for root in (node for node in nodes if node.op_type in ROOTS):
         users = [node for node in nodes if root.output[0] in node.input and node.op_type in NORM]
         kept |= _ancestors(root, maker, NORM) | {user.name for user in users}
     return kept
@@ -54,7 +55,7 @@ def _to_integer(node: NodeProto) -> bool:
 
 
 def _ancestors(node: NodeProto, maker: dict[str, NodeProto], through: Iterable[str] | None = None) -> set[str]:
-    """A node and everything that it is computed from; only by way of operators `through` where they are named."""
+    """A node and what it is computed from; where operators are named, only `through` these, not beyond a square."""
     found: set[str] = set()
     waiting = [node]
     while waiting:
@@ -62,7 +63,8 @@ def _ancestors(node: NodeProto, maker: dict[str, NodeProto], through: Iterable[s
         if current.name in found or (through is not None and current.op_type not in through):
             continue
         found.add(current.name)
-        waiting.extend(maker[name] for name in current.input if name in maker)
+        if through is None or current.op_type != SQUARE:
+            waiting.extend(maker[name] for name in current.input if name in maker)
     return found
 
 

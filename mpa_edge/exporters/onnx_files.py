@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, ValueInfoProto
 from onnxruntime.quantization.onnx_model import ONNXModel
 
 from mpa_edge.runs import disk_errors, fsync_folder
@@ -39,9 +39,23 @@ def prepared(path: Path) -> ModelProto:
     graph = model.model.graph
     weights = {tensor.name for tensor in graph.initializer}
     kept = [value for value in graph.value_info if value.name not in weights]
+    kept += _between(model.model)
     del graph.value_info[:]
     graph.value_info.extend(kept)
     return model.model
+
+
+def _between(model: ModelProto) -> list[ValueInfoProto]:
+    """Types of what stands between the MatMul and the Add that were a Gemm: those of its output."""
+    known = {value.name: value for value in (*model.graph.value_info, *model.graph.output)}
+    added = (node for node in model.graph.node if node.op_type == "Add" and node.input[0] == f"{node.output[0]}_MatMul")
+    found = []
+    for node in added:
+        value = ValueInfoProto()
+        value.CopyFrom(known[node.output[0]])
+        value.name = node.input[0]
+        found.append(value)
+    return found
 
 
 def n_bytes(model: ModelProto) -> int:
@@ -58,7 +72,7 @@ def save(model: ModelProto, path: Path) -> None:
 
 
 def publish(model: ModelProto, out: Path, folder: Path) -> None:
-    """Write, check and load a graph inside `folder`, then give it its name: weights first, the graph that names them last."""
+    """Write, check and load a graph inside `folder`, then give it its name: weights first, then the graph."""
     sort(model)
     written = folder / out.name
     save(model, written)
@@ -101,10 +115,9 @@ def kept_wide(model: ModelProto, before: dict[str, int], component: str) -> list
         return []
     largest = max(wide, key=_n_elements)
     share = sum(_n_elements(tensor) for tensor in wide) / sum(before.values())
-    return [
-        f"{component}: {len(wide)} of {len(before)} weights ({share:.1%} of the numbers) stay "
-        f"{FLOATS[largest.data_type]}, the largest is {largest.name}"
-    ]
+    kind = FLOATS[largest.data_type]
+    counted = f"{len(wide)} of {len(before)} weights ({share:.1%} of the numbers)"
+    return [f"{component}: {counted} stay {kind}, the largest is {largest.name}"]
 
 
 def _n_elements(tensor: TensorProto) -> int:

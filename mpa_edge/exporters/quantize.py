@@ -76,7 +76,7 @@ def quantize_component(
     return notes
 
 
-def _fp32(model: ModelProto, job: Job) -> ModelProto:
+def _fp32(model: ModelProto, job: Job) -> ModelProto:  # noqa: ARG001 (called like the others)
     return model
 
 
@@ -87,7 +87,7 @@ def _fp16(model: ModelProto, job: Job) -> ModelProto:
 
 
 def _int8(model: ModelProto, job: Job) -> ModelProto:
-    """Weights in int8, activations quantized while running. The embedding table is looked up in uint8 and scaled after."""
+    """Weights in int8, activations quantized while running. Embeddings are looked up in uint8 and scaled after that."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     embed = job.component == "embed"
@@ -118,13 +118,16 @@ def _q2(model: ModelProto, job: Job) -> ModelProto:
 
 
 def _blockwise(model: ModelProto, job: Job, bits: int) -> ModelProto:
-    """Weights as blocks of `bits`-bit numbers with a scale and a zero point each."""
+    """Weights as blocks of `bits`-bit numbers, each block with its scale and, at 4 bits, its zero point.
+
+    2 bits are the negative control: round-to-nearest without a zero point, which would save half of what is to be lost.
+    """
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
     operator, axis = ("Gather", 1) if job.component == "embed" else ("MatMul", 0)
     config = DefaultWeightOnlyQuantConfig(
         block_size=job.scheme.block_size,
-        is_symmetric=False,
+        is_symmetric=bits == 2,
         accuracy_level=CPU_INT8,
         op_types_to_quantize=(operator,),
         quant_axes=((operator, axis),),

@@ -1,0 +1,153 @@
+"""What the graphs of a model are fed while it answers the run's own questions about the run's own pictures.
+
+Static quantization measures the range of every activation on these. They are recorded from the fp32 export as it
+answers, so that picture, prompt and positions are what a device will see.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader
+
+from mpa_edge.errors import MpaError
+from mpa_edge.images import open_image
+from mpa_edge.rows import read_parts
+from mpa_edge.runs import FOLDERS, RENDERED, RUN_FILE, make_folder, read_json
+from mpa_edge.scheme import Component
+from mpa_edge.types import Drop, ParityRecord, Request
+
+if TYPE_CHECKING:
+    from mpa_edge.exporters.source import Source
+    from mpa_edge.recipe import Recipe
+    from mpa_edge.target import ImageBudget
+
+Arrays = dict[str, NDArray[Any]]
+CONTEXT_TOKENS = 131_072
+"""No question of a run is longer."""
+
+
+class Feeds(CalibrationDataReader):
+    """Recorded inputs of one component, one file at a time."""
+
+    def __init__(self, folder: Path, component: Component) -> None:
+        self._paths = iter(sorted(folder.glob(f"{component}-*.npz")))
+
+    def get_next(self) -> Arrays | None:
+        """The next inputs by name; None at the end."""
+        path = next(self._paths, None)
+        if path is None:
+            return None
+        with np.load(path) as stored:
+            return dict(stored)
+
+
+def calibrate(
+    source: Source, graphs: Mapping[Component, Path], folder: Path, n: int, budget: ImageBudget | None
+) -> None:
+    """Write `vision-00000.npz`, `decoder-00000.npz`, ... for n questions of the run's parity set into `folder`.
+
+    `graphs` are the fp32 graphs. MpaError for a plain checkpoint, and where no question or picture is left.
+    """
+    from mpa_edge.vlm.onnx import OnnxVLM
+
+    if source.run is None or source.recipe is None:
+        raise MpaError(f"'{source.name}' has no questions to measure static ranges on: export a run, or as onnx-int8")
+    rows, images = chosen_rows(source.run, n), images_folder(source.run, source.recipe)
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    model = make_folder(folder / "model")
+    _fp32_export(source, graphs, model, budget)
+    vlm = OnnxVLM(model, name="calibration")
+    recorder = Recorder(vlm)
+    for row in rows:
+        image = open_image(images / row.image, source.recipe.images.max_pixels)
+        if not isinstance(image, Drop):
+            vlm.answer([Request(image, source.prompt(row.question), vlm.artifact.max_new_tokens)])
+            recorder.write(folder)
+    vlm.close()
+    shutil.rmtree(model)
+    if recorder.n == 0:
+        raise MpaError(f"no picture of the run is left in {images}: put them back, or export as onnx-int8")
+
+
+def chosen_rows(run: Path, n: int) -> list[ParityRecord]:
+    """At most n confirmed questions of a run, spread evenly over all of them. MpaError where it has none."""
+    rows = [row for row in read_parts(run / FOLDERS["identify"], ParityRecord) if row.verdict != "unverified"]
+    if not rows:
+        raise MpaError(f"{run} has no confirmed question to measure static ranges on: export as onnx-int8")
+    count = min(n, len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
+
+
+def images_folder(run: Path, recipe: Recipe) -> Path:
+    """Where the pictures of a run lie."""
+    given = (read_json(run / RUN_FILE) or {}).get("images") or recipe.images.path
+    return Path(given).expanduser() if given else run / RENDERED
+
+
+def _fp32_export(source: Source, graphs: Mapping[Component, Path], folder: Path, budget: ImageBudget | None) -> None:
+    """A whole export in full precision, its weights shared with `graphs`."""
+    from mpa_edge.assets import load_scheme
+    from mpa_edge.exporters.layout import file_name, write_layout
+
+    for component, graph in graphs.items():
+        target = make_folder((folder / file_name("onnx", component, "fp32")).parent)
+        for path in graph.parent.glob(f"{graph.name}*"):
+            _share(path, target / path.name)
+    write_layout(source, load_scheme("onnx-fp32"), folder, budget, CONTEXT_TOKENS, None)
+
+
+def _share(path: Path, target: Path) -> None:
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copyfile(path, target)
+
+
+class Recorder:
+    """Listens to what a model's graphs are given."""
+
+    def __init__(self, vlm: Any) -> None:
+        self.n = 0
+        """Answers that were written."""
+        self._heard: dict[Component, list[Arrays]] = {"vision": [], "decoder": []}
+        for component, heard in self._heard.items():
+            graph = getattr(vlm, component)
+            graph.run = _listening(graph.run, heard)
+
+    def write(self, folder: Path) -> None:
+        """Store what was heard since the last call: the picture, and the answer as one pass over all its tokens."""
+        vision, steps = self._heard["vision"], self._heard["decoder"]
+        for component, arrays in (("vision", vision[-1]), ("decoder", one_pass(steps))):
+            np.savez_compressed(folder / f"{component}-{self.n:05d}.npz", **cast(dict[str, Any], arrays))
+        self.n += 1
+        vision.clear()
+        steps.clear()
+
+
+def _listening(run: Callable[[Arrays], Any], heard: list[Arrays]) -> Callable[[Arrays], Any]:
+    def listen(feeds: Arrays) -> Any:
+        heard.append(dict(feeds))
+        return run(feeds)
+
+    return listen
+
+
+def one_pass(steps: list[Arrays]) -> Arrays:
+    """A prompt and its decoding steps as one prompt: embeddings and positions in a row, every position's logits.
+
+    The cache is the empty one of the first step.
+    """
+    whole = dict(steps[0])
+    whole["inputs_embeds"] = np.concatenate([step["inputs_embeds"] for step in steps], axis=-2)
+    whole["position_ids"] = np.concatenate([step["position_ids"] for step in steps], axis=-1)
+    whole["attention_mask"] = np.ones((1, whole["inputs_embeds"].shape[1]), np.int64)
+    if "num_logits_to_keep" in whole:
+        whole["num_logits_to_keep"] = np.zeros_like(whole["num_logits_to_keep"])
+    return whole

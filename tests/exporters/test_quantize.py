@@ -1,0 +1,280 @@
+"""Quantization of a small graph that has every hard spot, and of real ones (slow)."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from mpa_edge.assets import load_scheme
+from mpa_edge.errors import MpaError
+from mpa_edge.exporters import onnx_files
+from mpa_edge.exporters.quantize import quantize_component
+from mpa_edge.scheme import Scheme
+
+HIDDEN, WIDE, ROWS = 64, 96, 40
+SCHEME = load_scheme("onnx-q4")
+FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64
+# largest error against the largest output of fp32
+ERROR = {"fp32": 1e-6, "fp16": 0.003, "int8": 0.03, "q8": 0.03, "q4": 0.2, "q4f16": 0.2, "q2": 2.0}
+
+
+def weights() -> dict[str, NDArray[np.float32]]:
+    rng = np.random.default_rng(0)
+    shapes = {"gemm": (WIDE, HIDDEN), "bias": (WIDE,), "scale": (WIDE,), "angles": (WIDE,), "matmul": (WIDE, HIDDEN)}
+    made = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    return {**made, "angles": np.linspace(0, 1, WIDE, dtype=np.float32), "epsilon": np.float32([1e-6])}
+
+
+def block(path: Path) -> Path:
+    """Gemm, RMSNorm, a rotation by position, MatMul: x (n, 64), positions (n,) -> y (n, 64)."""
+    axes = numpy_helper.from_array(np.array([-1]), "axes")
+    nodes = [
+        helper.make_node("Gemm", ["x", "gemm", "bias"], ["h"], transB=1),
+        helper.make_node("Constant", [], ["two"], value=helper.make_tensor("", FLOAT, [], [2.0])),
+        helper.make_node("Pow", ["h", "two"], ["square"]),
+        helper.make_node("ReduceMean", ["square", "axes"], ["mean"]),
+        helper.make_node("Add", ["mean", "epsilon"], ["above_zero"]),
+        helper.make_node("Sqrt", ["above_zero"], ["root"]),
+        helper.make_node("Div", ["h", "root"], ["normed"]),
+        helper.make_node("Mul", ["normed", "scale"], ["scaled"]),
+        helper.make_node("Cast", ["positions"], ["place"], to=FLOAT),
+        helper.make_node("Unsqueeze", ["place", "axes"], ["column"]),
+        helper.make_node("Mul", ["column", "angles"], ["angle"]),
+        helper.make_node("Cos", ["angle"], ["cosine"]),
+        helper.make_node("Mul", ["scaled", "cosine"], ["turned"]),
+        helper.make_node("MatMul", ["turned", "matmul"], ["y"]),
+    ]
+    inputs = [("x", FLOAT, ["n", HIDDEN]), ("positions", INT, ["n"])]
+    return written(path, nodes, inputs, [("y", FLOAT, ["n", HIDDEN])], {**weights(), "axes": axes})
+
+
+def table(path: Path) -> Path:
+    """A look-up: input_ids (n, s) -> (n, s, 64)."""
+    rows = np.random.default_rng(1).standard_normal((ROWS, HIDDEN)).astype(np.float32)
+    nodes = [helper.make_node("Gather", ["rows", "input_ids"], ["inputs_embeds"])]
+    outputs = [("inputs_embeds", FLOAT, ["n", "s", HIDDEN])]
+    return written(path, nodes, [("input_ids", INT, ["n", "s"])], outputs, {"rows": rows})
+
+
+def written(path: Path, nodes: list, inputs: list, outputs: list, arrays: dict) -> Path:
+    tensors = [a if isinstance(a, TensorProto) else numpy_helper.from_array(a, n) for n, a in arrays.items()]
+    ins, outs = ([helper.make_tensor_value_info(*each) for each in group] for group in (inputs, outputs))
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", ins, outs, tensors), opset_imports=[helper.make_opsetid("", 20)], ir_version=10
+    )
+    model = onnx.shape_inference.infer_shapes(model)
+    # as torch's exporter does: a note of type on the weights, too
+    model.graph.value_info.extend(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in tensors)
+    onnx.save(model, path)
+    return path
+
+
+def run(path: Path, **feeds: NDArray) -> NDArray:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, feeds)[0]
+
+
+def example(scale: float = 1.0, first: int = 0) -> dict[str, NDArray]:
+    x = np.random.default_rng(2).standard_normal((5, HIDDEN)).astype(np.float32)
+    return {"x": scale * x, "positions": np.arange(first, first + 5)}
+
+
+def stored(path: Path) -> dict[str, tuple[int, tuple[int, ...]]]:
+    return {t.name: (t.data_type, tuple(t.dims)) for t in onnx.load(path).graph.initializer}
+
+
+def operators(path: Path) -> list[str]:
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+@pytest.fixture
+def fp32(tmp_path: Path) -> Path:
+    return block(tmp_path / "fp32.onnx")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out.onnx"
+
+
+@pytest.mark.parametrize("precision", ERROR)
+def test_the_same_numbers_within_the_precision(fp32: Path, out: Path, precision: str) -> None:
+    notes = quantize_component(fp32, out, "vision", precision, SCHEME)
+    expected, found = run(fp32, **example()), run(out, **example())
+    assert np.abs(found - expected).max() / np.abs(expected).max() < ERROR[precision]
+    assert notes == []
+
+
+def test_fewer_bits_are_worse() -> None:
+    assert ERROR["fp16"] < ERROR["int8"] < ERROR["q4"] < ERROR["q2"]
+
+
+def test_two_bits_are_found_out_by_the_bound_of_four(fp32: Path, out: Path) -> None:
+    quantize_component(fp32, out, "vision", "q2", SCHEME)
+    expected, found = run(fp32, **example()), run(out, **example())
+    assert np.abs(found - expected).max() / np.abs(expected).max() > ERROR["q4"]
+
+
+@pytest.mark.parametrize("precision", ["int8", "q8", "q4", "q4f16", "q2"])
+def test_no_weight_of_a_gemm_stays_wide(fp32: Path, out: Path, precision: str) -> None:
+    quantize_component(fp32, out, "vision", precision, SCHEME)
+    wide = [name for name in ("gemm", "matmul") if name in stored(out)]
+    assert wide == []
+    assert "Gemm" not in operators(out)
+
+
+def test_what_stays_wide_is_told(tmp_path: Path, out: Path) -> None:
+    kernel = np.ones((8, 3, 4, 4), np.float32)
+    nodes = [
+        helper.make_node("Conv", ["pixels", "kernel"], ["patches"], strides=[4, 4]),
+        helper.make_node("Flatten", ["patches"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "matmul"], ["y"]),
+    ]
+    pixels = [("pixels", FLOAT, ["n", 3, 8, 8])]
+    arrays = {"kernel": kernel, "matmul": np.ones((32, HIDDEN), np.float32)}
+    path = written(tmp_path / "conv.onnx", nodes, pixels, [("y", FLOAT, ["n", HIDDEN])], arrays)
+    assert quantize_component(path, out, "vision", "int8", SCHEME) == [
+        "vision: 1 of 2 weights (15.8% of the numbers) stay fp32, the largest is kernel"
+    ]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "q4f16"])
+def test_a_square_in_16_bits_does_not_overflow(fp32: Path, out: Path, precision: str) -> None:
+    quantize_component(fp32, out, "vision", precision, SCHEME)
+    loud = example(scale=100.0)
+    assert np.square(loud["x"]).max() > np.finfo(np.float16).max / 10
+    expected, found = run(fp32, **loud), run(out, **loud)
+    assert np.isfinite(found).all()
+    assert np.abs(found - expected).max() / np.abs(expected).max() < ERROR[precision]
+
+
+def test_angles_of_far_positions_are_not_rounded(fp32: Path, out: Path) -> None:
+    quantize_component(fp32, out, "vision", "fp16", SCHEME)
+    far = example(first=3001)
+    assert float(np.float16(3001)) != 3001.0
+    assert np.abs(run(out, **far) - run(fp32, **far)).max() / np.abs(run(fp32, **far)).max() < ERROR["fp16"]
+    narrow = onnx_files.prepared(out)
+    angle = next(node for node in narrow.graph.node if node.op_type == "Cos").input[0]
+    makers = {name: node.op_type for node in narrow.graph.node for name in node.output}
+    assert makers[angle] == "Mul", "a Cast between the angle and its cosine would have rounded it"
+
+
+def test_a_decoder_takes_fp32_embeddings_and_an_fp16_cache(tmp_path: Path, out: Path) -> None:
+    shape = ["n", HIDDEN]
+    nodes = [
+        helper.make_node("MatMul", ["inputs_embeds", "matmul"], ["logits"]),
+        helper.make_node("Add", ["past_key_values.0.key", "inputs_embeds"], ["present.0.key"]),
+    ]
+    inputs = [("inputs_embeds", FLOAT, shape), ("past_key_values.0.key", FLOAT, shape)]
+    outputs = [("logits", FLOAT, shape), ("present.0.key", FLOAT, shape)]
+    arrays = {"matmul": np.eye(HIDDEN, dtype=np.float32)}
+    quantize_component(written(tmp_path / "d.onnx", nodes, inputs, outputs, arrays), out, "decoder", "fp16", SCHEME)
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    kinds = {value.name: value.type for value in (*session.get_inputs(), *session.get_outputs())}
+    assert kinds == {
+        "inputs_embeds": "tensor(float)", "past_key_values.0.key": "tensor(float16)",
+        "logits": "tensor(float)", "present.0.key": "tensor(float16)",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("precision", "operator", "kind", "error"),
+    [
+        ("fp16", "Gather", TensorProto.FLOAT16, 0.001),
+        ("int8", "DequantizeLinear", TensorProto.UINT8, 0.01),
+        ("qdq8", "DequantizeLinear", TensorProto.UINT8, 0.01),
+        ("q2", "DequantizeLinear", TensorProto.UINT8, 0.01),
+        ("q4", "GatherBlockQuantized", TensorProto.UINT4, 0.1),
+        ("q4f16", "GatherBlockQuantized", TensorProto.UINT4, 0.1),
+    ],
+)
+def test_an_embedding_table(tmp_path: Path, out: Path, precision: str, operator: str, kind: int, error: float) -> None:
+    path = table(tmp_path / "table.onnx")
+    assert quantize_component(path, out, "embed", precision, SCHEME) == []
+    assert operator in operators(out)
+    # looked up first, widened after: the table itself is never unpacked
+    assert kind in {stored_kind for stored_kind, shape in stored(out).values() if shape == (ROWS, HIDDEN)}
+    ids = np.array([[0, 1, ROWS - 1]])
+    expected, found = run(path, input_ids=ids), run(out, input_ids=ids)
+    assert found.dtype == np.float32
+    assert np.abs(found - expected).max() / np.abs(expected).max() < error
+
+
+def test_large_weights_go_beside_the_graph(fp32: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_files, "EMBEDDED_BYTES", 1000)
+    for precision in ("int8", "q4", "fp16"):
+        quantize_component(fp32, out, "vision", precision, SCHEME)
+        graph = onnx.load(out, load_external_data=False).graph
+        places = {entry.value for t in graph.initializer for entry in t.external_data if entry.key == "location"}
+        assert places == {"out.onnx_data"}
+        assert np.allclose(
+            run(out, **example()), run(fp32, **example()), atol=0.2 * np.abs(run(fp32, **example())).max()
+        )
+        assert sorted(path.name for path in out.parent.iterdir()) == ["fp32.onnx", "out.onnx", "out.onnx_data"]
+    # and such a graph can be read again
+    quantize_component(out, out.with_name("again.onnx"), "vision", "fp32", SCHEME)
+    assert np.array_equal(run(out, **example()), run(out.with_name("again.onnx"), **example()))
+
+
+def test_nothing_has_the_final_name_when_it_fails(fp32: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> None:
+        assert path.is_file()
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(onnx_files, "check", fail)
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        quantize_component(fp32, out, "vision", "int8", SCHEME)
+    assert [path.name for path in out.parent.iterdir()] == ["fp32.onnx"]
+
+
+def test_what_a_killed_process_left_goes(fp32: Path, out: Path) -> None:
+    left = out.parent / ".out.onnx.work"
+    left.mkdir()
+    (left / "source.onnx").write_bytes(b"half")
+    quantize_component(fp32, out, "vision", "int8", SCHEME)
+    assert sorted(path.name for path in out.parent.iterdir()) == ["fp32.onnx", "out.onnx"]
+
+
+def test_static_ranges_need_calibration(fp32: Path, out: Path) -> None:
+    with pytest.raises(MpaError, match=r"qdq8 needs calibration data: export a run"):
+        quantize_component(fp32, out, "vision", "qdq8", SCHEME)
+
+
+@pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
+@pytest.mark.parametrize(("precision", "error"), [("qdq8", 0.05), ("qdq16", 0.03)])
+def test_static_ranges_come_from_the_calibration(
+    fp32: Path, out: Path, tmp_path: Path, precision: str, error: float, method: str
+) -> None:
+    folder = tmp_path / "calibration"
+    folder.mkdir()
+    for i in range(3):
+        np.savez(folder / f"vision-{i:05d}.npz", **example(first=i))
+    quantize_component(fp32, out, "vision", precision, static(method), folder)
+    assert {"QuantizeLinear", "DequantizeLinear"} <= set(operators(out))
+    expected, found = run(fp32, **example()), run(out, **example())
+    assert np.abs(found - expected).max() / np.abs(expected).max() < (error if method == "minmax" else 0.3)
+    # a picture ten times as bright as any in the calibration is cut off: the ranges are fixed
+    loud = example(scale=10.0)
+    assert np.abs(run(out, **loud) - run(fp32, **loud)).max() / np.abs(run(fp32, **loud)).max() > error
+
+
+def static(method: str) -> Scheme:
+    scheme = load_scheme("onnx-qdq")
+    assert scheme.calibration is not None
+    return scheme.model_copy(update={"calibration": scheme.calibration.model_copy(update={"method": method})})
+
+
+def test_logging_is_left_as_it_was(fp32: Path, out: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before = (root.handlers[:], root.level, logging.root.manager.disable)
+    for precision in ("int8", "q4"):
+        quantize_component(fp32, out, "vision", precision, SCHEME)
+    assert (root.handlers[:], root.level, logging.root.manager.disable) == before
+    assert capfd.readouterr() == ("", "")
