@@ -55,7 +55,7 @@ def runnable(path: tuple[str, ...], line: str) -> str:
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
-    """What examples talk about: photos/, charts/, runs/mine (as far as merged), predictions.jsonl, my-recipe.yaml; `mpa-edge` in PATH."""
+    """What examples talk about: photos/, charts/, runs/mine (as far as merged), files; `mpa-edge` in PATH."""
     for number, name in product(range(3), ("photos", "charts")):
         path = tmp_path / name / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
