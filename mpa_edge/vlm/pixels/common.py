@@ -32,15 +32,17 @@ def scale(image: Image, width: int, height: int, config: dict[str, Any]) -> Imag
     return image.resize((width, height), Resampling(config["resample"]))
 
 
-def normalized(image: Image, config: dict[str, Any]) -> NDArray[np.float32]:
-    """RGB picture -> (3, height, width), rescaled and normalised.
+def normalized(pictures: NDArray[np.uint8], config: dict[str, Any]) -> NDArray[np.float32]:
+    """Bytes (pictures, height, width, 3) -> (pictures, 3, height, width), rescaled and normalised.
 
     A channel has 256 values only, so the arithmetic is done once for each of them. Its steps and their precision are
     those of transformers 5.23 (image_transforms.py: rescale in float64, normalize in float32), for the same bits.
     """
-    levels = levels_of(config)
-    array = np.asarray(image.convert("RGB"))
-    return np.stack([levels[channel][array[..., channel]] for channel in range(3)])
+    n, height, width, _ = pictures.shape
+    made = np.empty((n, 3, height, width), np.float32)
+    for channel, levels in enumerate(levels_of(config)):
+        np.take(levels, pictures[..., channel], out=made[:, channel], mode="clip")
+    return made
 
 
 def levels_of(config: dict[str, Any]) -> NDArray[np.float32]:
@@ -60,8 +62,18 @@ def levels_of(config: dict[str, Any]) -> NDArray[np.float32]:
     return (levels - mean) / std
 
 
-def tiles(pixels: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """(3, rows * height, columns * width) -> (rows * columns, 3, height, width), row by row."""
-    rows, columns = pixels.shape[1] // height, pixels.shape[2] // width
-    cut = pixels.reshape(3, rows, height, columns, width).transpose(1, 3, 0, 2, 4)
-    return cut.reshape(rows * columns, 3, height, width)
+def in_bytes(image: Image) -> NDArray[np.uint8]:
+    """A picture as one of a batch: (1, height, width, 3)."""
+    return np.asarray(image.convert("RGB"))[None]
+
+
+def tiles(image: Image, width: int, height: int, config: dict[str, Any], overview: Image) -> NDArray[np.float32]:
+    """A picture cut in tiles, row by row, normalised: (tiles, 3, height, width).
+
+    Where there is more than one tile, the whole of `overview` in the size of a tile comes last.
+    """
+    rows, columns = image.height // height, image.width // width
+    cut = in_bytes(image).reshape(rows, height, columns, width, 3).swapaxes(1, 2).reshape(-1, height, width, 3)
+    if len(cut) > 1:
+        cut = np.concatenate([cut, in_bytes(scale(overview, width, height, config))])
+    return normalized(cut, config)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpa_edge.vlm.pixels.common import Prepared, normalized, scale, tiles
+from mpa_edge.vlm.pixels.common import Prepared, scale, tiles
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,9 +23,7 @@ def prepare(config: dict[str, Any], image: Image) -> Prepared:
     """pixel_values f32 (1, tiles, 3, H, W) and pixel_attention_mask bool (1, tiles, H, W)."""
     whole, edge = resized(config, image), tile_px(config)
     rows, columns = whole.height // edge, whole.width // edge
-    cut = tiles(normalized(whole, config), edge, edge)
-    if len(cut) > 1:
-        cut = np.concatenate([cut, normalized(scale(whole, edge, edge, config), config)[None]])
+    cut = tiles(whole, edge, edge, config, overview=whole)
     pixels = {"pixel_values": cut[None], "pixel_attention_mask": np.ones((1, len(cut), edge, edge), np.bool_)}
     return Prepared(pixels, expansion(config, rows, columns), len(cut) * config["image_seq_len"])
 

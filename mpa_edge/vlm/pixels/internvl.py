@@ -9,9 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from mpa_edge.vlm.pixels.common import Prepared, normalized, scale, tiles
+from mpa_edge.vlm.pixels.common import Prepared, scale, tiles
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,10 +17,8 @@ if TYPE_CHECKING:
 
 def prepare(config: dict[str, Any], image: Image) -> Prepared:
     """pixel_values f32 (tiles, 3, H, W)."""
-    width, height = config["size"]["width"], config["size"]["height"]
-    cut = tiles(normalized(resized(config, image), config), height, width)
-    if len(cut) > 1:
-        cut = np.concatenate([cut, normalized(scale(image, width, height, config), config)[None]])
+    size = config["size"]
+    cut = tiles(resized(config, image), size["width"], size["height"], config, overview=image)
     n_image_tokens = len(cut) * config["image_seq_length"]
     seen = config["image_token"] * n_image_tokens
     text = config["start_image_token"] + seen + config["end_image_token"]

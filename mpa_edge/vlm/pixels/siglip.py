@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL.Image import new
 
-from mpa_edge.vlm.pixels.common import Prepared, normalized, scale
+from mpa_edge.vlm.pixels.common import Prepared, in_bytes, normalized, scale
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 def prepare(config: dict[str, Any], image: Image) -> Prepared:
     """pixel_values f32 (1, 3, H, W)."""
-    values = normalized(resized(config, image), config)
-    _, height, width = values.shape
+    values = normalized(in_bytes(resized(config, image)), config)
+    height, width = values.shape[-2:]
     n_image_tokens = (height // config["patch_size"]) * (width // config["patch_size"])
     n_image_tokens += config["num_additional_image_tokens"]
     if config["vision_feature_select_strategy"] == "default":  # the class token is dropped
         n_image_tokens -= 1
-    return Prepared({"pixel_values": values[None]}, config["image_token"] * n_image_tokens, n_image_tokens)
+    return Prepared({"pixel_values": values}, config["image_token"] * n_image_tokens, n_image_tokens)
 
 
 def resized(config: dict[str, Any], image: Image) -> Image:
