@@ -32,7 +32,12 @@ def scale(image: Image, width: int, height: int, config: dict[str, Any]) -> Imag
     return image.resize((width, height), Resampling(config["resample"]))
 
 
-def normalized(pictures: NDArray[np.uint8], config: dict[str, Any]) -> NDArray[np.float32]:
+def normalized(image: Image, config: dict[str, Any]) -> NDArray[np.float32]:
+    """One picture as numbers: (3, height, width)."""
+    return numbers(in_bytes(image), config)[0]
+
+
+def numbers(pictures: NDArray[np.uint8], config: dict[str, Any]) -> NDArray[np.float32]:
     """Bytes (pictures, height, width, 3) -> (pictures, 3, height, width), rescaled and normalised.
 
     A channel has 256 values only, so the arithmetic is done once for each of them. Its steps and their precision are
@@ -76,4 +81,4 @@ def tiles(image: Image, width: int, height: int, config: dict[str, Any], overvie
     cut = in_bytes(image).reshape(rows, height, columns, width, 3).swapaxes(1, 2).reshape(-1, height, width, 3)
     if len(cut) > 1:
         cut = np.concatenate([cut, in_bytes(scale(overview, width, height, config))])
-    return normalized(cut, config)
+    return numbers(cut, config)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpa_edge.errors import MpaError
-from mpa_edge.vlm.pixels.common import Prepared, in_bytes, normalized, scale
+from mpa_edge.vlm.pixels.common import Prepared, normalized, scale
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,7 +26,7 @@ GRID = {"qwen2_vl": "grid_thw", "qwen2_5_vl": "image_grid_thw"}
 
 def prepare(config: dict[str, Any], image: Image) -> Prepared:
     """pixel_values f32 (patches, 3 * frames * edge * edge) and the grid i64 (1, 3) of frames, rows, columns."""
-    values, rows, columns = patches(normalized(in_bytes(resized(config, image)), config)[0], config)
+    values, rows, columns = patches(normalized(resized(config, image), config), config)
     n_image_tokens = rows * columns // config["merge_size"] ** 2
     pixels: Pixels = {"pixel_values": values, GRID[config["kind"]]: np.array([[1, rows, columns]], np.int64)}
     return Prepared(pixels, config["image_token"] * n_image_tokens, n_image_tokens)

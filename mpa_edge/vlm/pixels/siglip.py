@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL.Image import new
 
-from mpa_edge.vlm.pixels.common import Prepared, in_bytes, normalized, scale
+from mpa_edge.vlm.pixels.common import Prepared, normalized, scale
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def prepare(config: dict[str, Any], image: Image) -> Prepared:
     """pixel_values f32 (1, 3, H, W)."""
-    values = normalized(in_bytes(resized(config, image)), config)
+    values = normalized(resized(config, image), config)[None]
     height, width = values.shape[-2:]
     n_image_tokens = (height // config["patch_size"]) * (width // config["patch_size"])
     n_image_tokens += config["num_additional_image_tokens"]
