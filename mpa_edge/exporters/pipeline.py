@@ -24,6 +24,7 @@ from mpa_edge.exporters.manifest import (
     read_export_manifest,
     write_export_manifest,
 )
+from mpa_edge.exporters.parity import Parity
 from mpa_edge.exporters.preflight import check_possible, disk_need_bytes
 from mpa_edge.exporters.source import Source
 from mpa_edge.exporters.verify import verify
@@ -204,7 +205,7 @@ def report_of(folder: Path) -> dict[str, Any]:
         "scheme": manifest.scheme["name"],
         "path": str(folder),
         "files": {role: file.model_dump(mode="json") for role, file in manifest.files.items()},
-        "parity": manifest.parity,
+        "parity": {name: manifest.parity[name] for name in Parity.model_fields},
         "accuracy": accuracy and accuracy.model_dump(include={"base", "aligned", "artifact", "n"}),
         "retained_gain": accuracy.retained_gain if accuracy else None,
         "seconds": manifest.seconds,

@@ -1,0 +1,135 @@
+"""The export command as a user meets it: on the built-in student, end to end, with wrong input too."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mpa_edge.assets import load_recipe
+from mpa_edge.cli.main import exit_code
+from mpa_edge.runs import finish, read_json, sha256_file
+from mpa_edge.stages.run import Run, remember
+from mpa_edge.vlm import WEIGHTS
+
+EXPORT_KEYS = ["scheme", "path", "files", "parity", "accuracy", "retained_gain", "seconds", "peak_rss_bytes"]
+PARITY_KEYS = [
+    "tokens_equal", "image_tokens_equal", "vision_cosine_min", "max_abs_logit_diff", "greedy_prefix",
+    "blank_image_changes",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose student was not changed by the alignment."""
+    folder = tmp_path_factory.mktemp("runs") / "mine"
+    folder.mkdir()
+    remember(Run(folder, load_recipe("minicharts", ["evaluate.n=12", "threads=1"])))
+    merged = Path(shutil.copytree(WEIGHTS / "student", folder / "merged"))
+    finish(merged, "merge", inputs={"level": "", "student": "", "config": ""}, config="", seed=0, counts={})
+    return folder
+
+
+def mpa_edge(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "mpa_edge", *words], capture_output=True, text=True, timeout=280)
+
+
+@pytest.mark.slow
+def test_one_document_on_stdout_and_every_file_as_it_says(run: Path) -> None:
+    done = mpa_edge("export", str(run), "--as", "onnx-int8", "--accuracy", "12", "--threads", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert list(document) == ["run", "exports"]
+    (export,) = document["exports"]
+    assert list(export) == EXPORT_KEYS
+    assert list(export["parity"]) == PARITY_KEYS
+    assert sorted(export["files"]) == ["decoder", "embed", "vision"]
+    for file in export["files"].values():
+        path = Path(export["path"]) / file["path"]
+        assert (path.stat().st_size, sha256_file(path)) == (file["bytes"], file["sha256"])
+    assert list(export["accuracy"]) == ["base", "aligned", "artifact", "n"]
+    assert export["accuracy"]["n"] == 12
+    assert export["accuracy"]["base"] == export["accuracy"]["aligned"]
+    assert export["retained_gain"] is None
+    assert export["seconds"] > 0
+    assert export["peak_rss_bytes"] > 50e6
+    card = (Path(export["path"]) / "README.md").read_text()
+    assert "12" in card
+    assert str(run.parent) not in card
+    assert str(run.parent) not in (Path(export["path"]) / "manifest.json").read_text()
+    again = mpa_edge("export", str(run), "--as", "onnx-int8", "--accuracy", "12", "--threads", "1", "--json")
+    assert json.loads(again.stdout) == document
+    assert "done before, nothing changed" in again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.peer
+def test_a_target_without_scheme_and_evaluate_on_what_it_made(tmp_path: Path) -> None:
+    done = mpa_edge("export", "nursery:student", "--target", "phone", "--out", str(tmp_path), "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    assert f"verified, in {folder}" in done.stdout
+    assert "MB" in done.stdout
+    asked = mpa_edge("evaluate", str(folder), "--limit", "6", "--set", "threads=1", "--json")
+    assert asked.returncode == 0, asked.stderr
+    result = json.loads(asked.stdout)
+    assert (result["model"], result["n"], result["metric"]) == (folder.name, 6, "exact-match")
+
+
+def test_the_plan_says_sizes_and_writes_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(run.rglob("*"))
+    assert exit_code(["export", str(run), "--as", "onnx-int8", "--as", "gguf-q8_0", "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert sorted(plan["predicted_bytes"]) == ["gguf-q8_0", "onnx-int8"]
+    assert all(size > 0 for sizes in plan["predicted_bytes"].values() for size in sizes.values())
+    assert sorted(run.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--as", "onnx-int9"], "no scheme 'onnx-int9' (did you mean 'onnx-int8'?)"),
+        (["--target", "jetsn"], "no target 'jetsn' (did you mean 'jetson'?)"),
+        (["--trust-remote-code", "main"], "whose program code never runs"),
+        (["--threads", "0"], "0 is not in the range"),
+        (["--accuracy", "-1"], "-1 is not in the range"),
+    ],
+)
+def test_wrong_words_are_one_line(run: Path, words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["export", str(run), *words]) in (1, 2)
+    error = capsys.readouterr().err
+    assert says in error
+    assert "Traceback" not in error
+
+
+def test_accuracy_of_a_plain_checkpoint_is_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["export", "nursery:student", "--as", "onnx-int8", "--accuracy", "5", "--out", str(tmp_path / "x")]
+    assert exit_code(words) == 1
+    assert "is no run, so there is no base to compare with: name the run folder" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["export", str(tmp_path)]) == 1
+    assert "has no config.json" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_evaluate_one_model_prints_how_it_did(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["evaluate", "nursery:student", "--limit", "8", "--set", "threads=1"]) == 0
+    out = capsys.readouterr().out
+    assert "of 8 questions, exact-match" in out
+    assert exit_code(["evaluate", "nursery:student", "--limit", "8", "--dry-run"]) == 0
+    assert "ask nursery:student 8 questions of task minicharts" in capsys.readouterr().out
+
+
+def test_a_run_is_not_taken_for_a_model(run: Path) -> None:
+    from mpa_edge.cli.evaluate import is_model
+
+    assert not is_model(str(run))
+    assert is_model(str(run / "merged"))
+    assert read_json(run / "run.json") is not None
