@@ -161,6 +161,8 @@ def ways(name: str, array: Array, config: dict[str, Any]) -> Iterator[Way]:
         yield lambda a: np.split(flat(a), 3)
     if array.ndim == 5:  # llama.cpp convolves each of the two moments of Qwen's patches on its own
         yield lambda a: [flat(a[:, :, moment]) for moment in range(a.shape[2])]
+    if "position_embeddings" in name:  # llama.cpp puts InternVL's class token behind the patches
+        yield lambda a: [np.roll(flat(a), -1, axis=0)]
     if (found := re.search(r"\b([qk])_proj", name)) and part_of(name) == "language":
         text = config.get("text_config") or config
         heads = text["num_attention_heads" if found[1] == "q" else "num_key_value_heads"]
