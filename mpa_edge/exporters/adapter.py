@@ -72,7 +72,7 @@ class Adapter:
 
     @property
     def side(self) -> float:
-        """Above 0 for a rounding of the aligned weights, below for one of the base's; 1 and -1 where nothing is lost."""
+        """Above 0 for a rounding of the aligned weights, below for one of the base's; 1 and -1 without rounding."""
         return self.from_base.value + self.from_aligned.value - 1
 
     @property

@@ -47,7 +47,7 @@ class ParityDetails(Record):
     near_ties: int
     """Probes that parted at two tokens that the checkpoint itself hardly tells apart."""
     greedy_prefix_clear: float
-    """greedy_prefix without what follows a near tie: the share that the tolerance is about (`prefix_shares`)."""
+    """Share of compared choices that are equal or near ties: what the tolerance is about (`prefix_shares`)."""
     logit_std: float
     """Standard deviation of the checkpoint's logits: what a difference is held against."""
     relative_logit_diff: float
@@ -87,6 +87,11 @@ class Pair:
     def comparable(self) -> int:
         """Steps before which both have said the same: their logits answer one question."""
         return min(self.common + 1, self._shorter)
+
+    @property
+    def choices(self) -> int:
+        """Greedy choices that were compared; an answer that ends too soon chose otherwise."""
+        return min(self.common + 1, len(self.reference.tokens))
 
     def margin(self) -> float:
         """How much more the checkpoint likes its own token, where the two part; infinite where they do not."""
@@ -142,19 +147,17 @@ def norm_ratio(pairs: Sequence[Pair]) -> float:
 
 
 def prefix_shares(pairs: Sequence[Pair], near_tie: float) -> tuple[float, float, int]:
-    """(share of equal greedy tokens, the same without what follows a near tie, probes with a near tie).
+    """(share of equal greedy tokens, share of compared choices that are explained, probes with a near tie).
 
-    From the first different token on, two answers cannot be compared: the rest of a probe counts as different. Where
-    the checkpoint prefers its token by less than `near_tie` (the difference of logits that the scheme allows), the
-    parting says nothing: the rest of that probe is left out. Were all of them near ties at the first token, nothing
-    would have been compared: then they count.
+    The first share is the plain one: from its first different token on, all of a probe counts as different. But random
+    probes have near ties, where any rounding picks the other token, and after one of those nothing can be compared. So
+    the bound is on the second share, over the steps up to the parting: a choice is explained where the token is the
+    same, or where the checkpoint prefers its own by no more than `near_tie`, the difference that the scheme allows.
     """
-    total = sum(len(pair.reference.tokens) for pair in pairs)
+    total, compared = sum(len(pair.reference.tokens) for pair in pairs), sum(pair.choices for pair in pairs)
     same = sum(pair.common for pair in pairs)
-    ties = [pair for pair in pairs if pair.margin() <= near_tie]
-    left_out = sum(len(pair.reference.tokens) - pair.common for pair in ties)
-    share = same / total if total else 0.0
-    return share, (same / (total - left_out) if total > left_out else share), len(ties)
+    ties = sum(pair.margin() <= near_tie for pair in pairs)
+    return same / total if total else 0.0, (same + ties) / compared if compared else 0.0, ties
 
 
 def blank_change(traces: Sequence[Trace], blanks: Sequence[Trace]) -> float:
@@ -230,9 +233,7 @@ def reasons(
         found.append(_logit_reason(parity, details, tolerance))
     if details.greedy_prefix_clear < tolerance.greedy_prefix:
         share, wanted = details.greedy_prefix_clear, tolerance.greedy_prefix
-        found.append(
-            f"greedy tokens: {share:.0%} of the answers are the same from the first token on, not {wanted:.0%}"
-        )
+        found.append(f"greedy tokens: {share:.0%} of the choices are equal or near ties, the scheme wants {wanted:.0%}")
     if not parity.blank_image_changes:
         found.append(
             f"picture: a grey one changes the logits by {details.blank_change:.2g}, in the checkpoint by "
