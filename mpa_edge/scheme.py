@@ -38,7 +38,7 @@ class Tolerance(Section):
     max_abs_logit_diff: float = Field(gt=0.0)
     """Largest difference of a logit while both went the same way, in standard deviations of the checkpoint's logits."""
     greedy_prefix: float = Field(ge=0.0, le=1.0)
-    """Share of the compared greedy choices that must be the same token, or another one only where the two nearly tie."""
+    """Share of the compared greedy choices that must be the same, near ties counted as the same."""
 
 
 class Scheme(Section):
