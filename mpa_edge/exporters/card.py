@@ -100,8 +100,8 @@ def _training(source: Source, licences: dict[str, Licence]) -> Iterator[str]:
     yield (
         f"Aligned with Model Parity Alignment (arXiv 2509.16633), recipe `{recipe.name}`: teacher "
         f"`{licences['teacher'].model}` wrote {_n(counts['annotate'], 'annotated')} pseudo labels for "
-        f"{_n(counts['annotate'], 'images')} unlabelled pictures; the {_n(counts['identify'], 'gap')} where only the "
-        f"teacher was right, with {_n(counts['level'], 'replayed')} that both knew, were trained on. "
+        f"{_n(counts['annotate'], 'images')} unlabelled pictures; training used the {_n(counts['identify'], 'gap')} "
+        f"where only the teacher was right, and {_n(counts['level'], 'replayed')} that both knew. "
         "No human label was used."
     )
 

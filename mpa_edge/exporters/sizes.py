@@ -71,7 +71,7 @@ def onnx_bytes(weights: Iterable[Weight], tied: bool, component: Component, prec
     inside = members(weights, tied, component)
     layers = {weight.layer for weight in inside} - {None}
     graph = GRAPH_BYTES[component] + LAYER_BYTES[component] * len(layers)
-    nodes = NODE_BYTES.get(precision, 0) * sum(weight.is_matrix for weight in inside)
+    nodes = NODE_BYTES.get(precision, 0) * sum(weight.is_onnx_matrix for weight in inside)
     return graph + nodes + sum(weight_bytes(weight, precision, block_size) for weight in inside)
 
 
@@ -82,7 +82,7 @@ def weight_bytes(weight: Weight, precision: str, block_size: int) -> int:
     328
     """
     static_convolution = precision in STATIC and len(weight.shape) > 2
-    if not (weight.is_matrix or weight.place == "embed" or static_convolution):
+    if not (weight.is_onnx_matrix or weight.place == "embed" or static_convolution):
         return weight.n * (2 if precision in ("fp16", "q4f16") else 4)
     bits = (TABLE_BITS if weight.place == "embed" else MATRIX_BITS)[precision]
     if bits > 8:

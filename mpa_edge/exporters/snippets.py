@@ -60,6 +60,7 @@ print(reply.text)
 
 def onnxruntime_snippet(artifact: Artifact, prompt: str) -> Snippet:
     """ONNX Runtime alone, with transformers' processor for the picture."""
+    words = " num2words" if artifact.model_type == "smolvlm" else ""
     code = f"""
 import numpy as np
 import onnxruntime
@@ -97,7 +98,7 @@ while len(answer) < {artifact.max_new_tokens} and not set(answer) & {{{", ".join
     vectors = embed.run(None, {{"input_ids": np.array([answer[-1:]])}})[0]
 print(processor.tokenizer.decode(answer, skip_special_tokens=True).strip())
 """
-    return Snippet("Python, ONNX Runtime", "`pip install onnxruntime transformers torch pillow`", "python", code)
+    return Snippet("Python, ONNX Runtime", f"`pip install onnxruntime transformers torch torchvision pillow{words}`", "python", code)
 
 
 def javascript_snippet(artifact: Artifact, prompt: str, scheme: str) -> Snippet:

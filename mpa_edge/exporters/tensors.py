@@ -41,6 +41,11 @@ class Weight:
         return len(self.shape) == 2 and self.place != "embed" and not _POSITIONS.search(self.name)
 
     @property
+    def is_onnx_matrix(self) -> bool:
+        """The same in our graphs, where Qwen's convolution over whole patches is a matrix."""
+        return self.is_matrix or len(self.shape) == 5
+
+    @property
     def layer(self) -> int | None:
         """Number of the layer that it belongs to."""
         found = _LAYER.search(self.name)
