@@ -161,11 +161,19 @@ class _Reader:
         if n <= KEPT_ITEMS:
             return tuple(self._value(kind) for _ in range(n))
         if kind == _TEXT:
-            for _ in range(n):
-                self._step(self._count(MAX_TEXT_BYTES, 1, "bytes of text"))
+            self._step_over_texts(n)
         else:
             self._step(n * item_bytes)
         return LongList(n)
+
+    def _step_over_texts(self, n: int) -> None:
+        view, at, length_of = self._view, self._at, struct.Struct("<Q").unpack_from
+        for _ in range(n):
+            if at > self._size - 8:
+                raise _BadFileError("it ends too early")
+            at += 8 + length_of(view, at)[0]
+        self._at = at
+        self._step(0)
 
     def _tensor(self) -> tuple[str, tuple[int, ...], int, int]:
         name, n_dimensions = self._text(MAX_NAME_BYTES), self._number("<I")
