@@ -164,7 +164,7 @@ def blank_change(traces: Sequence[Trace], blanks: Sequence[Trace]) -> float:
     """Largest change of a first-step logit when the picture is greyed; 0 where a trace is empty or no number."""
     changes = [0.0]
     for seen, blank in zip(traces, blanks, strict=True):
-        if len(seen.logits) and len(blank.logits):
+        if seen.logits[:1].shape == blank.logits[:1].shape and len(seen.logits):
             changes.append(float(np.abs(seen.logits[0] - blank.logits[0]).max()))
     return max((change for change in changes if np.isfinite(change)), default=0.0)
 
