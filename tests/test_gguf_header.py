@@ -99,15 +99,14 @@ def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bomb", ["numbers", "texts"])
-def test_many_items_cost_neither_time_nor_memory(bomb: str, tmp_path: Path) -> None:
+def test_many_items_are_refused_within_a_second(bomb: str, tmp_path: Path) -> None:
     n = 700_000
-    one = (U8, b"\0" * n) if bomb == "numbers" else (TEXT, b"\0" * 8 * n)
-    path = write(tmp_path, gguf(tuple(items(key, one[0], n, one[1]) for key in "abcd")))
-    tracemalloc.start()
+    kind, body = (U8, b"\0" * n) if bomb == "numbers" else (TEXT, b"\0" * 8 * n)
+    path = write(tmp_path, gguf(tuple(items(key, kind, n, body) for key in "abcd")))
+    started = time.process_time()
     with pytest.raises(MpaError, match="too many items in lists"):
         read_header(path)
-    assert tracemalloc.get_traced_memory()[1] < 1_000_000
-    tracemalloc.stop()
+    assert time.process_time() - started < 1
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

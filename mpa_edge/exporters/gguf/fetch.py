@@ -110,8 +110,9 @@ def download(folder: Path) -> Path:
 
 
 def _reason(stderr: str) -> str:
-    lines = [line.strip() for line in stderr.splitlines() if line.strip().startswith("ERROR:")]
-    return lines[-1].removeprefix("ERROR:").strip()[:200] if lines else "pip failed"
+    said = [line.strip() for line in stderr.splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR:").strip() for line in said if line.startswith("ERROR:")]
+    return (errors or said or ["pip failed"])[-1][:200]
 
 
 def _not_fetched(reason: str) -> MpaError:
