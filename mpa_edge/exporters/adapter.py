@@ -78,8 +78,18 @@ class Adapter:
     @property
     def is_in(self) -> bool:
         """Whether the adapter is in the export, as far as rounding lets one tell."""
-        wanted = WHOLE if np.mean(self.coarseness) < FINE else 0.0
+        wanted = WHOLE if self.is_fine else 0.0
         return self.side + ERRORS * 2 * self.from_base.error >= wanted
+
+    @property
+    def is_base(self) -> bool:
+        """Whether it is all of the adapter that is missing, not a part."""
+        return self.side < (-WHOLE if self.is_fine else 0.0)
+
+    @property
+    def is_fine(self) -> bool:
+        """Whether rounding is so fine that every part of the change must show."""
+        return bool(np.mean(self.coarseness) < FINE)
 
     def summary(self) -> Iterator[tuple[str, float]]:
         """For the manifest; nothing where no tensor was changed."""

@@ -219,7 +219,7 @@ def _faults_of(file: str, part: Part, count: Count) -> Iterator[str]:
         yield f"weights: {file} holds {share:.0%} of the {title}; {n} tensors are not in it, first {count.missing[0]}"
     if count.adapter.coarseness and not count.adapter.is_in:
         kept = max(count.adapter.from_base.value, 0.0)
-        which = "that is the base model's" if count.adapter.side < 0 else "a part was left out of the merge"
+        which = "that is the base model's" if count.adapter.is_base else "a part was left out of the merge"
         yield f"adapter: {file} holds {kept:.0%} of what training changed in the {title}: {which}"
 
 
