@@ -1,0 +1,70 @@
+"""GGUF and hybrid folders of tiny checkpoints, made once and kept in the temp folder: read them only."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from mpa_edge.exporters.build import Workshop, build
+from mpa_edge.exporters.layout import write_layout
+from mpa_edge.exporters.source import Source, open_source
+from mpa_edge.runs import sha256_json
+from mpa_edge.scheme import Scheme, Tolerance
+from tests.vlm.exported import PACKAGE, checkpoint
+
+SOURCES = (
+    "exporters/graphs/*.py",
+    "exporters/onnx_export.py",
+    "exporters/layout.py",
+    "exporters/gguf/*.py",
+    "vlm/pixels/config.py",
+)
+ANY = Tolerance(vision_cosine_min=0.5, max_abs_logit_diff=10.0, greedy_prefix=0.0)
+CONTEXT_TOKENS = 1024
+
+
+@functools.cache
+def gguf_folder(which: str, language: str = "f16", mmproj: str = "f16") -> Path:
+    """The two files of llama.cpp, made by the real converter."""
+    return _folder(which, Scheme(
+        schema_version=1, name=f"gguf-{language}-{mmproj}", format="gguf", tolerance=ANY,
+        components={"language": language, "mmproj": mmproj},
+    ))  # fmt: skip
+
+
+@functools.cache
+def hybrid_folder(which: str, language: str = "f16", vision: str = "fp32") -> Path:
+    """An ONNX vision encoder and a GGUF language model."""
+    return _folder(which, Scheme(
+        schema_version=1, name=f"hybrid-{vision}-{language}", format="hybrid", tolerance=ANY,
+        components={"language": language, "vision": vision},
+    ))  # fmt: skip
+
+
+def _folder(which: str, scheme: Scheme) -> Path:
+    source = open_source(str(checkpoint(which)), out="runs")
+    home = Path(tempfile.gettempdir()) / f"mpa-edge-llama-{os.getuid()}" / f"{which.replace(':', '-')}-{_key(source)}"
+    folder = home / scheme.name
+    if not folder.is_dir():
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        made = Path(tempfile.mkdtemp(dir=home))
+        _export(source, scheme, made, home / "parts")
+        try:
+            os.replace(made, folder)
+        except OSError:  # another process was quicker
+            shutil.rmtree(made)
+    return folder
+
+
+def _export(source: Source, scheme: Scheme, folder: Path, parts: Path) -> None:
+    build(Workshop(source, folder, parts, None, 1), scheme)
+    write_layout(source, scheme, folder, None, CONTEXT_TOKENS, 1)
+
+
+def _key(source: Source) -> str:
+    files = [path for pattern in SOURCES for path in sorted(PACKAGE.glob(pattern))]
+    return sha256_json([source.fingerprint, *(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)])[:12]
