@@ -6,12 +6,14 @@ import contextlib
 import gc
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpa_edge.errors import missing_package
+from mpa_edge.exporters.embedded import embed_weights
 from mpa_edge.scheme import Component
 
 if TYPE_CHECKING:
@@ -25,9 +27,8 @@ EMBEDDED_BYTES = 1_900_000_000
 def export_component(checkpoint: Path, component: Component, out: Path) -> None:
     """Write the fp32 graph of a checkpoint's "vision", "embed" or "decoder" to `out`, large weights to `out`_data.
 
-    The whole model is loaded, then all but the component is let go: call it in a process of its own
-    (`exporters.apart`). Nothing lies under the final name before it is complete. MpaError where the checkpoint cannot
-    be loaded, or its family has no graph.
+    Call it in a process of its own (`exporters.apart`), so that its memory is given back whole. Nothing lies under the
+    final name before it is complete. MpaError where the checkpoint cannot be loaded, or its family has no graph.
     """
     try:
         import onnx  # noqa: F401
@@ -35,13 +36,33 @@ def export_component(checkpoint: Path, component: Component, out: Path) -> None:
     except ModuleNotFoundError as error:
         raise missing_package(str(error.name), "export") from error
     from mpa_edge.exporters.graphs import build
-    from mpa_edge.vlm.checkpoint import load_model
 
-    model: Any = load_model(str(checkpoint), "cpu")
+    model = load_part(checkpoint, component)
     graph = build(model, component)
     del model
     gc.collect()
     _write(_traced(graph), out)
+
+
+def load_part(checkpoint: Path, component: Component) -> Any:
+    """A checkpoint's model in fp32 with the layers of one component alone: no other layer is read from disk.
+
+    Its config says that the other side has no layers; transformers then skips their tensors, and a tensor of this side
+    that is not there is an MpaError as always.
+    """
+    from transformers import AutoConfig
+
+    from mpa_edge.vlm.checkpoint import load_model
+
+    config = AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=False)
+    if component != "decoder":
+        config.text_config.num_hidden_layers = 0
+        if getattr(config.text_config, "layer_types", None):
+            config.text_config.layer_types = []
+    if component != "vision":
+        layers = "depth" if hasattr(config.vision_config, "depth") else "num_hidden_layers"
+        setattr(config.vision_config, layers, 0)
+    return load_model(str(checkpoint), "cpu", config)
 
 
 def _traced(graph: Graph) -> Any:
@@ -90,22 +111,19 @@ def _write(program: Any, out: Path) -> None:
     """Save in a temporary folder beside `out`, then move: the weights first, the graph that names them last."""
     import onnx_ir
 
-    for (
-        node
-    ) in program.model.graph.all_nodes():  # the tracer's notes: stack traces with this machine's paths, 1 kB each
-        node.metadata_props.clear()
     n_bytes = sum(tensor.const_value.nbytes for tensor in program.model.graph.initializers.values())
-    folder = out.parent / f".{out.name}.tmp{os.getpid()}"
+    folder, data = out.parent / f".{out.name}.tmp{os.getpid()}", f"{out.name}_data"
     folder.mkdir(parents=True, exist_ok=True)
-    data = f"{out.name}_data" if n_bytes > EMBEDDED_BYTES else None
     try:
         onnx_ir.save(program.model, folder / out.name, external_data=data)
-        for name in filter(None, (data, out.name)):
-            os.replace(folder / name, out.parent / name)
+        if n_bytes > EMBEDDED_BYTES:
+            os.replace(folder / data, out.parent / data)
+            os.replace(folder / out.name, out)
+        else:
+            embed_weights(folder / out.name, folder / "whole")
+            os.replace(folder / "whole", out)
     finally:
-        for left in folder.iterdir():
-            left.unlink()
-        folder.rmdir()
+        shutil.rmtree(folder)
 
 
 @contextlib.contextmanager

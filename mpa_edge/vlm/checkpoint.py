@@ -83,13 +83,17 @@ def load_processor(path: str) -> Any:
     return processor
 
 
-def load_model(path: str, device: str) -> PreTrainedModel:
-    """Weights of a checkpoint in evaluation mode: fp32 on a CPU, bf16 on a GPU. safetensors only, no remote code."""
+def load_model(path: str, device: str, config: Any = None) -> PreTrainedModel:
+    """Weights of a checkpoint in evaluation mode: fp32 on a CPU, bf16 on a GPU. safetensors only, no remote code.
+
+    With a `config` of fewer layers than the checkpoint's own, only those are read.
+    """
     import torch
     from transformers import AutoModelForImageTextToText
 
     quiet()
-    options = {"dtype": torch.float32 if device == "cpu" else torch.bfloat16, "use_safetensors": True}
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    options = {"dtype": dtype, "use_safetensors": True, **({} if config is None else {"config": config})}
     model, found = _loading(
         path,
         lambda: AutoModelForImageTextToText.from_pretrained(
