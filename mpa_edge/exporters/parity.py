@@ -93,6 +93,11 @@ class Pair:
         """Greedy choices that were compared; an answer that ends too soon chose otherwise."""
         return min(self.common + 1, len(self.reference.tokens))
 
+    @property
+    def ends_elsewhere(self) -> bool:
+        """The same tokens as far as both go, but one goes on: other end tokens, which no rounding explains."""
+        return self.common == self._shorter and len(self.reference.tokens) != len(self.artifact.tokens)
+
     def margin(self) -> float:
         """How much more the checkpoint likes its own token, where the two part; infinite where they do not."""
         step = self.common
@@ -234,6 +239,8 @@ def reasons(
     if details.greedy_prefix_clear < tolerance.greedy_prefix:
         share, wanted = details.greedy_prefix_clear, tolerance.greedy_prefix
         found.append(f"greedy tokens: {share:.0%} of the choices are equal or near ties, the scheme wants {wanted:.0%}")
+    if any(pair.ends_elsewhere for pair in pairs):
+        found.append("end of the answer: from the same tokens on, one of the two goes on and the other one stops")
     if not parity.blank_image_changes:
         found.append(
             f"picture: a grey one changes the logits by {details.blank_change:.2g}, in the checkpoint by "

@@ -179,8 +179,16 @@ def test_greedy_fails_where_no_logit_does() -> None:
 
 def test_an_answer_that_ends_too_soon() -> None:
     short = changed(trace(0), tokens=trace(0).tokens[:1], logits=trace(0).logits[:1])
-    assert any(reason.startswith("greedy tokens") for reason in compared(short, reference=trace(0)).reasons)
+    starts = [reason.partition(":")[0] for reason in compared(short, reference=trace(0)).reasons]
+    assert starts == ["greedy tokens", "end of the answer"]
     assert prefix_shares([Pair(trace(0), short)], 1.0) == (1 / 6, 1 / 2, 0)
+
+
+def test_an_answer_that_does_not_end() -> None:
+    """However wide the bounds are: an end token that is not known is no rounding."""
+    wide = Tolerance(vision_cosine_min=0.0, max_abs_logit_diff=100.0, greedy_prefix=0.0)
+    ended = changed(trace(0), tokens=trace(0).tokens[:3], logits=trace(0).logits[:3])
+    assert only_reason(compared(trace(0), reference=ended, tolerance=wide)).startswith("end of the answer: ")
 
 
 def test_logits_after_the_parting_are_not_compared() -> None:
