@@ -53,10 +53,7 @@ class Decoder(Graph):
     def step(
         self, embeds: NDArray[Any], mask: NDArray[np.int64], places: NDArray[np.int64], cache: Cache
     ) -> tuple[NDArray[np.float32], Cache]:
-        """(B, S, hidden), (B, P + S), (B, S) or (3, B, S), cache of P -> (B, vocabulary), cache of P + S.
-
-        onnxruntime hands its outputs over as arrays without a copy and takes them back the same way.
-        """
+        """(B, S, hidden), (B, P + S), (B, S) or (3, B, S), cache of P -> (B, vocabulary), cache of P + S."""
         feeds = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": places, **self.always, **cache}
         logits, *present = self.run(feeds)
         last: NDArray[np.float32] = logits[:, -1].astype(np.float32, copy=False)

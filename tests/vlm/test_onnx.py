@@ -165,6 +165,20 @@ def test_with_dynamic_ranges_an_answer_does_not_depend_on_its_neighbours(
     assert not int8.decoder.rows_apart
 
 
+@pytest.mark.parametrize("which", ["idefics3", "internvl"])
+def test_tiles_go_through_the_encoder_one_by_one_and_come_out_as_from_one_run(
+    which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, pixels = model(which).vision, truth(which)[2].pixels
+    at_once = encoder.session.run(None, {name: pixels[name] for name in encoder.inputs})[0]
+    sizes, run = [], encoder.run
+    monkeypatch.setattr(encoder, "run", lambda feeds: sizes.append(feeds["pixel_values"].shape[:-3]) or run(feeds))
+    found = encoder.encode(pixels)
+    np.testing.assert_allclose(found, at_once.reshape(found.shape), atol=1e-3 * found.std())
+    assert set(sizes) == {(1, 1) if which == "idefics3" else (1,)}
+    assert len(sizes) > 2
+
+
 # --- sampling and limits ----------------------------------------------------------------------------------------------
 
 
