@@ -86,6 +86,8 @@ def allowed(annotation: Any, items: list[Any]) -> str:
         return allowed(args[0], items)
     if origin in (typing.Union, types.UnionType):
         return " or ".join("null" if part is type(None) else allowed(part, items) for part in args)
+    if origin is dict:
+        return f"names ({allowed(args[0], [])}), each with {allowed(args[1], [])}"
     if origin is tuple:
         return f"a list of {allowed(args[0], []).removeprefix('one of ')}"
     pattern = next((item.pattern for item in items if getattr(item, "pattern", None)), None)
