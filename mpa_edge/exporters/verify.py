@@ -42,8 +42,8 @@ class Traced:
     """One for each coloured probe."""
     blanks: list[Trace]
     """One for each greyed probe."""
-    fixed: list[Trace] | None
-    """The coloured probes again, from the checkpoint's own pixels; None where its own were equal, or are hidden."""
+    fixed: tuple[list[Trace], list[Trace]] | None
+    """Both again, from the checkpoint's own pixels; None where its own were equal, or are hidden."""
 
 
 def verify(
@@ -55,8 +55,7 @@ def verify(
     """
     artifact = read_artifact(folder)
     truth = reference(source, budget, artifact.tokens.image, threads, parts)
-    found = run_apart(census_of, source, folder, artifact, threads=threads)[0]
-    reasons = faults(found, artifact.files)
+    reasons, found = weigh(source, folder, artifact, threads)
     try:
         traced = run_apart(trace_export, source, folder, budget, threads, truth, threads=threads)[0]
     except MpaError as error:
@@ -67,14 +66,23 @@ def verify(
     return judge(source, scheme, known, traced, found, reasons)
 
 
+def weigh(source: Source, folder: Path, artifact: Artifact, threads: int | None) -> tuple[list[str], Census]:
+    """What is wrong with the weights, and what was counted."""
+    try:
+        census = run_apart(census_of, source, folder, artifact, threads=threads)[0]
+    except MpaError as error:
+        return [f"weights: {error}"], {}
+    return faults(census, artifact.files), census
+
+
 def judge(
     source: Source, scheme: Scheme, known: Reference, traced: Traced, census: Census, reasons: list[str]
 ) -> tuple[Parity, ParityDetails]:
     """Figures of an export that is right. Raises VerificationError for one that is not."""
     image_id = image_token_id(source.config)
     compared = compared_with(known, traced.probes, traced.blanks, scheme.tolerance, image_id)
-    again = traced.fixed and compared_with(known, traced.fixed, traced.blanks, scheme.tolerance, image_id)
-    where = mismatch(compared, again or None)
+    again = compared_with(known, *traced.fixed, scheme.tolerance, image_id) if traced.fixed else None
+    where = mismatch(compared, again)
     pixels = [OTHER_PIXELS] if compared.details.pixels_equal is False else []
     if everything := [*pixels, *compared.reasons, *reasons]:
         raise failure(source, scheme, where, everything)
@@ -137,10 +145,10 @@ def trace_export(source: Source, folder: Path, budget: ImageBudget | None, threa
     try:
         traces = [trace for batch in asked.batches for trace in model.trace(batch)]
         blanks = [model.trace([request])[0] for _, request in asked.blanks]
-        fixed = known and others(traces, known) and traced_from(model, asked, known)
+        fixed = traced_from(model, asked, known) if known and others(traces, known) else None
     finally:
         model.close()
-    return Traced(traces, blanks, fixed or None)
+    return Traced(traces, blanks, fixed)
 
 
 def others(traces: list[Trace], known: Reference) -> bool:
@@ -149,16 +157,17 @@ def others(traces: list[Trace], known: Reference) -> bool:
     return any(trace.pixels_sha256 not in (None, seen.trace.pixels_sha256) for trace, seen in pairs)
 
 
-def traced_from(model: TraceableVLM, asked: Probes, known: Reference) -> list[Trace] | None:
-    """The coloured probes from the checkpoint's own pixels; None where the runtime cannot take them."""
+def traced_from(model: TraceableVLM, asked: Probes, known: Reference) -> tuple[list[Trace], list[Trace]] | None:
+    """Coloured and greyed probes from the checkpoint's own pixels; None where the runtime cannot take them."""
     pixels = [seen.pixels for seen in known.probes]
     traces: list[Trace] = []
     try:
         for batch in asked.batches:
             traces += model.trace(batch, pixels[len(traces) : len(traces) + len(batch)])
+        greyed = zip(asked.blanks, known.blanks, strict=True)
+        return traces, [model.trace([request], [seen.pixels])[0] for (_, request), seen in greyed]
     except MpaError:
         return None
-    return traces
 
 
 def census_of(source: Source, folder: Path, artifact: Artifact) -> Census:

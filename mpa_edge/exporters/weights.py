@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpa_edge.errors import MpaError
+from mpa_edge.gguf_header import read_header
+
 Array = NDArray[Any]
 GRID = 96
 """Rows and columns of a tensor that are looked at."""
@@ -62,10 +65,14 @@ def look(name: str, array: Array) -> Look:
 
 
 def exported(path: Path) -> Index:
-    """Every floating point weight of an exported file, by shape."""
+    """Every floating point weight of an exported file, by shape. MpaError where it is damaged."""
     index: Index = defaultdict(list)
-    for found in _onnx(path) if path.suffix == ".onnx" else _gguf(path):
-        index[found.shape].append(found)
+    try:
+        for found in _onnx(path) if path.suffix == ".onnx" else _gguf(path):
+            index[found.shape].append(found)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise MpaError(f"the weights of {path.name} cannot be read ({why[:200]}): export again with --fresh") from error
     return index
 
 
@@ -95,6 +102,7 @@ def _gguf(path: Path) -> Iterator[Look]:
     from gguf import GGUFReader
     from gguf.quants import dequantize
 
+    read_header(path)  # with limits: the library believes what a file says
     for tensor in GGUFReader(path).tensors:
         shape = tuple(int(n) for n in reversed(tensor.shape))
         data = tensor.data
@@ -117,8 +125,12 @@ BLOCKS = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
 
 def _onnx(path: Path) -> Iterator[Look]:
     import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
 
-    graph = onnx.load(path).graph
+    try:
+        graph = onnx.load(path).graph
+    except DecodeError as error:
+        raise ValueError(f"no ONNX graph, {error}") from error
     tensors = _constants(graph)
     packed = [node for node in graph.node if node.op_type in BLOCKS and node.input[BLOCKS[node.op_type]] in tensors]
     yield from (_unpacked(node, tensors) for node in packed)

@@ -1,0 +1,413 @@
+"""The gate on real exports of the built-in student: the right one passes, every planted fault is caught and named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from mpa_edge.artifact import ARTIFACT
+from mpa_edge.assets import load_recipe, load_scheme
+from mpa_edge.errors import VerificationError
+from mpa_edge.exporters import reference as truth
+from mpa_edge.exporters import verify as gate
+from mpa_edge.exporters.parity import Parity, ParityDetails
+from mpa_edge.exporters.source import Source
+from mpa_edge.vlm import onnx as runtime
+from mpa_edge.vlm import resolve
+from tests.exporters.small_weights import aligned, quantize
+from tests.vlm.exported import onnx_folder
+from tests.vlm.llama_exported import gguf_folder, hybrid_folder
+
+pytestmark = pytest.mark.slow
+STUDENT = Path(resolve("nursery:student"))
+VISION, DECODER = "onnx/vision_encoder.onnx", "onnx/decoder_model_merged.onnx"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("verify")
+
+
+@pytest.fixture(scope="module")
+def base(home: Path) -> Path:
+    """A student before its alignment: the built-in one with another adapter's change in all matrices."""
+    folder = Path(shutil.copytree(STUDENT, home / "base"))
+    weights = {name: array.astype(np.float32) for name, array in load_file(STUDENT / "model.safetensors").items()}
+    save_file(aligned(weights, "mlp|self_attn|connector", strength=0.1), folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(home: Path, base: Path) -> Source:
+    """A run whose merged model is the built-in student."""
+    recipe = load_recipe("minicharts").model_copy(update={"student": str(base)})
+    return Source("mine", STUDENT, home / "exports", run=home, recipe=recipe)
+
+
+@pytest.fixture(autouse=True)
+def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All in this process, but for the test of the processes: seconds for each fault otherwise."""
+    if "apart" not in request.fixturenames:
+        for module in (gate, truth):
+            monkeypatch.setattr(
+                module, "run_apart", lambda function, *arguments, threads=None: (function(*arguments), 0)
+            )
+
+
+@pytest.fixture
+def apart() -> None:
+    """Steps in processes of their own, as users have them."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return copied(onnx_folder("student"), tmp_path)
+
+
+def copied(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "export"))
+
+
+def verified(source: Source, folder: Path, scheme: str = "onnx-fp32") -> tuple[Parity, ParityDetails]:
+    return gate.verify(source, folder, load_scheme(scheme), None, 1, source.exports.parent / "parts")
+
+
+def wrong(source: Source, folder: Path, scheme: str = "onnx-fp32") -> str:
+    with pytest.raises(VerificationError) as caught:
+        verified(source, folder, scheme)
+    assert caught.value.exit_code == 3
+    text = str(caught.value)
+    assert text.splitlines()[-1].startswith("nothing was exported: run again with --fresh")
+    return text
+
+
+def starts(text: str) -> set[str]:
+    """What the reasons are about."""
+    return {line.strip().partition(":")[0] for line in text.splitlines()[1:-1]}
+
+
+def edit_artifact(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    values = json.loads((folder / ARTIFACT).read_text(encoding="utf-8"))
+    change(values)
+    (folder / ARTIFACT).write_text(json.dumps(values), encoding="utf-8")
+
+
+def edit_weights(path: Path, change: Callable[[str, np.ndarray], np.ndarray]) -> None:
+    """Every floating point weight of a graph through a function of its name."""
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.dtype == np.float32 and array.ndim:
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(change(tensor.name, array)), tensor.name))
+    onnx.save(model, path)
+
+
+def to_base(path: Path, base: Path) -> None:
+    """The base's numbers in the place of the aligned ones."""
+    before, after = load_file(base / "model.safetensors"), load_file(STUDENT / "model.safetensors")
+
+    def swapped(_: str, array: np.ndarray) -> np.ndarray:
+        for name, tensor in after.items():
+            plain = tensor.astype(np.float32)
+            if plain.shape == array.shape and np.array_equal(plain, array):
+                return before[name].astype(np.float32)
+            if plain.ndim == 2 and plain.T.shape == array.shape and np.array_equal(plain.T, array):
+                return before[name].astype(np.float32).T
+        return array
+
+    edit_weights(path, swapped)
+
+
+# --- the right one ----------------------------------------------------------------------------------------------------
+
+
+def test_a_right_export_passes_in_processes_of_its_own(apart: None, source: Source, folder: Path) -> None:
+    parity, details = verified(source, folder)
+    assert set(parity.model_dump()) == {
+        "tokens_equal", "image_tokens_equal", "vision_cosine_min", "max_abs_logit_diff", "greedy_prefix",
+        "blank_image_changes",
+    }  # fmt: skip
+    assert parity.greedy_prefix == 1
+    assert parity.max_abs_logit_diff < 1e-3
+    assert details.pixels_equal
+    assert details.census["vision"]["vision"]["change_kept"] == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "q4", "q4f16"])
+def test_a_right_quantized_export_passes(source: Source, folder: Path, precision: str) -> None:
+    scheme = load_scheme(f"onnx-{precision}")
+    for component, file in json.loads((folder / ARTIFACT).read_text(encoding="utf-8"))["files"].items():
+        quantize(folder / file, component, str(scheme.components[component]))
+    verified(source, folder, scheme.name)
+
+
+def test_the_reference_is_made_once(source: Source, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verified(source, folder)
+    monkeypatch.setattr(truth, "trace_checkpoint", None)
+    verified(source, folder)
+
+
+def test_a_damaged_reference_is_made_again(source: Source, folder: Path) -> None:
+    verified(source, folder)
+    for path in (source.exports.parent / "parts").glob("reference-*.npz"):
+        path.write_bytes(path.read_bytes()[:1000])
+    verified(source, folder)
+
+
+# --- another input ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("image_mean", [0.45, 0.5, 0.5]), ("image_std", [0.5, 0.5, 0.4]), ("resample", 2), ("rescale_factor", 1 / 256)],
+)
+def test_an_image_processor_with_another_value(source: Source, folder: Path, key: str, value: Any) -> None:
+    edit_artifact(folder, lambda artifact: artifact["image"].update({key: value}))
+    text = wrong(source, folder)
+    assert "; input mismatch: " in text
+    assert "pixels" in starts(text)
+
+
+def test_swapped_channels(source: Source, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = runtime.prepare
+
+    def swapped(config: dict[str, Any], image: Image.Image) -> Any:
+        return own(config, Image.merge("RGB", image.split()[::-1]))
+
+    monkeypatch.setattr(runtime, "prepare", swapped)
+    assert "; input mismatch: " in wrong(source, folder)
+
+
+def test_a_wide_tolerance_does_not_hide_other_pixels(source: Source, folder: Path) -> None:
+    edit_artifact(folder, lambda artifact: artifact["image"].update(image_std=[0.5, 0.5, 0.499]))
+    text = wrong(source, folder, "onnx-q2")
+    assert starts(text) == {"pixels"}
+    assert "; input mismatch: " in text
+
+
+def test_a_picture_with_fewer_tiles(source: Source, folder: Path) -> None:
+    edit_artifact(folder, lambda artifact: artifact["image"].update(size={"longest_edge": 64}))
+    text = wrong(source, folder)
+    assert {"image tokens", "token ids"} <= starts(text)
+    assert "; input mismatch: " in text
+
+
+def test_one_image_token_more(source: Source, folder: Path) -> None:
+    edit_artifact(folder, lambda artifact: artifact["image"].update(image_seq_len=17))
+    assert "image tokens: export again" in wrong(source, folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "old", "new"),
+    [("before", "User:", "User: "), ("after", "\nAssistant:", "\nassistant:"), ("after", "\n", "")],
+)
+def test_another_chat_template(source: Source, folder: Path, key: str, old: str, new: str) -> None:
+    def change(artifact: dict[str, Any]) -> None:
+        assert old in artifact["prompt"][key]
+        artifact["prompt"][key] = artifact["prompt"][key].replace(old, new)
+
+    edit_artifact(folder, change)
+    text = wrong(source, folder)
+    assert "token ids" in starts(text)
+    assert "; input mismatch: " in text
+
+
+def test_an_image_token_that_a_user_may_write(source: Source, folder: Path) -> None:
+    def change(artifact: dict[str, Any]) -> None:
+        artifact["tokens"]["special"] = [t for t in artifact["tokens"]["special"] if t != "<image>"]
+
+    edit_artifact(folder, change)
+    assert "image tokens" in wrong(source, folder)
+
+
+def test_unknown_end_tokens(source: Source, folder: Path) -> None:
+    edit_artifact(folder, lambda artifact: artifact["tokens"].update(ends=[511]))
+    assert starts(wrong(source, folder, "onnx-q2")) == {"end of the answer"}
+
+
+# --- another execution ------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_that_is_ignored(source: Source, folder: Path) -> None:
+    """The encoder's output times zero: any picture gives the same answer."""
+    model = onnx.load(folder / VISION)
+    node = next(node for node in model.graph.node if "image_features" in node.output)
+    node.output[list(node.output).index("image_features")] = "seen"
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0), "nothing"))
+    model.graph.node.append(helper.make_node("Mul", ["seen", "nothing"], ["image_features"]))
+    onnx.save(model, folder / VISION)
+    text = wrong(source, folder)
+    assert {"vision embeddings", "picture", "logits"} <= starts(text)
+    assert "; execution mismatch: " in text
+
+
+def test_channels_swapped_in_the_graph(source: Source, folder: Path) -> None:
+    """The same pixels, read in another order: not the input's fault."""
+    edit_weights(folder / VISION, lambda _, array: array[:, ::-1] if array.ndim == 4 and array.shape[1] == 3 else array)
+    text = wrong(source, folder)
+    assert "; execution mismatch: " in text
+    assert "vision embeddings" in starts(text)
+
+
+def test_a_shuffled_layer(source: Source, folder: Path) -> None:
+    """All weights are there, two layers have changed places: only running it tells."""
+    weights = {t.name: numpy_helper.to_array(t) for t in onnx.load(folder / DECODER).graph.initializer}
+    other = {"layers.0.": "layers.1.", "layers.1.": "layers.0."}
+
+    def swapped(name: str, array: np.ndarray) -> np.ndarray:
+        layer = next((layer for layer in other if layer in name), None)
+        return array if layer is None else weights[name.replace(layer, other[layer])]
+
+    edit_weights(folder / DECODER, swapped)
+    text = wrong(source, folder)
+    assert "logits" in starts(text)
+    assert "weights" not in starts(text)
+    assert "; execution mismatch: " in text
+
+
+def test_two_bits_passed_off_as_eight(source: Source, folder: Path) -> None:
+    quantize(folder / DECODER, "decoder", "q2")
+    text = wrong(source, folder, "onnx-int8")
+    assert "logits" in starts(text)
+    assert "vision embeddings" not in starts(text)
+
+
+@pytest.mark.parametrize(("file", "word"), [(VISION, "mlp.fc1.weight"), (DECODER, "down_proj.weight")])
+def test_weights_that_are_no_numbers(source: Source, folder: Path, file: str, word: str) -> None:
+    def spoiled(name: str, array: np.ndarray) -> np.ndarray:
+        array = array.copy()
+        array[0, 0] = np.nan if word in name else array[0, 0] if array.ndim > 1 else array.flat[0]
+        return array
+
+    edit_weights(folder / file, lambda name, array: spoiled(name, array) if array.ndim == 2 else array)
+    assert starts(wrong(source, folder)) & {"run", "logits", "vision embeddings"}
+
+
+def test_a_damaged_graph(source: Source, folder: Path) -> None:
+    path = folder / DECODER
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    text = wrong(source, folder)
+    assert {"run", "weights"} <= starts(text)
+    assert "the weights of decoder_model_merged.onnx cannot be read" in text
+
+
+# --- other weights ----------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_that_was_not_merged(source: Source, folder: Path, base: Path) -> None:
+    to_base(folder / VISION, base)
+    to_base(folder / DECODER, base)
+    text = wrong(source, folder)
+    assert text.count("that is the base model's") == 3
+    assert "adapter: onnx/decoder_model_merged.onnx holds 0% of what training changed in the language model" in text
+
+
+def test_a_vision_adapter_that_went_missing(source: Source, folder: Path, base: Path) -> None:
+    """The wide bounds of two bits let the figures through: the census does not."""
+    to_base(folder / VISION, base)
+    adapter = [line for line in wrong(source, folder, "onnx-q2").splitlines() if "adapter: " in line]
+    assert len(adapter) == 2
+    assert all("onnx/vision_encoder.onnx" in line for line in adapter)
+
+
+# --- llama.cpp and both runtimes --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Path:
+    return copied(gguf_folder("student"), tmp_path)
+
+
+def edit_gguf(path: Path, change: Callable[[str, np.ndarray], np.ndarray]) -> None:
+    """Numbers of the 16- and 32-bit tensors, in place."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path, "r+")
+    for tensor in reader.tensors:
+        if tensor.data.dtype.kind == "f":
+            tensor.data[...] = change(tensor.name, tensor.data)
+    reader.data.flush()
+
+
+@pytest.mark.peer
+def test_a_right_gguf_passes(source: Source, pair: Path) -> None:
+    parity, details = verified(source, pair, "gguf-f16")
+    assert parity.tokens_equal
+    assert details.pixels_equal is None
+    assert details.census["language"]["language"]["change_kept"] == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.peer
+def test_an_mmproj_that_is_nearly_empty(source: Source, pair: Path) -> None:
+    edit_gguf(pair / "mmproj-f16.gguf", lambda name, data: data * 0 if ".blk." in name else data)
+    text = wrong(source, pair, "gguf-f16")
+    assert {"weights", "vision embeddings"} <= starts(text)
+    assert "weights: mmproj-f16.gguf holds " in text
+    assert "it may be the input or the execution" in text
+
+
+@pytest.mark.peer
+def test_a_language_model_of_the_base_in_llama_cpp(source: Source, pair: Path, base: Path) -> None:
+    from mpa_edge.exporters.census import interleaved
+
+    before, after = load_file(base / "model.safetensors"), load_file(STUDENT / "model.safetensors")
+    known = {}
+    for name, tensor in after.items():
+        for order in (lambda a: a, lambda a: interleaved(a, 4)):
+            known[order(tensor.astype(np.float16)).tobytes()] = order(before[name].astype(np.float16))
+    edit_gguf(pair / "model-f16.gguf", lambda _, data: known.get(data.tobytes(), data) if data.ndim == 2 else data)
+    text = wrong(source, pair, "gguf-f16")
+    assert "adapter: model-f16.gguf holds 0% of what training changed in the language model" in text
+    assert "; execution mismatch: " in text
+
+
+@pytest.mark.peer
+def test_a_gguf_that_lies_about_its_size(source: Source, pair: Path) -> None:
+    """Found from the header, before any library believes it."""
+    path = pair / "model-f16.gguf"
+    content = bytearray(path.read_bytes())
+    content[8:16] = (2**40).to_bytes(8, "little")  # number of tensors
+    path.write_bytes(content)
+    assert {"run", "weights"} <= starts(wrong(source, pair, "gguf-f16"))
+
+
+@pytest.mark.peer
+def test_a_prompt_of_another_template_in_llama_cpp(source: Source, pair: Path) -> None:
+    edit_artifact(pair, lambda artifact: artifact["prompt"].update(after="<end_of_utterance>\n"))
+    assert "token ids" in starts(wrong(source, pair, "gguf-f16"))
+
+
+@pytest.mark.peer
+def test_another_picture_in_the_hybrid(source: Source, tmp_path: Path) -> None:
+    folder = copied(hybrid_folder("student"), tmp_path)
+    edit_artifact(folder, lambda artifact: artifact["image"].update(image_mean=[0.3, 0.5, 0.5]))
+    assert "; input mismatch: " in wrong(source, folder, "hybrid-int8-q8_0")
+
+
+@pytest.mark.peer
+def test_a_right_hybrid_passes(source: Source, tmp_path: Path) -> None:
+    verified(source, copied(hybrid_folder("student"), tmp_path), "hybrid-int8-q8_0")
+
+
+# --- where the base is ------------------------------------------------------------------------------------------------
+
+
+def test_a_base_that_is_no_longer_here(source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    recipe = source.recipe.model_copy(update={"student": "nobody/never"})  # type: ignore[union-attr]
+    gone = Source(source.name, source.checkpoint, source.exports, run=source.run, recipe=recipe)
+    assert gate.base_of(gone) is None
+
+
+def test_a_plain_checkpoint_has_no_base(source: Source) -> None:
+    assert gate.base_of(Source(source.name, source.checkpoint, source.exports)) is None
