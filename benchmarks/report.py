@@ -1,4 +1,4 @@
-"""Write what was measured (docs/results.json, docs/ablation.json) into docs/results.md and the README's marked table.
+"""Write what was measured (docs/results.json, ablation.json, export.json) into docs/results.md and the README's tables.
 
 python benchmarks/report.py
 """
@@ -12,30 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from export_report import export_parts, readme_export
+from tables import mean, percent, points, table
 
 ROOT = Path(__file__).parents[1]
-MARKED = re.compile(r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", re.S)
-
-
-def percent(value: float) -> str:
-    """0.4567 -> 45.7 %."""
-    return f"{100 * value:.1f} %"
-
-
-def points(value: float) -> str:
-    """0.131 -> +13.1."""
-    return f"{100 * value:+.1f}"
-
-
-def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; all columns but the first to the right."""
-    lines = [heading, ["---", *("---:" for _ in heading[1:])], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean."""
-    return sum(values) / len(values)
 
 
 def seeds_table(runs: Sequence[dict[str, Any]]) -> str:
@@ -115,7 +95,13 @@ def readme_block(result: dict[str, Any]) -> str:
     )
 
 
-def document(result: dict[str, Any], ablation: dict[str, Any] | None) -> str:
+def marked(text: str, name: str, block: str) -> str:
+    """The text with what stands between two markers replaced."""
+    between = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.S)
+    return between.sub(lambda match: match[1] + block + match[2], text)
+
+
+def document(result: dict[str, Any], ablation: dict[str, Any] | None, export: dict[str, Any]) -> str:
     """docs/results.md."""
     parts = [
         "# Results\n",
@@ -147,18 +133,22 @@ def document(result: dict[str, Any], ablation: dict[str, Any] | None) -> str:
             ),
             ablation_table(ablation),
         ]
-    return "\n".join(parts)
+    return "\n".join(parts + export_parts(export))
 
 
 @click.command()
 def main() -> None:
-    """Rewrite docs/results.md and the marked table of README.md."""
-    result = json.loads((ROOT / "docs" / "results.json").read_text())
-    second = ROOT / "docs" / "ablation.json"
-    ablation = json.loads(second.read_text()) if second.is_file() else None
-    (ROOT / "docs" / "results.md").write_text(document(result, ablation))
+    """Rewrite docs/results.md and the marked tables of README.md."""
+    result, ablation, export = (_read(name) for name in ("results", "ablation", "export"))
+    (ROOT / "docs" / "results.md").write_text(document(result, ablation, export))
     readme = ROOT / "README.md"
-    readme.write_text(MARKED.sub(lambda match: match[1] + readme_block(result) + match[2], readme.read_text()))
+    text = marked(readme.read_text(), "results", readme_block(result))
+    readme.write_text(marked(text, "export", readme_export(export)) if "accuracy" in export else text)
+
+
+def _read(name: str) -> dict[str, Any]:
+    path = ROOT / "docs" / f"{name}.json"
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 if __name__ == "__main__":
