@@ -26,7 +26,7 @@ def push(folder: Path, repo_id: str, private: bool = False) -> str:
     names = to_upload(folder)
     token = os.environ.get(TOKEN, "").strip()
     if not token:
-        raise MpaError(f"no token for the hub: set {TOKEN} to one with write access, then run the same command again")
+        raise MpaError("no token for the hub: set HF_TOKEN to one with write access, then run the same command again")
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
@@ -97,7 +97,7 @@ def _errors_in_one_line(repo_id: str, token: str) -> Iterator[None]:
 
 def _refusal(status: int, repo_id: str, said: str) -> MpaError:
     if status == 401:
-        return MpaError(f"the hub does not know the token: set {TOKEN} to a valid one with write access")
+        return MpaError("the hub does not know the token: set HF_TOKEN to a valid one with write access")
     if status == 403:
         return MpaError(f"the token may not write to '{repo_id}': use a name of your own, or a token with write access")
     if status == 404:
