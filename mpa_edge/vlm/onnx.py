@@ -70,9 +70,10 @@ class OnnxVLM:
         paths = {component: self.folder / file for component, file in self.artifact.files.items()}
         if sorted(paths) != ["decoder", "embed", "vision"]:
             raise MpaError(f"{self.folder} is no ONNX export (format {self.artifact.format}): name an ONNX folder")
+        # a file is in memory twice while it is loaded: the largest comes first
+        self.decoder: Any = Decoder(paths["decoder"], self.threads, self.artifact.text)
         self.vision: Any = VisionEncoder(paths["vision"], self.threads)
         self.embed: Any = Graph(paths["embed"], 1)  # a table: nothing to share out
-        self.decoder: Any = Decoder(paths["decoder"], self.threads, self.artifact.text)
 
     def answer(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply for each request, in order. A shared image costs no vision time from the second question on."""
