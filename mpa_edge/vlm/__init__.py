@@ -99,8 +99,5 @@ def _load_export(folder: Path, name: str, threads: int | None) -> VLM:
     try:
         model: Any = getattr(importlib.import_module(module), runtime)
     except ModuleNotFoundError as error:
-        package = str(error.name).partition(".")[0]
-        if package == "llama_cpp":
-            raise missing_package("llama-cpp-python", "gguf") from error
-        raise missing_package(package, "onnx") from error
+        raise missing_package(str(error.name).partition(".")[0], "onnx") from error
     return model(folder, name=name, threads=threads)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from mpa_edge import vlm
 from mpa_edge.errors import MpaError
+from mpa_edge.scheme import Format
 from mpa_edge.vlm import fingerprint, resolve
 
 
@@ -94,3 +98,43 @@ def test_a_large_file_of_the_same_size_with_other_weights_is_another_model(a_cop
         assert fingerprint(str(a_copy)) != before
     weights.write_bytes(content)
     assert fingerprint(str(a_copy)) == before
+
+
+def exported(folder: Path, format_: str) -> Path:
+    """A folder that says that it is an export, with weights of nothing."""
+    (folder / "weights.onnx").write_bytes(b"1")
+    artifact = {
+        "name": "x", "scheme": "x", "format": format_, "family": "x", "model_type": "x", "image": {}, "text": {},
+        "files": {"vision": "weights.onnx"}, "context_tokens": 1,
+        "prompt": {"before": "", "after": "", "placeholder": ""},
+        "tokens": {"image": "", "image_id": 0, "ends": [], "special": []},
+    }  # fmt: skip
+    (folder / "artifact.json").write_text(json.dumps(artifact))
+    return folder
+
+
+def test_an_export_is_known_by_its_weights_and_needs_no_config(tmp_path: Path) -> None:
+    folder = exported(tmp_path, "onnx")
+    assert resolve(str(folder)) == str(folder)
+    seen = {fingerprint(str(folder))}
+    for name in ("weights.onnx", "weights.onnx_data", "model.gguf"):
+        (folder / name).write_bytes(b"2")
+        seen.add(fingerprint(str(folder)))
+    assert len(seen) == 4
+
+
+def test_other_formats_beside_a_checkpoint_are_not_the_checkpoint(a_copy: Path) -> None:
+    before = fingerprint(str(a_copy))
+    (a_copy / "model.onnx").write_bytes(b"1")
+    assert fingerprint(str(a_copy)) == before
+
+
+@pytest.mark.parametrize("format_", get_args(Format))
+def test_an_export_is_loaded_by_the_runtime_of_its_format(
+    format_: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, name = vlm.RUNTIMES[format_]
+    made = []
+    monkeypatch.setattr(importlib.import_module(module), name, lambda *given, **options: made.append((given, options)))
+    vlm.load(str(exported(tmp_path, format_)), name="it", device="cpu", threads=3, batch_size=5)
+    assert made == [((tmp_path,), {"name": "it", "threads": 3})]
