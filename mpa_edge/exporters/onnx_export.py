@@ -87,6 +87,8 @@ def _traced(graph: Graph) -> Any:
             verbose=False,
         )
     _name_axes(program, graph)
+    for node in program.model.graph.all_nodes():  # stack traces with the paths of this machine, a kilobyte each
+        node.metadata_props.clear()
     return program
 
 

@@ -57,6 +57,15 @@ def test_an_onnx_graph_is_as_large_as_predicted(tmp_path: Path, model_type: str,
     assert max(map(abs, wrong.values())) < TOLERANCE, wrong
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("component", PARTS)
+def test_a_graph_tells_nothing_of_this_machine(component: str) -> None:
+    """The tracer writes a stack trace into each node: a quarter of a small file, and paths of whoever made it."""
+    data = (onnx_folder("smolvlm") / file_name("onnx", component, "fp32")).read_bytes()
+    assert b"mpa_edge/" not in data
+    assert b"site-packages" not in data
+
+
 @pytest.mark.peer
 @pytest.mark.parametrize("model_type", zoo.MODEL_TYPES)
 def test_a_gguf_file_is_as_large_as_predicted(tmp_path: Path, model_type: str) -> None:
