@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -32,8 +33,18 @@ def work_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def prepared(path: Path) -> ModelProto:
-    """A graph as quantizers want it: every Gemm as MatMul and Add, no type notes on weights (they would go stale)."""
+def prepare(path: Path, folder: Path) -> Path:
+    """A copy of a graph in `folder` as quantizers want it; returns its path.
+
+    Every Gemm is MatMul and Add, no notes of type stand on weights (they would go stale), and the weights lie in a file
+    of their own: shape inference then does not copy them, and whoever needs them reads them once.
+    """
+    target = folder / "source.onnx"
+    onnx.save_model(_prepared(path), target, save_as_external_data=True, location=f"{target.name}_data")
+    return target
+
+
+def _prepared(path: Path) -> ModelProto:
     model = ONNXModel(onnx.load(path))
     model.replace_gemm_with_matmul()
     graph = model.model.graph
@@ -43,6 +54,12 @@ def prepared(path: Path) -> ModelProto:
     del graph.value_info[:]
     graph.value_info.extend(kept)
     return model.model
+
+
+def is_large(prepared: Path) -> bool:
+    """Whether the weights of a prepared graph are more than one protobuf holds."""
+    data = prepared.with_name(f"{prepared.name}_data")
+    return data.is_file() and data.stat().st_size > EMBEDDED_BYTES
 
 
 def _between(model: ModelProto) -> list[ValueInfoProto]:
@@ -71,14 +88,10 @@ def save(model: ModelProto, path: Path) -> None:
         onnx.save_model(model, path)
 
 
-def publish(model: ModelProto, out: Path, folder: Path) -> None:
-    """Write, check and load a graph inside `folder`, then give it its name: weights first, then the graph."""
-    sort(model)
-    written = folder / out.name
-    save(model, written)
-    model.Clear()
-    check(written)
-    for path in sorted(folder.glob(f"{out.name}*"), reverse=True):
+def publish(made: Path, out: Path) -> None:
+    """Check and load a graph, then give it its final name: weights first, the graph that names them last."""
+    check(made)
+    for path in sorted(made.parent.glob(f"{made.name}*"), reverse=True):
         with path.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(path, out.parent / path.name)
@@ -101,27 +114,22 @@ def check(path: Path) -> None:
     onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def float_tables(model: ModelProto) -> dict[str, int]:
-    """Weights of two or more axes in floating point: name -> elements."""
-    found = (tensor for tensor in model.graph.initializer if tensor.data_type in FLOATS and len(tensor.dims) > 1)
-    return {tensor.name: _n_elements(tensor) for tensor in found}
-
-
-def kept_wide(model: ModelProto, before: dict[str, int], component: str) -> list[str]:
-    """One sentence where weights that could have been quantized were not; none where all were."""
-    kept = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name in before}
-    wide = [tensor for tensor in kept.values() if tensor.data_type in FLOATS]
+def kept_wide(model: ModelProto, source: Path, component: str) -> list[str]:
+    """One sentence where weights of `source` that could have been quantized were not; none where all were."""
+    before = {tensor.name: _n_elements(tensor) for tensor in _matrices(onnx.load(source, load_external_data=False))}
+    wide = [tensor for tensor in _matrices(model) if tensor.name in before]
     if not wide:
         return []
     largest = max(wide, key=_n_elements)
-    share = sum(_n_elements(tensor) for tensor in wide) / sum(before.values())
-    kind = FLOATS[largest.data_type]
+    share = sum(map(_n_elements, wide)) / sum(before.values())
     counted = f"{len(wide)} of {len(before)} weights ({share:.1%} of the numbers)"
-    return [f"{component}: {counted} stay {kind}, the largest is {largest.name}"]
+    return [f"{component}: {counted} stay {FLOATS[largest.data_type]}, the largest is {largest.name}"]
+
+
+def _matrices(model: ModelProto) -> list[TensorProto]:
+    """Weights of two or more axes in floating point."""
+    return [tensor for tensor in model.graph.initializer if tensor.data_type in FLOATS and len(tensor.dims) > 1]
 
 
 def _n_elements(tensor: TensorProto) -> int:
-    count = 1
-    for size in tensor.dims:
-        count *= size
-    return count
+    return math.prod(tensor.dims)

@@ -34,6 +34,14 @@ CPU_INT8 = 4
 """`accuracy_level` of MatMulNBits: activations in int8 inside the kernel, its fastest way on a CPU."""
 EMBED_FALLBACK = {"q2": "int8", "qdq8": "int8", "qdq16": "int8"}
 """What a table look-up has no kernel for, and what it gets in its place."""
+RANGES = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
+"""Method of a scheme's calibration -> ONNX Runtime's name of it."""
+STATIC_OPTIONS: dict[str, Any] = {
+    "WeightSymmetric": True,
+    "MatMulConstBOnly": True,
+    "OpTypesToExcludeOutputQuantization": ["MatMul", "Conv"],
+}
+"""Only products with a weight are cut to integers, and their sums stay wide."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ def quantize_component(
 ) -> list[str]:
     """Write `fp32` in another precision to `out` (with `out`_data above 1.9 GB); what stayed wider, in words.
 
-    Needs about three times the bytes of `fp32`: call it in a process of its own (`exporters.apart`). The result passed
+    Needs two to three times the bytes of `fp32`: call it in a process of its own (`exporters.apart`). The result passed
     ONNX's checker and was loaded by ONNX Runtime. MpaError where a package or the calibration is missing.
     """
     try:
@@ -68,56 +76,72 @@ def quantize_component(
         raise missing_package(str(error.name), "export") from error
     with onnx_files.work_folder(out) as folder, _quiet():
         job = Job(component, precision, scheme, calibration, folder)
-        model = onnx_files.prepared(fp32)
-        tables = onnx_files.float_tables(model)
-        model = METHODS[EMBED_FALLBACK.get(precision, precision) if component == "embed" else precision](model, job)
-        notes = onnx_files.kept_wide(model, tables, component) if precision not in ("fp32", "fp16") else []
-        onnx_files.publish(model, out, folder)
+        source, made = onnx_files.prepare(fp32, folder), folder / out.name
+        notes = _make(source, job, made)
+        onnx_files.publish(made, out)
     return notes
 
 
-def _fp32(model: ModelProto, job: Job) -> ModelProto:  # noqa: ARG001 (called like the others)
-    return model
+def _make(source: Path, job: Job, out: Path) -> list[str]:
+    """Quantize and write; the graph leaves the memory when this returns."""
+    from mpa_edge.exporters import onnx_files
+
+    precision = EMBED_FALLBACK.get(job.precision, job.precision) if job.component == "embed" else job.precision
+    model = METHODS[precision](source, job)
+    notes = [] if precision in ("fp32", "fp16") else onnx_files.kept_wide(model, source, job.component)
+    onnx_files.sort(model)
+    onnx_files.save(model, out)
+    return notes
 
 
-def _fp16(model: ModelProto, job: Job) -> ModelProto:
+def _fp32(source: Path, job: Job) -> ModelProto:  # noqa: ARG001 (called like the others)
+    import onnx
+
+    return onnx.load(source)
+
+
+def _fp16(source: Path, job: Job) -> ModelProto:
+    return _halved(_fp32(source, job), job)
+
+
+def _halved(model: ModelProto, job: Job) -> ModelProto:
     from mpa_edge.exporters.half import to_half
 
     return to_half(model, FULL_PRECISION_IO.get(job.component))
 
 
-def _int8(model: ModelProto, job: Job) -> ModelProto:
+def _int8(source: Path, job: Job) -> ModelProto:
     """Weights in int8, activations quantized while running. Embeddings are looked up in uint8 and scaled after that."""
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    embed = job.component == "embed"
-    return _through_files(
-        model,
-        job,
-        lambda source, target: quantize_dynamic(
-            source,
-            target,
-            weight_type=QuantType.QUInt8 if embed else QuantType.QInt8,
-            op_types_to_quantize=["Gather" if embed else "MatMul"],
-            per_channel=not embed,
-            use_external_data_format=_is_large(source),
-        ),
+    from mpa_edge.exporters.onnx_files import is_large
+
+    embed, target = job.component == "embed", job.folder / "quantized.onnx"
+    quantize_dynamic(
+        source,
+        target,
+        weight_type=QuantType.QUInt8 if embed else QuantType.QInt8,
+        op_types_to_quantize=["Gather" if embed else "MatMul"],
+        per_channel=not embed,
+        use_external_data_format=is_large(source),
     )
+    return onnx.load(target)
 
 
-def _q4(model: ModelProto, job: Job) -> ModelProto:
-    return _blockwise(model, job, bits=4)
+def _q4(source: Path, job: Job) -> ModelProto:
+    return _blockwise(source, job, bits=4)
 
 
-def _q4f16(model: ModelProto, job: Job) -> ModelProto:
-    return _fp16(_q4(model, job), job)
+def _q4f16(source: Path, job: Job) -> ModelProto:
+    return _halved(_q4(source, job), job)
 
 
-def _q2(model: ModelProto, job: Job) -> ModelProto:
-    return _blockwise(model, job, bits=2)
+def _q2(source: Path, job: Job) -> ModelProto:
+    return _blockwise(source, job, bits=2)
 
 
-def _blockwise(model: ModelProto, job: Job, bits: int) -> ModelProto:
+def _blockwise(source: Path, job: Job, bits: int) -> ModelProto:
     """Weights as blocks of `bits`-bit numbers, each block with its scale and, at 4 bits, its zero point.
 
     2 bits are the negative control: round-to-nearest without a zero point, which would save half of what is to be lost.
@@ -133,57 +157,48 @@ def _blockwise(model: ModelProto, job: Job, bits: int) -> ModelProto:
         quant_axes=((operator, axis),),
         bits=bits,
     )
-    quantizer = MatMulNBitsQuantizer(model, algo_config=config)
+    quantizer = MatMulNBitsQuantizer(_fp32(source, job), algo_config=config)
     quantizer.process()
     return quantizer.model.model
 
 
-def _qdq8(model: ModelProto, job: Job) -> ModelProto:
-    return _static(model, job, "QInt8", symmetric=True)
+def _qdq8(source: Path, job: Job) -> ModelProto:
+    return _static(source, job, "QInt8", symmetric=True)
 
 
-def _qdq16(model: ModelProto, job: Job) -> ModelProto:
-    return _static(model, job, "QUInt16", symmetric=False)
+def _qdq16(source: Path, job: Job) -> ModelProto:
+    return _static(source, job, "QUInt16", symmetric=False)
 
 
-def _static(model: ModelProto, job: Job, activations: str, symmetric: bool) -> ModelProto:
-    """Weights in int8 and the inputs of every MatMul and Conv in fixed ranges, as QuantizeLinear-DequantizeLinear."""
+def _static(source: Path, job: Job, activations: str, symmetric: bool) -> ModelProto:
+    """Weights in int8 and the inputs of every MatMul and Conv in fixed ranges, as QuantizeLinear-DequantizeLinear.
+
+    A range that is symmetric around zero is what TensorRT takes.
+    """
+    import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     from mpa_edge.exporters.calibrate import Feeds
+    from mpa_edge.exporters.onnx_files import is_large
 
     if job.calibration is None:
         raise MpaError(f"{job.precision} needs calibration data: export a run, or choose a scheme without qdq")
     config = job.scheme.calibration or CalibrationConfig()
-    feeds = Feeds(job.calibration, job.component)
-    methods = {
-        "minmax": CalibrationMethod.MinMax,
-        "entropy": CalibrationMethod.Entropy,
-        "percentile": CalibrationMethod.Percentile,
-    }
-    options = {
-        "ActivationSymmetric": symmetric,
-        "WeightSymmetric": True,
-        "MatMulConstBOnly": True,
-        "OpTypesToExcludeOutputQuantization": ["MatMul", "Conv"],
-    }
-    return _through_files(
-        model,
-        job,
-        lambda source, target: quantize_static(
-            source,
-            target,
-            feeds,
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["MatMul", "Conv"],
-            per_channel=True,
-            activation_type=QuantType[activations],
-            weight_type=QuantType.QInt8,
-            calibrate_method=methods[config.method],
-            use_external_data_format=_is_large(source),
-            extra_options=options,
-        ),
+    target = job.folder / "quantized.onnx"
+    quantize_static(
+        source,
+        target,
+        Feeds(job.calibration, job.component),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=["MatMul", "Conv"],
+        per_channel=True,
+        activation_type=QuantType[activations],
+        weight_type=QuantType.QInt8,
+        calibrate_method=CalibrationMethod[RANGES[config.method]],
+        use_external_data_format=is_large(source),
+        extra_options={"ActivationSymmetric": symmetric, **STATIC_OPTIONS},
     )
+    return onnx.load(target)
 
 
 METHODS: dict[str, Callable[[Any, Job], Any]] = {
@@ -197,24 +212,6 @@ METHODS: dict[str, Callable[[Any, Job], Any]] = {
     "qdq8": _qdq8,
     "qdq16": _qdq16,
 }
-
-
-def _through_files(model: ModelProto, job: Job, quantize: Callable[[Path, Path], None]) -> ModelProto:
-    """Run a quantizer that goes from file to file."""
-    import onnx
-
-    from mpa_edge.exporters.onnx_files import save
-
-    source, target = job.folder / "source.onnx", job.folder / "target.onnx"
-    save(model, source)
-    model.Clear()  # the quantizer reads it again: one copy less in memory
-    quantize(source, target)
-    return onnx.load(target)
-
-
-def _is_large(path: Path) -> bool:
-    """Whether a graph has its weights in a file of its own."""
-    return path.with_name(f"{path.name}_data").is_file()
 
 
 @contextlib.contextmanager
