@@ -73,7 +73,7 @@ def export_parts(result: dict[str, Any]) -> list[str]:
             parts += [
                 f"## Sizes of real configurations: {name}\n",
                 (
-                    f"`{shape['command']}`: random weights: answers mean nothing, sizes, seconds and memory do. All six "
+                    f"`{shape['command']}`: random weights: answers mean nothing, sizes and seconds do. All six "
                     f"schemes, verification included, in {shape['wall_s']:.0f} s on {shape['machine']['cores']} cores; "
                     f"largest process {shape['peak_bytes'] / 1e9:.2f} GB, {shape['peak_over_fp32']:.2f} times the "
                     "fp32 weights.\n"
