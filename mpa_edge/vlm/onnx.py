@@ -138,14 +138,15 @@ class OnnxVLM:
         return min(request.max_new_tokens, self.artifact.context_tokens - len(ids))
 
     def _prompt(self, ids: list[int], pixels: Pixels, features: NDArray[np.float32]) -> Prompt:
-        """Token embeddings with the picture's in their places. MpaError where their numbers differ."""
+        """Token embeddings with the picture's in their places. MpaError where their numbers or widths differ."""
         array = np.array(ids, np.int64)
         at = array == self.artifact.tokens.image_id
-        if at.sum() != len(features):
-            found = f"{len(features)} embeddings for {at.sum()} image tokens"
-            raise MpaError(f"{self.folder}: the vision encoder gives {found}: export again")
         # what onnxruntime hands out is its own memory
         embeds = self._embed(array[None])[0].copy()
+        wanted = (int(at.sum()), embeds.shape[1])
+        if features.shape != wanted:
+            sizes = " for ".join(f"{rows} x {width}" for rows, width in (features.shape, wanted))
+            raise MpaError(f"{self.folder}: the vision encoder gives {sizes} numbers: export again")
         embeds[at] = features
         return Prompt(ids, embeds, self._places(ids, pixels))
 

@@ -86,7 +86,7 @@ class Graph:
         onnxruntime hands its outputs over as arrays without a copy and takes them back the same way.
         """
         dtypes = self.dtypes
-        typed = {name: array.astype(dtypes[name], copy=False) for name, array in feeds.items()}
+        typed = {name: array.astype(dtypes.get(name, array.dtype), copy=False) for name, array in feeds.items()}
         try:
             found: list[NDArray[Any]] = self.session.run(None, typed, self.run_options)
         except Exception as error:

@@ -87,7 +87,7 @@ def test_the_checkpoints_pixels_can_take_the_place_of_our_own(which: str) -> Non
 
 def test_pixels_of_a_picture_with_another_number_of_tokens_are_refused() -> None:
     pixels = [seen.pixels for seen in truth("idefics3")]
-    with pytest.raises(MpaError, match=r"gives \d+ embeddings for \d+ image tokens: export again"):
+    with pytest.raises(MpaError, match=r"gives \d+ x 256 for \d+ x 256 numbers: export again"):
         model("idefics3").trace(ASKED, pixels[::-1])
 
 
@@ -345,6 +345,19 @@ def test_a_graph_of_another_model_is_refused(a_copy: Path) -> None:
     assert error(a_copy) == f"{decoder} does not fit artifact.json: copy the whole folder, or export again"
     shutil.copy(a_copy / "onnx" / "embed_tokens.onnx", decoder)
     assert error(a_copy) == f"{decoder} does not fit artifact.json: copy the whole folder, or export again"
+
+
+def test_a_vision_encoder_of_another_width_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow_ = np.zeros((48, 128), np.float32)
+    monkeypatch.setattr(model("student").vision, "encode", lambda _: narrow_)
+    with pytest.raises(MpaError, match="gives 48 x 128 for 48 x 256 numbers: export again"):
+        model("student").answer([Request(drawn(128, 64, seed=1), "?")])
+
+
+def test_a_table_that_is_another_graph_is_one_line(a_copy: Path) -> None:
+    shutil.copy(a_copy / "onnx" / "vision_encoder.onnx", a_copy / "onnx" / "embed_tokens.onnx")
+    with pytest.raises(MpaError, match=r"embed_tokens.onnx failed \(.*\): free memory, or export again"):
+        OnnxVLM(a_copy, name="swapped", threads=1).answer([ASKED[0]])
 
 
 def test_a_graph_that_fails_while_it_runs_is_one_line(a_copy: Path) -> None:
