@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpa_edge.errors import MpaError
+from mpa_edge.exporters.gguf import convert, read_header
+from mpa_edge.runs import read_json, sha256_file, write_json
+from tests.exporters.gguf.made import STUDENT, checkpoint, converted
+from tests.families import zoo
+
+ALL = ("student", *zoo.MODEL_TYPES)
+PROJECTORS = {
+    "student": "idefics3", "idefics3": "idefics3", "smolvlm": "idefics3", "qwen2_vl": "qwen2vl_merger",
+    "qwen2_5_vl": "qwen2.5vl_merger", "llava": "mlp", "internvl": "internvl",
+}  # fmt: skip
+LANGUAGES = {"qwen2_vl": "qwen2vl", "qwen2_5_vl": "qwen2vl", "internvl": "qwen2"}
+HARD_TEXTS = (
+    "How many?  12345 or 3.14\n\n\tNo -- it's \"them\", isn't it?!",
+    "<|im_start|>user\nWhat's 7 x 8?<|im_end|>",
+    "naïve café, 日本語, 🦙🦙, ½ and \u200b zero width",
+)
+
+
+def test_a_precision_that_must_be_quantized_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MpaError, match="language cannot be converted to q4_0 directly: choose f32, f16, bf16"):
+        convert(STUDENT, "language", tmp_path / "x.gguf", "q4_0")
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("which", ALL)
+def test_every_family_becomes_the_two_files_of_llama_cpp(which: str) -> None:
+    language, mmproj = (read_header(converted(which, component)) for component in ("language", "mmproj"))
+    assert language.metadata["general.architecture"] == LANGUAGES.get(which, "llama")
+    assert mmproj.metadata["general.architecture"] == "clip"
+    assert mmproj.metadata["clip.projector_type"] == PROJECTORS[which]
+    assert not [tensor.name for tensor in language.tensors if tensor.name.startswith(("v.", "mm."))]
+    assert {tensor.type for tensor in (*language.tensors, *mmproj.tensors)} == {"f16", "f32"}
+    for tensor in (*language.tensors, *mmproj.tensors):
+        small = len(tensor.shape) == 1 or "embd" in tensor.name
+        assert small or tensor.type == "f16", tensor.name
+
+
+def reference_features(folder: Path, pixels: dict[str, Any]) -> np.ndarray:
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    names = {"pixel_values", "pixel_attention_mask", "image_grid_thw"}
+    with torch.no_grad():
+        found = model.model.get_image_features(**{name: pixels[name] for name in names & set(pixels)})
+    found = getattr(found, "pooler_output", found)
+    found = torch.cat(list(found)) if isinstance(found, list | tuple) else found
+    return found.reshape(-1, found.shape[-1]).numpy()
+
+
+def features(which: str, precision: str, image: Any) -> np.ndarray:
+    from mpa_edge.vlm.llama_language import LanguageModel
+    from mpa_edge.vlm.llama_picture import Projector
+
+    language = LanguageModel(converted(which, "language"), context_tokens=512, threads=1)
+    projector = Projector(converted(which, "mmproj", precision), language, 0, any_size=which.startswith("qwen"))
+    pieces = projector.look(image).pieces
+    projector.close()
+    language.close()
+    return np.concatenate([piece.embeddings for piece in pieces if piece.embeddings is not None])
+
+
+# sizes that the image processors leave alone: what is compared is the encoder
+SIZES = {
+    "student": (128, 64),
+    "idefics3": (256, 128),
+    "smolvlm": (256, 128),
+    "llava": (112, 112),
+    "internvl": (224, 112),
+}
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(
+    ("which", "precision", "cosine"),
+    [
+        *((which, "f16", 0.9999) for which in ALL),
+        *((which, "q8_0", 0.998) for which in ("student", "llava", "internvl")),
+    ],
+)
+def test_llama_cpp_sees_what_the_checkpoint_sees(which: str, precision: str, cosine: float) -> None:
+    from transformers import AutoImageProcessor
+
+    from mpa_edge.exporters.probes import drawn
+
+    image = drawn(*SIZES.get(which, (224, 168)), seed=3)
+    processor = AutoImageProcessor.from_pretrained(checkpoint(which), backend="pil")
+    wanted = reference_features(checkpoint(which), processor(image, return_tensors="pt"))
+    found = features(which, precision, image)
+    assert found.shape == wanted.shape
+    likeness = (found * wanted).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(wanted, axis=1)
+    assert likeness.min() > cosine
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("which", ALL)
+def test_llama_cpp_cuts_text_as_the_checkpoint_does(which: str) -> None:
+    from transformers import AutoTokenizer
+
+    from mpa_edge.vlm.llama_language import LanguageModel
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint(which))
+    model = LanguageModel(converted(which, "language"), context_tokens=512, threads=1)
+    for text in HARD_TEXTS:
+        assert model.tokenize(text) == tokenizer.encode(text, add_special_tokens=False)
+    model.close()
+
+
+# --- other checkpoints of the same model ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    """A copy of the built-in student that a test may change; its name stays, for it is written into the file."""
+    return Path(shutil.copytree(STUDENT, tmp_path / "copy" / "student"))
+
+
+def resaved(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]], n_files: int = 1) -> None:
+    import torch  # noqa: F401
+    from safetensors.torch import load_file, save_file
+
+    tensors = change(load_file(folder / "model.safetensors"))
+    (folder / "model.safetensors").unlink()
+    names, index = sorted(tensors), {}
+    for i in range(n_files):
+        file = f"model-{i + 1:05}-of-{n_files:05}.safetensors" if n_files > 1 else "model.safetensors"
+        part = {name: tensors[name].contiguous() for name in names[i::n_files]}
+        save_file(part, folder / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(part, file)
+    if n_files > 1:
+        write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": index})
+
+
+@pytest.mark.peer
+def test_a_checkpoint_in_pieces_gives_the_same_weights(student: Path, tmp_path: Path) -> None:
+    resaved(student, lambda tensors: tensors, n_files=3)
+    convert(student, "language", tmp_path / "x.gguf")
+    assert weights(tmp_path / "x.gguf") == weights(converted("student", "language"))
+
+
+def weights(path: Path) -> dict[str, bytes]:
+    """Every tensor's bytes: their order in the file may differ."""
+    data = path.read_bytes()
+    return {t.name: data[t.offset : t.offset + t.n_bytes] for t in read_header(path).tensors}
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_numbers_of_any_width_become_half_precision(kind: str, student: Path, tmp_path: Path) -> None:
+    import torch
+
+    resaved(student, lambda tensors: {name: tensor.to(getattr(torch, kind)) for name, tensor in tensors.items()})
+    convert(student, "language", tmp_path / "x.gguf")
+    made, plain = read_header(tmp_path / "x.gguf"), read_header(converted("student", "language"))
+    assert [(t.name, t.shape, t.type) for t in made.tensors] == [(t.name, t.shape, t.type) for t in plain.tensors]
+    if kind == "float32":
+        assert sha256_file(tmp_path / "x.gguf") == sha256_file(converted("student", "language"))
+
+
+@pytest.mark.peer
+def test_the_image_budget_reaches_the_file(tmp_path: Path) -> None:
+    convert(STUDENT, "mmproj", tmp_path / "x.gguf", image={"size": {"longest_edge": 192}})
+    assert read_header(tmp_path / "x.gguf").metadata["clip.vision.preproc_image_size"] == 192
+    assert read_header(converted("student", "mmproj")).metadata["clip.vision.preproc_image_size"] == 128
+
+
+@pytest.mark.peer
+def test_code_that_comes_with_a_checkpoint_is_never_run(student: Path, tmp_path: Path) -> None:
+    witness = tmp_path / "it-ran"
+    (student / "evil.py").write_text(f"open({str(witness)!r}, 'w')\nclass T: pass\n")
+    for name, key in (("config.json", "AutoConfig"), ("tokenizer_config.json", "AutoTokenizer")):
+        value = "evil.T" if key == "AutoConfig" else ["evil.T", "evil.T"]
+        write_json(student / name, read_json(student / name) | {"auto_map": {key: value}})
+    convert(student, "language", tmp_path / "x.gguf")
+    assert not witness.exists()
+
+
+# --- what does not work ends in one line ------------------------------------------------------------------------------
+
+
+@pytest.mark.peer
+def test_the_converters_last_word_is_passed_on(student: Path, tmp_path: Path) -> None:
+    tokenizer = json.loads((student / "tokenizer.json").read_text())
+    tokenizer["pre_tokenizer"] = {"type": "Whitespace"}
+    (student / "tokenizer.json").write_text(json.dumps(tokenizer))
+    out = tmp_path / "out" / "x.gguf"
+    with pytest.raises(MpaError, match="refused the language part .*pre-tokenizer was not recognized") as caught:
+        convert(student, "language", out)
+    assert "\n" not in str(caught.value)
+    assert os.listdir(out.parent) == []
+
+
+@pytest.mark.peer
+def test_a_damaged_checkpoint_leaves_no_file(student: Path, tmp_path: Path) -> None:
+    path = student / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1_000_000])
+    out = tmp_path / "out" / "x.gguf"
+    with pytest.raises(MpaError, match="llama.cpp's converter refused the language part"):
+        convert(student, "language", out)
+    assert os.listdir(out.parent) == []
