@@ -22,14 +22,16 @@ class Sampler:
     def __call__(self, logits: NDArray[np.floating]) -> int:
         """(vocabulary,) logits -> token id. Greedy takes the first of the largest.
 
-        Sampling is an argmax over logits with Gumbel noise (Maddison et al. 2014, "A* Sampling", section 2).
+        Sampling is an argmax over logits with Gumbel noise (Maddison et al. 2014, "A* Sampling", section 2), which is
+        minus the logarithm of an exponential variable.
         """
         if self.generator is None:
             return int(logits.argmax())
         warped = np.asarray(logits, np.float64) / self.request.temperature
         if self.request.top_p < 1:
             warped = nucleus(warped, self.request.top_p)
-        return int((warped + self.generator.gumbel(size=warped.shape)).argmax())
+        # as many numbers for each token, whatever the nucleus: a last bit of a logit does not shift the tokens to come
+        return int((warped - np.log(self.generator.standard_exponential(warped.shape))).argmax())
 
 
 def nucleus(logits: NDArray[np.float64], top_p: float) -> NDArray[np.float64]:
@@ -40,10 +42,13 @@ def nucleus(logits: NDArray[np.float64], top_p: float) -> NDArray[np.float64]:
     >>> nucleus(np.log(np.array([0.1, 0.6, 0.3])), 0.8).round(1).tolist()
     [-inf, -0.5, -1.2]
     """
-    order = np.argsort(-logits, kind="stable")
-    share = np.exp(logits[order] - logits[order[0]])
-    before = np.cumsum(share) - share
-    n = max(1, int((before < top_p * share.sum()).sum()))
+    share = np.exp(logits - logits.max())
+    total = share.sum()
+    # all tokens below this share have less than 1 - top_p together: sorting the whole vocabulary would take longest
+    likely = np.flatnonzero(share >= (1 - top_p) * total / len(share))
+    order = likely[np.argsort(-logits[likely], kind="stable")]
+    before = np.cumsum(share[order]) - share[order]
+    n = max(1, int((before < top_p * total).sum()))
     kept = np.full_like(logits, -np.inf)
     kept[order[:n]] = logits[order[:n]]
     return kept
