@@ -99,6 +99,19 @@ def _name_axes(program: Any, graph: Graph) -> None:
             value.shape[axis] = name
 
 
+def _forget_origin(model: Any) -> None:
+    """Drop the tracer's notes: they hold stack traces with this machine's paths, and more bytes than the graph."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in [*model.graph.inputs, *model.graph.initializers.values()]:
+        value.metadata_props.clear()
+
+
 def _nested(graph: Graph, shapes: list[dict[int, Any]]) -> tuple[Any, ...]:
     """Shapes in the form of the module's signature: those of `*past` are a tuple of their own."""
     import inspect
