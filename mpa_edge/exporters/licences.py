@@ -16,6 +16,8 @@ UNKNOWN = "unknown"
 MAX_CARD_BYTES = 1_000_000
 HUB_WAIT_S = 5.0
 FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
+# where huggingface_hub keeps what it downloaded
+HUB_FOLDER = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/[^/]+/?$")
 # first words of a licence's text -> its name on the hub
 TEXTS = {"apache license": "apache-2.0", "mit license": "mit", "bsd 3-clause": "bsd-3-clause"}
 # names on the hub that say: read before you use. The first pattern that is found gives the sentence
@@ -69,7 +71,11 @@ def licence_of(reference: str) -> Licence:
         found = Path(resolve(reference))
     except MpaError:
         return Licence(Path(reference).name, UNKNOWN)
+    downloaded = HUB_FOLDER.search(found.as_posix())
     name = reference if not Path(reference).expanduser().exists() else found.resolve().name
+    if downloaded:
+        name = f"{downloaded[1]}/{downloaded[2]}"
+        return _of_card(name, _read(found / "README.md") or _card_on_hub(name)) or _of_text(name, found)
     if found.is_dir():
         return _of_card(name, _read(found / "README.md")) or _of_text(name, found)
     return _of_card(name, _card_on_hub(reference)) or Licence(name, UNKNOWN)

@@ -22,6 +22,7 @@ from mpa_edge.runs import FOLDERS, Manifest, write_json
 from mpa_edge.scheme import Scheme, Tolerance
 from mpa_edge.vlm import WEIGHTS
 from tests.exporters import hand_made
+from tests.exporters.javascript import client
 from tests.vlm.exported import STUDENT, checkpoint, onnx_folder
 from tests.vlm.llama_exported import gguf_folder, hybrid_folder
 
@@ -78,6 +79,15 @@ def test_the_card_of_a_plain_checkpoint_claims_no_training(tmp_path: Path) -> No
     assert "pseudo labels" not in text
     assert "of `student`, family smolvlm" in text
     assert "license: apache-2.0" in text
+
+
+def test_a_downloaded_checkpoint_is_called_by_its_name_on_the_hub(tmp_path: Path) -> None:
+    snapshot = tmp_path / "hub" / "models--owner--small-vlm" / "snapshots" / ("0" * 40)
+    shutil.copytree(WEIGHTS / "student", snapshot)
+    text = text_of(Source("small-vlm", snapshot, tmp_path / "exports"), tmp_path / "x", load_scheme("onnx-int8"))
+    head = front_matter(text)
+    assert (head["base_model"], head["license"]) == ("owner/small-vlm", "apache-2.0")
+    assert "of `owner/small-vlm`, family smolvlm" in text
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
@@ -186,11 +196,10 @@ def _known_question(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_known_question")
 @pytest.mark.parametrize("which", [STUDENT, "llava", "internvl", "qwen2_vl"])
 def test_the_snippets_of_an_onnx_export_run(tmp_path: Path, which: str) -> None:
-    node_modules = lambda: "/tmp/js/node_modules"
     folder, artifact = place(tmp_path, onnx_folder(which), which)
     answers = python_answers(folder)
     assert len(answers) == (1 if artifact.model_type.startswith("qwen2") else 2)
-    (folder / "node_modules").symlink_to(node_modules())
+    (folder / "node_modules").symlink_to(client() / "node_modules")
     for number, code in enumerate(blocks((folder / "README.md").read_text(encoding="utf-8"), "js")):
         (folder / f"run{number}.mjs").write_text(code, encoding="utf-8")
         answers.append(said(folder, ["node", f"run{number}.mjs"]))
