@@ -16,6 +16,7 @@ Convolutions, norms and position tables stay as they are in the integer precisio
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -112,7 +113,6 @@ def _halved(model: ModelProto, job: Job) -> ModelProto:
 
 def _int8(source: Path, job: Job) -> ModelProto:
     """Weights in int8, activations quantized while running. Embeddings are looked up in uint8 and scaled after that."""
-    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     from mpa_edge.exporters.onnx_files import is_large
@@ -126,7 +126,7 @@ def _int8(source: Path, job: Job) -> ModelProto:
         per_channel=not embed,
         use_external_data_format=is_large(source),
     )
-    return onnx.load(target)
+    return _read_back(target)
 
 
 def _q4(source: Path, job: Job) -> ModelProto:
@@ -175,7 +175,6 @@ def _static(source: Path, job: Job, activations: str, symmetric: bool) -> ModelP
 
     A range that is symmetric around zero is what TensorRT takes.
     """
-    import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     from mpa_edge.exporters.calibrate import Feeds
@@ -198,7 +197,15 @@ def _static(source: Path, job: Job, activations: str, symmetric: bool) -> ModelP
         use_external_data_format=is_large(source),
         extra_options={"ActivationSymmetric": symmetric, **STATIC_OPTIONS},
     )
-    return onnx.load(target)
+    return _read_back(target)
+
+
+def _read_back(path: Path) -> ModelProto:
+    """What a quantizer wrote. The quantizer itself is a ring of objects that holds all weights: it has to go first."""
+    import onnx
+
+    gc.collect()
+    return onnx.load(path)
 
 
 METHODS: dict[str, Callable[[Any, Job], Any]] = {
