@@ -398,11 +398,10 @@ def bare_seconds(vlm_: OnnxVLM, trace: Trace, n: int) -> float:
 
 
 def test_our_loop_costs_little_over_a_bare_one() -> None:
-    request = Request(WIDE, "What is it?", 101)
+    request, pairs = Request(WIDE, "What is it?", 51), []
     (trace,) = model("idefics3").trace([request])
-    pairs = []
-    for _ in range(7):
+    for _ in range(20):  # in turns and short, so that each has a quiet moment
         (reply,) = model("idefics3").answer([request])
-        pairs.append((reply.timing.decode_s / (reply.n_tokens - 1), bare_seconds(model("idefics3"), trace, 100) / 100))
+        pairs.append((reply.timing.decode_s / (reply.n_tokens - 1), bare_seconds(model("idefics3"), trace, 50) / 50))
     ours, bare = (min(column) for column in zip(*pairs, strict=True))
     assert ours < 1.25 * bare, f"{ours * 1e6:.0f} us a token against {bare * 1e6:.0f}"
