@@ -1,0 +1,30 @@
+"""Every family in every format and scheme is the same model as its checkpoint, or is refused with the reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mpa_edge import assets
+from mpa_edge.assets import load_scheme
+from tests.exporters import matrix
+
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("matrix")
+
+
+@pytest.mark.parametrize("scheme", assets.names("schemes"))
+@pytest.mark.parametrize("model", matrix.MODELS)
+def test_the_same_model(model: str, scheme: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix.in_one_process(monkeypatch)
+    cell = matrix.measure(matrix.run_of(model, home), load_scheme(scheme))
+    matrix.keep(model, scheme, cell)
+    assert cell["result"] != "failed", cell["reason"]
+    if cell["result"] == "refused":
+        # ONNX takes every family; what llama.cpp computes wrongly is refused
+        assert load_scheme(scheme).format != "onnx", cell["reason"]
