@@ -186,7 +186,9 @@ def bare_llama_arm(vlm: OneTileLlama, image: Image.Image) -> Arm:
     nothing = mtmd.mtmd_helper_post_decode_callback()
 
     def read(tokens: list[int]) -> None:
-        lib.llama_decode(model.context, lib.llama_batch_get_one((lib.llama_token * len(tokens))(*tokens), len(tokens)))
+        ids = (lib.llama_token * len(tokens))(*tokens)
+        if lib.llama_decode(model.context, lib.llama_batch_get_one(ids, len(ids))):
+            raise SystemExit("llama.cpp stopped")
 
     def words(chunk: Any) -> list[int]:
         n = mtmd.mtmd_input_chunk_get_n_tokens(chunk)
