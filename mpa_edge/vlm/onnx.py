@@ -55,7 +55,7 @@ class Prompt:
 
 
 class OnnxVLM:
-    """Answers one request at a time; neighbouring questions about one image share its vision features.
+    """Answers one request at a time; questions about one image share its vision features.
 
     No batches: dynamic int8 graphs find the range of their activations over all rows of a run, so that an answer would
     depend on what else is asked. For the same reason only the other graphs share the decoder's cache of an image.
@@ -77,16 +77,17 @@ class OnnxVLM:
 
     def answer(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply for each request, in order. A shared image costs no vision time from the second question on."""
-        replies: list[Reply] = []
+        replies: dict[int, Reply] = {}
         seen: Seen | None = None
-        for request, following in zip(requests, [*requests[1:], None], strict=False):
-            clock = Clock()
-            if seen is None or seen.image is not request.image:
+        order = by_image(requests)
+        for i, following in zip(order, [*order[1:], None], strict=False):
+            clock, image = Clock(), requests[i].image
+            if seen is None or seen.image is not image:
                 seen = None  # its memory goes first
-                seen = Seen(request.image, prepare(self.artifact.image, request.image))
-            again = following is not None and following.image is request.image
-            replies.append(self._reply(request, seen, again and self.decoder.rows_apart, clock))
-        return replies
+                seen = Seen(image, prepare(self.artifact.image, image))
+            again = following is not None and requests[following].image is image
+            replies[i] = self._reply(requests[i], seen, again and self.decoder.rows_apart, clock)
+        return [replies[i] for i in range(len(requests))]
 
     def trace(self, requests: Sequence[Request], pixels: Sequence[Pixels] | None = None) -> list[Trace]:
         """Greedy; the decoder takes all requests as one left-padded batch, pictures go one by one, as in `answer`."""
@@ -223,6 +224,14 @@ class OnnxVLM:
     def _up_to_end(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         ended = np.isin(logits.argmax(-1), self.artifact.tokens.ends)
         return logits[: int(ended.argmax()) + 1] if ended.any() else logits
+
+
+def by_image(requests: Sequence[Request]) -> list[int]:
+    """Indices of the requests, those about one image in a row."""
+    first: dict[int, int] = {}
+    for i, request in enumerate(requests):
+        first.setdefault(id(request.image), i)
+    return sorted(range(len(requests)), key=lambda i: first[id(requests[i].image)])
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

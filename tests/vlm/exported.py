@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -60,3 +61,9 @@ def _key(source: Source) -> str:
     files = [path for pattern in SOURCES for path in sorted(PACKAGE.glob(pattern))]
     marks = [source.fingerprint, *(path.read_text(encoding="utf-8") for path in files)]
     return hashlib.sha256("\0".join(marks).encode()).hexdigest()[:12]
+
+
+def change(folder: Path, **values: object) -> None:
+    """Write other values into the artifact.json of a copy."""
+    artifact = json.loads((folder / "artifact.json").read_text())
+    (folder / "artifact.json").write_text(json.dumps(artifact | values))
