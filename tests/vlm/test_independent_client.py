@@ -25,7 +25,7 @@ CLIENT = Path(__file__).with_name("independent_client.py")
 # two builds for two machines sum up in another order
 TOLERANCE = {"student": 0.02}
 # pictures in the size that the vision encoder takes: llama.cpp's own scaling is not the image processor's everywhere
-SIZES = {"qwen2_vl": (168, 112), "qwen2_5_vl": (168, 112), "llava": (112, 112), "llava:clip": (112, 112),
+SIZES = {"qwen2_vl": (168, 112), "qwen2_5_vl": (168, 112), "llava": (112, 112),
          "internvl": (112, 112)}  # fmt: skip
 EVERY = ("student", "idefics3", "smolvlm", *SIZES)
 QUESTIONS = ("How many bars are there?", "What is the value of the purple bar?", "x")
@@ -87,4 +87,5 @@ def test_another_build_of_llama_cpp_says_the_same(which: str, tmp_path: Path) ->
         assert reply["n_prompt"] == len(trace.input_ids)
         agrees(reply, trace, TOLERANCE.get(which, 0.1))
     assert len({tuple(reply["tokens"]) for reply in theirs}) > 2
-    assert any(len(reply["logprobs"]) == len(reply["tokens"]) for reply in theirs)
+    if which == "student":
+        assert all(len(reply["logprobs"]) == len(reply["tokens"]) for reply in theirs)
