@@ -1,0 +1,160 @@
+"""The checkpoint's side of the comparison: what transformers computes, seen from inside, stored and read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpa_edge.exporters import reference as truth
+from mpa_edge.exporters.probes import Probes, probes
+from mpa_edge.exporters.reference import Checkpoint, Reference, Seen, read_reference, write_reference
+from mpa_edge.exporters.source import Source
+from mpa_edge.target import ImageBudget
+from mpa_edge.types import Request, Trace
+from mpa_edge.vlm.trace import pixels_digest
+from tests.vlm.exported import checkpoint
+
+NAMES = {
+    "idefics3": ["pixel_attention_mask", "pixel_values"], "smolvlm": ["pixel_attention_mask", "pixel_values"],
+    "qwen2_vl": ["grid_thw", "pixel_values"], "qwen2_5_vl": ["image_grid_thw", "pixel_values"],
+    "llava": ["pixel_values"], "internvl": ["pixel_values"],
+}  # fmt: skip
+
+
+def asked(model: Checkpoint) -> Probes:
+    return probes(model.processor.image_processor.to_dict(), lambda question: question, "<image>")
+
+
+def same(one: Seen, other: Seen) -> bool:
+    arrays = zip((one.trace.vision, one.trace.logits), (other.trace.vision, other.trace.logits), strict=True)
+    plain = [(seen.trace.input_ids, seen.trace.pixels_sha256, seen.trace.tokens) for seen in (one, other)]
+    pixels = one.pixels.keys() == other.pixels.keys() and all(
+        np.array_equal(array, other.pixels[name]) for name, array in one.pixels.items()
+    )
+    return plain[0] == plain[1] and pixels and all(np.array_equal(a, b) for a, b in arrays)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", NAMES)
+def test_a_trace_is_what_the_model_computes(which: str) -> None:
+    """Token by token without a cache, the picture's embeddings put in by the model itself."""
+    import torch
+
+    model = Checkpoint(checkpoint(which), {}, 1)
+    request = asked(model).requests[0]
+    [seen] = model.see([request])
+    inputs = model._inputs([request])
+    assert list(seen.trace.input_ids) == inputs["input_ids"][0].tolist()
+    assert seen.trace.input_ids.count(model.model.config.image_token_id) == len(seen.trace.vision)
+    assert sorted(seen.pixels) == NAMES[which]
+    assert seen.trace.pixels_sha256 == pixels_digest(seen.pixels)
+    with torch.inference_mode():
+        first = model.model(**inputs).logits[0, -1].float().numpy()
+    np.testing.assert_allclose(seen.trace.logits[0], first, atol=1e-4)
+    assert seen.trace.tokens == tuple(seen.trace.logits.argmax(-1).tolist())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", NAMES)
+def test_a_batch_is_its_rows(which: str) -> None:
+    """Pictures of different sizes, questions of different length, padding on the left."""
+    model = Checkpoint(checkpoint(which), {}, 1)
+    batch = asked(model).batches[-1]
+    for seen, request in zip(model.see(batch), batch, strict=True):
+        [alone] = model.see([request])
+        assert seen.trace.input_ids == alone.trace.input_ids
+        assert seen.trace.pixels_sha256 == alone.trace.pixels_sha256
+        np.testing.assert_allclose(seen.trace.vision, alone.trace.vision, atol=1e-4)
+        np.testing.assert_allclose(seen.trace.logits[0], alone.trace.logits[0], atol=1e-3)
+
+
+@pytest.mark.slow
+def test_the_budget_is_applied() -> None:
+    source = Source("student", checkpoint("student"), Path("runs"))
+    picture = asked(Checkpoint(source.checkpoint, {}, 1)).requests[0]
+    whole = Checkpoint(source.checkpoint, {}, 1).see([picture])[0]
+    tight = Checkpoint(source.checkpoint, {"size": {"longest_edge": 64}}, 1).see([picture])[0]
+    assert len(tight.trace.vision) < len(whole.trace.vision)
+
+
+@pytest.mark.slow
+def test_another_budget_is_another_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(truth, "run_apart", lambda function, *arguments, threads=None: (function(*arguments), 0))
+    source = Source("student", checkpoint("student"), Path("runs"))
+    plain = truth.reference(source, None, "<image>", 1, tmp_path)
+    tight = truth.reference(source, ImageBudget(max_tiles=1, max_pixels=4096), "<image>", 1, tmp_path)
+    assert plain != tight
+    counts = [len(read_reference(path).probes[0].trace.vision) for path in (plain, tight)]  # type: ignore[union-attr]
+    assert counts[0] > counts[1]
+
+
+@pytest.mark.slow
+def test_a_penalty_of_the_checkpoint_does_not_hide_behind_the_tokens() -> None:
+    """Greedy is the argmax of the logits, whatever the generation config would make of them."""
+    import json
+    import shutil
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as temp:
+        folder = Path(shutil.copytree(checkpoint("student"), Path(temp) / "student"))
+        path = folder / "generation_config.json"
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(values | {"repetition_penalty": 9.0, "min_new_tokens": 7}), encoding="utf-8")
+        model = Checkpoint(folder, {}, 1)
+        [seen] = model.see([asked(model).requests[0]])
+    assert seen.trace.tokens == tuple(seen.trace.logits.argmax(-1).tolist())
+
+
+# --- the stored file --------------------------------------------------------------------------------------------------
+
+
+def made_up() -> Reference:
+    random = np.random.default_rng(0)
+
+    def seen(i: int) -> Seen:
+        arrays = [random.normal(size=(4, 8)).astype(np.float32) for _ in range(2)]
+        pixels = {"pixel_values": random.normal(size=(1, 3)), "mask": np.array([True])}
+        return Seen(Trace((1, 2, i), "a" * 64, *arrays, tokens=(3, 4)), pixels)
+
+    return Reference(tuple(seen(i) for i in range(12)), (seen(99),))
+
+
+def test_what_is_stored_is_read_back(tmp_path: Path) -> None:
+    path, before = tmp_path / "r.npz", made_up()
+    write_reference(path, before)
+    after = read_reference(path)
+    assert after is not None
+    assert [len(after.probes), len(after.blanks)] == [12, 1]
+    pairs = zip((*before.probes, *before.blanks), (*after.probes, *after.blanks), strict=True)
+    assert all(same(one, other) for one, other in pairs)
+
+
+@pytest.mark.parametrize("n_bytes", [0, 10, 1000])
+def test_half_a_file_is_no_reference(tmp_path: Path, n_bytes: int) -> None:
+    path = tmp_path / "r.npz"
+    write_reference(path, made_up())
+    path.write_bytes(path.read_bytes()[:n_bytes])
+    assert read_reference(path) is None
+
+
+def test_no_file_is_no_reference(tmp_path: Path) -> None:
+    assert read_reference(tmp_path / "r.npz") is None
+
+
+def test_the_probes_are_the_same_everywhere() -> None:
+    """Pictures of three sizes; the same pixels on any machine, and no two alike."""
+    image = {"max_image_size": {"longest_edge": 64}, "size": {"longest_edge": 128}}
+    one, other = (probes(image, lambda question: question, "<image>") for _ in range(2))
+    digests = [[request.image.tobytes() for request in found.requests] for found in (one, other)]
+    assert digests[0] == digests[1]
+    assert len({request.image.size for request in one.requests}) == 3
+    assert [len(batch) for batch in one.batches] == [1, 1, 2]
+    assert len({len(request.prompt) for request in one.batches[-1]}) == 2
+    assert len({(request.image.tobytes(), request.prompt) for request in one.requests}) == 4
+    grey: Request = one.blanks[0][1]
+    assert grey.image.getcolors() == [(grey.image.width * grey.image.height, (128, 128, 128))]
+    assert grey.image.size == one.requests[0].image.size
+    assert grey.prompt == one.requests[0].prompt
