@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from mpa_edge.artifact import Artifact
 from mpa_edge.exporters.licences import Licence, front_matter, licence_of
@@ -13,9 +13,6 @@ from mpa_edge.exporters.sizes import full_bytes
 from mpa_edge.exporters.snippets import snippets
 from mpa_edge.exporters.source import Source
 from mpa_edge.runs import FOLDERS, read_manifest, write_bytes
-
-if TYPE_CHECKING:
-    from mpa_edge.scheme import Component
 
 QUESTION = "What is shown?"
 LIBRARY = {"onnx": "transformers.js", "gguf": "gguf", "hybrid": "mpa-edge"}
@@ -162,7 +159,7 @@ def _files(source: Source, manifest: ExportManifest) -> Iterator[str]:
     yield "|---|---|---|---:|---:|"
     for part, file in manifest.files.items():
         size = component_bytes(manifest, file.path)
-        share = size / full_bytes(source, cast("Component", part))
+        share = size / full_bytes(source, part)
         bits = manifest.scheme["components"][part]
         yield f"| {part} | `{file.path}` | {bits} | {size / 1e6:,.2f} | {share:.0%} |"
     yield ""

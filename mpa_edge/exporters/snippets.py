@@ -98,7 +98,8 @@ while len(answer) < {artifact.max_new_tokens} and not set(answer) & {{{", ".join
     vectors = embed.run(None, {{"input_ids": np.array([answer[-1:]])}})[0]
 print(processor.tokenizer.decode(answer, skip_special_tokens=True).strip())
 """
-    return Snippet("Python, ONNX Runtime", f"`pip install onnxruntime transformers torch torchvision pillow{words}`", "python", code)
+    install = f"`pip install onnxruntime transformers torch torchvision pillow{words}`"
+    return Snippet("Python, ONNX Runtime", install, "python", code)
 
 
 def javascript_snippet(artifact: Artifact, prompt: str, scheme: str) -> Snippet:
