@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import multiprocessing
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from mpa_edge.errors import MpaError, VerificationError
-from mpa_edge.runs import peak_rss_bytes
+from mpa_edge.runs import FULL, peak_rss_bytes
 
 Result = TypeVar("Result")
 
@@ -22,12 +25,14 @@ def run_apart(function: Callable[..., Result], *arguments: Any, threads: int | N
     """(what `function(*arguments)` returns, peak resident bytes of the process that ran it).
 
     Function and arguments must be picklable, as a module's top-level function with plain values is. An MpaError comes
-    through as it is; a process that the system killed becomes an MpaError that says so. Its output goes to stderr.
+    through as it is, and so does the OSError of a full disk; a process that the system killed becomes an MpaError that
+    says so. Its output goes to stderr.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(theirs, os.getpid(), function, arguments, threads), daemon=True)
-    process.start()
+    with _sheltered():
+        process.start()
     theirs.close()
     try:
         outcome = ours.recv()
@@ -42,6 +47,17 @@ def run_apart(function: Callable[..., Result], *arguments: Any, threads: int | N
     if kind == "error":
         raise value
     return value, peak_bytes
+
+
+@contextmanager
+def _sheltered() -> Iterator[None]:
+    """What is started in the block never sees Ctrl-C: the parent ends it, and it has nothing to say about that."""
+    resource_tracker.ensure_running()  # its own start would open the shelter too early
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def die_with_parent(parent: int) -> None:
@@ -71,8 +87,19 @@ def _child(
     except MemoryError:
         pipe.send(("error", MpaError("out of memory: use a machine with more, or a smaller model"), peak_rss_bytes()))
     except Exception as error:
+        if isinstance(error, OSError) and is_full(error):
+            return pipe.send(("error", OSError(errno.ENOSPC, "no space left"), peak_rss_bytes()))
         traceback.print_exc()
         pipe.send(("error", RuntimeError(f"{type(error).__name__}: {error}"), peak_rss_bytes()))
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a write did not fit. numpy says so without a number.
+
+    >>> is_full(OSError("65536 requested and 61360 written")), is_full(FileNotFoundError(2, "no such file"))
+    (True, False)
+    """
+    return error.errno in FULL or (error.errno is None and " requested and " in str(error))
 
 
 def _died(function: Callable[..., Any], exit_code: int | None) -> MpaError:

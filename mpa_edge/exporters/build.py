@@ -14,11 +14,13 @@ from mpa_edge.exporters.budget import image_values
 from mpa_edge.exporters.layout import file_name
 from mpa_edge.exporters.source import Source
 from mpa_edge.progress import say
-from mpa_edge.runs import make_folder, read_json, write_json
+from mpa_edge.runs import INPUTS, disk_errors, make_folder, read_json, sha256_file, write_json
 from mpa_edge.scheme import ONNX_COMPONENTS, CalibrationConfig, Component, Scheme
 from mpa_edge.target import ImageBudget
 
 MADE = ".made.json"
+DATA = "_data"
+"""What the name of a large graph's weights ends in, behind the graph's own."""
 
 
 @dataclass
@@ -40,9 +42,29 @@ class Workshop:
     notes: list[str] = field(default_factory=list)
     """What did not go as the scheme's name says."""
 
+    @property
+    def source_bytes(self) -> int:
+        """Of the checkpoint's weights: what a step may need on the disk."""
+        return sum(path.stat().st_size for path in self.source.checkpoint.glob("*.safetensors"))
+
+    def has_part(self, path: Path) -> bool:
+        """Whether a part is there and is what it was when it was made; one that is not goes."""
+        marks = (read_json(self.parts / MADE) or {}).get(path.relative_to(self.parts).as_posix())
+        if marks is not None and marks == _marks(path):
+            return True
+        for name in (path.name, f"{path.name}{DATA}"):
+            path.with_name(name).unlink(missing_ok=True)
+        return False
+
+    def keep_part(self, path: Path) -> None:
+        """Write down what a part is."""
+        made = read_json(self.parts / MADE) or {}
+        write_json(self.parts / MADE, made | {path.relative_to(self.parts).as_posix(): _marks(path)})
+
     def apart(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a heavy step in a process of its own."""
-        result, peak_bytes = run_apart(function, *arguments, threads=self.threads)
+        with disk_errors(self.folder, self.source_bytes):
+            result, peak_bytes = run_apart(function, *arguments, threads=self.threads)
         self.peak_rss_bytes = max(self.peak_rss_bytes, peak_bytes)
         return result
 
@@ -83,8 +105,9 @@ def _graph(shop: Workshop, component: Component) -> Path:
     from mpa_edge.exporters.onnx_export import export_component
 
     path = make_folder(shop.parts / "onnx" / component) / Path(file_name("onnx", component, "fp32")).name
-    if not path.is_file():
+    if not shop.has_part(path):
         shop.apart(export_component, shop.source.checkpoint, component, path)
+        shop.keep_part(path)
     return path
 
 
@@ -109,8 +132,9 @@ def _language(shop: Workshop, scheme: Scheme, _component: Component, out: Path) 
         _convert(shop, "language", out, precision)
         return []
     full = make_folder(shop.parts / "gguf") / "model-f16.gguf"
-    if not full.is_file():
+    if not shop.has_part(full):
         _convert(shop, "language", full, "f16")
+        shop.keep_part(full)
     return list(quantize_gguf(full, out, precision, shop.threads))
 
 
@@ -125,6 +149,17 @@ def _convert(shop: Workshop, component: Literal["language", "mmproj"], out: Path
     values = image_values(shop.source.checkpoint, shop.budget)
     peak_bytes = convert(shop.source.checkpoint, component, out, precision, values)
     shop.peak_rss_bytes = max(shop.peak_rss_bytes, peak_bytes)
+
+
+def discard_parts(parts: Path) -> None:
+    """Remove the shared parts; a kill in between leaves nothing that could be taken for whole."""
+    (parts / INPUTS).unlink(missing_ok=True)
+    shutil.rmtree(parts, ignore_errors=True)
+
+
+def _marks(path: Path) -> dict[str, str]:
+    """Hash of a part, and of the weights beside it."""
+    return {one.name: sha256_file(one) for one in (path, path.with_name(f"{path.name}{DATA}")) if one.is_file()}
 
 
 def _share(path: Path, out: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from mpa_edge.assets import load_scheme
 from mpa_edge.errors import MpaError, VerificationError
-from mpa_edge.exporters.build import MADE, Workshop, build
+from mpa_edge.exporters.build import MADE, Workshop, build, discard_parts
 from mpa_edge.exporters.card import write_card
 from mpa_edge.exporters.layout import write_layout
 from mpa_edge.exporters.manifest import (
@@ -101,12 +101,13 @@ def run_export(order: Order) -> list[Path]:
     """Make every scheme of an order; the folders, in the order's own order. What is done and unchanged is skipped."""
     exports = order.source.exports
     with run_lock(exports):
+        _sweep_old(exports)
         missing = [s for s in order.schemes if order.fresh or not is_exported(exports / s.name, inputs_of(order, s))]
         if missing:
             require_free(exports, disk_need_bytes(order.source, missing))
             prepare(exports / PARTS, parts_inputs(order), order.fresh)
         folders = [export_scheme(order, scheme) for scheme in order.schemes]
-        shutil.rmtree(exports / PARTS, ignore_errors=True)
+        discard_parts(exports / PARTS)
     return folders
 
 
@@ -132,6 +133,7 @@ def export_scheme(order: Order, scheme: Scheme) -> Path:
     building = order.source.exports / f"{BUILDING}{scheme.name}"
     if not order.fresh and is_exported(final, inputs):
         say(f"{scheme.name}: done before, nothing changed")
+        shutil.rmtree(building, ignore_errors=True)  # of another attempt, killed before it had its name
         return final
     if order.fresh or not is_exported(building, inputs):
         earlier = read_export_manifest(final)
@@ -182,6 +184,13 @@ def publish(building: Path, final: Path) -> None:
         os.replace(final, old)
     os.replace(building, final)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep_old(exports: Path) -> None:
+    """Replaced exports that a kill left; one whose place is still empty stays until there is a new one."""
+    for old in exports.glob(f"{OLD}*"):
+        if (exports / old.name.removeprefix(OLD)).exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _children_bytes() -> int:

@@ -37,6 +37,8 @@ class Ended:
     rc: int
     stdout: str
     stderr: str
+    orphans: int = 0
+    """Processes that outlived it."""
 
     @property
     def last(self) -> str:
@@ -47,8 +49,10 @@ class Forks:
     """Commands in forked children, with an optional signal at a moment of a stage."""
 
     def __init__(self, cwd: Path) -> None:
-        self.cwd = cwd
+        self.cwd, self.temporary = cwd, cwd / "tmp"
+        self.temporary.mkdir()
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        env["TMPDIR"] = str(self.temporary)
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("forks.py"))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=cwd, env=env,

@@ -2,14 +2,18 @@
 
 Started by the tests as a program of its own. Reads one JSON order a line from stdin, writes one JSON answer a line:
 {"argv": [...], "stage": name | null, "after_s": x, "signal": n} -> {"rc": exit code or -signal, "stderr": text}.
-With a stage, the signal is sent so many seconds after that stage has begun; without one, after the start.
+With a stage, the signal is sent so many seconds after that stage has begun; without one, after the start. Each command
+is a process group, as a shell makes one: Ctrl-C goes to all of it, `orphans` counts who outlives the command.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
 import os
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -32,10 +36,27 @@ def warm_up() -> None:
     from mpa_edge.stages import pipeline, training  # noqa: F401
     from mpa_edge.vlm import transformers as vlm  # noqa: F401
 
+    warm_up_export()
+
+
+def warm_up_export() -> None:
+    """What an export and its steps import, each in a process of its own."""
+    import onnxruntime.quantization.matmul_nbits_quantizer
+    import onnxscript
+
+    from mpa_edge.exporters import onnx_files, pipeline, quantize
+    from mpa_edge.vlm import llamacpp, onnx
+
+    _ = (onnxruntime, onnxscript, onnx_files, pipeline, quantize, llamacpp, onnx)
+    # its steps are forked as well: each would import the same libraries again, for seconds
+    start = multiprocessing.get_context
+    multiprocessing.get_context = lambda method=None: start("fork" if method == "spawn" else method)
+
 
 def child(argv: list[str], out: int, err: int, max_file_bytes: int | None) -> None:
     from mpa_edge.cli.main import exit_code
 
+    os.setpgid(0, 0)
     if max_file_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, resource.RLIM_INFINITY))
     os.dup2(out, 1)
@@ -47,13 +68,43 @@ def child(argv: list[str], out: int, err: int, max_file_bytes: int | None) -> No
 
 
 def has_begun(run: Path, stage: str) -> bool:
-    """Whether a stage is under way, or over already."""
-    return (run / FOLDERS[stage] / ".inputs.json").exists()
+    """Whether a stage is under way, or over already; in place of a stage, whether a file is there."""
+    return (run / FOLDERS[stage] / ".inputs.json" if stage in FOLDERS else run / stage).exists()
 
 
 def ended(pid: int) -> int | None:
     done, status = os.waitpid(pid, os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if done else None
+
+
+def alive_in(group: int) -> list[int]:
+    """Processes of a group, the dead that nobody has asked for left out."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _parent, of = path.read_text().rpartition(")")[2].split()[:3]
+            if int(of) == group and state != "Z":
+                found.append(int(path.parent.name))
+    return found
+
+
+def orphans_of(group: int, within_s: float = 2.0) -> int:
+    """How many processes of a command are still there some time after it has ended; they are ended then."""
+    deadline = time.monotonic() + within_s
+    while (left := alive_in(group)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return len(left)
+
+
+def send(pid: int, number: int) -> None:
+    """Ctrl-C reaches everything that a terminal runs; a kill only the one that is named."""
+    if number == signal.SIGINT:
+        os.killpg(pid, number)
+    else:
+        os.kill(pid, number)
 
 
 def obey(order: dict) -> dict:
@@ -69,11 +120,17 @@ def obey(order: dict) -> dict:
                 begun = time.monotonic()
             due = begun is not None and order.get("signal") and time.monotonic() - begun >= order["after_s"]
             if rc is None and due and not sent:
-                os.kill(pid, order["signal"])
+                send(pid, order["signal"])
                 sent = True
+        orphans = orphans_of(pid)
         out.seek(0)
         err.seek(0)
-        return {"rc": rc, "stdout": out.read().decode(), "stderr": err.read().decode(errors="replace")}
+        return {
+            "rc": rc,
+            "stdout": out.read().decode(),
+            "stderr": err.read().decode(errors="replace"),
+            "orphans": orphans,
+        }
 
 
 def main() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,12 +45,12 @@ def convert(
         raise MpaError(f"{component} cannot be converted to {precision} directly: choose {known}, or quantize")
     make_folder(out.parent)
     temp = out.with_name(f".{out.name}.{os.getpid()}{TEMP_SUFFIX}")
+    # beside the result, not in /tmp: what a kill leaves there is found again
+    folder = out.with_name(f".{out.name}.staged")
+    shutil.rmtree(folder, ignore_errors=True)
     try:
-        with (
-            disk_errors(out.parent, _weight_bytes(checkpoint) // 2),
-            tempfile.TemporaryDirectory(prefix="mpa-edge-gguf-") as folder,
-        ):
-            staged = stage(checkpoint, Path(folder) / (checkpoint.resolve().name or "model"), image)
+        with disk_errors(out.parent, _weight_bytes(checkpoint) // 2):
+            staged = stage(checkpoint, folder / (checkpoint.resolve().name or "model"), image)
             if component == "mmproj" and read_json(staged / "config.json")["model_type"] in NAMES:
                 _, peak_bytes = run_apart(write_mmproj, staged, temp, precision)
             else:
@@ -57,6 +58,7 @@ def convert(
             os.replace(temp, out)
             fsync_folder(out.parent)
     finally:
+        shutil.rmtree(folder, ignore_errors=True)
         temp.unlink(missing_ok=True)
     return peak_bytes
 
@@ -67,7 +69,7 @@ def _weight_bytes(checkpoint: Path) -> int:
 
 def _run_converter(staged: Path, component: GgufComponent, out: Path, precision: str) -> int:
     pre_tokenizer = pre_tokenizer_name(read_json(staged / "tokenizer.json") or {}) or ""
-    command = [sys.executable, "-P", str(DRIVER), str(converter_folder()), pre_tokenizer]
+    command = [sys.executable, "-P", str(DRIVER), str(os.getpid()), str(converter_folder()), pre_tokenizer]
     command += [str(staged), "--outfile", str(out), "--outtype", precision]
     command += ["--mmproj"] if component == "mmproj" else []
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -78,6 +80,8 @@ def _run_converter(staged: Path, component: GgufComponent, out: Path, precision:
         )
     except subprocess.TimeoutExpired as error:
         raise _refused(component, f"no end after {CONVERT_TIMEOUT_S} s") from error
+    if done.returncode == errno.ENOSPC:
+        raise OSError(errno.ENOSPC, "no space left")
     if done.returncode or not out.is_file():
         raise _refused(component, last_words(done.stderr) or f"exit code {done.returncode}")
     return int(done.stdout.split()[-1])
