@@ -59,6 +59,8 @@ def verify(
     try:
         traced = run_apart(trace_export, source, folder, budget, threads, truth, threads=threads)[0]
     except MpaError as error:
+        if not_its_fault(error):
+            raise
         raise failure(source, scheme, "execution", [f"run: {error}", *reasons]) from error
     known = read_reference(truth)
     if known is None:
@@ -71,8 +73,19 @@ def weigh(source: Source, folder: Path, artifact: Artifact, threads: int | None)
     try:
         census = run_apart(census_of, source, folder, artifact, threads=threads)[0]
     except MpaError as error:
+        if not_its_fault(error):
+            raise
         return [f"weights: {error}"], {}
     return faults(census, artifact.files), census
+
+
+def not_its_fault(error: MpaError) -> bool:
+    """Whether the machine is at fault: memory, disk or packages say nothing about the export.
+
+    >>> not_its_fault(MpaError("trace_export was killed, most likely because memory ran out: free memory"))
+    True
+    """
+    return any(word in str(error) for word in ("out of memory", "memory ran out", "disk full", "pip install"))
 
 
 def judge(

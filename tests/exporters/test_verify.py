@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from mpa_edge.artifact import ARTIFACT
 from mpa_edge.assets import load_recipe, load_scheme
-from mpa_edge.errors import VerificationError
+from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.exporters import reference as truth
 from mpa_edge.exporters import verify as gate
 from mpa_edge.exporters.parity import Parity, ParityDetails
@@ -299,6 +299,19 @@ def test_a_damaged_graph(source: Source, folder: Path) -> None:
     text = wrong(source, folder)
     assert {"run", "weights"} <= starts(text)
     assert "the weights of decoder_model_merged.onnx cannot be read" in text
+
+
+@pytest.mark.parametrize("step", ["trace_export", "census_of"])
+def test_a_machine_that_is_too_small_is_not_the_exports_fault(
+    source: Source, folder: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def dies(*_: Any) -> None:
+        raise MpaError(f"{step} was killed, most likely because memory ran out: free memory and run it again")
+
+    monkeypatch.setattr(gate, step, dies)
+    with pytest.raises(MpaError, match="memory ran out") as caught:
+        verified(source, folder)
+    assert caught.value.exit_code == 1
 
 
 # --- other weights ----------------------------------------------------------------------------------------------------
