@@ -58,7 +58,7 @@ def verify(
     reasons, found = weigh(source, folder, artifact, threads)
     try:
         traced = run_apart(trace_export, source, folder, budget, threads, truth, threads=threads)[0]
-    except MpaError as error:
+    except (MpaError, RuntimeError) as error:  # a runtime's own exception comes from its process as a RuntimeError
         if not_its_fault(error):
             raise
         raise failure(source, scheme, "execution", [f"run: {error}", *reasons]) from error
@@ -79,7 +79,7 @@ def weigh(source: Source, folder: Path, artifact: Artifact, threads: int | None)
     return faults(census, artifact.files), census
 
 
-def not_its_fault(error: MpaError) -> bool:
+def not_its_fault(error: Exception) -> bool:
     """Whether the machine is at fault: memory, disk or packages say nothing about the export.
 
     >>> not_its_fault(MpaError("trace_export was killed, most likely because memory ran out: free memory"))

@@ -314,6 +314,18 @@ def test_a_machine_that_is_too_small_is_not_the_exports_fault(
     assert caught.value.exit_code == 1
 
 
+def test_a_runtime_that_gives_up_halfway(apart: None, source: Source, folder: Path) -> None:
+    """An embedding table of another width: the graph loads, and stops in the middle with an exception of its own."""
+    path = folder / "onnx/embed_tokens.onnx"
+    model = onnx.load(path)
+    table = model.graph.initializer[0]
+    table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(table)[:, :128].copy(), table.name))
+    del model.graph.value_info[:]
+    model.graph.output[0].type.tensor_type.shape.dim[2].dim_value = 128
+    onnx.save(model, path)
+    assert "run" in starts(wrong(source, folder))
+
+
 # --- other weights ----------------------------------------------------------------------------------------------------
 
 
