@@ -40,13 +40,12 @@ class TorchSide:
         self.single, self.double = (
             AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval() for dtype in ("float32", "float64")
         )
-        self.nested = self.single.config.model_type in ("idefics3", "smolvlm")
 
     def feed(self, rows: slice) -> Any:
         images = [drawn(*size, seed=i) for i, size in enumerate(PICTURES)][rows]
         texts = [chat_prompt(self.processor, question) for question in QUESTIONS[rows]]
         return self.processor(
-            text=texts, images=[[image] for image in images] if self.nested else images, padding=True,
+            text=texts, images=[[image] for image in images], padding=True,
             padding_side="left", add_special_tokens=False, return_tensors="pt",
         )  # fmt: skip
 
