@@ -135,11 +135,10 @@ def _onnx(path: Path) -> Iterator[Look]:
     packed = [node for node in graph.node if node.op_type in BLOCKS and node.input[BLOCKS[node.op_type]] in tensors]
     yield from (_unpacked(node, tensors) for node in packed)
     done = {name for node in packed for name in node.input}
-    axes = {node.input[0]: _attributes(node).get("axis", 1) for node in graph.node if node.op_type == DEQUANTIZE}
+    scaled = _scaled_tensors(graph, tensors)
     for name, tensor in tensors.items():
-        stem = name.removesuffix("_quantized")
-        if stem != name and f"{stem}_scale" in tensors:
-            yield _scaled(stem, tensors, axes.get(name, -1))
+        if name in scaled:
+            yield _scaled(name, *scaled[name], tensors)
         elif name not in done and not name.endswith(("_scale", "_zero_point")) and tensor.data_type in _floats():
             yield look(name, _numbers(tensor))
 
@@ -169,12 +168,23 @@ def _attributes(node: Any) -> dict[str, Any]:
     return {attribute.name: get_attribute_value(attribute) for attribute in node.attribute}
 
 
-def _scaled(name: str, tensors: dict[str, Any], axis: int) -> Look:
-    """A tensor with one scale, or one along an axis (the last where no operator says which)."""
-    stored = _numbers(tensors[f"{name}_quantized"])
-    scale = _numbers(tensors[f"{name}_scale"]).astype(np.float32).reshape(-1)
-    point = tensors.get(f"{name}_zero_point")
-    zero: Array = np.zeros(1) if point is None else _numbers(point).astype(np.float32).reshape(-1)
+def _scaled_tensors(graph: Any, tensors: dict[str, Any]) -> dict[str, tuple[str, str, int]]:
+    """Weights in 8 or 32 bits: name -> (their scale, their zero point, the axis along which they differ).
+
+    An operator says so, or, where activations are quantized while running, only the names that the quantizer gives.
+    """
+    stems = [name.removesuffix("_quantized") for name in tensors if name.endswith("_quantized")]
+    named = {f"{stem}_quantized": (f"{stem}_scale", f"{stem}_zero_point", -1) for stem in stems}
+    nodes = [node for node in graph.node if node.op_type == DEQUANTIZE and node.input[0] in tensors]
+    said = {node.input[0]: ((*node.input[1:3], "")[:2], _attributes(node).get("axis", 1)) for node in nodes}
+    known = named | {name: (*inputs, axis) for name, (inputs, axis) in said.items()}
+    return {name: found for name, found in known.items() if found[0] in tensors}
+
+
+def _scaled(name: str, scales: str, zeros: str, axis: int, tensors: dict[str, Any]) -> Look:
+    """A tensor with one scale, or one along an axis."""
+    stored, scale = _numbers(tensors[name]), _numbers(tensors[scales]).astype(np.float32).reshape(-1)
+    zero: Array = _numbers(tensors[zeros]).astype(np.float32).reshape(-1) if zeros in tensors else np.zeros(1)
     shape = [1] * stored.ndim
     if scale.size > 1:
         shape[axis] = scale.size
