@@ -14,7 +14,7 @@ from mpa_edge.exporters.budget import image_values
 from mpa_edge.exporters.layout import file_name
 from mpa_edge.exporters.source import Source
 from mpa_edge.progress import say
-from mpa_edge.runs import INPUTS, disk_errors, make_folder, read_json, sha256_file, write_json
+from mpa_edge.runs import INPUTS, atomic_write, disk_errors, make_folder, read_json, sha256_file, write_json
 from mpa_edge.scheme import ONNX_COMPONENTS, CalibrationConfig, Component, Scheme
 from mpa_edge.target import ImageBudget
 
@@ -128,19 +128,28 @@ def _language(shop: Workshop, scheme: Scheme, _component: Component, out: Path) 
     from mpa_edge.exporters.gguf.quantize import quantize_gguf
 
     precision = scheme.components["language"]
-    if precision in ("f32", "f16", "bf16"):
+    if precision in ("f32", "bf16"):
         _convert(shop, "language", out, precision)
         return []
-    full = make_folder(shop.parts / "gguf") / "model-f16.gguf"
-    if not shop.has_part(full):
-        _convert(shop, "language", full, "f16")
-        shop.keep_part(full)
+    full = _gguf_part(shop, "language", "f16")
+    if precision == "f16":
+        _copy(full, out)
+        return []
     return list(quantize_gguf(full, out, precision, shop.threads))
 
 
 def _mmproj(shop: Workshop, scheme: Scheme, _component: Component, out: Path) -> list[str]:
-    _convert(shop, "mmproj", out, scheme.components["mmproj"])
+    _copy(_gguf_part(shop, "mmproj", scheme.components["mmproj"]), out)
     return []
+
+
+def _gguf_part(shop: Workshop, component: Literal["language", "mmproj"], precision: str) -> Path:
+    """A converted file, made once for all schemes."""
+    path = make_folder(shop.parts / "gguf") / file_name("gguf", component, precision)
+    if not shop.has_part(path):
+        _convert(shop, component, path, precision)
+        shop.keep_part(path)
+    return path
 
 
 def _convert(shop: Workshop, component: Literal["language", "mmproj"], out: Path, precision: str) -> None:
@@ -171,3 +180,9 @@ def _share(path: Path, out: Path) -> None:
     except OSError:
         shutil.copyfile(path, temp)
     os.replace(temp, out)
+
+
+def _copy(path: Path, out: Path) -> None:
+    """A file of its own: two exports must not stand or fall together."""
+    with atomic_write(out, path.stat().st_size) as file, path.open("rb") as source:
+        shutil.copyfileobj(source, file, 1 << 20)

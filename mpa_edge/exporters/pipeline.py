@@ -74,13 +74,13 @@ def choose_schemes(source: Source, names: Sequence[str], target: Target | None) 
     if names or target is None:
         chosen = tuple(_resolved(name, target) for name in dict.fromkeys(names))
         for scheme in chosen:
-            check_possible(source, scheme)
+            check_possible(source, scheme, target.image if target else None)
         return chosen
     refusals = []
     for choice in target.schemes:
         scheme = _resolved(choice.name, target)
         try:
-            check_possible(source, scheme)
+            check_possible(source, scheme, target.image)
         except MpaError as error:
             refusals.append(error)
             say(f"{scheme.name}: not for this model ({error})")

@@ -6,11 +6,12 @@ import importlib.util
 from collections.abc import Sequence
 
 from mpa_edge.errors import MpaError, missing_package
-from mpa_edge.exporters.budget import processor_values
+from mpa_edge.exporters.budget import image_values
 from mpa_edge.exporters.sizes import predict_sizes
 from mpa_edge.exporters.source import Source
 from mpa_edge.runs import read_json
 from mpa_edge.scheme import ONNX_COMPONENTS, Scheme
+from mpa_edge.target import ImageBudget
 
 NEEDS = {
     "onnx": (("torch", "align"), ("transformers", "align"), ("onnx", "export"), ("onnxruntime", "export"),
@@ -19,8 +20,8 @@ NEEDS = {
 }  # fmt: skip
 
 
-def check_possible(source: Source, scheme: Scheme) -> None:
-    """Raise MpaError with the reason where a scheme cannot be made of a checkpoint on this machine."""
+def check_possible(source: Source, scheme: Scheme, budget: ImageBudget | None = None) -> None:
+    """Raise MpaError with the reason where a scheme cannot be made of a checkpoint, or not on this machine."""
     _family(source)
     formats = {"onnx" if component in ONNX_COMPONENTS else "gguf" for component in scheme.components}
     for name in sorted(formats):
@@ -31,7 +32,7 @@ def check_possible(source: Source, scheme: Scheme) -> None:
         from mpa_edge.exporters.gguf.check import check_gguf_possible
 
         check_gguf_possible(
-            source.config, processor_values(source.checkpoint), read_json(source.checkpoint / "tokenizer.json"),
+            source.config, image_values(source.checkpoint, budget), read_json(source.checkpoint / "tokenizer.json"),
             vision="mmproj" in scheme.components, precisions=scheme.components.values(),
         )  # fmt: skip
     if scheme.calibration is not None and source.run is None:

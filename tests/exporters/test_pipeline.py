@@ -162,7 +162,7 @@ def test_the_target_chooses_and_changes_bits(source: Source) -> None:
 def test_a_target_falls_back_to_what_the_model_can_take(
     source: Source, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def check(_: Source, scheme: Any) -> None:
+    def check(_: Source, scheme: Any, __: Any = None) -> None:
         if scheme.format == "gguf":
             raise MpaError("no GGUF for this one: choose onnx")
 
@@ -213,5 +213,3 @@ def test_the_threads_and_the_budget_of_a_target_are_in_the_export(source: Source
     manifest = read_export_manifest(folder)
     assert manifest is not None
     assert manifest.target == "raspberry-pi-5"
-
-
