@@ -78,7 +78,7 @@ def test_two_schemes_each_in_its_folder(source: Source, factory: Factory) -> Non
     assert manifest.files["vision"].path == "onnx/vision_encoder_int8.onnx"
     assert manifest.notes == ("vision: as it is", "embed: as it is", "decoder: as it is")
     assert {"artifact.json", "config.json", "tokenizer.json"} <= set(manifest.outputs)
-    assert not [path for path in folders[0].rglob(".*")]
+    assert not list(folders[0].rglob(".*"))
     report = pipeline.report_of(folders[0])
     assert report["files"]["vision"]["bytes"] == len("vision")
     assert report["parity"] == SAME.model_dump()
