@@ -9,7 +9,7 @@ import pytest
 
 from mpa_edge.exporters.adapter import Adapter
 from mpa_edge.exporters.census import faults, is_used, summary, take_census
-from mpa_edge.exporters.weights import exported
+from mpa_edge.exporters.weights import exported, grid
 from tests.exporters import small_weights as small
 from tests.exporters.small_weights import CONFIG, FILES, GGUF_FILES, Weights, edited
 
@@ -244,3 +244,28 @@ def test_quantized_numbers_are_read_as_what_they_stand_for(tmp_path: Path, preci
         same_shape = [one.values for one in packed.get(found.shape, [])]
         turned = [one.values.T for one in packed.get(found.shape[::-1], [])]
         assert min(np.abs(values - found.values).max() for values in same_shape + turned) <= worst
+
+
+def test_static_graphs_name_their_scales_in_an_operator(tmp_path: Path) -> None:
+    """Weights in int8 along their first axis, a bias in 32 bits, with names that follow no rule."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = AFTER["model.vision_model.encoder.layers.0.mlp.fc1.weight"]
+    bias = AFTER["model.vision_model.encoder.layers.0.mlp.fc1.bias"]
+    steps = np.abs(weight).max(1) / 127
+    stored = {
+        "w": np.round(weight / steps[:, None]).astype(np.int8), "w_s": steps.astype(np.float32),
+        "b": np.round(bias / 1e-6).astype(np.int32), "b_s": np.float32(1e-6),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "w_s"], ["weight"], axis=0),
+        helper.make_node("DequantizeLinear", ["b", "b_s"], ["bias"]),
+    ]
+    shapes = {"weight": weight.shape, "bias": bias.shape}
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in stored.items()]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", [], outputs, tensors)), tmp_path / "static.onnx")
+    looked = {found.name: found.values for many in exported(tmp_path / "static.onnx").values() for found in many}
+    np.testing.assert_allclose(looked["b"], bias[grid(len(bias))], atol=1e-6)
+    np.testing.assert_allclose(looked["w"], weight[np.ix_(*map(grid, weight.shape))], atol=steps.max())
