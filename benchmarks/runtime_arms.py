@@ -43,11 +43,10 @@ class OneTileLlama(LlamaCppVLM):
 
     def look(self, image: Image.Image, pixels: Any = None) -> Picture:
         """Start tokens, the overview, end token."""
-        started = time.perf_counter()
         with self.projector._chunks(image) as chunks:
-            prepared = time.perf_counter()
+            started = time.perf_counter()
             pieces = tuple(self.projector._piece(chunk) for chunk in last_three(self, chunks))
-        return Picture(pieces, prepared - started, time.perf_counter() - prepared)
+            return Picture(pieces, time.perf_counter() - started)
 
 
 def last_three(vlm: LlamaCppVLM, chunks: Any) -> list[Any]:

@@ -43,13 +43,14 @@ class HybridVLM(LlamaAnswers):
         prepared = prepare(self.artifact.image, image)
         ids = self.language.tokenize(prepared.expansion)
         given = prepared.pixels if pixels is None else pixels
-        preprocess_s = clock.lap()
+        clock.lap()
         features = self.vision.encode(given)
+        vision_s = clock.lap()
         if features.shape != (n := ids.count(self.artifact.tokens.image_id), self.language.hidden):
             found = f"embeddings of shape {features.shape} for {n} tokens of {self.language.hidden}"
             raise MpaError(f"{self.folder}: the vision encoder gives {found}: export again")
         pieces = tuple(_pieces(ids, self.artifact.tokens.image_id, features, self._grid(given)))
-        return Picture(pieces, preprocess_s, clock.lap(), pixels_digest(given))
+        return Picture(pieces, vision_s, pixels_digest(given))
 
     def close(self) -> None:
         """Free the memory; safe to call twice."""

@@ -35,10 +35,8 @@ class Picture:
 
     pieces: tuple[Piece, ...]
     """In order; tokens around and between the embeddings are pieces, too."""
-    preprocess_s: float
-    """Picture to numbers."""
     vision_s: float
-    """Vision encoder with its connector."""
+    """Seconds in the vision encoder with its connector."""
     pixels_sha256: str | None = None
     """Hash of what the vision encoder was given; None where it is hidden."""
 
@@ -75,7 +73,7 @@ def assemble(before: Sequence[int], picture: Picture, after: Sequence[int]) -> P
 
     A start or end token that the prompt has around its picture, and the picture's own pieces too, is kept once.
 
-    >>> seen = Picture((Piece((1,)), Piece((9, 9), np.zeros((2, 4), np.float32)), Piece((2,))), 0.0, 0.0)
+    >>> seen = Picture((Piece((1,)), Piece((9, 9), np.zeros((2, 4), np.float32)), Piece((2,))), 0.0)
     >>> assemble([5, 1], seen, [2, 6]).ids
     (5, 1, 9, 9, 2, 6)
     >>> assemble([5], seen, [6]).ids
@@ -143,8 +141,8 @@ class LlamaAnswers:
         started = time.perf_counter()
         seen = self._seen if self._seen is not None and self._seen.image is request.image else None
         picture = seen.picture if seen else self.look(request.image)
-        looked = time.perf_counter()
         prompt = self._prompt(request, picture)
+        ready = time.perf_counter()
         position = seen.position if seen else self._read_prefix(prompt)
         self._seen = Seen(request.image, picture, position)
         first, tokens = 0.0, []
@@ -152,9 +150,10 @@ class LlamaAnswers:
             first = first or time.perf_counter()
             tokens.append(token)
         ended = time.perf_counter()
+        vision_s = 0.0 if seen else picture.vision_s
         timing = Timing(
-            total_s=ended - started, ttft_s=first - started, preprocess_s=0.0 if seen else picture.preprocess_s,
-            vision_s=0.0 if seen else picture.vision_s, prefill_s=first - looked, decode_s=ended - first,
+            total_s=ended - started, ttft_s=first - started, preprocess_s=ready - started - vision_s,
+            vision_s=vision_s, prefill_s=first - ready, decode_s=ended - first,
         )  # fmt: skip
         return self._reply(tokens, timing)
 

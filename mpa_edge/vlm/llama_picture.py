@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from mpa_edge.errors import MpaError
 from mpa_edge.gguf_header import read_header
+from mpa_edge.vlm.clock import Clock
 from mpa_edge.vlm.llama_answer import Picture
 from mpa_edge.vlm.llama_language import LanguageModel, Piece
 from mpa_edge.vlm.llama_log import last_error
@@ -45,13 +45,11 @@ class Projector:
 
     def look(self, image: Image) -> Picture:
         """Preprocess and encode an RGB picture."""
-        started = time.perf_counter()
         with self._chunks(image) as chunks:
             n = self.mtmd.mtmd_input_chunks_size(chunks)
-            all_chunks = [self.mtmd.mtmd_input_chunks_get(chunks, i) for i in range(n)]
-            tokenized = time.perf_counter()
-            pieces = tuple(self._piece(chunk) for chunk in all_chunks)
-        return Picture(pieces, tokenized - started, time.perf_counter() - tokenized)
+            clock = Clock()
+            pieces = tuple(self._piece(self.mtmd.mtmd_input_chunks_get(chunks, i)) for i in range(n))
+            return Picture(pieces, clock.lap())
 
     def close(self) -> None:
         """Free the memory; safe to call twice."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpa_edge.errors import MpaError
-from mpa_edge.vlm.clock import Clock
 from mpa_edge.vlm.llama_answer import LlamaAnswers, Picture
 from mpa_edge.vlm.llama_language import Piece
 from mpa_edge.vlm.llama_picture import Projector
@@ -41,20 +40,14 @@ class LlamaCppVLM(LlamaAnswers):
             raise MpaError("llama.cpp takes a picture, not pixels: leave them out, or trace a hybrid export")
         if self.kind == "internvl":
             return self._look_at_tiles(image)
-        clock = Clock()
         if stays_as_scaled(self.artifact.image):
             image = resized(self.artifact.image, image)
-        preprocess_s = clock.lap()
-        picture = self.projector.look(image)
-        return Picture(picture.pieces, preprocess_s + picture.preprocess_s, picture.vision_s)
+        return self.projector.look(image)
 
     def _look_at_tiles(self, image: Image) -> Picture:
         """InternVL: one tile after the other, as llama.cpp has other rules for how to cut a picture up."""
-        clock = Clock()
-        tiles = internvl_tiles(self.artifact.image, image)
         first, last = (self.artifact.image[f"{side}_image_token"] for side in ("start", "end"))
-        preprocess_s = clock.lap()
-        seen = [self.projector.look(tile) for tile in tiles]
+        seen = [self.projector.look(tile) for tile in internvl_tiles(self.artifact.image, image)]
         rows = [piece.embeddings for picture in seen for piece in picture.pieces if piece.embeddings is not None]
         joined = np.concatenate(rows)
         pieces = (
@@ -62,8 +55,7 @@ class LlamaCppVLM(LlamaAnswers):
             Piece((self.artifact.tokens.image_id,) * len(joined), joined),
             Piece(tuple(self.language.tokenize(last))),
         )
-        preprocess_s += sum(picture.preprocess_s for picture in seen)
-        return Picture(pieces, preprocess_s, sum(picture.vision_s for picture in seen))
+        return Picture(pieces, sum(picture.vision_s for picture in seen))
 
     def close(self) -> None:
         """Free the memory; safe to call twice."""
