@@ -32,6 +32,7 @@ from mpa_edge.progress import say
 from mpa_edge.runs import StageClock, clear, peak_rss_bytes, prepare, require_free, run_lock, sha256_json, versions
 from mpa_edge.scheme import Scheme
 from mpa_edge.target import ImageBudget, Target
+from mpa_edge.vlm import checkpoint
 
 PARTS, BUILDING, OLD = ".parts", ".building-", ".old-"
 LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript", "gguf", "llama-cpp-python")
@@ -104,6 +105,7 @@ def run_export(order: Order) -> list[Path]:
         _sweep_old(exports)
         missing = [s for s in order.schemes if order.fresh or not is_exported(exports / s.name, inputs_of(order, s))]
         if missing:
+            checkpoint.load_processor(str(order.source.checkpoint))  # a damaged one is said now, not after the weights
             require_free(exports, disk_need_bytes(order.source, missing))
             prepare(exports / PARTS, parts_inputs(order), order.fresh)
         folders = [export_scheme(order, scheme) for scheme in order.schemes]
