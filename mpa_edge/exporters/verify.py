@@ -29,6 +29,7 @@ HEADLINES: dict[Mismatch, str] = {
     "execution": "execution mismatch: from the same input the export computes something else",
     "unknown": "the runtime hides its input, so it may be the input or the execution",
 }
+NOT_RUN = "its runtime cannot run it"
 OTHER_PIXELS = (
     "pixels: the numbers that the vision encoder is given are others than the checkpoint's image processor makes"
 )
@@ -61,7 +62,7 @@ def verify(
     except (MpaError, RuntimeError) as error:  # a runtime's own exception comes from its process as a RuntimeError
         if not_its_fault(error):
             raise
-        raise failure(source, scheme, "execution", [f"run: {error}", *reasons]) from error
+        raise failure(source, scheme, NOT_RUN, [f"run: {error}", *reasons]) from error
     known = read_reference(truth)
     if known is None:
         raise MpaError(f"{truth} cannot be read back: check the disk and run the same command again")
@@ -98,7 +99,7 @@ def judge(
     where = mismatch(compared, again)
     pixels = [OTHER_PIXELS] if compared.details.pixels_equal is False else []
     if everything := [*pixels, *compared.reasons, *reasons]:
-        raise failure(source, scheme, where, everything)
+        raise failure(source, scheme, HEADLINES[where], everything)
     return compared.parity, compared.details.model_copy(update={"census": summary(census)})
 
 
@@ -130,11 +131,11 @@ def mismatch(compared: Compared, again: Compared | None) -> Mismatch:
     return "unknown"
 
 
-def failure(source: Source, scheme: Scheme, where: Mismatch, reasons: list[str]) -> VerificationError:
+def failure(source: Source, scheme: Scheme, headline: str, reasons: list[str]) -> VerificationError:
     """The error of an export that is not the same model: a headline, a line for each reason, what to do."""
     listed = "\n".join(f"  {reason}" for reason in reasons)
     return VerificationError(
-        f"{scheme.name} of {source.name} is not the model it was made from; {HEADLINES[where]}\n{listed}\n"
+        f"{scheme.name} of {source.name} is not the model it was made from; {headline}\n{listed}\n"
         "nothing was exported: run again with --fresh, and if it stays, choose a scheme with more bits and report this"
     )
 
