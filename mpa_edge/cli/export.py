@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mpa_edge.scheme import Component
 
 DEFAULT_TARGET = "cpu"
+WORDS = {"holds": "holds", "lost": "is lost", "inconclusive": "may be left or not"}
 
 
 @click.command("export")
@@ -146,3 +147,4 @@ def result_lines(manifest: ExportManifest) -> Iterator[str]:
             f"base {figures.base:.1%}, aligned {figures.aligned:.1%}, exported {figures.artifact:.1%} "
             f"({low:.1%} to {high:.1%}) on {figures.n} questions{kept}"
         )
+        yield f"the gain {WORDS[figures.verdict]}: {'; '.join(figures.reasons)}"

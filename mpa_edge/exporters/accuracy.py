@@ -13,6 +13,7 @@ from mpa_edge.exporters.apart import run_apart
 from mpa_edge.exporters.card import write_card
 from mpa_edge.exporters.manifest import AccuracyFigures, read_export_manifest, write_export_manifest
 from mpa_edge.exporters.source import Source
+from mpa_edge.metrics.gain import judge
 from mpa_edge.metrics.paired import bootstrap_ci95
 from mpa_edge.progress import progress, say
 from mpa_edge.recipe import Recipe
@@ -87,14 +88,16 @@ def figures(
     exam: Exam, base: Sequence[Prediction], aligned: Sequence[Prediction], made: Sequence[Prediction]
 ) -> AccuracyFigures:
     """The three accuracies and the share of the gain that is left."""
-    before, after, now = (mean([row.score for row in rows]) for rows in (base, aligned, made))
+    was, could, does = ([row.score for row in rows] for rows in (base, aligned, made))
+    before, after, now = mean(was), mean(could), mean(does)
+    pictures = [row.image_id for row in made]
     config = exam.recipe.evaluate
-    interval = bootstrap_ci95(
-        [row.score for row in made], [row.image_id for row in made], resamples=config.bootstrap, seed=exam.recipe.seed
-    )
+    interval = bootstrap_ci95(does, pictures, resamples=config.bootstrap, seed=exam.recipe.seed)
+    judgement = judge(was, could, does, pictures)
     return AccuracyFigures(
         base=before, aligned=after, artifact=now, n=len(made), ci95=interval,
-        retained_gain=retained_gain(before, after, now), questions_sha256=exam.sha256,
+        retained_gain=retained_gain(before, after, now), verdict=judgement.verdict, reasons=judgement.reasons,
+        questions_sha256=exam.sha256,
     )  # fmt: skip
 
 

@@ -148,7 +148,8 @@ def _accuracy(manifest: ExportManifest) -> Iterator[str]:
     yield f"| **this export** | **{figures.artifact:.1%}** (95 % interval {low:.1%} to {high:.1%}) |"
     yield ""
     if figures.retained_gain is not None:
-        yield f"It keeps {figures.retained_gain:.0%} of the gain."
+        why = "; ".join(figures.reasons)
+        yield f"It keeps {figures.retained_gain:.0%} of the gain. Verdict: **{figures.verdict}** ({why})."
         yield ""
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from mpa_edge.metrics.gain import Word
 from mpa_edge.runs import MANIFEST, output_files, read_json, sha256_file, write_json
 from mpa_edge.scheme import Component
 from mpa_edge.types import Record
@@ -41,6 +42,10 @@ class AccuracyFigures(Record):
     """95 % bootstrap interval of the artifact's accuracy, clustered by image."""
     retained_gain: float | None
     """(artifact - base) / (aligned - base); null where there was no gain to keep."""
+    verdict: Word
+    """Whether at least half of the gain is left: holds, lost, or inconclusive on so many questions."""
+    reasons: tuple[str, ...]
+    """Why."""
     questions_sha256: str
     """Of the questions, so that another set is asked anew."""
 

@@ -16,7 +16,7 @@ PARITY = {
 }  # fmt: skip
 ACCURACY = AccuracyFigures(
     base=0.493, aligned=0.683, artifact=0.677, n=1000, ci95=(0.648, 0.706), retained_gain=0.968421,
-    questions_sha256="0" * 64,
+    verdict="holds", reasons=("more than 50% of the gain is left, with 95 % confidence",), questions_sha256="0" * 64,
 )  # fmt: skip
 
 

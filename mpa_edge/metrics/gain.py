@@ -1,0 +1,243 @@
+"""Does the gain hold? One word, with reasons, from the same questions asked of three models.
+
+With b, a and q the scores of base, aligned (both full precision, on the host) and of the artifact on the device:
+
+- above base: the artifact is right more often than base, by McNemar's exact test on the flips, one-sided, 5 %
+- retained: the mean of (q - b) - r (a - b) has a lower confidence bound above 0: at least the share r of the gain is
+  left. One-sided, 5 %; questions about one picture are one cluster; standard error with the small-sample correction
+  G / (G - 1) and a t quantile with G - 1 degrees of freedom (Cameron and Miller 2015, A Practitioner's Guide to
+  Cluster-Robust Inference, section VI)
+- not worse than aligned: the lower bound of q - a is above minus the margin. Reported, not required
+
+`holds` needs the first two. `lost` is said where the upper bound of the same mean is below 0, or where aligned is worse
+than base already. Everything between is `inconclusive`, with the number of questions that would settle it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpa_edge.errors import MpaError
+from mpa_edge.metrics.paired import bootstrap_ci95, flips
+from mpa_edge.types import Record
+
+Word = Literal["holds", "lost", "inconclusive"]
+Array = NDArray[np.float64]
+LEVEL = 0.05
+POWER = 0.8
+SHARE = 0.5
+MARGIN = 0.02
+
+
+class ModelAccuracy(Record):
+    """One model on the questions."""
+
+    n: int
+    """Questions."""
+    correct: float
+    """Sum of the scores."""
+    value: float
+    """Mean of the scores, 0 to 1."""
+    ci95: tuple[float, float]
+    """Bootstrap over pictures."""
+
+
+class FlipCounts(Record):
+    """Questions whose correctness differs between base and artifact."""
+
+    gained: int
+    """Base wrong, artifact right."""
+    lost: int
+    """Base right, artifact wrong."""
+
+
+class AccuracyResult(Record):
+    """Base, aligned and artifact on the same questions."""
+
+    base: ModelAccuracy
+    """The student before, fp32 on the host."""
+    aligned: ModelAccuracy
+    """The student after, fp32 on the host."""
+    artifact: ModelAccuracy
+    """What was exported, on the device."""
+    retained_gain: float | None
+    """(artifact - base) / (aligned - base); null where there was no gain."""
+    retained_gain_lower: float | None
+    """Lower 95 % bound of it (one-sided, Fieller); null where there was no gain beyond noise."""
+    p_mcnemar: float
+    """Artifact above base, exact, one-sided."""
+    flips: FlipCounts
+    """Base against artifact."""
+
+
+class Judgement(Record):
+    """The verdict on an accuracy."""
+
+    verdict: Word
+    """In one word."""
+    reasons: tuple[str, ...]
+    """Why."""
+    n_to_settle: int | None
+    """Questions that would settle an inconclusive one four times in five; null where nothing is to settle."""
+
+
+def clustered(values: Sequence[float] | Array, clusters: Sequence[str]) -> tuple[float, float, int]:
+    """(mean, cluster-robust standard error of the mean, number of clusters).
+
+    >>> mean, error, n = clustered([1.0, 1.0, 0.0, 0.0], ["a", "a", "b", "b"])
+    >>> mean, round(error, 3), n
+    (0.5, 0.5, 2)
+    """
+    x = np.asarray(values, float)
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    n_clusters = int(index.max()) + 1
+    if n_clusters < 2:
+        return float(x.mean()), math.inf, n_clusters
+    sums = np.bincount(index, weights=x - x.mean())
+    variance = float((sums**2).sum()) / len(x) ** 2 * n_clusters / (n_clusters - 1)
+    return float(x.mean()), math.sqrt(variance), n_clusters
+
+
+def t_quantile(p: float, degrees: int) -> float:
+    """Quantile of Student's t, by the expansion of Abramowitz and Stegun 26.7.5: within 0.001 from 10 degrees on.
+
+    >>> round(t_quantile(0.95, 30), 3), round(t_quantile(0.95, 10**6), 3)
+    (1.697, 1.645)
+    """
+    from statistics import NormalDist
+
+    z, n = NormalDist().inv_cdf(p), max(degrees, 1)
+    g1 = (z**3 + z) / 4
+    g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    g3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + g1 / n + g2 / n**2 + g3 / n**3
+
+
+def bounds(values: Array, clusters: Sequence[str]) -> tuple[float, float]:
+    """One-sided 95 % lower and upper bound of a mean of clustered values."""
+    mean, error, n_clusters = clustered(values, clusters)
+    if math.isinf(error):
+        return -math.inf, math.inf
+    reach = t_quantile(1 - LEVEL, n_clusters - 1) * error
+    return mean - reach, mean + reach
+
+
+def mcnemar_above(gained: int, lost: int) -> float:
+    """One-sided exact McNemar test: probability of so many gains among the flips if neither direction were likelier.
+
+    >>> mcnemar_above(9, 1)
+    0.0107421875
+    >>> mcnemar_above(0, 0)
+    1.0
+    """
+    n = gained + lost
+    logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(gained, n + 1)]
+    top = max(logs)
+    total = top + math.log(sum(math.exp(one - top) for one in logs)) - n * math.log(2)
+    return min(1.0, round(math.exp(total), 12))
+
+
+def retained_lower(base: Array, aligned: Array, artifact: Array, clusters: Sequence[str]) -> float | None:
+    """Largest share r that the artifact retains with 95 % confidence (one-sided); None where the gain itself is noise.
+
+    Found by bisection on the test of (q - b) - r (a - b) > 0: Fieller's bound. Source: Fieller 1954, JRSS B 16(2).
+    """
+    if bounds(aligned - base, clusters)[0] <= 0:
+        return None
+    low, high = -10.0, 10.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        holds = bounds((artifact - base) - middle * (aligned - base), clusters)[0] > 0
+        low, high = (middle, high) if holds else (low, middle)
+    return round(low, 6)
+
+
+def accuracy_result(
+    base: Sequence[float], aligned: Sequence[float], artifact: Sequence[float], clusters: Sequence[str],
+    *, resamples: int = 2000, seed: int = 0,
+) -> AccuracyResult:  # fmt: skip
+    """Everything that is said of three models' scores (0 to 1, the same questions in the same order)."""
+    if not len(base) == len(aligned) == len(artifact) == len(clusters):
+        raise MpaError("base, aligned and artifact were asked different questions: run the benchmark again")
+    b, a, q = (np.asarray(scores, float) for scores in (base, aligned, artifact))
+    changed, gain = flips(base, artifact), float(a.mean() - b.mean())
+
+    def model(scores: Array) -> ModelAccuracy:
+        interval = bootstrap_ci95(scores.tolist(), clusters, resamples=resamples, seed=seed)
+        return ModelAccuracy(n=len(scores), correct=float(scores.sum()), value=float(scores.mean()), ci95=interval)
+
+    return AccuracyResult(
+        base=model(b), aligned=model(a), artifact=model(q),
+        retained_gain=round(float(q.mean() - b.mean()) / gain, 6) if gain > 0 else None,
+        retained_gain_lower=retained_lower(b, a, q, clusters),
+        p_mcnemar=mcnemar_above(changed.gained, changed.lost),
+        flips=FlipCounts(gained=changed.gained, lost=changed.lost),
+    )  # fmt: skip
+
+
+def judge(
+    base: Sequence[float], aligned: Sequence[float], artifact: Sequence[float], clusters: Sequence[str],
+    *, share: float = SHARE,
+) -> Judgement:  # fmt: skip
+    """Whether at least `share` of the gain is left in the artifact."""
+    b, a, q = (np.asarray(scores, float) for scores in (base, aligned, artifact))
+    if bounds(a - b, clusters)[0] <= 0:
+        return _no_gain(a - b, clusters)
+    kept = (q - b) - share * (a - b)
+    low, high = bounds(kept, clusters)
+    changed = flips(base, artifact)
+    p = mcnemar_above(changed.gained, changed.lost)
+    percent = f"{share:.0%}"
+    if low > 0 and p < LEVEL:
+        return Judgement(
+            verdict="holds",
+            reasons=(
+                f"more than {percent} of the gain is left, with 95 % confidence",
+                f"better than base, p = {p:.2g}",
+            ),
+            n_to_settle=None,
+        )
+    if high < 0:
+        return Judgement(
+            verdict="lost",
+            reasons=(f"less than {percent} of the gain is left, with 95 % confidence",),
+            n_to_settle=None,
+        )
+    why = [f"whether {percent} of the gain is left cannot be told from {len(b)} questions"] if low <= 0 else []
+    why += [f"not certainly better than base, p = {p:.2g}"] if p >= LEVEL else []
+    return Judgement(verdict="inconclusive", reasons=tuple(why), n_to_settle=settling(kept, clusters))
+
+
+def _no_gain(difference: Array, clusters: Sequence[str]) -> Judgement:
+    """Aligned is not certainly better than base on these questions: there is nothing that could hold."""
+    high = bounds(difference, clusters)[1]
+    if high < 0:
+        return Judgement(verdict="lost", reasons=("aligned is worse than base on the host already",), n_to_settle=None)
+    why = f"aligned is not certainly better than base on these {len(difference)} questions"
+    return Judgement(verdict="inconclusive", reasons=(why,), n_to_settle=settling(difference, clusters))
+
+
+def not_worse(
+    aligned: Sequence[float], artifact: Sequence[float], clusters: Sequence[str], margin: float = MARGIN
+) -> bool:
+    """Whether the artifact is within `margin` of aligned, one-sided 5 %."""
+    return bounds(np.asarray(artifact, float) - np.asarray(aligned, float), clusters)[0] > -margin
+
+
+def settling(values: Array, clusters: Sequence[str]) -> int | None:
+    """Questions with which a mean as large as this would differ from 0 in four of five benchmarks; None where it is 0.
+
+    n grows with the square of the standard error over the effect; the clusters are taken to stay of the same size.
+    """
+    from statistics import NormalDist
+
+    mean, error, _ = clustered(values, clusters)
+    if mean == 0 or math.isinf(error):
+        return None
+    reach = NormalDist().inv_cdf(1 - LEVEL) + NormalDist().inv_cdf(POWER)
+    return max(len(values) + 1, math.ceil(len(values) * (reach * error / abs(mean)) ** 2))
