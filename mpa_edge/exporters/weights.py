@@ -80,6 +80,7 @@ class Stored:
     """Tensors of a checkpoint's safetensors files, each read when it is asked for."""
 
     def __init__(self, folder: Path) -> None:
+        import ml_dtypes  # noqa: F401  # importing it teaches numpy bfloat16
         from safetensors import safe_open
 
         paths = sorted(folder.glob("*.safetensors"))
