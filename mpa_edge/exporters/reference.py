@@ -28,6 +28,8 @@ Array = NDArray[Any]
 # of what a processor returns, what the language model takes and the vision encoder does not
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 FILE = "reference-{key}.npz"
+# models that cut a picture in tiles, and how many of them are looked at together
+TILED, TILES = ("idefics3", "smolvlm"), 2
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class Checkpoint:
             str(folder), backend="pil", trust_remote_code=False, **image_changes
         )
         self.model: Any = checkpoint.load_model(str(folder), "cpu")
+        if self.model.config.model_type in TILED:
+            few_tiles_at_once(self.model.base_model.vision_model)
         ends = self.model.generation_config.eos_token_id
         self.ends = set(ends) if isinstance(ends, list) else {ends}
         # greedy over the raw logits: a penalty of the checkpoint's generation config would hide behind the tokens
@@ -142,6 +146,25 @@ class Checkpoint:
         if self.model.config.model_type == "qwen2_vl":
             found["grid_thw"] = found.pop("image_grid_thw")
         return found
+
+
+def few_tiles_at_once(tower: Any, most: int = TILES) -> None:
+    """Let a vision tower see a few tiles after another: all at once can take more memory than the weights.
+
+    Tiles do not look at each other, so nothing else changes.
+    """
+    original = tower.forward
+
+    @functools.wraps(original)
+    def forward(pixel_values: Any, patch_attention_mask: Any, **options: Any) -> Any:
+        import torch
+
+        chunks = zip(pixel_values.split(most), patch_attention_mask.split(most), strict=True)
+        seen = [original(pixel_values=p, patch_attention_mask=m, **options) for p, m in chunks]
+        seen[0].last_hidden_state = torch.cat([one.last_hidden_state for one in seen])
+        return seen[0]
+
+    tower.forward = forward
 
 
 class Captured:
