@@ -12,7 +12,6 @@ from mpa_edge.vlm.clock import Clock
 from mpa_edge.vlm.llama_answer import LlamaAnswers, Picture
 from mpa_edge.vlm.llama_language import Piece
 from mpa_edge.vlm.pixels import prepare
-from mpa_edge.vlm.trace import pixels_digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +49,7 @@ class HybridVLM(LlamaAnswers):
             found = f"embeddings of shape {features.shape} for {n} tokens of {self.language.hidden}"
             raise MpaError(f"{self.folder}: the vision encoder gives {found}: export again")
         pieces = tuple(_pieces(ids, self.artifact.tokens.image_id, features, self._grid(given)))
-        return Picture(pieces, vision_s, pixels_digest(given))
+        return Picture(pieces, vision_s, given)
 
     def close(self) -> None:
         """Free the memory; safe to call twice."""

@@ -17,6 +17,8 @@ from mpa_edge.types import FinishReason, Reply, Request, Timing, Trace
 from mpa_edge.vlm.llama_language import LanguageModel, Piece
 from mpa_edge.vlm.prompts import prompt_text, without_special_tokens
 from mpa_edge.vlm.sampling import Sampler
+from mpa_edge.vlm.token_table import merged, open_table
+from mpa_edge.vlm.trace import pixels_digest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,8 +39,8 @@ class Picture:
     """In order; tokens around and between the embeddings are pieces, too."""
     vision_s: float
     """Seconds in the vision encoder with its connector."""
-    pixels_sha256: str | None = None
-    """Hash of what the vision encoder was given; None where it is hidden."""
+    pixels: Pixels | None = None
+    """What the vision encoder was given; None where it is hidden."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class LlamaAnswers:
             context_tokens=self.artifact.context_tokens,
             threads=threads or self.artifact.threads,
         )
+        self.table = open_table(self.language.path, self.language.header)
         self._seen: Seen | None = None
 
     def file(self, component: Component) -> Path:
@@ -143,10 +146,10 @@ class LlamaAnswers:
         picture = seen.picture if seen else self.look(request.image)
         prompt = self._prompt(request, picture)
         ready = time.perf_counter()
-        position = seen.position if seen else self._read_prefix(prompt)
+        position = self._read(prompt, seen)
         self._seen = Seen(request.image, picture, position)
         first, tokens = 0.0, []
-        for token, _ in self._tokens(request, prompt, position):
+        for token, _ in self._tokens(request, prompt):
             first = first or time.perf_counter()
             tokens.append(token)
         ended = time.perf_counter()
@@ -160,12 +163,12 @@ class LlamaAnswers:
     def _trace(self, request: Request, pixels: Pixels | None) -> Trace:
         picture = self.look(request.image, pixels)
         prompt = self._prompt(request, picture)
-        position = self._read_prefix(prompt)
+        self._read(prompt, None)
         greedy = dataclasses.replace(request, temperature=0.0)
-        steps = [(token, logits.copy()) for token, logits in self._tokens(greedy, prompt, position)]
+        steps = [(token, logits.copy()) for token, logits in self._tokens(greedy, prompt)]
         return Trace(
             input_ids=prompt.ids,
-            pixels_sha256=picture.pixels_sha256,
+            pixels_sha256=None if picture.pixels is None else pixels_digest(picture.pixels),
             vision=np.concatenate([piece.embeddings for piece in prompt.prefix if piece.embeddings is not None]),
             logits=np.stack([logits for _, logits in steps]),
             tokens=tuple(token for token, _ in steps),
@@ -180,20 +183,21 @@ class LlamaAnswers:
             raise MpaError(f"the prompt has {room}: ask a shorter question, or export for a longer context")
         return prompt
 
-    def _read_prefix(self, prompt: Prompt) -> int:
-        """Start over with a picture; where the text behind it goes on."""
-        self._seen = None
-        self.language.rewind()
-        for piece in prompt.prefix:
+    def _read(self, prompt: Prompt, seen: Seen | None) -> int:
+        """Read a prompt, or only what stands behind a picture that is in the cache; where that begins."""
+        position = sum(piece.n_positions for piece in prompt.prefix) if seen is None else seen.position
+        self.language.rewind(0 if seen is None else position)
+        self._seen = None  # until all of it is read
+        pieces = merged((*prompt.prefix, prompt.tail), self.table) if seen is None else (prompt.tail,)
+        for piece in pieces[:-1]:
             self.language.read(piece)
-        return self.language.position
+        self.language.read(pieces[-1], logits=True)
+        return position
 
-    def _tokens(self, request: Request, prompt: Prompt, position: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def _tokens(self, request: Request, prompt: Prompt) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """(token, the logits it was chosen from) up to the end token or the limit; the logits are valid for a step."""
         language, choose, ends = self.language, Sampler(request), set(self.artifact.tokens.ends)
         limit = min(request.max_new_tokens, self.artifact.context_tokens - len(prompt.ids))
-        language.rewind(position)
-        language.read(prompt.tail, logits=True)
         if not np.isfinite(language.logits()).all():
             raise MpaError(f"{language.path} computes values that are not numbers: export with another scheme")
         for n in range(1, limit + 1):
