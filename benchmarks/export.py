@@ -69,7 +69,13 @@ def accuracy(run: str, n: int, out: Path) -> None:
     titles = {name: assets.load_scheme(name) for name in schemes}
     for one in result["exports"]:
         scheme = titles[one["scheme"]]
-        one |= {"components": scheme.components, "control": scheme.control, "path": Path(one["path"]).name}
+        manifest = json.loads((Path(one["path"]) / "manifest.json").read_text())
+        one |= {
+            "verdict": manifest["accuracy"]["verdict"],
+            "components": scheme.components,
+            "control": scheme.control,
+            "path": Path(one["path"]).name,
+        }
     remember(out, "accuracy", result | {"command": command, "machine": machine()})
 
 

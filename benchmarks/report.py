@@ -1,4 +1,4 @@
-"""Write what was measured (docs/results.json, ablation.json, export.json) into docs/results.md and the README's tables.
+"""Write what was measured (docs/{results,ablation,export,runtime}.json) into docs/results.md and the README's tables.
 
 python benchmarks/report.py
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from export_report import export_parts, readme_export
+from export_report import export_parts, readme_export, runtime_parts
 from tables import mean, percent, points, table
 
 ROOT = Path(__file__).parents[1]
@@ -101,7 +101,7 @@ def marked(text: str, name: str, block: str) -> str:
     return between.sub(lambda match: match[1] + block + match[2], text)
 
 
-def document(result: dict[str, Any], ablation: dict[str, Any] | None, export: dict[str, Any]) -> str:
+def document(result: dict[str, Any], ablation: dict[str, Any], export: dict[str, Any], runtime: dict[str, Any]) -> str:
     """docs/results.md."""
     parts = [
         "# Results\n",
@@ -133,14 +133,14 @@ def document(result: dict[str, Any], ablation: dict[str, Any] | None, export: di
             ),
             ablation_table(ablation),
         ]
-    return "\n".join(parts + export_parts(export))
+    return "\n".join(parts + export_parts(export) + runtime_parts(runtime))
 
 
 @click.command()
 def main() -> None:
     """Rewrite docs/results.md and the marked tables of README.md."""
-    result, ablation, export = (_read(name) for name in ("results", "ablation", "export"))
-    (ROOT / "docs" / "results.md").write_text(document(result, ablation, export))
+    result, ablation, export, runtime = (_read(name) for name in ("results", "ablation", "export", "runtime"))
+    (ROOT / "docs" / "results.md").write_text(document(result, ablation, export, runtime))
     readme = ROOT / "README.md"
     text = marked(readme.read_text(), "results", readme_block(result))
     readme.write_text(marked(text, "export", readme_export(export)) if "accuracy" in export else text)
