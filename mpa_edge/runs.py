@@ -33,6 +33,7 @@ TEMP_SUFFIX = ".tmp"
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 MB = 1_000_000
 ORPHAN_WAIT_S = 5.0
+EXPORTS = "exports"
 # what a run folder is made of; whatever reads a run knows no more of the stages than this
 RECIPE_FILE = "recipe.yaml"
 RUN_FILE = "run.json"
@@ -43,7 +44,6 @@ FOLDERS = {
     "level": "3-level",
     "merge": "merged",
     "evaluate": "evaluate",
-    "export": "exports",
 }
 
 

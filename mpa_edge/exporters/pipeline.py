@@ -13,6 +13,7 @@ from typing import Any
 
 from mpa_edge.assets import load_scheme
 from mpa_edge.errors import MpaError, VerificationError
+from mpa_edge.exporters.apart import run_apart
 from mpa_edge.exporters.build import MADE, Workshop, build, discard_parts
 from mpa_edge.exporters.card import write_card
 from mpa_edge.exporters.layout import write_layout
@@ -25,14 +26,13 @@ from mpa_edge.exporters.manifest import (
     write_export_manifest,
 )
 from mpa_edge.exporters.parity import Parity
-from mpa_edge.exporters.preflight import check_possible, disk_need_bytes
+from mpa_edge.exporters.preflight import check_possible, check_processor, disk_need_bytes
 from mpa_edge.exporters.source import Source
 from mpa_edge.exporters.verify import verify
 from mpa_edge.progress import say
 from mpa_edge.runs import StageClock, clear, peak_rss_bytes, prepare, require_free, run_lock, sha256_json, versions
 from mpa_edge.scheme import Scheme
 from mpa_edge.target import ImageBudget, Target
-from mpa_edge.vlm import checkpoint
 
 PARTS, BUILDING, OLD = ".parts", ".building-", ".old-"
 LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript", "gguf", "llama-cpp-python")
@@ -105,7 +105,7 @@ def run_export(order: Order) -> list[Path]:
         _sweep_old(exports)
         missing = [s for s in order.schemes if order.fresh or not is_exported(exports / s.name, inputs_of(order, s))]
         if missing:
-            checkpoint.load_processor(str(order.source.checkpoint))  # a damaged one is said now, not after the weights
+            run_apart(check_processor, str(order.source.checkpoint))  # said now, not after the weights
             require_free(exports, disk_need_bytes(order.source, missing))
             prepare(exports / PARTS, parts_inputs(order), order.fresh)
         folders = [export_scheme(order, scheme) for scheme in order.schemes]

@@ -12,6 +12,7 @@ from mpa_edge.exporters.source import Source
 from mpa_edge.runs import read_json
 from mpa_edge.scheme import ONNX_COMPONENTS, Scheme
 from mpa_edge.target import ImageBudget
+from mpa_edge.vlm import checkpoint
 
 NEEDS = {
     "onnx": (("torch", "align"), ("transformers", "align"), ("onnx", "export"), ("onnxruntime", "export"),
@@ -40,6 +41,11 @@ def check_possible(source: Source, scheme: Scheme, budget: ImageBudget | None = 
             f"scheme {scheme.name} is calibrated on a run's own pictures, and {source.name} is no run: "
             "name the run folder, or another scheme"
         )
+
+
+def check_processor(checkpoint_folder: str) -> None:
+    """Raise MpaError where a checkpoint's tokenizer, image processor or chat template cannot be loaded."""
+    checkpoint.load_processor(checkpoint_folder)
 
 
 def _family(source: Source) -> None:

@@ -12,7 +12,7 @@ from mpa_edge.assets import load_recipe
 from mpa_edge.errors import MpaError
 from mpa_edge.families import Family, family_of
 from mpa_edge.recipe import Recipe
-from mpa_edge.runs import FOLDERS, RECIPE_FILE, RUN_FILE, read_json, read_manifest
+from mpa_edge.runs import EXPORTS, FOLDERS, RECIPE_FILE, RUN_FILE, read_json, read_manifest
 from mpa_edge.tasks import answer_prompt, get_task
 from mpa_edge.vlm import checkpoint, fingerprint, resolve
 
@@ -73,7 +73,7 @@ def open_source(reference: str, out: str | None = None, revision: str | None = N
     if not found.is_dir():
         found = _download(reference, revision)
     name = folder.resolve().name if folder.is_dir() else reference.rpartition("/")[2].replace(":", "-")
-    return Source(name, found, Path(out) if out else Path("runs") / name / FOLDERS["export"])
+    return Source(name, found, Path(out) if out else Path("runs") / name / EXPORTS)
 
 
 def _of_run(folder: Path, out: str | None) -> Source:
@@ -81,9 +81,7 @@ def _of_run(folder: Path, out: str | None) -> Source:
     if read_manifest(merged) is None:
         raise MpaError(f"{folder} has no finished merge: run mpa-edge align --out {folder} first")
     recipe = load_recipe(str(folder / RECIPE_FILE))
-    return Source(
-        folder.resolve().name, merged, Path(out) if out else folder / FOLDERS["export"], run=folder, recipe=recipe
-    )
+    return Source(folder.resolve().name, merged, Path(out) if out else folder / EXPORTS, run=folder, recipe=recipe)
 
 
 def _check_revision(folder: Path, revision: str) -> None:

@@ -23,7 +23,7 @@ from mpa_edge.exporters.preflight import check_possible
 from mpa_edge.exporters.probes import drawn
 from mpa_edge.exporters.source import Source
 from mpa_edge.rows import write_part
-from mpa_edge.runs import FOLDERS, RENDERED
+from mpa_edge.runs import EXPORTS, FOLDERS, RENDERED
 from mpa_edge.scheme import Scheme
 from mpa_edge.types import ParityRecord
 from tests.docs.markdown import ROOT
@@ -47,7 +47,7 @@ def run_of(model: str, home: Path) -> Source:
         write_part(run / FOLDERS["identify"], 0, [_record(i, run / RENDERED) for i in range(8)], [], ParityRecord)
     folder = checkpoint(model)
     recipe = load_recipe("minicharts").model_copy(update={"student": str(folder)})
-    return Source(run.name, folder, run / FOLDERS["export"], run=run, recipe=recipe)
+    return Source(run.name, folder, run / EXPORTS, run=run, recipe=recipe)
 
 
 def _record(i: int, images: Path) -> ParityRecord:

@@ -170,7 +170,7 @@ def test_a_damaged_part_is_made_again(forks, exported: Finished, tmp_path: Path)
     out = tmp_path / "exports"
     ended = forks.kill(*command(out, "gguf-q8_0"), run=out, stage=".parts/.made.json", after_s=0)
     assert ended.rc == -signal.SIGKILL, ended.stderr
-    part = out / ".parts" / "gguf" / "model-f16.gguf"
+    part = out / ".parts" / "gguf" / "mmproj-f16.gguf"
     flip(part)
     again = forks(*command(out, "gguf-q8_0"))
     assert again.rc == 0, again.stderr
