@@ -7,6 +7,7 @@ from typing import Any
 from tables import percent, points, table
 
 MB = 1e6
+BUSY = " that had other work as well"
 
 
 def size_mb(export: dict[str, Any]) -> float:
@@ -115,7 +116,8 @@ def export_parts(result: dict[str, Any]) -> list[str]:
                 f"## Sizes of real configurations: {name}\n",
                 (
                     f"`{shape['command']}`: random weights: answers mean nothing, sizes and seconds do. All six "
-                    f"schemes, verification included, in {shape['wall_s']:.0f} s on {shape['machine']['cores']} cores; "
+                    f"schemes, verification included, in {shape['wall_s']:.0f} s on {shape['machine']['cores']} cores"
+                    f"{BUSY if shape.get('busy') else ''}; "
                     f"largest process {shape['peak_bytes'] / 1e9:.2f} GB, {shape['peak_over_fp32']:.2f} times the "
                     "fp32 weights.\n"
                 ),
