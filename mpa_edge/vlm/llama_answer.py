@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,7 @@ def assemble(before: Sequence[int], picture: Picture, after: Sequence[int]) -> P
     return Prompt((Piece(start), *pieces) if start else tuple(pieces), Piece(end))
 
 
-class LlamaAnswers:
+class LlamaAnswers(ABC):
     """Base of the VLMs: they differ in how they look at a picture."""
 
     def __init__(self, folder: str | Path, *, name: str, threads: int | None = None) -> None:
@@ -112,9 +113,9 @@ class LlamaAnswers:
             raise MpaError(f"{self.folder} names no {component} file: export again with mpa-edge export")
         return self.folder / self.artifact.files[component]
 
+    @abstractmethod
     def look(self, image: Image, pixels: Pixels | None = None) -> Picture:
         """What the language model reads in the place of a picture; `pixels` replace the own image processor."""
-        raise NotImplementedError
 
     def answer(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply for each request, in order, one at a time; neighbours with the same image share its prefix."""
