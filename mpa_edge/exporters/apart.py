@@ -8,11 +8,13 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, TypeVar
 
 from mpa_edge.errors import MpaError, VerificationError
@@ -21,16 +23,20 @@ from mpa_edge.runs import FULL, peak_rss_bytes
 Result = TypeVar("Result")
 
 
-def run_apart(function: Callable[..., Result], *arguments: Any, threads: int | None = None) -> tuple[Result, int]:
+def run_apart(
+    function: Callable[..., Result], *arguments: Any, threads: int | None = None, scratch: Path | None = None
+) -> tuple[Result, int]:
     """(what `function(*arguments)` returns, peak resident bytes of the process that ran it).
 
     Function and arguments must be picklable, as a module's top-level function with plain values is. An MpaError comes
     through as it is, and so does the OSError of a full disk; a process that the system killed becomes an MpaError that
-    says so. Its output goes to stderr.
+    says so. Its output goes to stderr. Temporary files of the libraries go to `scratch`, an existing folder (None: the
+    system's own): whoever is killed in the middle leaves them where they are found again.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(theirs, os.getpid(), function, arguments, threads), daemon=True)
+    given = (theirs, os.getpid(), function, arguments, threads, scratch)
+    process = context.Process(target=_child, args=given, daemon=True)
     with _sheltered():
         process.start()
     theirs.close()
@@ -73,13 +79,20 @@ def die_with_parent(parent: int) -> None:
 
 
 def _child(
-    pipe: Connection, parent: int, function: Callable[..., Any], arguments: tuple[Any, ...], threads: int | None
+    pipe: Connection,
+    parent: int,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    threads: int | None,
+    scratch: Path | None,
 ) -> None:
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     os.dup2(2, 1)  # stdout belongs to the parent's one document
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
+    if scratch is not None:
+        tempfile.tempdir = str(scratch)
     try:
         pipe.send(("result", function(*arguments), peak_rss_bytes()))
     except (MpaError, VerificationError) as error:

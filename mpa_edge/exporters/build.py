@@ -63,8 +63,14 @@ class Workshop:
 
     def apart(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a heavy step in a process of its own."""
+        scratch = self.folder / ".scratch"
         with disk_errors(self.folder, self.source_bytes):
-            result, peak_bytes = run_apart(function, *arguments, threads=self.threads)
+            shutil.rmtree(scratch, ignore_errors=True)  # of a step that was killed
+            make_folder(scratch)
+            try:
+                result, peak_bytes = run_apart(function, *arguments, threads=self.threads, scratch=scratch)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
         self.peak_rss_bytes = max(self.peak_rss_bytes, peak_bytes)
         return result
 

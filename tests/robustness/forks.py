@@ -27,6 +27,8 @@ def warm_up() -> None:
     import torch
 
     torch.set_num_threads(1)
+    # a fork leaves torch without its thread pool, and threads that load weights would race to make the new one
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
     import peft  # noqa: F401
     import transformers
     import trl

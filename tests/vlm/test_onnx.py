@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,7 +113,8 @@ def test_questions_about_one_image_share_its_features_and_are_answered_as_alone(
     assert texts(together) == alone
     assert len(set(alone)) > 2
     assert len(seen) == 2
-    assert [reply.timing.vision_s < 1e-3 for reply in together] == [False] * 2 + [True] * 6
+    spent = [reply.timing.vision_s for reply in together]
+    assert min(spent[:2]) > statistics.median(spent[2:])
 
 
 def test_the_decoder_sees_the_image_tokens_once(monkeypatch: pytest.MonkeyPatch) -> None:
