@@ -1,0 +1,1 @@
+"""On the device: is the gain still there, and what does an answer cost?"""

@@ -1,0 +1,244 @@
+"""What a benchmark says: documents in runs/NAME/bench/TARGET/SCHEME/, printed with `--json`, read by the report.
+
+bench.json is a BenchReport, answers.jsonl one AnswerRow a line, timings.jsonl one Timed a line, pictures/ a small JPEG
+of each sampled question's picture; sweep.json, a Sweep, lies one folder higher: it compares settings of one target.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from mpa_edge.metrics.gain import AccuracyResult, Word
+from mpa_edge.types import Record
+
+BenchWord = Word | Literal["invalid"]
+BENCH, ANSWERS, TIMINGS, PICTURES, SWEEP = "bench.json", "answers.jsonl", "timings.jsonl", "pictures", "sweep.json"
+# metric -> unit; every metric is there in each report, with n = 0 and nulls where the runtime does not say
+METRICS = {
+    "load_s": "s",
+    "preprocess_s": "s",
+    "vision_encode_s": "s",
+    "prefill_s": "s",
+    "ttft_s": "s",
+    "tpot_s": "s/token",
+    "total_s": "s",
+    "tokens_per_s": "tokens/s",
+    "tokens": "tokens",
+}
+
+
+class Figure(Record):
+    """One quantity over all its repetitions."""
+
+    unit: str
+    """s, s/token, tokens/s, tokens."""
+    n: int
+    """Samples behind it."""
+    p50: float | None
+    """Median; null where nothing was measured."""
+    p90: float | None
+    """Nine of ten are below."""
+    p99: float | None
+    """99 of 100 are below."""
+    ci95: tuple[float, float] | None
+    """95 % bootstrap interval of the median; null below two samples."""
+
+
+class Unreadable(Record):
+    """A value that the device did not give away."""
+
+    value: None = None
+    """Never 0."""
+    reason: str
+    """Why, for people."""
+
+
+class MemoryResult(Record):
+    """Peak memory of the process that answered."""
+
+    peak_bytes: int | None
+    """Null where it could not be read."""
+    method: str
+    """How it was read: VmHWM, max(VmHWM, VmRSS + VmSwap), MemAvailable drop; or why it was not."""
+
+
+class EnergyResult(Record):
+    """Energy of the answers, where a rail or the battery could be read."""
+
+    joules_per_token: float
+    """Of generated tokens, idle power taken off."""
+    mean_power_w: float
+    """While it answered."""
+    idle_power_w: float
+    """Before it began."""
+    source: str
+    """The rails that were added up, or the battery."""
+    samples: int
+    """Readings."""
+
+
+class BudgetLine(Record):
+    """One budget of the target against what was measured."""
+
+    name: Literal["memory_bytes", "ttft_s", "tokens_per_s"]
+    """Key of the target's budgets."""
+    limit: float
+    """What the target allows (memory, time) or asks (speed)."""
+    measured: float | None
+    """Null where it was not, or must not count."""
+    met: bool | None
+    """Null where it was not measured, or must not count."""
+    by: float | None
+    """How far inside (positive) or outside (negative), as a share of the limit."""
+
+
+class Environment(Record):
+    """What was used, not what was asked. A value that cannot be read is an Unreadable."""
+
+    machine: str
+    """Architecture of the processor, as uname -m."""
+    cpu: str
+    """Its name."""
+    cpu_features: tuple[str, ...]
+    """Instruction sets that change results: avx512_vnni, asimddp, sme and the like."""
+    cores: int
+    """Usable ones."""
+    os: str
+    """Name and version."""
+    runtime: str
+    """Library with version."""
+    backend: str
+    """Execution provider or backend that really ran."""
+    threads: int | None
+    """Of the runtime."""
+    transport: str
+    """local, ssh HOST, adb SERIAL."""
+    readings: dict[str, Any]
+    """Governor, power mode's name, temperatures, throttling, battery; Unreadable where a device hides one."""
+
+
+class BenchReport(Record):
+    """What `mpa-edge bench --json` prints."""
+
+    schema_version: Literal[1] = 1
+    """Of this document."""
+    run: str
+    """Name of the run."""
+    scheme: str
+    """Name of the scheme."""
+    created: str
+    """When, UTC, ISO 8601, by the host's clock."""
+    bundle_sha256: str
+    """Of everything that was sent to the device."""
+    target: str
+    """Name of the target."""
+    emulated: bool
+    """An emulator ran it: accuracy counts, timings do not."""
+    environment: Environment
+    """Of the device."""
+    accuracy: AccuracyResult
+    """Three models on the same questions."""
+    accuracy_verdict: Word
+    """Of the accuracy alone; an emulated run has one as well."""
+    n_to_settle: int | None
+    """Questions that would settle an inconclusive accuracy; null otherwise."""
+    not_worse: bool
+    """Not worse than aligned by more than the margin."""
+    margin: float
+    """The margin, in points of accuracy from 0 to 1."""
+    latency: dict[str, Figure]
+    """Of the artifact; keys are those of METRICS."""
+    base_latency: dict[str, Figure]
+    """Of base in the same scheme, in turns with the artifact; empty where there was none."""
+    not_timed: tuple[str, ...]
+    """What the figures leave out, for people."""
+    timings: str
+    """valid, or `invalid: ` with the reason."""
+    memory: MemoryResult
+    """Peak of the artifact's process."""
+    size_bytes: int
+    """Of the artifact on the disk."""
+    energy: EnergyResult | None
+    """Null where nothing could be read."""
+    energy_reason: str
+    """Why there is none, or how it was read."""
+    budgets: tuple[BudgetLine, ...]
+    """One for each budget of the target."""
+    verdict: BenchWord
+    """lost where the accuracy is; else invalid where timings are; else the accuracy's word."""
+    reasons: tuple[str, ...]
+    """Why, and what to be careful with."""
+
+
+class AnswerRow(Record):
+    """One question with three answers."""
+
+    id: str
+    """Of the question."""
+    image: str
+    """Path inside the image folder; questions with the same one are a cluster."""
+    question: str
+    """As it was asked."""
+    kind: str | None
+    """Question kind of a generated set."""
+    answers: tuple[str, ...]
+    """Accepted ones."""
+    base: str
+    """Answer of base, fp32 on the host."""
+    aligned: str
+    """Answer of aligned, fp32 on the host."""
+    artifact: str
+    """Answer on the device."""
+    scores: tuple[float, float, float]
+    """Of base, aligned, artifact: 0 to 1."""
+    picture: str | None = None
+    """pictures/NAME.jpg where it is one of the samples that the report shows."""
+
+
+class Timed(Record):
+    """The timing of one answer."""
+
+    variant: Literal["artifact", "base"]
+    """Which model."""
+    id: str
+    """Of the question."""
+    repetition: int
+    """From 0."""
+    values: dict[str, float]
+    """Metric of METRICS -> value; what the runtime does not say is left out."""
+
+
+class SweepPoint(Record):
+    """One setting, measured."""
+
+    settings: dict[str, str | int]
+    """threads, image_budget (max tiles), scheme: those that were swept."""
+    accuracy: float
+    """Of the artifact, 0 to 1."""
+    ci95: tuple[float, float]
+    """Of it."""
+    ttft_s: float | None
+    """Median; null where timings do not count."""
+    tokens_per_s: float | None
+    """Median; null where timings do not count."""
+    peak_bytes: int | None
+    """Peak memory."""
+    within_budgets: bool
+    """Of the target; a budget that cannot be judged is not met."""
+    on_front: bool
+    """No other point is better in one and as good in all."""
+
+
+class Sweep(Record):
+    """All settings of a sweep."""
+
+    schema_version: Literal[1] = 1
+    """Of this document."""
+    target: str
+    """Name of the target."""
+    points: tuple[SweepPoint, ...]
+    """In the order they were measured."""
+    recommended: int | None
+    """Index of the setting to use; null where none is within budgets."""
+    reason: str
+    """Why this one, or why none."""
