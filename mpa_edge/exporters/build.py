@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mpa_edge.exporters.apart import run_apart
+from mpa_edge.apart import run_apart
 from mpa_edge.exporters.budget import image_values
 from mpa_edge.exporters.layout import file_name
 from mpa_edge.exporters.source import Source

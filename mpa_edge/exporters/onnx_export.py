@@ -27,7 +27,7 @@ EMBEDDED_BYTES = 1_900_000_000
 def export_component(checkpoint: Path, component: Component, out: Path) -> None:
     """Write the fp32 graph of a checkpoint's "vision", "embed" or "decoder" to `out`, large weights to `out`_data.
 
-    Call it in a process of its own (`exporters.apart`), so that its memory is given back whole. Nothing lies under the
+    Call it in a process of its own (`apart`), so that its memory is given back whole. Nothing lies under the
     final name before it is complete. MpaError where the checkpoint cannot be loaded, or its family has no graph.
     """
     try:

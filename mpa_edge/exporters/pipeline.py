@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mpa_edge.apart import run_apart
 from mpa_edge.assets import load_scheme
 from mpa_edge.errors import MpaError, VerificationError
-from mpa_edge.exporters.apart import run_apart
 from mpa_edge.exporters.build import MADE, Workshop, build, discard_parts
 from mpa_edge.exporters.card import write_card
 from mpa_edge.exporters.layout import write_layout

@@ -66,7 +66,7 @@ def quantize_component(
 ) -> list[str]:
     """Write `fp32` in another precision to `out` (with `out`_data above 1.9 GB); what stayed wider, in words.
 
-    Needs two to three times the bytes of `fp32`: call it in a process of its own (`exporters.apart`). The result passed
+    Needs two to three times the bytes of `fp32`: call it in a process of its own (`apart`). The result passed
     ONNX's checker and was loaded by ONNX Runtime. MpaError where a package or the calibration is missing.
     """
     try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpa_edge.exporters.apart import run_apart
+from mpa_edge.apart import run_apart
 from mpa_edge.exporters.budget import image_values, processor_values
 from mpa_edge.exporters.probes import VERSION, probes
 from mpa_edge.runs import atomic_write, make_folder, sha256_json

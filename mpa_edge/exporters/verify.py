@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpa_edge.apart import run_apart
 from mpa_edge.artifact import read_artifact
 from mpa_edge.errors import MpaError, VerificationError
-from mpa_edge.exporters.apart import run_apart
 from mpa_edge.exporters.budget import image_values
 from mpa_edge.exporters.census import Census, faults, summary, take_census
 from mpa_edge.exporters.parity import Compared, Mismatch, Pair, Parity, ParityDetails, compare

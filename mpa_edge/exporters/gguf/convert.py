@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from mpa_edge.apart import run_apart
 from mpa_edge.errors import MpaError
-from mpa_edge.exporters.apart import run_apart
 from mpa_edge.exporters.gguf.fetch import converter_folder
 from mpa_edge.exporters.gguf.mmproj import NAMES, write_mmproj
 from mpa_edge.exporters.gguf.pre_tokenizer import pre_tokenizer_name

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mpa_edge.apart import run_apart
 from mpa_edge.errors import MpaError, VerificationError
-from mpa_edge.exporters.apart import run_apart
 
 pytestmark = pytest.mark.slow
 
