@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpa_edge.errors import MpaError
+from mpa_edge.runs import sha256_stream
 from mpa_edge.types import Drop
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def _examine(root: Path, path: Path) -> ImageEntry:
         return _entry(root, path, opened)
     try:
         with opened as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = sha256_stream(file)
     except OSError as error:
         return _entry(root, path, Drop("unreadable file", error.strerror or ""))
     return ImageEntry(digest[:ID_DIGITS], path.relative_to(root).as_posix(), path)

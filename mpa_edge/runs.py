@@ -32,6 +32,7 @@ LOCK = ".lock"
 TEMP_SUFFIX = ".tmp"
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 MB = 1_000_000
+HASHED_AT_ONCE = 2**18
 ORPHAN_WAIT_S = 5.0
 EXPORTS = "exports"
 # what a run folder is made of; whatever reads a run knows no more of the stages than this
@@ -75,7 +76,15 @@ class Manifest(BaseModel):
 def sha256_file(path: Path) -> str:
     """Hex digest of a file's content."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_stream(file)
+
+
+def sha256_stream(file: IO[bytes]) -> str:
+    """Hex digest of what is left of a stream. Devices run this with Python 3.10, which has no hashlib.file_digest."""
+    digest = hashlib.sha256()
+    while part := file.read(HASHED_AT_ONCE):
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def sha256_json(value: Any) -> str:

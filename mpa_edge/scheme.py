@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from mpa_edge.recipe import Section
+
+if TYPE_CHECKING:
+    from typing import Self
 
 Format = Literal["onnx", "gguf", "hybrid"]
 Component = Literal["vision", "embed", "decoder", "mmproj", "language"]
