@@ -2,12 +2,12 @@
 
 Standard library only, and no newer Python than 3.10: the runner on the device imports this file.
 
-- VmHWM counts every page that was ever resident, mapped model files included. A control group's peak does not: it misses
-  pages that another process had read before. An address-space limit does not either: it counts what was never touched
+- VmHWM counts every page that was ever resident, mapped model files included. The peak of a control group does not: it
+  misses pages that another process had read before. An address-space limit counts what was never touched
 - swapped pages are not resident. On a phone with zram a process shrinks while it still holds its memory, so there VmRSS
   + VmSwap is watched as well, and the larger one counts
-- a Jetson's GPU takes its memory from the same bank without a trace in the process: there the drop of MemAvailable since
-  before the load is read as well (of all processes together, so as a second figure, never instead of the first)
+- a Jetson's GPU takes its memory from the same bank without a trace in the process: there the drop of MemAvailable
+  since before the load is read as well (of all processes together, so as a second figure, never instead of the first)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KIB = 1024
 INTERVAL_S = 0.05
 
 
-def status_bytes(pid: Union[int, str] = "self", proc: Path = PROC) -> dict[str, int]:
+def status_bytes(pid: int | str = "self", proc: Path = PROC) -> dict[str, int]:
     """The Vm fields of a process in bytes; empty where the process is gone or hidden.
 
     >>> 0 < status_bytes()["VmRSS"] <= status_bytes()["VmHWM"]
@@ -71,7 +71,7 @@ def is_jetson(root: Path = Path("/")) -> bool:
     return family.exists() and "tegra" in family.read_text(encoding="utf-8", errors="replace").lower()
 
 
-def process_peak(pid: Union[int, str] = "self", *, held_bytes: int = 0, proc: Path = PROC) -> tuple[int | None, str]:
+def process_peak(pid: int | str = "self", *, held_bytes: int = 0, proc: Path = PROC) -> tuple[int | None, str]:
     """Peak in bytes, with the name of the method; None with the reason where it cannot be read.
 
     `held_bytes`: largest VmRSS + VmSwap that a `Watcher` saw; 0 where nobody watched.
@@ -106,7 +106,7 @@ class Watcher:
 
     def __init__(
         self,
-        pid: Union[int, str] = "self",
+        pid: int | str = "self",
         *,
         interval_s: float = INTERVAL_S,
         proc: Path = PROC,
@@ -168,9 +168,9 @@ class Watcher:
         return self.available_before - self.available_least, "MemAvailable drop"
 
 
-def as_values(watcher: Watcher) -> dict[str, Union[int, str, None]]:
+def as_values(watcher: Watcher) -> dict[str, int | str | None]:
     """What a memory line of the job says: peak_bytes, method, and shared_drop_bytes on a Jetson."""
     peak_bytes, method = watcher.peak()
     drop, _ = watcher.shared_drop()
-    shared: dict[str, Union[int, str, None]] = {} if drop is None else {"shared_drop_bytes": drop}
+    shared: dict[str, int | str | None] = {} if drop is None else {"shared_drop_bytes": drop}
     return {"peak_bytes": peak_bytes, "method": method, **shared}
