@@ -1,0 +1,101 @@
+"""The way through Android's adb program: USB, or a device that listens on the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from mpa_edge.bench.transports import Done, LinkError
+from mpa_edge.bench.transports.process import TooSlowError, call
+from mpa_edge.bench.transports.shell import ShellTransport
+from mpa_edge.errors import MpaError
+
+ROOT = "/data/local/tmp/mpa-edge"
+CONNECT_S = 15.0
+
+
+class AdbTransport(ShellTransport):
+    """A device that `adb devices` shows. adb's server is left running, as adb itself does."""
+
+    def __init__(self, serial: str | None = None, root: str | None = None) -> None:
+        self.root = root or ROOT
+        self._forwards: dict[int, int] = {}
+        self._is_lost = False
+        if serial and ":" in serial:
+            adb("connect", serial)
+        self._serial = only_device(adb("devices"), serial)
+        self.name = f"adb {self._serial}"
+
+    def _argv(self, command: str) -> list[str]:
+        return ["adb", "-s", self._serial, "shell", "-T", command]
+
+    def _lost(self) -> None:
+        self._is_lost = True
+
+    def _prepare(self) -> None:
+        """After a cut, a device on the network must be asked for again, and ports be led there again."""
+        if not self._is_lost:
+            return
+        if ":" in self._serial:
+            adb("disconnect", self._serial)
+            adb("connect", self._serial)
+        for host, device in self._forwards.items():
+            adb("-s", self._serial, "forward", f"tcp:{host}", f"tcp:{device}")
+        self._is_lost = False
+
+    def _broken(self, complaint: str) -> MpaError:
+        if "unauthorized" in complaint:
+            return _unauthorized(self._serial)
+        why = " ".join(complaint.split())[-200:] or "the connection was cut"
+        return LinkError(f"device {self._serial} does not answer ({why}): plug it in, and look at adb devices")
+
+    @contextmanager
+    def forward(self, device_port: int) -> Iterator[int]:
+        """A port of this machine that leads to a port of the device, also after a call found the way cut and mended."""
+        self._prepare()
+        done = adb("-s", self._serial, "forward", "tcp:0", f"tcp:{device_port}")
+        if done.rc:
+            self._lost()
+            raise self._broken(done.stderr.decode(errors="replace"))
+        host_port = int(done.stdout)
+        self._forwards[host_port] = device_port
+        try:
+            yield host_port
+        finally:
+            del self._forwards[host_port]
+            with suppress(MpaError):
+                adb("-s", self._serial, "forward", "--remove", f"tcp:{host_port}")
+
+
+def adb(*words: str) -> Done:
+    """One call of the adb program."""
+    try:
+        return call(["adb", *words], timeout_s=CONNECT_S)
+    except FileNotFoundError as error:
+        raise MpaError("adb is missing: install Android's platform tools (apt install adb)") from error
+    except TooSlowError as error:
+        raise LinkError(
+            f"adb {words[0]} did not answer within {CONNECT_S:.0f} s: adb kill-server, then again"
+        ) from error
+
+
+def only_device(done: Done, serial: str | None) -> str:
+    """The serial to use, by what `adb devices` says. MpaError where it is not there, not ours, or not the only one."""
+    rows = [line.split() for line in done.stdout.decode(errors="replace").splitlines()[1:]]
+    states = {row[0]: row[1] for row in rows if len(row) > 1}
+    if done.rc or (not states and not serial):
+        raise MpaError("adb sees no device: plug it in, switch USB debugging on, and look at adb devices")
+    if serial is None and len(states) > 1:
+        raise MpaError(f"adb sees several devices ({', '.join(states)}): name one with --via adb://SERIAL")
+    chosen = serial or next(iter(states))
+    if chosen not in states:
+        raise MpaError(f"adb sees no device {chosen} ({', '.join(states) or 'none at all'}): look at adb devices")
+    if states[chosen] == "unauthorized":
+        raise _unauthorized(chosen)
+    return chosen
+
+
+def _unauthorized(serial: str) -> MpaError:
+    return MpaError(
+        f"device {serial} has not allowed this machine yet: unlock it and accept the question on its screen"
+    )
