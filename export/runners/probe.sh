@@ -340,7 +340,7 @@ document() {
     cpu
     cores
     key frequencies; frequencies all
-    key zones; zones all
+    key thermal_zones; zones all
     key power_mode; power_mode
     key memory_kib; memory
     key swaps; swaps
@@ -358,7 +358,7 @@ document() {
 watch_line() { # tegrastats' line, or nothing
     set -- "$1" "$(
         key uptime_s '{'; uptime_s
-        key zones; zones now
+        key thermal_zones; zones now
         key frequencies; frequencies now
         key throttling; throttling
         key available_kib; if field "$PREFIX/proc/meminfo" MemAvailable:; then num "$found"; else no "no MemAvailable"; fi
