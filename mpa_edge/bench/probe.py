@@ -1,6 +1,7 @@
 """What export/runners/probe.sh says, as records.
 
-Tolerant: a device may know less than the probe asks, or say it strangely. A value of another type than expected, or none at all, is an Unreadable; a list that is not there is empty.
+Tolerant: a device may know less than the probe asks, or say it strangely. A value of another type than expected, or
+none at all, is an Unreadable; a list that is not there is empty.
 """
 
 from __future__ import annotations
