@@ -1,0 +1,116 @@
+"""Benchmark folders as they lie on the disk: found, read, and checked. Nothing in them is trusted."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from mpa_edge.bench.records import ANSWERS, BENCH, SWEEP, TIMINGS, AnswerRow, BenchReport, Sweep, Timed
+from mpa_edge.errors import MpaError
+
+FOLDER = "bench"
+MAX_PICTURE_BYTES = 300_000
+MAX_ROWS_BYTES = 500_000_000
+MAGIC = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png"}
+Row = TypeVar("Row", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class BenchData:
+    """One benchmark with everything that lies beside it."""
+
+    folder: Path
+    """Where bench.json is."""
+    report: BenchReport
+    """Of bench.json."""
+    answers: tuple[AnswerRow, ...] = ()
+    """Of answers.jsonl; empty where it is missing."""
+    timings: tuple[Timed, ...] = ()
+    """Of timings.jsonl; empty where it is missing."""
+    pictures: dict[str, str] = field(default_factory=dict)
+    """`picture` of a row -> data URI, for the ones that are there."""
+    sweep: Sweep | None = None
+    """Of the target, where settings were swept."""
+    notes: tuple[str, ...] = ()
+    """What could not be read, for people."""
+
+    @property
+    def title(self) -> str:
+        """What sets it apart: run, scheme and target."""
+        return f"{self.report.run}: {self.report.scheme} on {self.report.target}"
+
+
+def find_benches(run: Path) -> list[Path]:
+    """Folders with a bench.json: RUN/bench/TARGET/SCHEME, or the folder itself. MpaError where there is none."""
+    if not run.is_dir():
+        raise MpaError(f"no folder {run}: give a run that was benchmarked, or make one with mpa-edge align")
+    places = [run / BENCH, *sorted((run / FOLDER).glob(f"*/*/{BENCH}")), *sorted(run.glob(f"*/{BENCH}"))]
+    found = [path.parent for path in places if path.is_file()]
+    if not found:
+        raise MpaError(f"{run} has no benchmark yet: mpa-edge bench {run}")
+    return list(dict.fromkeys(found))
+
+
+def read_bench(folder: Path) -> BenchData:
+    """A benchmark folder. Missing or torn side files are noted; MpaError where bench.json itself cannot be used."""
+    report = _document(folder / BENCH, BenchReport)
+    answers, answer_notes = _rows(folder / ANSWERS, AnswerRow)
+    timings, timing_notes = _rows(folder / TIMINGS, Timed)
+    pictures, picture_notes = _pictures(folder, answers)
+    path = folder.parent / SWEEP
+    sweep = _document(path, Sweep) if path.is_file() else None
+    notes = (*answer_notes, *timing_notes, *picture_notes)
+    return BenchData(folder, report, tuple(answers), tuple(timings), pictures, sweep, notes)
+
+
+def _document(path: Path, kind: type[Row]) -> Row:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise MpaError(f"cannot read {path} ({error.strerror}): run mpa-edge bench again") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise MpaError(f"{path} is damaged ({where}: {first['msg']}): run mpa-edge bench again") from error
+
+
+def _rows(path: Path, kind: type[Row]) -> tuple[list[Row], list[str]]:
+    """(rows, what to say of the rest)."""
+    try:
+        if path.stat().st_size > MAX_ROWS_BYTES:
+            return [], [f"{path.name} is too large to read"]
+        lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
+    except OSError:
+        return [], [f"{path.name} is missing"]
+    rows, damaged = [], 0
+    for line in lines:
+        try:
+            rows.append(kind.model_validate_json(line))
+        except ValidationError:
+            damaged += 1
+    return rows, [f"{path.name}: {damaged} of {len(lines)} lines are damaged and left out"] if damaged else []
+
+
+def _pictures(folder: Path, rows: list[AnswerRow]) -> tuple[dict[str, str], list[str]]:
+    """(picture -> data URI, notes) of those rows that name one."""
+    names = {row.picture for row in rows if row.picture}
+    found = {name: uri for name in sorted(names) if (uri := data_uri(folder, name))}
+    missing = len(names) - len(found)
+    return found, [f"{missing} of {len(names)} pictures are missing or cannot be shown"] if missing else []
+
+
+def data_uri(folder: Path, name: str) -> str | None:
+    """A small JPEG or PNG below the folder as a data URI; None for anything else."""
+    path = folder / name
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()) or path.stat().st_size > MAX_PICTURE_BYTES:
+            return None
+        data = path.read_bytes()
+    except (OSError, ValueError):
+        return None
+    kind = next((kind for magic, kind in MAGIC.items() if data.startswith(magic)), None)
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}" if kind else None

@@ -1,0 +1,233 @@
+"""Numbers and verdicts in words, the same in HTML, Markdown and on the terminal."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+from mpa_edge.bench.records import METRICS, BenchReport, BudgetLine, Figure
+
+NONE = "–"
+LONGEST_TEXT = 400
+# cannot be seen, or turn the text around them: shown by their number
+HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+JOINERS = {"\u200c", "\u200d"}
+PLAIN_SPACE = {"\n", "\t", "\r"}
+SIGNS = {"holds": "✓", "lost": "✗", "inconclusive": "?", "invalid": "!"}
+HEADLINES = {
+    "holds": "The gain holds",
+    "lost": "The gain is lost",
+    "inconclusive": "Not settled yet",
+    "invalid": "Timings do not count",
+}
+METRIC_NAMES = {
+    "load_s": "load the model, once",
+    "preprocess_s": "prepare the picture",
+    "vision_encode_s": "vision encoder",
+    "prefill_s": "read the prompt (prefill)",
+    "ttft_s": "time to first token (TTFT)",
+    "tpot_s": "time per token (TPOT)",
+    "total_s": "whole answer",
+    "tokens_per_s": "decoding speed",
+    "tokens": "tokens of an answer",
+}
+BUDGET_NAMES = {"memory_bytes": "peak memory", "ttft_s": "time to first token", "tokens_per_s": "decoding speed"}
+BYTE_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
+
+
+def visible(text: str, longest: int = LONGEST_TEXT) -> str:
+    r"""Text as it may be shown: nothing invisible, nothing that turns its neighbours around, not too long.
+
+    >>> visible("a\u202eb\x07"), visible("one\ntwo"), visible("x" * 9, 4)
+    ('a⟨U+202E⟩b⟨U+0007⟩', 'one two', 'xxxx… (9 characters)')
+    """
+    cut = text[:longest] + f"… ({len(text):,} characters)" if len(text) > longest else text
+    return "".join(" " if char in PLAIN_SPACE else f"⟨U+{ord(char):04X}⟩" if _hidden(char) else char for char in cut)
+
+
+def _hidden(char: str) -> bool:
+    return char not in JOINERS and unicodedata.category(char) in HIDDEN
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share as a percentage.
+
+    >>> percent(0.675), percent(-0.12, 0), percent(None)
+    ('67.5 %', '−12 %', '–')
+    """
+    return NONE if value is None else f"{100 * value:.{digits}f} %".replace("-", "−")
+
+
+def percent_range(interval: tuple[float, float]) -> str:
+    """An interval of shares.
+
+    >>> percent_range((0.6321, 0.714))
+    '63.2 to 71.4 %'
+    """
+    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
+
+
+def rounded(value: float) -> str:
+    """Three digits that matter, no exponent.
+
+    >>> [rounded(value) for value in (0, 0.01234, 1.234, 12.34, 123.4, 12345.6)]
+    ['0', '0.0123', '1.23', '12.3', '123', '12,346']
+    """
+    if value == 0:
+        return "0"
+    size = abs(value)
+    digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3 if size >= 0.1 else 4
+    return f"{value:,.{digits}f}"
+
+
+def size(value: float | None) -> str:
+    """Bytes in decimal units.
+
+    >>> size(456_000_000), size(512), size(None)
+    ('456 MB', '512 B', '–')
+    """
+    if value is None:
+        return NONE
+    factor, unit = next(((f, u) for f, u in BYTE_UNITS if abs(value) >= f), (1, "B"))
+    return f"{rounded(value / factor)} {unit}"
+
+
+def quantity(value: float | None, unit: str) -> str:
+    """A value with its unit, in the size people speak of.
+
+    >>> quantity(0.0123, "s"), quantity(2.5, "s"), quantity(0.004, "s/token"), quantity(31.26, "tokens/s")
+    ('12.3 ms', '2.50 s', '4.00 ms/token', '31.3 tok/s')
+    """
+    if value is None:
+        return NONE
+    if unit == "bytes":
+        return size(value)
+    if unit in ("s", "s/token") and abs(value) < 1:
+        return f"{rounded(1000 * value)} m{unit}"
+    return f"{rounded(value)} {unit.replace('tokens/s', 'tok/s')}"
+
+
+def interval(figure: Figure) -> str:
+    """95 % interval of a median, in the unit of the median itself.
+
+    >>> interval(Figure(unit="s", n=9, p50=0.0123, p90=1, p99=1, ci95=(0.0119, 0.0131)))
+    '11.9 to 13.1'
+    """
+    if figure.ci95 is None:
+        return NONE
+    small = figure.unit in ("s", "s/token") and figure.p50 is not None and abs(figure.p50) < 1
+    low, high = (1000 * end if small else end for end in figure.ci95)
+    return f"{rounded(low)} to {rounded(high)}"
+
+
+def signed(share: float) -> str:
+    """A change, with its sign.
+
+    >>> signed(0.123), signed(-0.05), signed(0.0)
+    ('+12 %', '−5.0 %', '±0 %')
+    """
+    if abs(share) < 0.0005:
+        return "±0 %"
+    digits = 0 if abs(share) >= 0.0995 else 1
+    return f"{'−' if share < 0 else '+'}{100 * abs(share):.{digits}f} %"
+
+
+def p_value(p: float) -> str:
+    """A probability.
+
+    >>> p_value(0.0312), p_value(1e-9), p_value(1.0)
+    ('p = 0.031', 'p < 0.0001', 'p = 1')
+    """
+    return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
+
+
+def plural(n: int, word: str) -> str:
+    """A count with its noun.
+
+    >>> plural(1, "question"), plural(1200, "question")
+    ('1 question', '1,200 questions')
+    """
+    return f"{n:,} {word}" if n == 1 else f"{n:,} {word}s"
+
+
+def joined(texts: Sequence[str]) -> str:
+    """Several things as one phrase.
+
+    >>> joined(["a", "b", "c"])
+    'a, b and c'
+    """
+    return " and ".join(filter(None, (", ".join(texts[:-1]), *texts[-1:])))
+
+
+def headline(report: BenchReport) -> str:
+    """The verdict as people say it."""
+    if report.verdict == "invalid":
+        said = {"holds": "the gain holds", "lost": "the gain is lost", "inconclusive": "accuracy is not settled"}
+        return f"{HEADLINES['invalid']}; {said[report.accuracy_verdict]}"
+    return HEADLINES[report.verdict]
+
+
+def summary(report: BenchReport) -> str:
+    """What the verdict rests on, in two or three sentences."""
+    found = report.accuracy
+    text = (
+        f"On {report.target}, {report.scheme} answers {percent(found.artifact.value)} of "
+        f"{plural(found.artifact.n, 'question')} right. Before alignment it was {percent(found.base.value)}, "
+        f"after it in full precision {percent(found.aligned.value)}."
+    )
+    if found.retained_gain is not None:
+        text += f" {percent(found.retained_gain, 0)} of the gain is left"
+        lower = found.retained_gain_lower
+        text += f", at least {percent(lower, 0)} with 95 % confidence." if lower is not None else "."
+    return f"{text} {settling(report)}".strip()
+
+
+def settling(report: BenchReport) -> str:
+    """How many questions would settle it; empty where it is settled."""
+    if report.accuracy_verdict != "inconclusive":
+        return ""
+    if report.n_to_settle is None:
+        return "No number of questions like these would settle it."
+    return f"About {plural(report.n_to_settle, 'question')} would settle it; {report.accuracy.artifact.n:,} were asked."
+
+
+def margin_sentence(report: BenchReport) -> str:
+    """Non-inferiority against aligned."""
+    points = f"{100 * report.margin:g} points"
+    if report.not_worse:
+        return f"Not worse than aligned by more than {points}, with 95 % confidence."
+    return f"It cannot be ruled out that it is worse than aligned by more than {points}."
+
+
+def flips_sentence(report: BenchReport) -> str:
+    """Flips and McNemar's test."""
+    flips = report.accuracy.flips
+    return (
+        f"Against base, {plural(flips.gained, 'answer')} turned right and {flips.lost:,} turned wrong "
+        f"(McNemar's exact test, one-sided: {p_value(report.accuracy.p_mcnemar)})."
+    )
+
+
+def budget_word(line: BudgetLine) -> str:
+    """Met or missed, by how much."""
+    if line.met is None or line.by is None:
+        return "not judged"
+    room = percent(abs(line.by), 0)
+    return f"met, {room} to spare" if line.met else f"missed by {room}"
+
+
+def budget_value(line: BudgetLine, value: float | None) -> str:
+    """A limit or a measurement of a budget."""
+    unit = "bytes" if line.name == "memory_bytes" else METRICS[line.name]
+    return quantity(value, unit)
+
+
+def energy_sentence(report: BenchReport) -> str:
+    """Energy, or why there is none."""
+    found = report.energy
+    if found is None:
+        return f"Not measured: {report.energy_reason or 'no reason was given'}."
+    return (
+        f"{rounded(found.joules_per_token)} J per generated token: {rounded(found.mean_power_w)} W while it answered, "
+        f"{rounded(found.idle_power_w)} W before, {found.samples:,} readings of {found.source}."
+    )
