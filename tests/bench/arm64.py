@@ -34,7 +34,9 @@ def arm64_device(folder: Path) -> Iterator[SshPeer]:
     """
     with sshd(folder) as peer:
         script = folder / "enter"
-        script.write_text(ENTER.format(enter=shlex.quote(f"{userland()}/enter"), folder=shlex.quote(f"{folder}/device")))
+        script.write_text(
+            ENTER.format(enter=shlex.quote(f"{userland()}/enter"), folder=shlex.quote(f"{folder}/device"))
+        )
         script.chmod(0o755)
         keys = folder / "authorized_keys"
         keys.write_text(f'command="{shlex.quote(str(script))}" {keys.read_text()}')
