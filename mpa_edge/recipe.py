@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing import Self  # novm
 
 PILLOW_PIXEL_CAP = 89_478_485
 Style = Literal["target", "plain", "mixed"]

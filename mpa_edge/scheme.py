@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from mpa_edge.recipe import Section
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing import Self  # novm
 
 Format = Literal["onnx", "gguf", "hybrid"]
 Component = Literal["vision", "embed", "decoder", "mmproj", "language"]

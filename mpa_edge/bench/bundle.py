@@ -197,7 +197,7 @@ def half_made(folder: Path) -> Iterator[Path]:
 def _move(half: Path, place: Path, manifest: BundleManifest) -> None:
     """Give a finished folder its name, unless the same lies there already and is whole."""
     if place.is_dir() and any(place.iterdir()):
-        if not (place / MANIFEST).is_file() or not (place / QUESTIONS).is_file():
+        if not (place / SUMS).is_file():
             raise MpaError(f"{place} holds something that is no bundle: choose another --out")
         try:
             if read_bundle(place).manifest == manifest:

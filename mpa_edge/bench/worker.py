@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.metadata
 import json
 import os
 import queue
@@ -35,11 +34,9 @@ if TYPE_CHECKING:
 STDIN = 0
 # the host has opened every picture under the cap of its run already; no recipe may have a higher one than this
 MAX_PIXELS = 2 * 89_478_485
-RUNTIME_PACKAGES = {
-    "onnx": ("onnxruntime",),
-    "gguf": ("llama-cpp-python",),
-    "hybrid": ("onnxruntime", "llama-cpp-python"),
-}
+ONNX, LLAMA = {"onnxruntime": "onnxruntime"}, {"llama_cpp": "llama-cpp-python"}
+# format -> module -> what people call it
+RUNTIME_MODULES = {"onnx": ONNX, "gguf": LLAMA, "hybrid": ONNX | LLAMA}
 
 
 class Link:
@@ -168,22 +165,14 @@ def inside(bundle: Path, name: str) -> Path:
 
 def import_runtime(format_: str) -> None:
     """Import what runs a format. MpaError where it is missing."""
-    importlib.import_module(RUNTIMES[format_][0])
-    if format_ != "onnx":
-        from mpa_edge.vlm.llama_language import load_llama_cpp
-
-        load_llama_cpp()
-    if format_ != "gguf":
-        importlib.import_module("onnxruntime")
+    for name in (RUNTIMES[format_][0], *RUNTIME_MODULES[format_]):
+        importlib.import_module(name)
 
 
 def runtime(artifact: Artifact) -> str:
     """Libraries with their versions."""
-    found = []
-    for name in RUNTIME_PACKAGES[artifact.format]:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found.append(f"{name} {importlib.metadata.version(name)}")
-    return ", ".join(found) or ", ".join(RUNTIME_PACKAGES[artifact.format])
+    modules = {name: importlib.import_module(name) for name in RUNTIME_MODULES[artifact.format]}
+    return ", ".join(f"{RUNTIME_MODULES[artifact.format][name]} {made.__version__}" for name, made in modules.items())
 
 
 def backend(model: Any, artifact: Artifact) -> str:
