@@ -88,12 +88,14 @@ class Target(Section):
     """How a benchmark gets there when `--via` does not say."""
     thermal: Thermal
     """When it is too hot to measure."""
+    server: str | None = Field(default=None, pattern=r"^/.+$")
+    """Path of llama-server on the device, for one without Python; null: Python answers."""
     sources: dict[str, str]
     """For each key above: where its value comes from (a data sheet, a measurement, a choice with its reason)."""
 
     @model_validator(mode="after")
     def _every_value_has_a_source(self) -> Self:
-        own = {"schema_version", "name", "title", "kind", "sources"}
+        own = {"schema_version", "name", "title", "kind", "sources"} | ({"server"} if self.server is None else set())
         missing = [key for key in type(self).model_fields if key not in own and key not in self.sources]
         unknown = [key for key in self.sources if key not in type(self).model_fields]
         if missing or unknown:
