@@ -370,10 +370,14 @@ watch_line() { # tegrastats' line, or nothing
     # in one piece: a kill leaves whole lines
     printf '%s\n' "$2"
 }
+alive() { # this shell; a killed one that nobody has waited for is not
+    kill -0 $$ 2>/dev/null || return 1
+    if field "/proc/$$/status" State; then case $found in Z*) return 1 ;; esac; fi
+}
 watch() {
     if has tegrastats; then # it is the clock then; it ends by itself when nobody reads, and the reader when this shell is gone
         tegrastats --interval "${1}000" 2>/dev/null | while IFS= read -r row; do
-            kill -0 $$ 2>/dev/null || exit 0
+            alive || exit 0
             watch_line "$row"
         done
     fi
