@@ -61,7 +61,7 @@ class ShellTransport:
         else:
             done = self._push_large(source, names, timeout_s)
         if done.rc:
-            self.refused(f"write {target}", done)
+            refused(self.name, f"write {target}", done)
 
     def _push_large(self, source: Path, names: str, timeout_s: float) -> Done:
         size = source.stat().st_size
@@ -82,17 +82,8 @@ class ShellTransport:
             script = f"exec tail -c +{offset + 1} {quoted_path(source)}"
             done = self._call(script, timeout_s=timeout_s, stdout=file, stall_s=STALL_S)
         if done.rc:
-            self.refused(f"read {source}", done)
+            refused(self.name, f"read {source}", done)
         return target.stat().st_size - before
-
-    def refused(self, what: str, done: Done) -> NoReturn:
-        """Raise the MpaError of a command that failed on the device."""
-        text = " ".join(done.stderr.decode(errors="replace").split())
-        if "No space left" in text or "Disk quota" in text:
-            raise MpaError(
-                f"{self.name} has no space left to {what}: free some there, then give the same command again"
-            )
-        raise MpaError(f"{self.name} cannot {what} ({text[-300:] or f'exit {done.rc}'}): check the path and its rights")
 
     def _call(
         self,
@@ -123,6 +114,14 @@ class ShellTransport:
 
     def _lost(self) -> None:
         """Called when the way broke."""
+
+
+def refused(name: str, what: str, done: Done) -> NoReturn:
+    """Raise the MpaError of a command that failed on the device `name` while it was to do `what`."""
+    text = " ".join(done.stderr.decode(errors="replace").split())
+    if "No space left" in text or "Disk quota" in text:
+        raise MpaError(f"{name} has no space left to {what}: free some there, then give the same command again")
+    raise MpaError(f"{name} cannot {what} ({text[-300:] or f'exit {done.rc}'}): check the path and its rights there")
 
 
 def quoted_path(path: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from mpa_edge.bench.transports import LinkError
 from mpa_edge.bench.transports.host_keys import host_key_error
 from mpa_edge.bench.transports.process import call, end_group
-from mpa_edge.bench.transports.shell import SHORT_S, ShellTransport
+from mpa_edge.bench.transports.shell import SHORT_S, ShellTransport, refused
 from mpa_edge.errors import MpaError
 
 CONNECT_S = 10
@@ -76,7 +76,7 @@ class SshTransport(ShellTransport):
     def _home_root(self) -> str:
         done = self.run(HOME_ROOT, timeout_s=SHORT_S)
         if done.rc or not done.stdout.startswith(b"/"):
-            self.refused("name its home folder", done)
+            refused(self.name, "name its home folder", done)
         return done.stdout.decode()
 
     def _ssh(self, *words: str) -> list[str]:
