@@ -154,15 +154,13 @@ class RemoteServer:
                 return False
             self.stop()
             raise MpaError(
-                f"llama-server on {self.transport.name} does not start ({error.said}): {self._advice()}"
+                f"llama-server on {self.transport.name} does not start ({error.said}): "
+                f"try {self.launch.program} --version there, and see docs/llama-server.md"
             ) from error
         except BaseException:
             self.stop()
             raise
         return True
-
-    def _advice(self) -> str:
-        return f"try {self.launch.program} --version there, and see docs/llama-server.md"
 
     def connect(self, wait: Callable[[str], None] | None = None) -> None:
         """Open the way to it, again where it broke."""
