@@ -376,9 +376,9 @@ alive() { # this shell; a killed one that nobody has waited for is not
 }
 watch() {
     if has tegrastats; then # it is the clock then; it ends by itself when nobody reads, and the reader when this shell is gone
-        tegrastats --interval "${1}000" 2>/dev/null | while IFS= read -r row; do
+        tegrastats --interval "${1}000" 2>/dev/null | while IFS= read -r reading; do
             alive || exit 0
-            watch_line "$row"
+            watch_line "$reading"
         done
     fi
     while :; do watch_line ''; sleep "$1"; done

@@ -193,13 +193,17 @@ def test_strange_texts_stay_json(shell: Command, tmp_path: Path) -> None:
     assert found["frequencies"][0]["highest_khz"] == -1.5
 
 
-@pytest.mark.parametrize(
-    ("milli", "degrees"), [("0", 0.0), ("5", 0.005), ("-5", -0.005), ("45", 0.045), ("500", 0.5), ("46125", 46.125),
-                           ("-256000", -256.0), ("100000", 100.0), ("10050", 10.05)]
-)  # fmt: skip
-def test_thousandths(shell: Command, tmp_path: Path, milli: str, degrees: float) -> None:
-    found = said(shell, trees.plant(tmp_path, trees.zone(0, "z", milli)))
-    assert found["thermal_zones"][0]["temp_c"] == degrees
+THOUSANDTHS = {
+    "0": 0.0, "5": 0.005, "-5": -0.005, "45": 0.045, "500": 0.5, "46125": 46.125, "-256000": -256.0, "100000": 100.0,
+    "10050": 10.05,
+}  # fmt: skip
+
+
+def test_thousandths(shell: Command, tmp_path: Path) -> None:
+    for i, milli in enumerate(THOUSANDTHS):
+        trees.plant(tmp_path, trees.zone(i, milli, milli))
+    found = said(shell, tmp_path)["thermal_zones"]
+    assert {zone["type"]: zone["temp_c"] for zone in found} == THOUSANDTHS
 
 
 def test_denied_files_are_said_to_be_denied(shell: Command, tmp_path_factory: pytest.TempPathFactory) -> None:
