@@ -92,6 +92,12 @@ def hottest(line: WatchLine) -> tuple[str, float] | None:
     return None if name is None else (name, zones[name])
 
 
+def hottest_c(line: WatchLine) -> float | None:
+    """Temperature of the hottest part of the processor; None where there is none to read."""
+    found = hottest(line)
+    return found[1] if found else None
+
+
 def plain(value: object) -> Any:
     """A value as JSON takes it."""
     if isinstance(value, tuple | list):
