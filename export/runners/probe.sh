@@ -9,22 +9,25 @@ LC_ALL=C
 export LC_ALL
 
 # ---- JSON ----
-esc() { # text -> the inside of a JSON string
+# The document grows in J and is printed once: a watcher that starts no programs takes no time from what it watches.
+J=''
+esc() { # text -> the inside of a JSON string, in E
     case $1 in
-        *[\"\\]* | *[[:cntrl:]]*) printf '%s\n' "$1" | sed -e 's/[[:cntrl:]]/ /g' -e 's/["\\]/\\&/g' ;;
-        *) printf '%s' "$1" ;;
+        *[\"\\]* | *[[:cntrl:]]*) E=$(printf '%s\n' "$1" | sed -e 's/[[:cntrl:]]/ /g' -e 's/["\\]/\\&/g') ;;
+        *) E=$1 ;;
     esac
 }
-str() { printf '"%s"' "$(esc "$1")"; }
-no() { printf '{"value": null, "reason": "%s"}' "$(esc "$1")"; }
+add() { J=$J$1; }
+str() { esc "$1"; J="$J\"$E\""; }
+no() { esc "$1"; J="$J{\"value\": null, \"reason\": \"$E\"}"; }
 is_number() {
     case $1 in
         '' | - | *[!0-9.-]* | *.*.* | ?*-* | .* | -.* | *.) return 1 ;;
         0[0-9]* | -0[0-9]*) return 1 ;;
     esac
 }
-num() { if is_number "$1"; then printf '%s' "$1"; else no "not a number: $1"; fi; }
-key() { printf '%s"%s": ' "${2:-, }" "$(esc "$1")"; }
+num() { if is_number "$1"; then J=$J$1; else no "not a number: $1"; fi; }
+key() { esc "$1"; J="$J${2:-, }\"$E\": "; }
 
 # ---- files ----
 # first line of a file in LINE; where there is none, false with the REASON
@@ -46,7 +49,7 @@ thousandths() { # 46125 -> 46.125: millidegrees are the ABI of the thermal zones
     set -- "000$1" "$2"
     set -- "${1%???}" "${1#"${1%???}"}" "$2"
     set -- "${1#0}" "$2" "$3"; set -- "${1#0}" "$2" "$3"; set -- "${1#0}" "$2" "$3"
-    printf '%s%s.%s' "$3" "${1:-0}" "$2"
+    add "$3${1:-0}.$2"
 }
 file_thousandths() { if first "$1"; then thousandths "$LINE"; else no "$REASON"; fi; }
 has() { command -v "$1" >/dev/null 2>&1; }
@@ -98,10 +101,10 @@ cores() {
     key cores; if has nproc; then num "$(nproc 2>/dev/null)"; else no "no nproc"; fi
 }
 frequencies() { # MODE: all | now
-    printf '['; sep=
+    add '['; sep=
     for p in "$PREFIX"/sys/devices/system/cpu/cpufreq/policy*; do
         [ -d "$p" ] || continue
-        printf '%s' "$sep"; sep=', '
+        add "$sep"; sep=', '
         key name '{'; str "${p##*/}"
         key now_khz; file_num "$p/scaling_cur_freq"
         key allowed_khz; file_num "$p/scaling_max_freq"
@@ -111,32 +114,32 @@ frequencies() { # MODE: all | now
             key lowest_khz; file_num "$p/cpuinfo_min_freq"
             key highest_khz; file_num "$p/cpuinfo_max_freq"
         fi
-        printf '}'
+        add '}'
     done
-    printf ']'
+    add ']'
 }
 trips() {
-    printf '['; tsep=
+    add '['; tsep=
     for t in "$1"/trip_point_*_temp; do
         [ -e "$t" ] || continue
-        printf '%s' "$tsep"; tsep=', '
+        add "$tsep"; tsep=', '
         key type '{'; file_str "${t%temp}type"
         key temp_c; file_thousandths "$t"
-        printf '}'
+        add '}'
     done
-    printf ']'
+    add ']'
 }
 zones() { # MODE: all | now
-    printf '['; sep=
+    add '['; sep=
     for z in "$PREFIX"/sys/class/thermal/thermal_zone*; do
         [ -e "$z" ] || continue
-        printf '%s' "$sep"; sep=', '
+        add "$sep"; sep=', '
         key type '{'; file_str "$z/type"
         key temp_c; file_thousandths "$z/temp"
         if [ "$1" = all ]; then key trips; trips "$z"; fi
-        printf '}'
+        add '}'
     done
-    printf ']'
+    add ']'
 }
 power_mode_of_file() { # pmode:0003 names an ID of /etc/nvpmodel.conf
     field "$PREFIX/var/lib/nvpmodel/status" pmode || return 1
@@ -168,20 +171,21 @@ memory() {
         key "$name" "$sep"; sep=', '
         if field "$PREFIX/proc/meminfo" "$name:"; then num "$found"; else no "no $name in /proc/meminfo"; fi
     done
-    printf '}'
+    add '}'
 }
 swaps() {
-    printf '['; sep=
+    add '['; sep=
     { while read -r name kind size _; do
         case $name in '' | Filename*) continue ;; esac
-        printf '%s' "$sep"; sep=', '
-        key name '{'; str "$name"; key kind; str "$kind"; key kib; num "$size"; printf '}'
+        add "$sep"; sep=', '
+        key name '{'; str "$name"; key kind; str "$kind"; key kib; num "$size"; add '}'
     done <"$PREFIX/proc/swaps"; } 2>/dev/null
-    printf ']'
+    add ']'
 }
 battery_of_service() { # current is not told there
-    dumpsys battery 2>/dev/null | {
-        level='' state='' volts='' plug=''
+    # the end of a pipe is a shell of its own: it prints what it adds
+    add "$(dumpsys battery 2>/dev/null | {
+        J='' level='' state='' volts='' plug=''
         while read -r row; do
             case $row in
                 'level: '*) level=${row#*: } ;; 'status: '*) state=${row#*: } ;; 'voltage: '*) volts=${row#*: } ;;
@@ -192,10 +196,11 @@ battery_of_service() { # current is not told there
         key capacity '{'; num "$level"
         key status; if [ -n "$state" ]; then str "$state"; else no "dumpsys battery does not say"; fi
         key current_ua; no "not allowed to read /sys/class/power_supply"
-        key voltage_uv; if is_number "$volts"; then printf '%s000' "$volts"; else no "dumpsys battery does not say"; fi
+        key voltage_uv; if is_number "$volts"; then add "${volts}000"; else no "dumpsys battery does not say"; fi
         key plugged; if [ -n "$plug" ]; then str "$plug"; else no "nothing plugged in"; fi
-        printf '}'
-    }
+        add '}'
+        printf '%s' "$J"
+    })"
 }
 battery() {
     for b in "$PREFIX"/sys/class/power_supply/*; do
@@ -205,17 +210,18 @@ battery() {
         key status; file_str "$b/status"
         key current_ua; file_num "$b/current_now"
         key voltage_uv; file_num "$b/voltage_now"
-        printf '}'
+        add '}'
         return
     done
     if has dumpsys; then battery_of_service; else no "no battery in /sys/class/power_supply"; fi
 }
 pi_throttled() {
+    if first "$PREFIX/sys/devices/platform/soc/soc:firmware/get_throttled"; then str "0x${LINE#0x}"; return; fi
     if has vcgencmd; then
         found=$(vcgencmd get_throttled 2>/dev/null)
         case $found in throttled=0x*) str "${found#*=}"; return ;; esac
     fi
-    if first "$PREFIX/sys/devices/platform/soc/soc:firmware/get_throttled"; then str "0x${LINE#0x}"; else no "no vcgencmd"; fi
+    no "no vcgencmd"
 }
 counters() { # slowed down so many times, all cores together
     total='' why="no thermal_throttle counters"
@@ -223,30 +229,30 @@ counters() { # slowed down so many times, all cores together
         [ -e "$f" ] || continue
         if first "$f" && is_number "$LINE"; then total=$((${total:-0} + LINE)); else why=$REASON; fi
     done
-    if [ -n "$total" ]; then printf '%s' "$total"; else no "$why"; fi
+    if [ -n "$total" ]; then add "$total"; else no "$why"; fi
 }
 cooling() {
-    printf '['; sep=
+    add '['; sep=
     for c in "$PREFIX"/sys/class/thermal/cooling_device*; do
         [ -e "$c" ] || continue
-        printf '%s' "$sep"; sep=', '
+        add "$sep"; sep=', '
         key type '{'; file_str "$c/type"
         key now; file_num "$c/cur_state"
         key most; file_num "$c/max_state"
-        printf '}'
+        add '}'
     done
-    printf ']'
+    add ']'
 }
 throttling() {
     key pi '{'; pi_throttled
     key counters; counters
     key cooling; cooling
-    printf '}'
+    add '}'
 }
 thermal_service() { # the cached block of this service lags far behind: only the status and what the HAL says now
     if ! has dumpsys; then no "no dumpsys: not Android"; return; fi
-    dumpsys thermalservice 2>/dev/null | {
-        status='' now='' list='' sep=''
+    add "$(dumpsys thermalservice 2>/dev/null | {
+        J='' status='' now='' sep=''
         while IFS= read -r row; do
             case $row in
                 'Thermal Status: '*) status=${row#*: } ;;
@@ -254,14 +260,20 @@ thermal_service() { # the cached block of this service lags far behind: only the
                 *'Temperature{'*mValue=*mName=*)
                     [ -n "$now" ] || continue
                     value=${row#*mValue=}; name=${row#*mName=}
-                    list="$list$sep{\"type\": $(str "${name%%[,\}]*}"), \"temp_c\": $(num "${value%%[,\}]*}")}"; sep=', ' ;;
+                    add "$sep"; sep=', '
+                    key type '{'; str "${name%%[,\}]*}"
+                    key temp_c; num "${value%%[,\}]*}"
+                    add '}' ;;
                 [!\ \	]*) now= ;;
             esac
         done
-        if [ -z "$status$list" ]; then no "dumpsys thermalservice says nothing"; exit; fi
-        key status '{'; if [ -n "$status" ]; then num "$status"; else no "no Thermal Status in dumpsys thermalservice"; fi
-        key temperatures; printf '[%s]}' "$list"
-    }
+        list=$J J=''
+        if [ -n "$status$list" ]; then
+            key status '{'; if [ -n "$status" ]; then num "$status"; else no "no Thermal Status in dumpsys thermalservice"; fi
+            key temperatures; add "[$list]}"
+        else no "dumpsys thermalservice says nothing"; fi
+        printf '%s' "$J"
+    })"
 }
 os_release() {
     for f in "$PREFIX/etc/os-release" "$PREFIX/usr/lib/os-release"; do
@@ -277,7 +289,7 @@ android() {
         found=$(getprop "$name" 2>/dev/null)
         if [ -n "$found" ]; then str "$found"; else no "getprop says nothing"; fi
     done
-    printf '}'
+    add '}'
 }
 python() {
     if ! has python3; then no "no python3 on PATH"; return; fi
@@ -301,13 +313,13 @@ emulated() {
     exe=$(readlink "$PREFIX/proc/$$/task/$$/exe" 2>/dev/null)
     if [ -z "$exe" ] && field "$PREFIX/proc/$$/task/$$/status" Name; then exe=$found; fi
     case ${exe##*/} in
-        *qemu* | *box64* | *box86* | FEX* | *rosetta* | *blink*) key emulated; printf true; key emulated_why; str "${exe##*/} runs this shell"; return ;;
+        *qemu* | *box64* | *box86* | FEX* | *rosetta* | *blink*) key emulated; add true; key emulated_why; str "${exe##*/} runs this shell"; return ;;
     esac
     machine=$(uname -m)
     if first "$PREFIX/proc/sys/kernel/arch" && [ "$(family "$LINE")" != "$(family "$machine")" ]; then
-        key emulated; printf true; key emulated_why; str "the kernel is $LINE, programs see $machine"; return
+        key emulated; add true; key emulated_why; str "the kernel is $LINE, programs see $machine"; return
     fi
-    key emulated; printf false; key emulated_why; no "no sign of an emulator"
+    key emulated; add false; key emulated_why; no "no sign of an emulator"
 }
 virtual() { # said, but a virtual machine on its own processor runs at that processor's speed
     if has getprop; then
@@ -325,12 +337,13 @@ load_average() {
     if first "$PREFIX/proc/loadavg"; then
         # shellcheck disable=SC2086  # three numbers
         set -- $LINE
-        printf '['; num "$1"; printf ', '; num "$2"; printf ', '; num "$3"; printf ']'
+        add '['; num "$1"; add ', '; num "$2"; add ', '; num "$3"; add ']'
     else no "$REASON"; fi
 }
 
 document() {
-    key schema_version '{'; printf 1
+    J=''
+    key schema_version '{'; add 1
     key uptime_s; uptime_s
     key machine; str "$(uname -m)"
     key kernel_name; str "$(uname -s)"
@@ -353,22 +366,19 @@ document() {
     key sha256; sha256
     emulated
     key virtual; virtual
-    printf '}\n'
+    printf '%s}\n' "$J"
 }
-watch_line() { # tegrastats' line, or nothing
-    set -- "$1" "$(
-        key uptime_s '{'; uptime_s
-        key thermal_zones; zones now
-        key frequencies; frequencies now
-        key throttling; throttling
-        key available_kib; if field "$PREFIX/proc/meminfo" MemAvailable:; then num "$found"; else no "no MemAvailable"; fi
-        key battery; battery
-        key thermal_service; thermal_service
-        key tegrastats; if [ -n "$1" ]; then str "$1"; else no "no tegrastats"; fi
-        printf '}'
-    )"
-    # in one piece: a kill leaves whole lines
-    printf '%s\n' "$2"
+watch_line() { # tegrastats' line, or nothing; printed in one piece, so that a kill leaves whole lines
+    J=''
+    key uptime_s '{'; uptime_s
+    key thermal_zones; zones now
+    key frequencies; frequencies now
+    key throttling; throttling
+    key available_kib; if field "$PREFIX/proc/meminfo" MemAvailable:; then num "$found"; else no "no MemAvailable"; fi
+    key battery; battery
+    key thermal_service; thermal_service
+    key tegrastats; if [ -n "$1" ]; then str "$1"; else no "no tegrastats"; fi
+    printf '%s}\n' "$J"
 }
 alive() { # this shell; a killed one that nobody has waited for is not
     kill -0 $$ 2>/dev/null || return 1
