@@ -209,7 +209,15 @@ def write_run(run: Path) -> Path:
     jetson = run / "bench" / "jetson"
     write(jetson / "gguf-q8_0", run=run.name)
     write(jetson / "gguf-q2_k", run=run.name, scheme="gguf-q2_k", right=(0.58, 0.71, 0.56), peak=210_000_000)
-    write(jetson / "onnx-int8", run=run.name, scheme="onnx-int8", n=60, right=(0.62, 0.7, 0.68), slower=1.3, peak=560_000_000)
+    write(
+        jetson / "onnx-int8",
+        run=run.name,
+        scheme="onnx-int8",
+        n=60,
+        right=(0.62, 0.7, 0.68),
+        slower=1.3,
+        peak=560_000_000,
+    )
     write(run / "bench" / "arm64" / "gguf-q8_0", run=run.name, target="arm64", emulated=True)
     write_sweep(jetson)
     return run

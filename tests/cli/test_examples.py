@@ -19,6 +19,7 @@ from mpa_edge.cli import main as cli
 from mpa_edge.runs import finish, make_folder
 from mpa_edge.stages.run import Run, remember
 from mpa_edge.vlm import WEIGHTS
+from tests.bench import made_up
 
 ROOT = Path(cli.__file__).parent.parent.parent
 PROMPT = "$ "
@@ -55,7 +56,7 @@ def runnable(path: tuple[str, ...], line: str) -> str:
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
-    """What examples talk about: photos/, charts/, runs/mine (as far as merged), files; `mpa-edge` in PATH."""
+    """What examples talk about: photos/, charts/, runs/mine (merged, benchmarked), files; `mpa-edge` in PATH."""
     for number, name in product(range(3), ("photos", "charts")):
         path = tmp_path / name / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
@@ -65,6 +66,8 @@ def workplace(tmp_path: Path) -> Path:
     remember(Run(tmp_path / "runs" / "mine", recipe, images=str(tmp_path / "charts")))
     merged = shutil.copytree(WEIGHTS / "student", tmp_path / "runs" / "mine" / "merged")
     finish(merged, "merge", inputs={}, config="", seed=0, counts={})
+    for name in ("mine", "newer"):
+        made_up.write(tmp_path / "runs" / name / "bench" / "jetson" / "gguf-q8_0", run=name, n=60)
     (tmp_path / "predictions.jsonl").write_text('{"answers": ["5"], "prediction": "5"}\n')
     shutil.copy(ROOT / "recipes" / "minicharts.yaml", tmp_path / "my-recipe.yaml")
     program = tmp_path / "bin" / "mpa-edge"

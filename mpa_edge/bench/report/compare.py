@@ -1,9 +1,9 @@
 """Two benchmarks side by side: what changed by more than noise.
 
 - a timing: the 95 % intervals of the medians lie apart, and the medians differ by more than 5 %
-- accuracy: the questions that both were asked, paired. The 95 % bootstrap interval of the difference (whole pictures are
-  drawn) excludes 0, and the exact sign test on the questions whose score changed (McNemar's, for scores of 0 and 1) has
-  p < 0.05
+- accuracy: the questions that both were asked, paired. The 95 % bootstrap interval of the difference (whole pictures
+  are drawn) excludes 0, and the exact sign test on the questions whose score changed (McNemar's, for scores of 0 and 1)
+  has p < 0.05
 - memory and size have no interval: more than 5 % counts; a repeated measurement of memory agrees within 3 %
 
 Timings that are invalid in either run are not compared, nor is memory where an emulator ran.
@@ -92,13 +92,13 @@ def differences(before: BenchData, after: BenchData) -> list[str]:
     A regression may come from here.
     """
     old, new = before.report, after.report
-    found = [("target", old.target, new.target), ("scheme", old.scheme, new.scheme)]
-    for name in ("machine", "cpu", "cores", "os", "runtime", "backend", "threads", "transport"):
-        found.append((name, getattr(old.environment, name), getattr(new.environment, name)))
-    readings = (old.environment.readings, new.environment.readings)
-    for name in ("governor", "power_mode"):
-        found.append((name.replace("_", " "), *(_plain(reading.get(name)) for reading in readings)))
-    return [f"{name}: {_plain(a)} → {_plain(b)}" for name, a, b in found if a != b]
+    used = ("machine", "cpu", "cores", "os", "runtime", "backend", "threads", "transport")
+    read = ("governor", "power_mode")
+    here, there = old.environment, new.environment
+    found: list[tuple[str, object, object]] = [("target", old.target, new.target), ("scheme", old.scheme, new.scheme)]
+    found += [(name, getattr(here, name), getattr(there, name)) for name in used]
+    found += [(name.replace("_", " "), here.readings.get(name), there.readings.get(name)) for name in read]
+    return [f"{name}: {_plain(a)} → {_plain(b)}" for name, a, b in found if _plain(a) != _plain(b)]
 
 
 def _plain(value: object) -> str:
@@ -195,9 +195,7 @@ def _sized(name: str, title: str, before: BenchData, after: BenchData) -> Change
     if is_memory and (before.report.emulated or after.report.emulated):
         return _change(name, title, (old, new), text, "", "not compared", "an emulator ran it")
     share = _share(old, new)
-    outcome: Outcome = (
-        "no clear change" if abs(share) <= LEAST_CHANGE else "regression" if share > 0 else "improvement"
-    )
+    outcome: Outcome = "no clear change" if abs(share) <= LEAST_CHANGE else "regression" if share > 0 else "improvement"
     return _change(name, title, (old, new), text, signed(share), outcome, f"counts from {LEAST_CHANGE:.0%} on")
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mpa_edge.bench.records import AnswerRow, BenchReport, Figure, Sweep, Timed
+from mpa_edge.bench.records import AnswerRow, BenchReport, Figure, Sweep, SweepPoint, Timed
 from mpa_edge.bench.report.words import METRIC_NAMES, interval, percent, percent_range, quantity, rounded
 
 MODELS = ("base", "aligned", "artifact")
@@ -255,16 +255,29 @@ def sweep_points(sweep: Sweep) -> list[Point]:
         range(len(sweep.points)),
         key=lambda i: (i != sweep.recommended, not sweep.points[i].on_front, -sweep.points[i].accuracy, i),
     )
-    made = []
-    for number, index in enumerate(order, start=1):
-        point = sweep.points[index]
-        made.append(Point(
-            number, settings_text(point.settings), percent(point.accuracy), percent_range(point.ci95),
-            quantity(point.ttft_s, "s"), quantity(point.tokens_per_s, "tokens/s"), quantity(point.peak_bytes, "bytes"),
-            point.within_budgets, point.on_front, index == sweep.recommended,
-            None if point.ttft_s is None else x.at(point.ttft_s), *(round(100 - y.at(end), 2) for end in (point.accuracy, *point.ci95)),
-        ))  # fmt: skip
-    return made
+    numbered = enumerate(order, start=1)
+    return [sweep_point(sweep.points[i], number, i == sweep.recommended, x, y) for number, i in numbered]
+
+
+def sweep_point(point: SweepPoint, number: int, chosen: bool, x: Scale, y: Scale) -> Point:
+    """One setting in words and where it lies."""
+    heights = [round(100 - y.at(end), 2) for end in (point.accuracy, *point.ci95)]
+    return Point(
+        number=number,
+        settings=settings_text(point.settings),
+        accuracy=percent(point.accuracy),
+        between=percent_range(point.ci95),
+        ttft=quantity(point.ttft_s, "s"),
+        speed=quantity(point.tokens_per_s, "tokens/s"),
+        memory=quantity(point.peak_bytes, "bytes"),
+        within=point.within_budgets,
+        front=point.on_front,
+        chosen=chosen,
+        x=None if point.ttft_s is None else x.at(point.ttft_s),
+        y=heights[0],
+        y_low=heights[1],
+        y_high=heights[2],
+    )
 
 
 def front_line(points: Sequence[Point]) -> list[tuple[float, float, float, float]]:

@@ -53,9 +53,7 @@ class Page:
     """Benchmarks without a counterpart."""
 
 
-def render_html(
-    benches: Sequence[BenchData], comparisons: Sequence[Comparison] = (), alone: Sequence[str] = ()
-) -> str:
+def render_html(benches: Sequence[BenchData], comparisons: Sequence[Comparison] = (), alone: Sequence[str] = ()) -> str:
     """The page. The same benchmarks give the same bytes; every text of a model or a device is escaped."""
     page = page_of(benches, comparisons, alone)
     return _environment().get_template("report.html.j2").render(page=page, version=__version__)

@@ -174,7 +174,7 @@ def short(report: BenchReport) -> list[tuple[str, str]]:
         ("Gain left", words.percent(report.accuracy.retained_gain, 0)),
         ("TTFT", median(report, "ttft_s") if counts else "no verdict"),
         ("Decoding", median(report, "tokens_per_s") if counts else "no verdict"),
-        ("Memory", words.size(report.memory.peak_bytes)),
+        ("Memory", "no verdict" if report.emulated else words.size(report.memory.peak_bytes)),
         ("Size", words.size(report.size_bytes)),
     ]
 
@@ -183,7 +183,7 @@ def tiles(report: BenchReport) -> list[tuple[str, str, str]]:
     """The six figures that are asked for first."""
     found = report.accuracy
     lower = found.retained_gain_lower
-    least = "no gain beyond noise" if lower is None else f"at least {words.percent(lower, 0)}"
+    least = "no gain beyond noise" if lower is None else words.at_least(lower)
     valid = report.timings == "valid"
     ttft, speed = (report.latency.get(name) for name in ("ttft_s", "tokens_per_s"))
     remarks = [
@@ -195,7 +195,7 @@ def tiles(report: BenchReport) -> list[tuple[str, str, str]]:
         ("Gain left", words.percent(found.retained_gain, 0), least),
         ("Time to first token", median(report, "ttft_s"), remarks[0]),
         ("Decoding", median(report, "tokens_per_s"), remarks[1]),
-        ("Peak memory", words.size(report.memory.peak_bytes), ""),
+        ("Peak memory", words.size(report.memory.peak_bytes), "gives no verdict" if report.emulated else ""),
         ("Size on disk", words.size(report.size_bytes), ""),
     ]
 
@@ -218,9 +218,7 @@ def budgets(report: BenchReport) -> list[tuple[str, str, str, str, str]]:
         sense = "at least" if line.name == "tokens_per_s" else "at most"
         limit = f"{sense} {words.budget_value(line, line.limit)}"
         measured = words.budget_value(line, line.measured)
-        rows.append(
-            (words.BUDGET_NAMES[line.name], limit, measured, BUDGET_CLASSES[line.met], words.budget_word(line))
-        )
+        rows.append((words.BUDGET_NAMES[line.name], limit, measured, BUDGET_CLASSES[line.met], words.budget_word(line)))
     return rows
 
 

@@ -175,11 +175,27 @@ def summary(report: BenchReport) -> str:
         f"{plural(found.artifact.n, 'question')} right. Before alignment it was {percent(found.base.value)}, "
         f"after it in full precision {percent(found.aligned.value)}."
     )
-    if found.retained_gain is not None:
-        text += f" {percent(found.retained_gain, 0)} of the gain is left"
-        lower = found.retained_gain_lower
-        text += f", at least {percent(lower, 0)} with 95 % confidence." if lower is not None else "."
-    return f"{text} {settling(report)}".strip()
+    return f"{text} {retained(report)} {settling(report)}".strip()
+
+
+def retained(report: BenchReport) -> str:
+    """How much of the gain is left."""
+    share, lower = report.accuracy.retained_gain, report.accuracy.retained_gain_lower
+    if share is None:
+        return "Alignment brought no gain here."
+    if share <= 0:
+        return "Nothing of the gain is left."
+    least = "" if lower is None else f", {at_least(lower)} with 95 % confidence" if lower > 0 else ", or none"
+    return f"{percent(share, 0)} of the gain is left{least}."
+
+
+def at_least(lower: float) -> str:
+    """Lower bound of the share of the gain that is left.
+
+    >>> at_least(0.83), at_least(-0.4)
+    ('at least 83 %', 'perhaps none')
+    """
+    return f"at least {percent(lower, 0)}" if lower > 0 else "perhaps none"
 
 
 def settling(report: BenchReport) -> str:

@@ -1,4 +1,4 @@
-"""Headless Chromium over its own pipe: pages are opened, measured and pictured; what they ask of the network is noted."""
+"""Headless Chromium over its own pipe: pages are opened, measured, pictured; their requests are noted."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def main(folder: Path, docs: Path | None) -> None:
         browser.close()
     if docs:
         with Image.open(folder / "one-desk-light.png") as image:
-            image.crop((80, 0, 1200, 1330)).quantize(96).save(docs, optimize=True)
+            image.crop((80, 0, 1200, 1515)).quantize(96).save(docs, optimize=True)
 
 
 if __name__ == "__main__":
