@@ -83,7 +83,9 @@ class SshTransport(ShellTransport):
         return ["ssh", *self._login.options(), "-S", str(self._folder / "s"), *words]
 
     def _argv(self, command: str) -> list[str]:
-        return self._ssh("-T", "-o", "ControlMaster=no", "--", self._login.host, command)
+        # never past the shared connection: where that is gone, a call must fail now and not after a time-out of its own
+        only_shared = ("-o", "ControlMaster=no", "-o", "ProxyCommand=exec false")
+        return self._ssh("-T", *only_shared, "--", self._login.host, command)
 
     def _prepare(self) -> None:
         if self._master is None or self._master.poll() is not None:

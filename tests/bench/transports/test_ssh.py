@@ -1,0 +1,202 @@
+"""Against OpenSSH's own server, on loopback."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mpa_edge.bench.transports import LinkError
+from mpa_edge.bench.transports.connect import connect
+from mpa_edge.bench.transports.ssh import SshTransport
+from mpa_edge.errors import MpaError
+from tests.bench.peers import SshPeer, free_port, run, sshd, until
+
+pytestmark = pytest.mark.peer
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshPeer]:
+    with sshd(tmp_path_factory.mktemp("sshd")) as peer:
+        yield peer
+
+
+@pytest.fixture
+def way(server: SshPeer, tmp_path: Path) -> Iterator[SshTransport]:
+    way = connect(server.via, ssh_config=server.config_file, root=f"{tmp_path}/it's a; root")
+    yield way
+    way.close()
+
+
+def masters(server: SshPeer) -> list[int]:
+    """Connections of ours, by the configuration that they name."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[0] == b"ssh" and server.config_file.encode() in words:
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_run_push_pull(way: SshTransport, tmp_path: Path) -> None:
+    assert way.name == "ssh device"
+    done = way.run("cat; echo no >&2; exit 255", timeout_s=10, stdin=b"\0\xff\r\n")
+    assert (done.rc, done.stdout, done.stderr) == (255, b"\0\xff\r\n", b"no\n")
+    source, back = tmp_path / "source", tmp_path / "back"
+    source.write_bytes(os.urandom(5_000_000))
+    way.push(source, f"{way.root}/new\nline", timeout_s=20)
+    assert way.pull(f"{way.root}/new\nline", back, offset=11, timeout_s=20) == 5_000_000 - 11
+    assert back.read_bytes() == source.read_bytes()[11:]
+    words = ["it's", 'a "b"', "$(c)", "`d`", "e\nf", "-g", "ü", "\\", "!"]
+    done = way.run("printf '%s\\0' " + " ".join(map(shlex.quote, words)), timeout_s=10)
+    assert done.stdout.decode().split("\0")[:-1] == words
+
+
+def test_the_root_is_in_the_home_there(server: SshPeer) -> None:
+    way = connect(f"{server.via}:{server.port}", ssh_config=server.config_file)
+    assert way.root == f"{Path.home()}/.cache/mpa-edge/bench"
+    way.close()
+
+
+def test_close_leaves_nothing(server: SshPeer) -> None:
+    way = connect(server.via, ssh_config=server.config_file)
+    folder = way._folder
+    assert masters(server)
+    assert folder.is_dir()
+    way.close()
+    way.close()
+    assert not masters(server)
+    assert not folder.exists()
+
+
+def test_a_client_that_is_killed_leaves_no_connection(server: SshPeer) -> None:
+    code = "import sys, time; from mpa_edge.bench.transports.connect import connect\n"
+    code += "connect('ssh://device', ssh_config=sys.argv[1]); print('up', flush=True); time.sleep(60)"
+    client = subprocess.Popen([sys.executable, "-c", code, server.config_file], stdout=subprocess.PIPE, text=True)
+    assert client.stdout.readline() == "up\n"
+    assert masters(server)
+    client.kill()
+    client.wait()
+    until(lambda: not masters(server))
+
+
+def echo_server(listener: socket.socket) -> None:
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        connection.sendall(connection.recv(100))
+        connection.close()
+
+
+def ask(port: int) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall(b"hello")
+        return connection.recv(100)
+
+
+def test_a_port_leads_there_also_after_the_server_was_killed(server: SshPeer, way: SshTransport) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=echo_server, args=(listener,), daemon=True).start()
+    with way.forward(listener.getsockname()[1]) as port:
+        assert ask(port) == b"hello"
+        server.kill()
+        with pytest.raises(LinkError, match="device cannot be reached .*: check its power"):
+            way.run("true", timeout_s=10)
+        server.start()
+        assert way.run("echo back", timeout_s=10).stdout == b"back\n"
+        assert ask(port) == b"hello"
+    with pytest.raises(OSError):
+        ask(port)
+    listener.close()
+
+
+def test_a_server_killed_in_the_middle_is_a_cut_link(server: SshPeer, way: SshTransport) -> None:
+    threading.Timer(0.5, server.kill).start()
+    with pytest.raises(LinkError):
+        way.run("sleep 20", timeout_s=30)
+    server.start()
+
+
+def add_key(message: str) -> None:
+    """What the message tells to do, done by a real sh."""
+    subprocess.run(["sh", "-c", message.split("'s own: ", 1)[-1].split("between: ", 1)[-1]], check=True, timeout=20)
+
+
+def fingerprint(server: SshPeer) -> str:
+    return run("ssh-keygen", "-lf", server.folder / "host_key.pub").split()[1]
+
+
+def test_an_unknown_key_is_refused_with_its_fingerprint_until_added(server: SshPeer) -> None:
+    (server.folder / "known_hosts").unlink()
+    with pytest.raises(MpaError, match="host key of device is unknown: ED25519 SHA256:") as caught:
+        connect(server.via, ssh_config=server.config_file)
+    assert fingerprint(server) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not isinstance(caught.value, LinkError)
+    assert not (server.folder / "known_hosts").exists()
+    add_key(str(caught.value))
+    connect(server.via, ssh_config=server.config_file).close()
+
+
+def test_a_changed_key_is_refused_with_its_fingerprint_until_changed(server: SshPeer) -> None:
+    before = fingerprint(server)
+    server.kill()
+    server.new_host_key()
+    server.start()
+    with pytest.raises(MpaError, match="host key of device has CHANGED to ED25519 SHA256:") as caught:
+        connect(server.via, ssh_config=server.config_file)
+    assert before not in str(caught.value)
+    assert fingerprint(server) in str(caught.value)
+    add_key(str(caught.value))
+    connect(server.via, ssh_config=server.config_file).close()
+
+
+def test_a_login_that_is_refused(server: SshPeer) -> None:
+    keys = server.folder / "authorized_keys"
+    kept = keys.read_text()
+    keys.write_text("")
+    try:
+        with pytest.raises(MpaError, match="device refuses the login: install your key there with ssh-copy-id"):
+            connect(server.via, ssh_config=server.config_file)
+    finally:
+        keys.write_text(kept)
+
+
+@pytest.mark.parametrize("via", ["ssh://nowhere.invalid", "ssh://127.0.0.1:{port}"])
+def test_a_host_that_cannot_be_reached(server: SshPeer, via: str) -> None:
+    with pytest.raises(LinkError, match=r"cannot be reached \(ssh: .*\): check its power and network") as caught:
+        connect(via.format(port=free_port()), ssh_config=server.config_file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_that_is_broken(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text("NoSuchWord yes\n")
+    with pytest.raises(MpaError, match="configuration is broken"):
+        connect("ssh://device", ssh_config=str(tmp_path / "config"))
+
+
+def test_a_black_hole_is_noticed_within_seconds(server: SshPeer, way: SshTransport) -> None:
+    way.run("true", timeout_s=10)
+    server.freeze()
+    started = time.monotonic()
+    try:
+        with pytest.raises(LinkError):
+            way.run("true", timeout_s=60)
+        assert time.monotonic() - started < 12
+    finally:
+        server.freeze(signal.SIGCONT)
+    assert way.run("echo back", timeout_s=20).stdout == b"back\n"
