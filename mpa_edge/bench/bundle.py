@@ -112,8 +112,11 @@ def make_bundle(
     images: Path,
     max_pixels: int = MAX_PIXELS,
     named_by_hash: bool = False,
+    order: JobOrder | None = None,
 ) -> Bundle:
     """Make a bundle at `folder`, or inside it under the first digits of its hash; one that is there already stays.
+
+    `order`: what a job asks that has no order of its own; None: each question once to each model.
 
     `images` is the folder of the questions' pictures; one with more than `max_pixels` is refused, as the run does it.
     MpaError where an export or a picture cannot be used, the disk is full, or something else lies at `folder`.
@@ -123,7 +126,8 @@ def make_bundle(
         variants = {name: _add_model(half, name, source) for name, source in models.items()}
         _add_questions(half, questions, images, max_pixels)
         _add_code(half)
-        (half / ORDER).write_text(to_json(_plain_order(target, variants, questions)), encoding="utf-8")
+        asked = order or _plain_order(target, variants, questions)
+        (half / ORDER).write_text(to_json(asked), encoding="utf-8")
         manifest = _manifest(half, target.name, variants, len(questions))
         (half / SUMS).write_bytes(sums(manifest.files))
         write_json(half / MANIFEST, manifest)

@@ -28,6 +28,8 @@ from mpa_edge.errors import MpaError
 
 QUESTIONS, RUN, WORKER, LOG = "questions.jsonl", "run.py", "--worker", "worker.txt"
 MOST_FAULTS = 3
+# a large model comes slowly from a memory card
+LOAD_TIMEOUT_S = 900.0
 # format -> module that must be there -> what pip calls it
 COMMON = {"numpy": "numpy", "PIL": "pillow", "pydantic": "pydantic"}
 ONNX = COMMON | {"onnxruntime": "onnxruntime", "tokenizers": "tokenizers"}
@@ -171,11 +173,11 @@ class Foreman:
         with Worker(self.bundle, self.folder / LOG, task) as worker:
             ready = False
             while True:
+                limit_s = self.order.answer_timeout_s if ready else max(LOAD_TIMEOUT_S, self.order.answer_timeout_s)
                 try:
-                    line = worker.line(self.order.answer_timeout_s)
+                    line = worker.line(limit_s)
                 except TimeoutError:
-                    waited = f"no answer within {self.order.answer_timeout_s:g} s"
-                    return self._fault(variant, block, pending if ready else [], waited)
+                    return self._fault(variant, block, pending if ready else [], f"no answer within {limit_s:g} s")
                 if line is None:
                     return self._fault(variant, block, pending if ready else [], worker.how_it_ended())
                 self._note(line, pending)
@@ -199,10 +201,10 @@ class Foreman:
     def _fault(self, variant: str, block: int, pending: list[Step], reason: str) -> None:
         """Write down that a process ended before its time: at its first pending question, or while it loaded."""
         self._faults[variant] += 1
-        values = {"reason": reason}
+        values: dict[str, Any] = {"reason": reason}
         if pending:
             self._fatal.add((variant, pending[0].id))
-            values |= {"id": pending[0].id, "repetition": pending[0].repetition}  # type: ignore[dict-item]
+            values |= {"id": pending[0].id, "repetition": pending[0].repetition}
         if pending and self._faults[variant] >= MOST_FAULTS:
             self._given_up.add(variant)
             values["reason"] += f"; given up after {MOST_FAULTS} processes"

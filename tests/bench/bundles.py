@@ -43,7 +43,7 @@ def job(folder: Path, order: JobOrder | None = None) -> Path:
 
 
 def lines_of(folder: Path) -> list[Line]:
-    return list(read_lines((folder / OUT).read_text(encoding="utf-8").split("\n")))
+    return list(read_lines((folder / OUT).read_text(encoding="utf-8", errors="replace").split("\n")))
 
 
 def answers_of(folder: Path) -> list[dict]:
