@@ -27,17 +27,17 @@ def render_table(data: BenchData, width: int = WIDTH) -> str:
         *(f"  - {words.visible(reason)}" for reason in report.reasons),
     ]
     settling = words.settling(report)
-    return "\n".join([*lines, *([f"  - {settling}"] if settling else []), _drawn(_models(report), width)])
+    return "\n".join([*lines, *([f"  - {settling}"] if settling else []), drawn(_models(report), width)])
 
 
 def render_comparison(comparison: Comparison, width: int = WIDTH) -> str:
     """What changed, for the terminal."""
-    table = _table("", "outcome", "before", "after", "change")
+    table = new_table("", "outcome", "before", "after", "change")
     for change in comparison.changes:
         outcome = SIGNS.get(change.outcome, change.outcome)
-        table.add_row(*_cells(change.title, outcome, change.before, change.after, change.change))
+        table.add_row(*cells(change.title, outcome, change.before, change.after, change.change))
     head = f"{comparison.after.title} against {comparison.before.title}"
-    lines = [words.visible(head), _drawn(table, width)]
+    lines = [words.visible(head), drawn(table, width)]
     if comparison.differences:
         lines.append(f"Not the same in both: {words.visible('; '.join(comparison.differences))}")
     return "\n".join(lines)
@@ -53,7 +53,7 @@ def verdict_line(data: BenchData) -> str:
 def _models(report: BenchReport) -> Table:
     """Rows of figures; base and aligned where they have them."""
     found = report.accuracy
-    table = _table("", "base", "aligned", report.scheme)
+    table = new_table("", "base", "aligned", report.scheme)
     models = (found.base, found.aligned, found.artifact)
     table.add_row("accuracy", *(words.percent(one.value) for one in models))
     table.add_row("  95 % interval", *(words.percent_range(one.ci95) for one in models))
@@ -65,7 +65,7 @@ def _models(report: BenchReport) -> Table:
         if figure and figure.p50 is not None:
             table.add_row(title, words.quantity(base.p50, base.unit) if base else "", "", median(report, name))
     if report.timings != "valid":
-        table.add_row("timings", *_cells("", "", report.timings))
+        table.add_row("timings", *cells("", "", report.timings))
     table.add_row("peak memory", "", "", words.size(report.memory.peak_bytes))
     table.add_row("size", "", "", words.size(report.size_bytes))
     for name, limit, _, _, word in budgets(report):
@@ -73,24 +73,26 @@ def _models(report: BenchReport) -> Table:
     return table
 
 
-def _table(*columns: str) -> Table:
+def new_table(*columns: str) -> Table:
+    """A plain table; the first column and `outcome` to the left, the rest to the right."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, column in enumerate(_cells(*columns)):
+    for index, column in enumerate(cells(*columns)):
         table.add_column(column, justify="right" if index and column != "outcome" else "left", overflow="fold")
     return table
 
 
-def _cells(*texts: str) -> Sequence[str]:
+def cells(*texts: str) -> Sequence[str]:
     """Texts without what rich would take for markup."""
     from rich.markup import escape
 
     return [escape(words.visible(text)) for text in texts]
 
 
-def _drawn(table: Table, width: int) -> str:
+def drawn(table: Table, width: int) -> str:
+    """A table as text without colours."""
     from rich.console import Console
 
     out = io.StringIO()

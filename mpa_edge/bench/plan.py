@@ -1,0 +1,121 @@
+"""What is to be measured: one model in one scheme on one device, and where its results go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mpa_edge.errors import MpaError
+from mpa_edge.recipe import Recipe
+from mpa_edge.runs import FOLDERS, sha256_json
+from mpa_edge.target import Target
+from mpa_edge.types import Sample
+
+FOLDER = "bench"
+BUNDLES, EXAM, DEVICE = "bundles", ".exam", "device"
+QUESTIONS, TIMED, REPETITIONS = 200, 10, 5
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured."""
+
+    questions: int = QUESTIONS
+    """Asked once each, for the accuracy."""
+    timed: int = TIMED
+    """Of them, asked again and again, in turns with base, for the timing."""
+    repetitions: int = REPETITIONS
+    """How often each of the timed ones is asked."""
+
+    def __post_init__(self) -> None:
+        if self.timed > self.questions:
+            raise MpaError(f"--timed {self.timed} is more than --questions {self.questions}: ask for fewer")
+
+
+@dataclass(frozen=True)
+class Reach:
+    """The way to the device, and what runs there."""
+
+    via: str | None = None
+    """local, ssh://USER@HOST, adb://SERIAL; None: what the target says."""
+    root: str | None = None
+    """Folder on the device; None: the transport's own."""
+    python: str | None = None
+    """Python there; None: python3, and this very program where the device is this machine."""
+    server: str | None = None
+    """llama-server there; None: what the target says, and only where Python cannot."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One benchmark."""
+
+    run: Path
+    """The run folder."""
+    recipe: Recipe
+    """How the run asks."""
+    target: Target
+    """Budgets, threads, thermal rules."""
+    scheme: str
+    """Name of the scheme."""
+    artifact: Path
+    """What was exported."""
+    base: Path | None
+    """Base in the same scheme; None: nothing to compare timings with."""
+    reach: Reach = field(default_factory=Reach)
+    """The device."""
+    effort: Effort = field(default_factory=Effort)
+    """How much is measured."""
+    threads: int | None = None
+    """Of the runtime on the device; None: what the target asks for."""
+    host_threads: int | None = None
+    """Of base and aligned on this machine; None: one for each core."""
+    label: str | None = None
+    """Folder of the results below the target's; None: the scheme's name."""
+
+    @property
+    def name(self) -> str:
+        """Of the run."""
+        return self.run.resolve().name
+
+    @property
+    def merged(self) -> Path:
+        """The aligned checkpoint."""
+        return self.run / FOLDERS["merge"]
+
+    @property
+    def results(self) -> Path:
+        """Where bench.json goes."""
+        return self.run / FOLDER / self.target.name / (self.label or self.scheme)
+
+    @property
+    def bundles(self) -> Path:
+        """Where bundles of this run lie."""
+        return self.run / FOLDER / BUNDLES
+
+    @property
+    def device_threads(self) -> int | None:
+        """Of the runtime."""
+        return self.threads or self.target.cpu.threads
+
+    def inputs(self, bundle_sha256: str) -> str:
+        """Hash of everything that the results depend on."""
+        return sha256_json(
+            {
+                "bundle": bundle_sha256,
+                "effort": vars(self.effort),
+                "threads": self.device_threads,
+                "target": self.target.model_dump(mode="json"),
+                "reach": vars(self.reach),
+            }
+        )
+
+
+def spread(samples: Sequence[Sample], n: int) -> tuple[str, ...]:
+    """Ids of n questions, evenly over the list, and so over the kinds of a generated set.
+
+    >>> spread([Sample(id=str(i), image="a", question="q", answers=("x",)) for i in range(10)], 3)
+    ('0', '3', '6')
+    """
+    return tuple(samples[i * len(samples) // n].id for i in range(n))

@@ -1,0 +1,115 @@
+"""On the device: is the gain still there, and what does an answer cost?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mpa_edge.cli._bench import bench_arguments, open_benches
+from mpa_edge.cli._options import dry_run_option, fresh_option, is_verbose, json_option, print_json, verbose_option
+from mpa_edge.cli._stage import only_our_words
+
+if TYPE_CHECKING:
+    from mpa_edge.bench.plan import Bench
+
+EXIT_LOST = 3
+
+
+@click.command("bench")
+@bench_arguments
+@click.option("--via", metavar="WAY", help="local, ssh://USER@HOST[:PORT], adb://SERIAL.  [default: local]")
+@click.option("--python", metavar="PROGRAM", help="Python on the device.  [default: python3, here this one]")
+@click.option("--server", metavar="PATH", help="llama-server on the device, to be asked instead of Python.")
+@click.option("--root", metavar="DIR", help="Folder on the device for everything of ours.")
+@click.option("--results", type=click.Path(), metavar="DIR", help="Read a job's folder that was carried here by hand.")
+@click.option("--sweep", metavar="AXES", help="Try settings: threads, image_budget, scheme, or threads=1:2,scheme.")
+@dry_run_option
+@fresh_option
+@json_option
+@verbose_option
+def command(
+    via: str | None, python: str | None, server: str | None, root: str | None, results: str | None, sweep: str | None,
+    dry_run: bool, fresh: bool, as_json: bool, **asked: Any,
+) -> None:  # fmt: skip
+    """Ask the exported model on the device, and judge: holds, lost, inconclusive or invalid. Lost exits with 3.
+
+    RUN is a folder that align made; what is not exported yet is exported first. Base and aligned answer the same
+    questions here in full precision. Cut off at any moment, the same command goes on.
+
+    \b
+    Examples:
+      $ mpa-edge bench runs/mine --dry-run
+      $ mpa-edge bench runs/mine --target jetson --via ssh://user@orin --dry-run
+      $ mpa-edge bench runs/mine --target phone --via adb://SERIAL --as gguf-q8_0 --dry-run
+      $ mpa-edge bench runs/mine --sweep threads,scheme --dry-run
+    """
+    from mpa_edge.bench.plan import Reach
+
+    reach = Reach(via, root, python, server)
+    if dry_run:
+        return show_plan(asked, reach.via or "local", sweep)
+    if sweep:
+        return run_sweep(sweep, asked, reach, fresh, as_json)
+    from mpa_edge.bench.pipeline import read_results, run_bench
+
+    with only_our_words(is_verbose()):
+        benches = open_benches(**asked, reach=reach)
+        if results and len(benches) > 1:
+            raise click.UsageError("--results is one job: give one --as")
+        folders = [read_results(b, Path(results)) if results else run_bench(b, fresh) for b in benches]
+    return show(benches, folders, as_json)
+
+
+def show_plan(asked: dict[str, Any], via: str, sweep: str | None) -> None:
+    """What would be measured; nothing is exported, sent or asked."""
+    from mpa_edge.assets import load_target
+    from mpa_edge.cli._bench import DEFAULT_TARGET, chosen_schemes, open_run
+
+    source, target = open_run(asked["run"]), load_target(asked["target"] or DEFAULT_TARGET)
+    schemes = [scheme.name for scheme in chosen_schemes(source, asked["schemes"], target)]
+    click.echo(f"run        {source.run}")
+    click.echo(f"target     {target.name} by {via}")
+    for name in schemes:
+        made = "exported" if (source.exports / name / "manifest.json").is_file() else "to be exported"
+        click.echo(f"scheme     {name} ({made})")
+    click.echo(f"accuracy   {asked['questions']} questions, once each")
+    beside = "" if asked["no_base"] else ", in turns with base in the same scheme"
+    click.echo(f"timing     {asked['timed']} of them, {asked['repetitions']} times each{beside}")
+    if sweep:
+        from mpa_edge.bench.sweep import axes_of
+
+        click.echo(f"sweep      {', '.join(axes_of(sweep))}")
+
+
+def show(benches: list[Bench], folders: list[Path], as_json: bool) -> None:
+    """A table for each benchmark; exit 3 where a gain is lost."""
+    from mpa_edge.bench.report.read import read_bench
+    from mpa_edge.bench.report.table import render_table
+
+    made = [read_bench(folder) for folder in folders]
+    if as_json:
+        documents = [data.report.model_dump(mode="json") for data in made]
+        print_json(documents[0] if len(documents) == 1 else {"benches": documents})
+    else:
+        for data, folder in zip(made, folders, strict=True):
+            click.echo(render_table(data))
+            click.echo(f"everything is in {folder}")
+        click.echo(f"the report: mpa-edge report {benches[0].run}")
+    if any(data.report.verdict == "lost" for data in made):
+        raise click.exceptions.Exit(EXIT_LOST)
+
+
+def run_sweep(axes: str, asked: dict[str, Any], reach: Any, fresh: bool, as_json: bool) -> None:
+    """Measure every setting, then the front and the recommendation."""
+    from mpa_edge.bench.report.sweep_table import render_sweep
+    from mpa_edge.cli._sweep import sweep
+
+    with only_our_words(is_verbose()):
+        made, path = sweep(axes, asked, reach, fresh)
+    if as_json:
+        return print_json(made)
+    click.echo(render_sweep(made))
+    click.echo(f"everything is in {path}")
+    return None

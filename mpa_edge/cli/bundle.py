@@ -1,0 +1,51 @@
+"""One folder or tar file with all that a device needs for a benchmark."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mpa_edge.cli._bench import bench_arguments, open_benches
+from mpa_edge.cli._options import is_verbose, json_option, print_json, verbose_option
+from mpa_edge.cli._stage import only_our_words
+
+
+@click.command("bundle")
+@bench_arguments
+@click.option("--out", type=click.Path(), metavar="DIR|FILE.tar", help="Where it goes.  [default: RUN/bench/bundles]")
+@json_option
+@verbose_option
+def command(out: str | None, as_json: bool, **asked: Any) -> None:
+    """Pack models, questions, pictures and the runner for a device, with a hash of each file and of the whole.
+
+    bench does this by itself. Alone it is for devices that no link reaches: carry the bundle there, follow its README,
+    carry the job's folder back and give it to bench with --results.
+
+    \b
+    Examples:
+      $ mpa-edge bundle runs/mine --target cpu --as onnx-int8 --questions 20
+      $ mpa-edge bundle runs/mine --as onnx-int8 --questions 20 --no-base --out device.tar
+    """
+    from mpa_edge.bench.bundle import pack
+    from mpa_edge.bench.pipeline import make
+
+    with only_our_words(is_verbose()):
+        benches = open_benches(**asked)
+        if out and len(benches) > 1:
+            raise click.UsageError("--out takes one bundle: give one --as")
+        made = [make(bench, Path(out) if out and not out.endswith(".tar") else None) for bench in benches]
+        if out and out.endswith(".tar"):
+            pack(made[0], Path(out))
+    places = [out or str(bundle.folder) for bundle in made]
+    if as_json:
+        documents = [
+            {"scheme": bench.scheme, "path": place, "sha256": bundle.sha256, "bytes": bundle.bytes}
+            for bench, bundle, place in zip(benches, made, places, strict=True)
+        ]
+        return print_json({"run": asked["run"], "target": benches[0].target.name, "bundles": documents})
+    for bundle, place in zip(made, places, strict=True):
+        files = len(bundle.manifest.files)
+        click.echo(f"{place}  {files} files, {bundle.bytes / 1e6:,.1f} MB, sha256 {bundle.sha256}")
+    return None
