@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from mpa_edge.bench.records import Unreadable
 from mpa_edge.errors import MpaError
 
 SILENT = Unreadable(reason="the probe does not say")
 Text = str | Unreadable
-Number = float | Unreadable
+Number = Annotated[float, Field(allow_inf_nan=False)] | Unreadable
 Known = TypeVar("Known")
 
 
@@ -29,15 +29,14 @@ class Loose(BaseModel):
     @field_validator("*", mode="wrap")
     @classmethod
     def _or_unreadable(cls, value: object, check: ValidatorFunctionWrapHandler) -> object:
-        try:
-            return check(value)
-        except ValidationError:
-            reason = value.get("reason") if isinstance(value, dict) else None
-            odd = Unreadable(reason=str(reason or f"the probe says {str(value)[:60]!r}"))
+        reason = value.get("reason") if isinstance(value, dict) else None
+        odd = Unreadable(reason=str(reason or f"the probe says {str(value)[:60]!r}"))
+        for each in (value, odd, ()):
             try:
-                return check(odd)
+                return check(each)
             except ValidationError:
-                return check(())
+                continue
+        return check({})
 
 
 class Trip(Loose):
