@@ -7,7 +7,7 @@ import random
 import secrets
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
@@ -22,10 +22,10 @@ from mpa_edge.vlm.llama_http import LlamaServer, ServerGoneError, WrongServerErr
 from mpa_edge.vlm.llama_server import LlamaServerVLM
 
 SHORT_S = 30.0
-POLL_S, CHECK_EVERY_S = 0.05, 1.0
+POLL_S, LOOK_S = 0.05, 1.0
 # below those that systems give away by themselves
 PORTS = (20_000, 30_000)
-MOST_PORTS = 4
+MOST_PORTS = 3
 # ticks of /proc/PID/stat: 100 on every Linux since 2.6 (USER_HZ)
 TICKS_PER_S = 100
 # as many as vlm.llama_language reads and computes at once, and without flash attention, as there
@@ -146,7 +146,7 @@ class RemoteServer:
         """Whether it is ready; not so where another program has the port."""
         try:
             self.job.start(script(self.launch, self.port, self.alias, self.folder))
-            self.connect(self._wait)
+            self.connect()
         except WrongServerError:
             return False
         except ServerEndedError as error:
@@ -162,15 +162,17 @@ class RemoteServer:
             raise
         return True
 
-    def connect(self, wait: Callable[[str], None] | None = None) -> None:
-        """Open the way to it, again where it broke."""
-        self.disconnect()
-        local = patiently(lambda: self._way.enter_context(self.transport.forward(self.port)))
-        url = f"http://127.0.0.1:{local}"
-        if wait:
-            wait(url)
-        name = f"{self.transport.name} llama-server"
-        self.vlm = LlamaServerVLM(url, self.launch.artifact, name=name, timeout_s=self.timeout_s, alias=self.alias)
+    def connect(self) -> None:
+        """Open the way to it, again where it broke, and wait until it is ready. ServerEndedError where it is gone."""
+        deadline = time.monotonic() + self.timeout_s
+        while time.monotonic() < deadline:
+            self.disconnect()
+            local = patiently(lambda: self._way.enter_context(self.transport.forward(self.port)))
+            with suppress(ServerGoneError):
+                if self._is_ready(f"http://127.0.0.1:{local}"):
+                    return
+            self.require_alive()
+        raise MpaError(f"llama-server on {self.transport.name} loads for {self.timeout_s:g} s: use a smaller model")
 
     def disconnect(self) -> None:
         """Close the way; the server stays."""
@@ -180,28 +182,29 @@ class RemoteServer:
         with suppress(MpaError):
             way.close()
 
-    def _wait(self, url: str) -> None:
-        """Until it has loaded its model. ServerEndedError where it does not live that long."""
-        http, began = LlamaServer(url, timeout_s=SHORT_S), time.monotonic()
-        checked = began
-        while time.monotonic() < began + self.timeout_s:
-            with suppress(ServerGoneError):  # it opens its port late, and a forwarded one answers for it until then
-                if http.ready():
-                    self._measure_load(time.monotonic())
-                    http.close()
-                    return
-            if time.monotonic() > checked + CHECK_EVERY_S:
-                self.require_alive()
-                checked = time.monotonic()
+    def _is_ready(self, url: str) -> bool:
+        """Whether it gets ready while one looks; then `vlm` answers."""
+        http, until = LlamaServer(url, timeout_s=SHORT_S), time.monotonic() + LOOK_S
+        while not self._says_so(http):
+            if time.monotonic() > until:
+                return False
             time.sleep(POLL_S)
-        raise MpaError(f"llama-server on {self.transport.name} loads for {self.timeout_s:g} s: use a smaller model")
+        self.load_s = self.load_s or self._loaded_in(time.monotonic())
+        name = f"{self.transport.name} llama-server"
+        self.vlm = LlamaServerVLM(url, self.launch.artifact, name=name, timeout_s=self.timeout_s, alias=self.alias)
+        return True
 
-    def _measure_load(self, ready_at: float) -> None:
-        """From the start of its process, by the device's clock, to its first `ready`."""
+    def _says_so(self, http: LlamaServer) -> bool:
+        with suppress(ServerGoneError):  # it opens its port late, and a forwarded one answers for it until then
+            return http.ready(timeout_s=LOOK_S)
+        return False
+
+    def _loaded_in(self, ready_at: float) -> float:
+        """Seconds from the start of its process, by the device's clock, to the moment that it was seen ready."""
         before = time.monotonic()
         age_s = self.look().age_s
         asked_at = (before + time.monotonic()) / 2
-        self.load_s = max(0.0, age_s - (asked_at - ready_at))
+        return max(1 / TICKS_PER_S, age_s - (asked_at - ready_at))
 
     def require_alive(self) -> None:
         """ServerEndedError, with the last thing that it said, where it is not running any more."""
@@ -255,9 +258,9 @@ class RemoteServer:
 def remove(transport: Transport, folder: str) -> None:
     """Stop the server of a folder, and remove the folder."""
     place = shlex.quote(folder)
-    # asked to end first: a job is stopped at leisure, and there is one for each block of questions
-    end = f'read -r p <{place}/{PID} 2>/dev/null && kill "$p" && for i in 1 2 3 4 5 6 7 8 9; do '
-    transport.run(f'{end} kill -0 "$p" 2>/dev/null || break; sleep 0.1; done; true', timeout_s=SHORT_S)
+    # it has nothing to save, and a job is stopped at leisure, while there is a server for each block of questions
+    wait = 'for i in 1 2 3 4 5 6 7 8 9; do kill -0 "$p" || exit 0; sleep 0.1; done; kill -KILL "$p"'
+    transport.run(f'read -r p <{place}/{PID} && kill "$p" && {wait}; true', timeout_s=SHORT_S)
     Job(transport, folder).stop()
     transport.run(f"rm -rf {place}", timeout_s=SHORT_S)
 

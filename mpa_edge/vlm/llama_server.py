@@ -39,6 +39,9 @@ class LlamaServerVLM:
     Of its times the server tells two, both without the way there and back: from the picture's pixels to the first
     token (`Timing.ttft_s`, vision encoder and prefill together), and the tokens after it (`decode_s`). Decoding and
     scaling the picture are in neither.
+
+    One thing is the server's own: an answer also ends at a token whose text llama.cpp takes for an end, such as
+    <|endoftext|>, where the artifact does not name it. A trained model does not write one inside an answer.
     """
 
     def __init__(
@@ -55,7 +58,8 @@ class LlamaServerVLM:
         self.props = self.server.call("/props")
         self._check(alias)
         self._marker = str(self.props.get("media_marker", OLD_MARKER))
-        self._before = self._own_before()
+        parts = artifact.prompt.model_copy(update={"before": self._before()})
+        self._own = artifact.model_copy(update={"prompt": parts})
 
     def answer(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply for each request, in order. ServerGoneError where none came, so that one may try again."""
@@ -83,7 +87,7 @@ class LlamaServerVLM:
         if not self.props.get("modalities", {}).get("vision"):
             raise MpaError(f"llama-server at {url} takes no pictures: start it with --mmproj FILE")
 
-    def _own_before(self) -> str:
+    def _before(self) -> str:
         """The artifact's text in front of the question, without what the server adds to it by itself."""
         parts = self.artifact.prompt
         before, (start, end) = parts.before, WRITTEN_BY_RUNTIME
@@ -104,18 +108,19 @@ class LlamaServerVLM:
         return str(self.props.get("bos_token", "")) if len(dressed) > len(bare) else ""
 
     def _answer(self, request: Request) -> Reply:
-        picture = base64.b64encode(png(self._scaled(request.image))).decode()
-        parts = self.artifact.model_copy(
-            update={"prompt": self.artifact.prompt.model_copy(update={"before": self._before})}
-        )
-        text = prompt_text(parts, without_special_tokens(request.prompt, (self._marker,)), self._marker)
-        body = {"prompt": {"prompt_string": text, "multimodal_data": [picture]}, **options(request)}
         try:
-            return self._reply(self.server.call("/completion", body))
+            return self._reply(self.server.call("/completion", self.body(request)))
         except RefusedError as error:
             if error.details.get("type") == TOO_LONG:
                 raise self._too_long(error.details) from error
             raise
+
+    def body(self, request: Request) -> dict[str, Any]:
+        """What is sent to /completion."""
+        picture = base64.b64encode(png(self._scaled(request.image))).decode()
+        question = without_special_tokens(request.prompt, (self._marker,))
+        prompt = prompt_text(self._own, question, self._marker)
+        return {"prompt": {"prompt_string": prompt, "multimodal_data": [picture]}, **options(request)}
 
     def _too_long(self, details: dict[str, Any]) -> MpaError:
         room = f"{details.get('n_prompt_tokens', 'too many')} tokens, this export takes {details.get('n_ctx', 'fewer')}"

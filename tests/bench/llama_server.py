@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import xllamacpp
@@ -32,14 +32,15 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
         parser.add_argument(name, type=int)
     parser.add_argument("--fit", choices=("on", "off"))
     parser.add_argument("-fa", choices=tuple(FLASH))
-    parser.add_argument("--no-warmup", action="store_true")
+    for name in ("--no-warmup", "--list-devices", "--version"):
+        parser.add_argument(name, action="store_true")
     return parser.parse_args(words)
 
 
 def params(asked: argparse.Namespace) -> xllamacpp.CommonParams:
     made = xllamacpp.CommonParams()
     made.model.path, made.mmproj.path = asked.m, asked.mmproj or ""
-    made.hostnames, made.port, made.model_alias = [asked.host], asked.port, {asked.alias} if asked.alias else set()
+    made.hostnames, made.port, made.model_alias = [asked.host], asked.port, {asked.alias or "x"}
     made.n_ctx, made.n_parallel, made.n_batch, made.n_ubatch = asked.c, asked.np, asked.b, asked.ub
     made.cache_ram_mib, made.fit_params, made.warmup = asked.cache_ram, asked.fit != "off", not asked.no_warmup
     made.flash_attn_type = FLASH[asked.fa]
@@ -49,20 +50,46 @@ def params(asked: argparse.Namespace) -> xllamacpp.CommonParams:
     return made
 
 
-def program(folder: Path) -> Path:
+def program(folder: Path, module: str = "tests.bench.llama_server") -> Path:
     """A file that starts it, as a `llama-server` that somebody has put on a device."""
     path = folder / "llama-server"
     root = Path(__file__).parents[2]
-    path.write_text(f'#!/bin/sh\nPYTHONPATH="{root}" exec "{sys.executable}" -m tests.bench.llama_server "$@"\n')
+    path.write_text(f'#!/bin/sh\nPYTHONPATH="{root}" exec "{sys.executable}" -m {module} "$@"\n')
     path.chmod(0o755)
     return path
 
 
-if __name__ == "__main__":
-    asked = arguments(sys.argv[1:])
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
-    try:
-        server = xllamacpp.Server(params(asked))
-    except RuntimeError as error:
-        sys.exit(f"error: {error}")
+def devices() -> str:
+    kind = xllamacpp.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU
+    found = [f"  {one['name']}: {one['description']} (0 MiB, 0 MiB free)\n"
+             for one in xllamacpp.get_device_info() if one["type"] != kind]  # fmt: skip
+    return "Available devices:\n" + ("".join(found) or "  (none)\n")
+
+
+def until_told() -> None:
     signal.sigwait((signal.SIGTERM, signal.SIGINT))
+
+
+def start(words: Sequence[str]) -> tuple[argparse.Namespace, Callable[[int], xllamacpp.Server]]:
+    """What was asked, and how to start the server on a port."""
+    asked = arguments(words)
+    if asked.list_devices or asked.version:
+        print(devices() if asked.list_devices else "version: xllamacpp", end="")
+        sys.exit()
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+
+    def serve(port: int) -> xllamacpp.Server:
+        made = params(asked)
+        made.port = port
+        try:
+            return xllamacpp.Server(made)
+        except RuntimeError as error:
+            sys.exit(f"error: {error}")
+
+    return asked, serve
+
+
+if __name__ == "__main__":
+    asked, serve = start(sys.argv[1:])
+    server = serve(asked.port)
+    until_told()

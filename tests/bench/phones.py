@@ -1,49 +1,69 @@
-"""A bundle for the tests of the phone driver, and the server that answers it."""
+"""What the tests of the phone driver ask, and what comes back."""
 
 from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from mpa_edge.artifact import Artifact, read_artifact
+from mpa_edge.artifact import read_artifact
 from mpa_edge.assets import load_target
 from mpa_edge.bench.bundle import Bundle, Question, make_bundle
 from mpa_edge.bench.lines import JobOrder, Line, Step, read_lines
+from mpa_edge.bench.phone import drive
+from mpa_edge.bench.runner import read_questions
+from mpa_edge.bench.transports import Transport
 from mpa_edge.nursery.render import pictures
 from tests.vlm.llama_exported import gguf_folder
 
 ASKED = ("How many bars are there?", "Which bar is highest?", "What is the value of the purple bar?")
+FAULTS = {"boom": "What is it? (boom)", "hang": "What is it? (hang)", "long": "What is it? " * 400}
 N_PICTURES = 2
+IDS = tuple(f"{n}-{i}" for n in range(N_PICTURES) for i in range(len(ASKED)))
 
 
 @functools.cache
 def bundle() -> Bundle:
-    """The built-in student twice, in 8 bits as the artifact, in 16 as base."""
+    """The built-in student twice: in 8 bits as the artifact, in 16 as base."""
     folder = Path(tempfile.mkdtemp(prefix="mpa-edge-phone-"))
     (folder / "images").mkdir()
-    questions = []
+    asked = []
     for n, picture in enumerate(pictures(N_PICTURES, 99, "target")):
         picture.image.save(folder / "images" / f"{n}.png")
-        questions += [Question(id=f"{n}-{i}", image=f"{n}.png", prompt=text, max_new_tokens=12) for i, text in enumerate(ASKED)]
+        asked += [
+            Question(id=f"{n}-{i}", image=f"{n}.png", prompt=text, max_new_tokens=12) for i, text in enumerate(ASKED)
+        ]
+    asked += [Question(id=name, image="0.png", prompt=text, max_new_tokens=4) for name, text in FAULTS.items()]
     return make_bundle(
         folder=folder / "bundle", target=load_target("phone"), artifact=gguf_folder("student", "q8_0"),
-        base=gguf_folder("student"), questions=questions, images=folder / "images",
+        base=gguf_folder("student"), questions=asked, images=folder / "images",
     )  # fmt: skip
 
 
-def artifacts() -> dict[str, Artifact]:
-    return {name: read_artifact(bundle().folder / place) for name, place in bundle().variants.items()}
+def order(
+    *ids: str, variants: tuple[str, ...] = ("artifact",), repetitions: int = 1, timeout_s: float = 60.0
+) -> JobOrder:
+    steps = [Step(name, one, n) for n in range(repetitions) for name in variants for one in ids]
+    return JobOrder(dict(bundle().variants), tuple(steps), threads=1, answer_timeout_s=timeout_s)
 
 
-def order(*steps: tuple[str, str, int], **changes: object) -> JobOrder:
-    return JobOrder(dict(bundle().variants), tuple(Step(*step) for step in steps), threads=1, **changes)
+def ask(
+    transport: Transport, asked: JobOrder, out: Path, server: str | Path, remote: str | None = None, **more
+) -> bool:
+    made = bundle()
+    held = {name: read_artifact(made.folder / place) for name, place in made.variants.items()}
+    return drive(
+        transport, remote or str(made.folder), asked, read_questions(made.folder), held, out,
+        bundle=made.folder, server=str(server), job_root=f"{transport.root}/jobs/one", **more,
+    )  # fmt: skip
 
 
 def lines(out: Path) -> list[Line]:
     return list(read_lines(out.read_text(encoding="utf-8").splitlines()))
 
 
-__all__ = ["Callable", "Iterator", "artifacts", "bundle", "contextmanager", "lines", "order"]
+def answers(out: Path) -> list[tuple[str, str, int]]:
+    """Keys of the answers, in their order, as often as they stand there."""
+    return [
+        (line.variant, line.values["id"], line.values["repetition"]) for line in lines(out) if line.kind == "answer"
+    ]
