@@ -179,6 +179,7 @@ class Foreman:
                 except TimeoutError:
                     return self._fault(variant, block, pending if ready else [], f"no answer within {limit_s:g} s")
                 if line is None:
+                    worker.end_with_it()
                     return self._fault(variant, block, pending if ready else [], worker.how_it_ended())
                 self._note(line, pending)
                 ready = ready or line.kind == "loaded"
@@ -250,6 +251,11 @@ class Worker:
             with suppress(BrokenPipeError):  # that it ended is seen where its lines are read
                 pipe.write(data)
                 pipe.flush()
+
+    def end_with_it(self) -> None:
+        """End quietly where somebody ended the process: who stops a job sends a signal to all of it, in any order."""
+        if -self._process.wait() in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            sys.exit(128 - self._process.returncode)
 
     def how_it_ended(self) -> str:
         """In words, with the last thing that it said."""

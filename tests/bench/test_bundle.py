@@ -19,6 +19,7 @@ import pytest
 from mpa_edge.assets import load_scheme
 from mpa_edge.bench.bundle import Question, make_bundle, pack, read_bundle, weight_files
 from mpa_edge.bench.light import light_files
+from mpa_edge.bench.lines import JobOrder, Step, from_json
 from mpa_edge.bench.runner import PACKAGES
 from mpa_edge.errors import MpaError
 from tests.bench.bundles import TARGET, pictures, rows_of, small
@@ -67,6 +68,14 @@ def test_another_question_picture_or_model_makes_another_hash(tmp_path: Path) ->
     (changed / "model-q8_0.gguf").write_bytes(b"else")
     assert small(tmp_path, tmp_path / "4", artifact=changed).sha256 != before
     assert small(tmp_path, tmp_path / "5").sha256 == before
+
+
+def test_the_order_of_a_job_without_its_own(tmp_path: Path) -> None:
+    plain = from_json((small(tmp_path, base=tmp_path / "export").folder / "order.json").read_text())
+    assert [step.key for step in plain.steps] == [(v, q, 0) for v in ("artifact", "base") for q in ("q0", "q1")]
+    assert plain.threads == TARGET.cpu.threads
+    mine = JobOrder({"artifact": "models/artifact"}, (Step("artifact", "q1", 5),), warm_up=0)
+    assert from_json((small(tmp_path, tmp_path / "2", order=mine).folder / "order.json").read_text()) == mine
 
 
 def test_models_are_hard_links_where_the_disk_can(tmp_path: Path) -> None:

@@ -249,11 +249,12 @@ def test_killed_at_any_moment_nothing_is_lost_or_repeated(bundles, at_home, tmp_
 def test_an_end_by_signal_is_quiet_and_can_be_gone_on_with(bundles, tmp_path) -> None:
     order = everything(bundles["onnx"])
     folder, n = job(tmp_path / "job", order), 0
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number, whom in ((signal.SIGTERM, "runner"), (signal.SIGINT, "runner"), (signal.SIGTERM, "worker first")):
         process = start(bundles["onnx"].folder, folder)
         wait_for(lambda n=n: (folder / "out.jsonl").exists() and len(answers_of(folder)) > n)
         children = descendants(process.pid)
-        process.send_signal(number)
+        for pid in children if whom == "worker first" else [process.pid]:
+            os.kill(pid, number)
         assert process.communicate(timeout=LONGEST_S) == ("", "")
         assert process.returncode == 128 + number
         assert children
@@ -262,6 +263,7 @@ def test_an_end_by_signal_is_quiet_and_can_be_gone_on_with(bundles, tmp_path) ->
         assert n < len(order.steps)
     assert run(bundles["onnx"].folder, folder) == (0, "")
     assert len(said(answers_of(folder))) == len(answers_of(folder)) == len(order.steps)
+    assert not [line for line in lines_of(folder) if line.kind == "failed"]
 
 
 def wait_for(condition, within_s: float = 30.0) -> None:
