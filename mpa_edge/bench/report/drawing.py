@@ -122,7 +122,10 @@ def scale(low: float, high: float, n: int = 5) -> Scale:
     >>> scale(0, 0).ticks[-1] > 0
     True
     """
-    span = (high - low) or abs(high) or 1.0
+    size = max(abs(low), abs(high))
+    # a range that is next to nothing gets the width of its values
+    span = high - low if high - low > 1e-6 * size else size
+    span = span if span > 1e-9 else 1.0
     rough = span / n
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(one for one in STEPS if one * power >= rough * 0.999) * power

@@ -1,0 +1,245 @@
+"""Words, drawings, samples, Markdown and the terminal's table."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from mpa_edge.bench.records import AnswerRow, BenchReport, Figure
+from mpa_edge.bench.report import (
+    BenchData,
+    compare_all,
+    drawing,
+    pick,
+    read_bench,
+    render_comparison,
+    render_html,
+    render_markdown,
+    render_table,
+    report_document,
+    verdict_line,
+    words,
+)
+from mpa_edge.bench.report.markdown import escaped
+from mpa_edge.bench.report.samples import story
+from tests.bench import made_up
+from tests.bench.report import hostile
+
+REAL = st.floats(allow_nan=False, allow_infinity=False, min_value=-1e6, max_value=1e6)
+
+
+def changed(data: BenchData, **values: object) -> BenchData:
+    report: BenchReport = data.report.model_copy(update=values)
+    return replace(data, report=report)
+
+
+def row(scores: tuple[float, float, float], name: str = "q", picture: str | None = None) -> AnswerRow:
+    return AnswerRow(
+        id=name, image="a.png", question="?", kind=None, answers=("1",), base="1", aligned="1", artifact="1",
+        scores=scores, picture=picture,
+    )  # fmt: skip
+
+
+# --- words and drawings -----------------------------------------------------------------------------------------------
+
+
+@given(st.text(max_size=600))
+def test_visible_text_hides_nothing(text: str) -> None:
+    shown = words.visible(text)
+    assert not re.search("[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ud800-\udfff]", shown)
+    shown.encode()
+
+
+@given(REAL, REAL)
+def test_a_scale_holds_its_range(a: float, b: float) -> None:
+    low, high = sorted((a, b))
+    axis = drawing.scale(low, high)
+    reach = 1e-6 * max(1.0, abs(low), abs(high))
+    assert axis.low <= low + reach
+    assert axis.high >= high - reach
+    assert 2 <= len(axis.ticks) <= 12
+    assert 0 <= axis.at(a) <= 100
+
+
+def test_phases_are_the_whole(holds: BenchData) -> None:
+    latency = holds.report.latency
+    total = latency["total_s"].p50
+    assert total is not None
+    assert sum(value for _, value in drawing.phases(latency)) == pytest.approx(total, rel=0.03)
+
+
+def test_phases_without_a_split_are_still_drawn(holds: BenchData) -> None:
+    kept = {name: holds.report.latency[name] for name in ("ttft_s", "total_s")}
+    names = [name for name, _ in drawing.phases(kept)]
+    assert names == ["everything before the first token", "tokens after the first"]
+    assert drawing.phases({}) == []
+    none = Figure(unit="s", n=0, p50=None, p90=None, p99=None, ci95=None)
+    assert drawing.phases({"ttft_s": none, "total_s": none}) == []
+
+
+def test_stacks_fit_one_scale(holds: BenchData) -> None:
+    found = drawing.stacks(holds.report)
+    assert [one.model for one in found] == ["artifact", "base"]
+    ends = [one.segments[-1].start + one.segments[-1].width for one in found]
+    assert max(ends) == pytest.approx(100, abs=0.1)
+
+
+def test_the_front_only_climbs(benches: list[BenchData]) -> None:
+    sweep = next(data.sweep for data in benches if data.sweep)
+    points = drawing.sweep_points(sweep)
+    assert [point.chosen for point in points].index(True) == 0
+    assert {point.front for point in points} == {True, False}
+    steps = drawing.front_line(points)
+    assert all(y2 <= y1 and x2 >= x1 for x1, y1, x2, y2 in steps)
+    assert drawing.front_line([]) == []
+
+
+def test_a_sweep_without_times_has_no_drawing(holds: BenchData) -> None:
+    assert holds.sweep is not None
+    points = tuple(point.model_copy(update={"ttft_s": None}) for point in holds.sweep.points)
+    bare = replace(holds, sweep=holds.sweep.model_copy(update={"points": points, "recommended": None}))
+    text = render_html([bare])
+    assert "No drawing: no setting has a time that counts" in text
+    assert "None is recommended" in text
+
+
+def test_samples_start_with_flips() -> None:
+    rows = [row((1, 1, 1), f"same{i}") for i in range(50)] + [row((0, 1, 0), "lost"), row((0, 1, 1), "gained")]
+    chosen = pick(rows)
+    assert len(chosen) == 12
+    assert [one.id for one in chosen[:2]] == ["lost", "gained"]
+    assert len({one.id for one in chosen}) == 12
+    assert pick([]) == []
+    assert pick(rows[:3]) == rows[:3]
+
+
+def test_samples_prefer_those_with_a_picture() -> None:
+    rows = [row((0, 1, 0), f"bare{i}") for i in range(20)] + [row((0, 1, 0), "seen", "pictures/seen.jpg")]
+    assert pick(rows)[0].id == "seen"
+
+
+def test_every_outcome_has_a_story() -> None:
+    cases = [(b, a, q) for b in (0, 1) for a in (0, 1) for q in (0, 1)]
+    assert story(row((0, 1, 0))) == "lost on the device"
+    assert {story(row(case)) for case in cases} >= {"gained", "lost by alignment", "right in all three"}
+    assert len(pick([row(case, str(case)) for case in cases])) == 8
+
+
+# --- the page as text -------------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_the_same_every_time(run: Path, benches: list[BenchData]) -> None:
+    again = [read_bench(data.folder) for data in benches]
+    assert render_html(benches) == render_html(again)
+    assert render_markdown(benches) == render_markdown(again)
+
+
+def test_the_page_says_what_is_asked_for(holds: BenchData) -> None:
+    text = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", render_html([holds]))).replace("\u00a0", " ")
+    for part in (
+        "The gain holds", "at least 83 % with 95 % confidence", "vision encoder", "missed by 10 %",
+        "Settings for jetson", "lost on the device", "not readable: permission denied", "0.146 J per generated token",
+        "Not timed", "decoding of the picture file", "max(VmHWM, VmRSS + VmSwap)",
+    ):  # fmt: skip
+        assert part in text
+
+
+def test_an_inconclusive_one_says_what_would_settle_it(benches: list[BenchData]) -> None:
+    data = next(data for data in benches if data.report.verdict == "inconclusive")
+    number = f"About {data.report.n_to_settle:,} questions would settle it; 60 were asked."
+    assert number in words.summary(data.report)
+    assert number in render_table(data)
+    assert number.replace(",", "&#44;") in render_html([data]) or number in render_html([data])
+
+
+def test_an_emulated_one_gives_no_timing_verdict(benches: list[BenchData]) -> None:
+    data = next(data for data in benches if data.report.emulated)
+    text = render_html([data])
+    assert "Timings do not count; the gain holds" in text
+    assert text.count("gives no verdict") == 3
+    assert text.count("not judged") == 3
+    assert "Not measured: emulated" in text
+
+
+def test_missing_parts_are_said(holds: BenchData) -> None:
+    bare = replace(holds, answers=(), timings=(), pictures={}, sweep=None, notes=("answers.jsonl is missing",))
+    nothing = Figure(unit="s", n=0, p50=None, p90=None, p99=None, ci95=None)
+    bare = changed(bare, latency={"ttft_s": nothing}, base_latency={}, budgets=(), energy=None)
+    for text in (render_html([bare]), render_markdown([bare]), render_table(bare)):
+        assert "The gain holds" in text
+    assert "No answer was timed" in render_html([bare])
+    assert "answers.jsonl is missing" in render_html([bare])
+    assert "Missing: answers.jsonl is missing" in render_markdown([bare])
+
+
+def test_no_gain_is_said(holds: BenchData) -> None:
+    found = holds.report.accuracy
+    none = changed(holds, accuracy=found.model_copy(update={"retained_gain": None, "retained_gain_lower": None}))
+    assert "Alignment brought no gain here." in words.summary(none.report)
+    assert "no gain beyond noise" in render_html([none])
+    lost = changed(holds, accuracy=found.model_copy(update={"retained_gain": -0.1, "retained_gain_lower": -0.5}))
+    assert "Nothing of the gain is left." in words.summary(lost.report)
+
+
+# --- Markdown, table, JSON --------------------------------------------------------------------------------------------
+
+
+@given(st.text(alphabet="ab<>|`*_[]()#!\\&~$@:-+.1 \n{}", max_size=60))
+@settings(max_examples=300)
+def test_markdown_keeps_texts_as_texts(text: str) -> None:
+    """What a Markdown parser shows of an escaped cell is the text itself."""
+    lines = f"| a | b |\n|---|---|\n| {escaped(text)} | x |\n"
+    html = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(lines)
+    cells = re.findall(r"<td>(.*?)</td>", html, re.DOTALL)
+    assert len(cells) == 2
+    shown = cells[0].replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", '"').replace("&amp;", "&")
+    assert shown == words.visible(text).strip()
+
+
+def test_hostile_markdown_makes_no_tags(tmp_path: Path) -> None:
+    data = hostile.write(tmp_path)
+    html = MarkdownIt("commonmark", {"html": True}).enable("table").render(render_markdown([data]))
+    tags = set(re.findall(r"<(\w+)", html))
+    assert tags <= {"h1", "p", "ul", "li", "table", "thead", "tbody", "tr", "th", "td"}
+    assert html.count("<h1") == 1
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 160])
+def test_the_table_keeps_its_width(benches: list[BenchData], width: int, tmp_path: Path) -> None:
+    for data in (*benches, hostile.write(tmp_path)):
+        text = render_table(data, width)
+        table = text[text.index("accuracy") :]
+        assert max(map(len, table.splitlines())) <= width
+        assert "\x1b" not in text
+        assert "accuracy" in text
+
+
+def test_the_table_says_the_verdict_first(benches: list[BenchData]) -> None:
+    starts = {data.report.verdict: render_table(data).split(":")[0] for data in benches}
+    assert starts == {
+        "holds": "✓ The gain holds",
+        "lost": "✗ The gain is lost",
+        "inconclusive": "? Not settled yet",
+        "invalid": "! Timings do not count; the gain holds",
+    }
+    assert verdict_line(benches[1]) == "✗ lost: minicharts: gguf-q2_k on jetson, 55.0 %"
+
+
+def test_the_comparison_is_in_all_forms(holds: BenchData, tmp_path: Path) -> None:
+    worse = read_bench(made_up.write(tmp_path / "worse", run="newer", slower=1.2))
+    comparisons, alone = compare_all([holds], [worse])
+    assert "✗ regression" in render_comparison(comparisons[0])
+    assert "| regression |" in render_markdown([worse], comparisons, alone)
+    assert "6 regressions beyond noise" in render_html([worse], comparisons, alone)
+    document = report_document([worse], comparisons, alone)
+    assert document["regressions"] == 6
+    assert json.loads(json.dumps(document))["benches"][0]["bench"]["run"] == "newer"
+    better, _ = compare_all([worse], [holds])
+    assert "No regression beyond noise" in render_html([holds], better)
