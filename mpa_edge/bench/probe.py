@@ -209,7 +209,7 @@ def read_probe(text: str) -> Probe:
     made = list(documents(text))
     if not made:
         start = " ".join(text.split())[:80] or "nothing"
-        raise MpaError(f"the device's probe said no JSON ({start}): run `sh probe.sh` there to see why")
+        raise MpaError(f"the device's probe said no JSON ({start}): run sh probe.sh there to see why")
     return Probe.model_validate(made[-1])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpa_edge.bench.probe import Probe, WatchLine, known, read_probe, read_watch
@@ -82,6 +82,7 @@ PLAIN = st.none() | st.booleans() | st.floats() | st.text()
 NAMES = st.sampled_from(sorted(Probe.model_fields)) | st.text()
 
 
+@settings(deadline=None)
 @given(st.recursive(PLAIN, lambda inner: st.lists(inner) | st.dictionaries(NAMES, inner)))
 def test_no_answer_of_a_device_raises(value: Any) -> None:
     probe = Probe.model_validate(dict.fromkeys(Probe.model_fields, value))
