@@ -118,9 +118,11 @@ class Journal:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             os.close(self._file)
             raise MpaError(f"{path} is being written by another runner: wait for it, or stop it") from error
+        except OSError:  # a file system without locks (a phone's shared storage): nobody can tell
+            pass
         content = path.read_bytes()
         if content and not content.endswith(b"\n"):
             # nothing is cut off: whoever reads on from an offset must find what stood there
