@@ -42,13 +42,20 @@ members() {
     grep -lF "MPA_EDGE_JOB=($job)" /proc/[0-9]*/environ 2>/dev/null | while IFS=/ read -r _ _ one _; do echo "$one"; done
 }
 
+nap() { sleep 0.2 2>/dev/null || sleep 1; }
+
+# asked first, for fifteen naps; then killed
 stop() {
-    for signal in TERM TERM TERM KILL KILL; do
+    naps=0
+    while [ "$naps" -lt 30 ]; do
         left=$(members)
         [ -n "$left" ] || return 0
+        signal=TERM
+        [ "$naps" -lt 15 ] || signal=KILL
         # shellcheck disable=SC2086  # a list of numbers
         kill -s "$signal" $left 2>/dev/null
-        sleep 1
+        naps=$((naps + 1))
+        nap
     done
 }
 
@@ -66,8 +73,8 @@ lock() {
     until mkdir "$job/lock" 2>/dev/null; do
         tries=$((tries + 1))
         # starting takes a moment; a lock that stays was left by a device that went off
-        [ "$tries" -lt 10 ] || break
-        sleep 1
+        [ "$tries" -lt 40 ] || break
+        nap
     done
 }
 
@@ -93,7 +100,7 @@ launch() {
     tries=0
     until [ -f "$job/pid" ] || [ "$tries" -ge 50 ]; do
         tries=$((tries + 1))
-        sleep 0.1 2>/dev/null || sleep 1
+        nap
     done
 }
 
