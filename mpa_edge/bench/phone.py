@@ -126,7 +126,7 @@ class Driver:
         with suppress(MpaError):
             server.look()
         peak_bytes, method = server.peak()
-        self._write("memory", peak_bytes=peak_bytes, method=method, uptime_s=server.uptime_s)
+        self._write("memory", peak_bytes=peak_bytes, method=method, uptime_s=server.uptime_s())
         server.stop()
 
     def _write(self, kind: str, **values: Any) -> None:
@@ -160,7 +160,8 @@ class Driver:
         for _ in range(MOST_CUTS):
             try:
                 said = answer(server.vlm, self.site.bundle, self.questions[step.id], step)
-                return said | {"uptime_s": server.look().uptime_s}
+                server.watch()
+                return said | {"uptime_s": server.uptime_s()}
             except ServerSlowError:
                 raise
             except ServerGoneError as error:
@@ -180,7 +181,7 @@ class Driver:
         )  # fmt: skip
         self._write(
             "loaded", load_s=server.load_s, cold=False, runtime=server.runtime(), backend=server.backend(),
-            threads=server.launch.threads, warm_up=self.order.warm_up, uptime_s=server.look().uptime_s,
+            threads=server.launch.threads, warm_up=self.order.warm_up, uptime_s=server.uptime_s(),
         )  # fmt: skip
         for step in block[: self.order.warm_up]:
             with suppress(MpaError):  # whatever it is, it shows again where it counts

@@ -22,7 +22,7 @@ from mpa_edge.vlm.llama_http import LlamaServer, ServerGoneError, WrongServerErr
 from mpa_edge.vlm.llama_server import LlamaServerVLM
 
 SHORT_S = 30.0
-POLL_S, LOOK_S = 0.05, 1.0
+POLL_S, LOOK_S, WATCH_EVERY_S = 0.05, 1.0, 3.0
 # below those that systems give away by themselves
 PORTS = (20_000, 30_000)
 MOST_PORTS = 3
@@ -129,7 +129,8 @@ class RemoteServer:
     ) -> None:
         """Start it below `root` and wait until it is ready. MpaError where it does not come up in `timeout_s`."""
         self.transport, self.launch, self.timeout_s = transport, launch, timeout_s
-        self.held_bytes, self.load_s, self.uptime_s = 0, 0.0, 0.0
+        self.held_bytes, self.load_s = 0, 0.0
+        self._looked, self._since_boot_s = 0.0, 0.0
         self.hwm_bytes: int | None = None
         self._way = ExitStack()
         ports = ports or random_ports()
@@ -224,10 +225,19 @@ class RemoteServer:
         if done.rc:
             raise ServerEndedError(self.transport.name, "its process is gone")
         found = parse_look(done.stdout.decode("utf-8", "replace"))
-        self.uptime_s = found.uptime_s
+        self._looked, self._since_boot_s = time.monotonic(), found.uptime_s - time.monotonic()
         self.held_bytes = max(self.held_bytes, found.held_bytes)
         self.hwm_bytes = max(self.hwm_bytes or 0, found.hwm_bytes) if found.hwm_bytes else self.hwm_bytes
         return found
+
+    def watch(self) -> None:
+        """Look where the last look was some seconds ago: the system may swap it out and keep no peak of that."""
+        if time.monotonic() > self._looked + WATCH_EVERY_S:
+            self.look()
+
+    def uptime_s(self) -> float:
+        """The device's clock since boot, by this machine's and the last look."""
+        return round(time.monotonic() + self._since_boot_s, 2)
 
     def _run(self, command: str) -> Done:
         return patiently(lambda: self.transport.run(command, timeout_s=SHORT_S))
