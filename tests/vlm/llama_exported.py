@@ -1,4 +1,4 @@
-"""GGUF and hybrid folders of tiny checkpoints, made once and kept in the temp folder: read them only."""
+"""GGUF, hybrid and quantized folders of tiny checkpoints, made once and kept in the temp folder: read them only."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from mpa_edge.assets import load_scheme
 from mpa_edge.exporters.build import Workshop, build
 from mpa_edge.exporters.layout import write_layout
 from mpa_edge.exporters.source import Source, open_source
@@ -34,6 +35,12 @@ def gguf_folder(which: str, language: str = "f16", mmproj: str = "f16") -> Path:
         schema_version=1, name=f"gguf-{language}-{mmproj}", format="gguf", tolerance=ANY,
         components={"language": language, "mmproj": mmproj},
     ))  # fmt: skip
+
+
+@functools.cache
+def scheme_folder(which: str, name: str) -> Path:
+    """Any scheme of export/schemes that needs no calibration."""
+    return _folder(which, load_scheme(name))
 
 
 @functools.cache
