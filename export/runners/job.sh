@@ -94,6 +94,7 @@ launch() {
     stop
     cut_torn_line
     rm -f "$job/rc" "$job/pid"
+    printf '%s\n' "$command" >"$job/command" || exit 1
     detached=
     command -v setsid >/dev/null 2>&1 && detached=setsid
     MPA_EDGE_JOB="($job)" $detached sh "$0" watch "$job" </dev/null >/dev/null 2>&1 &
@@ -114,7 +115,9 @@ watch() {
 
 case $verb in
 start)
-    mkdir -p "$job" && printf '%s\n' "$3" >"$job/command.new" && mv -f "$job/command.new" "$job/command" && start
+    mkdir -p "$job" || exit 1
+    command=$3
+    start
     ;;
 poll)
     # the state first: what was written before the end is then in the bytes that follow

@@ -166,6 +166,8 @@ class AdbPeer:
     link: str
     env: dict[str, str]
     """To be set where adb is called: its server has a port of its own."""
+    home: Path
+    """Where adbd is unpacked."""
     process: subprocess.Popen | None = field(default=None, repr=False)
 
     @property
@@ -178,11 +180,10 @@ class AdbPeer:
         return f"adb://{self.serial}"
 
     def start(self) -> None:
-        home = Path(run(ROOT / ".ci" / "adbd").strip())
-        libraries = home / "usr" / "lib" / f"{os.uname().machine}-linux-gnu"
+        libraries = self.home / "usr" / "lib" / f"{os.uname().machine}-linux-gnu"
         loader = next(libraries.glob("ld-linux-*.so.*"))
         argv = ["ip", "netns", "exec", self.link, loader, "--library-path", f"{libraries}:{libraries}/android"]
-        argv += [home / "usr/lib/android-sdk/platform-tools/adbd"]
+        argv += [self.home / "usr/lib/android-sdk/platform-tools/adbd"]
         env = {**os.environ, "ADBD_PORT": "5555", "PATH": SBIN}
         log = (self.folder / "adbd.log").open("ab")
         self.process = subprocess.Popen(
@@ -226,7 +227,7 @@ def adbd(folder: Path) -> Iterator[AdbPeer]:
     host, device = (base.rpartition(".")[0] + f".{int(base.rpartition('.')[2]) + n}" for n in (1, 2))
     link = f"mpe{pid}"
     env = {"ANDROID_ADB_SERVER_PORT": str(free_port()), "HOME": str(folder)}
-    peer = AdbPeer(folder, device, link, env)
+    peer = AdbPeer(folder, device, link, env, Path(run(ROOT / ".ci" / "adbd").strip()))
     run("ip", "netns", "add", link)
     try:
         run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", link)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -80,11 +81,9 @@ def test_a_job_is_begun_joined_and_read(here: LocalTransport, folder: str, tmp_p
 def test_many_starts_at_once_begin_one(here: LocalTransport, folder: str, tmp_path: Path) -> None:
     Job(here, folder).start("exit 1")
     until(lambda: Job(here, folder).state() == "ended")
-    starts = [threading.Thread(target=Job(here, folder).start, args=(COMMAND,)) for _ in range(5)]
-    for start in starts:
-        start.start()
-    for start in starts:
-        start.join()
+    with ThreadPoolExecutor(5) as clients:
+        found = list(clients.map(lambda _: Job(here, folder).start(COMMAND), range(5)))
+    assert sorted(found) == ["ended"] + 4 * ["running"]
     assert list(Job(here, folder).lines(tmp_path / "copy", stall_s=10, poll_s=0.05)) == EXPECTED
 
 
@@ -313,16 +312,15 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdbPeer]:
         yield peer
 
 
-def disturbed(way: Transport, folder: str, copy: Path, n: int, faults: list[Callable[[], None]]) -> list[str]:
-    """All lines of a job that takes n / 10 s, with the faults after its first lines."""
-    job = Job(way, folder)
-    job.start(COUNT.format(n=n, s=0.1))
-    lines = job.lines(copy, stall_s=30, poll_s=0.1)
-    got = [next(lines)]
-    for fault in faults:
-        fault()
-        got += [next(lines), next(lines)]
-    return got + list(lines)
+def disturbed(way: Transport, folder: str, copy: Path, faults: dict[str, Callable[[], None]]) -> list[str]:
+    """All lines of a job that takes 15 s; each fault comes when its line has come."""
+    job, got = Job(way, folder), []
+    job.start(COUNT.format(n=75, s=0.2))
+    for line in job.lines(copy, stall_s=30, poll_s=0.1):
+        got.append(line)
+        faults.pop(line, lambda: None)()
+    assert not faults
+    return got
 
 
 def counted(n: int) -> list[str]:
@@ -341,7 +339,8 @@ def test_ssh_black_hole_and_killed_server(server: SshPeer, here, folder: str, tm
         server.kill()
         threading.Timer(0.5, server.start).start()
 
-    assert disturbed(way, folder, tmp_path / "copy", 50, [black_hole, restart]) == counted(50)
+    # ten seconds are fifty lines
+    assert disturbed(way, folder, tmp_path / "copy", {"2": black_hole, "65": restart}) == counted(75)
     assert "cannot be reached" in capsys.readouterr().err
     way.close()
 
@@ -370,7 +369,8 @@ def test_adb_black_hole_killed_server_and_restart(
         power_off(folder)
         threading.Timer(0.5, device.start).start()
 
-    assert disturbed(way, folder, tmp_path / "copy", 50, [device.kill_server, black_hole, restart]) == counted(50)
+    faults = {"2": device.kill_server, "6": black_hole, "68": restart}
+    assert disturbed(way, folder, tmp_path / "copy", faults) == counted(75)
     way.close()
 
 
