@@ -15,13 +15,13 @@ from typing import Any
 
 from mpa_edge.artifact import Artifact
 from mpa_edge.bench.lines import JobOrder, Line, Step, answered, blocks
-from mpa_edge.bench.phone_server import Launch, RemoteServer, ServerEndedError, stop_leftovers
+from mpa_edge.bench.phone_server import Launch, RemoteServer, ServerEndedError, require_cores, stop_leftovers
 from mpa_edge.bench.runner import MOST_FAULTS, Journal
 from mpa_edge.bench.transports import Transport
 from mpa_edge.bench.transports.patience import patiently
 from mpa_edge.bench.worker import answer
 from mpa_edge.errors import MpaError
-from mpa_edge.progress import say
+from mpa_edge.progress import Advance, progress, say
 from mpa_edge.vlm.llama_http import ServerGoneError, ServerSlowError
 
 # what the figures of a llama-server leave out
@@ -71,16 +71,20 @@ def drive(
     """
     site = Site(transport, remote_bundle, bundle, server, job_root, ports)
     _require_program(site)
+    if order.cores:
+        require_cores(transport, order.cores)
     with Journal(out) as journal:
         stop_leftovers(transport, job_root)
         done = answered(journal.lines)
         todo = [step for step in order.steps if step.key not in done]
-        driver = Driver(site, order, questions, artifacts, journal)
-        try:
-            for block in blocks(todo):
-                driver.ask(block)
-        finally:
-            driver.stop()
+        n = len(order.steps)
+        with progress(f"bench on {transport.name}", n, n - len(todo)) as advance:
+            driver = Driver(site, order, questions, artifacts, journal, advance)
+            try:
+                for block in blocks(todo):
+                    driver.ask(block)
+            finally:
+                driver.stop()
         if todo or not any(line.kind == "end" for line in journal.lines):
             journal.write(Line("end"))
         return not driver.failed
@@ -105,8 +109,9 @@ class Driver:
         questions: Mapping[str, dict[str, Any]],
         artifacts: Mapping[str, Artifact],
         journal: Journal,
+        advance: Advance,
     ) -> None:
-        self.site, self.order, self.questions = site, order, questions
+        self.site, self.order, self.questions, self.advance = site, order, questions, advance
         self.artifacts, self.journal, self.failed = artifacts, journal, False
         self._next = 1 + max((line.block for line in journal.lines if line.kind != "end"), default=-1)
         self._server: RemoteServer | None = None
@@ -116,6 +121,7 @@ class Driver:
         """All questions of a block, with a server that is started for it and stopped behind it."""
         for step in block:
             self._ask(step, block)
+            self.advance(1)
         self.stop()
 
     def stop(self) -> None:
@@ -181,7 +187,7 @@ class Driver:
         )  # fmt: skip
         self._write(
             "loaded", load_s=server.load_s, cold=False, runtime=server.runtime(), backend=server.backend(),
-            threads=server.launch.threads, warm_up=self.order.warm_up, uptime_s=server.uptime_s(),
+            threads=server.launch.threads, cores=server.cores, warm_up=self.order.warm_up, uptime_s=server.uptime_s(),
         )  # fmt: skip
         for step in block[: self.order.warm_up]:
             with suppress(MpaError):  # whatever it is, it shows again where it counts

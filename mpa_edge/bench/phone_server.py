@@ -7,7 +7,7 @@ import random
 import secrets
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
@@ -70,6 +70,8 @@ class Look:
     """Largest resident memory so far; None where the system hides it."""
     held_bytes: int
     """Resident and swapped out, now."""
+    cores: tuple[int, ...]
+    """Where it may run; empty where the system hides it."""
 
 
 def cpu_mask(cores: str) -> str:
@@ -109,8 +111,27 @@ def script(launch: Launch, port: int, alias: str, folder: str) -> str:
     lines = [f"echo $$ >{shlex.quote(f'{folder}/{PID}')}", "pin="]
     if launch.cores:
         mask = cpu_mask(launch.cores)
-        lines.append(f'taskset {mask} true >/dev/null 2>&1 && pin="taskset {mask}"')
+        lines.append(f'command -v taskset >/dev/null 2>&1 && pin="taskset {mask}"')
     return "\n".join([*lines, f"exec $pin {words}"])
+
+
+def require_cores(transport: Transport, cores: str) -> None:
+    """MpaError where the device does not have them; a device without taskset is believed."""
+    command = f"command -v taskset >/dev/null 2>&1 || exit 0; taskset {cpu_mask(cores)} true || cat /proc/self/status"
+    said = patiently(lambda: transport.run(command, timeout_s=SHORT_S)).stdout.decode("utf-8", "replace")
+    if said:
+        have = status_word(said.splitlines(), "Cpus_allowed_list") or "others"
+        raise MpaError(f"cores {cores} cannot be used here, only {have}: change cpu.cores of the target")
+
+
+def status_word(rows: Iterable[str], name: str) -> str:
+    """A field of /proc/PID/status as text; empty where it is not there.
+
+    >>> status_word(["Name:\tsh", "Cpus_allowed_list:\t0-3"], "Cpus_allowed_list")
+    '0-3'
+    """
+    found = dict(row.split(":", 1) for row in rows if ":" in row)
+    return found.get(name, "").strip()
 
 
 def random_ports() -> Iterator[int]:
@@ -131,6 +152,7 @@ class RemoteServer:
         self.transport, self.launch, self.timeout_s = transport, launch, timeout_s
         self.held_bytes, self.load_s = 0, 0.0
         self._looked, self._since_boot_s = 0.0, 0.0
+        self.cores: list[int] = []
         self.hwm_bytes: int | None = None
         self._way = ExitStack()
         ports = ports or random_ports()
@@ -226,7 +248,7 @@ class RemoteServer:
             raise ServerEndedError(self.transport.name, "its process is gone")
         found = parse_look(done.stdout.decode("utf-8", "replace"))
         self._looked, self._since_boot_s = time.monotonic(), found.uptime_s - time.monotonic()
-        self.held_bytes = max(self.held_bytes, found.held_bytes)
+        self.cores, self.held_bytes = list(found.cores), max(self.held_bytes, found.held_bytes)
         self.hwm_bytes = max(self.hwm_bytes or 0, found.hwm_bytes) if found.hwm_bytes else self.hwm_bytes
         return found
 
@@ -304,11 +326,13 @@ def parse_look(text: str) -> Look:
 
     >>> stat = "7 (a b) S " + "0 " * 18 + "1000 0"
     >>> parse_look(f"25.50 1.0\n{stat}\nName: x\nVmHWM:  8 kB\nVmRSS:  6 kB\nVmSwap:  4 kB\n")
-    Look(uptime_s=25.5, age_s=15.5, hwm_bytes=8192, held_bytes=10240)
+    Look(uptime_s=25.5, age_s=15.5, hwm_bytes=8192, held_bytes=10240, cores=())
     """
     uptime, stat, *status = text.splitlines()
     fields = kib_fields(status)
     uptime_s = float(uptime.split()[0])
     # the name in brackets may hold blanks; the start time is field 22, the 20th behind it
     started_s = int(stat.rpartition(")")[2].split()[19]) / TICKS_PER_S
-    return Look(uptime_s, uptime_s - started_s, fields.get("VmHWM"), held_now(fields))
+    listed = status_word(status, "Cpus_allowed_list")
+    cores = tuple(sorted(parse_cores(listed))) if listed else ()
+    return Look(uptime_s, uptime_s - started_s, fields.get("VmHWM"), held_now(fields), cores)

@@ -41,10 +41,11 @@ def bundle() -> Bundle:
 
 
 def order(
-    *ids: str, variants: tuple[str, ...] = ("artifact",), repetitions: int = 1, timeout_s: float = 60.0
-) -> JobOrder:
+    *ids: str, variants: tuple[str, ...] = ("artifact",), repetitions: int = 1, timeout_s: float = 60.0,
+    cores: str | None = None,
+) -> JobOrder:  # fmt: skip
     steps = [Step(name, one, n) for n in range(repetitions) for name in variants for one in ids]
-    return JobOrder(dict(bundle().variants), tuple(steps), threads=1, answer_timeout_s=timeout_s)
+    return JobOrder(dict(bundle().variants), tuple(steps), threads=1, cores=cores, answer_timeout_s=timeout_s)
 
 
 def ask(

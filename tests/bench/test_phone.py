@@ -210,6 +210,14 @@ def test_a_question_that_is_too_long_fails_alone(device: LocalTransport, server:
     assert lines(out)[2].values["reason"].endswith("ask a shorter question, or export for a longer context")
 
 
+def test_it_runs_on_the_cores_that_it_is_given(device: LocalTransport, server: Path, out: Path) -> None:
+    core = max(os.sched_getaffinity(0))
+    assert ask(device, order(IDS[0], cores=str(core)), out, server)
+    assert lines(out)[0].values["cores"] == [core]
+    with pytest.raises(MpaError, match=r"cores 900 cannot be used here, only \d.*: change cpu.cores of the target"):
+        ask(device, order(IDS[1], cores="900"), out, server)
+
+
 # --- nothing can be asked ---------------------------------------------------------------------------------------------
 
 
