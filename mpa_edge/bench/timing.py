@@ -21,8 +21,8 @@ RESAMPLES = 2000
 SEED = 0
 LEAST_REPETITIONS = 5
 MOST_REPETITIONS = 200
-# a table of draws is resamples x samples: 16 million numbers are 128 MB
-TABLE = 16_000_000
+# a table of draws is resamples x samples, made in parts of so many numbers (16 MB)
+TABLE = 2_000_000
 # below this share, two halves of a run are as good as equal whatever the statistics say
 DRIFT_SHARE = 0.03
 
@@ -30,9 +30,10 @@ DRIFT_SHARE = 0.03
 def medians(samples: Sequence[float], *, resamples: int = RESAMPLES, seed: int = SEED) -> NDArray[np.float64]:
     """Medians of bootstrap resamples. (n,) -> (resamples,); the same seed gives the same numbers."""
     values = np.asarray(samples, float)
-    rows = max(1, min(resamples, TABLE // max(1, len(values))))
-    drawn = np.random.default_rng(seed).integers(0, len(values), (rows, len(values)))
-    return np.asarray(np.median(values[drawn], axis=1))
+    rng = np.random.default_rng(seed)
+    rows = max(1, TABLE // max(1, len(values)))
+    sizes = [min(rows, resamples - done) for done in range(0, resamples, rows)]
+    return np.concatenate([np.median(values[rng.integers(0, len(values), (n, len(values)))], axis=1) for n in sizes])
 
 
 def figure(samples: Sequence[float], unit: str) -> Figure:

@@ -82,7 +82,7 @@ PLAIN = st.none() | st.booleans() | st.floats() | st.text()
 NAMES = st.sampled_from(sorted(Probe.model_fields)) | st.text()
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.recursive(PLAIN, lambda inner: st.lists(inner) | st.dictionaries(NAMES, inner)))
 def test_no_answer_of_a_device_raises(value: Any) -> None:
     probe = Probe.model_validate(dict.fromkeys(Probe.model_fields, value))
