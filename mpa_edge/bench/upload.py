@@ -43,7 +43,7 @@ hash() {
 import hashlib, sys
 for name in sys.argv[1:]:
     print(hashlib.sha256(open(name, "rb").read()).hexdigest(), "", name)' "$@"
-    else echo 'no program for SHA-256' >&2; return 1; fi
+    else echo 'no program for SHA-256 there: install coreutils or python3' >&2; return 1; fi
 }
 """
 # $1: folder of a bundle; whether one of its jobs runs now
@@ -64,7 +64,8 @@ for name; do
     for found in "$name" "$name.new"; do [ -f "$found" ] && set -- "$@" "$found"; done
 done
 [ $# -gt 0 ] || exit 0
-hash "$@" | while read -r hex found; do
+sums=$(hash "$@") || exit 1
+echo "$sums" | while read -r hex found; do
     name=${found%.new}
     if [ "$hex" != "$name" ]; then rm -f "$found"
     elif [ "$found" != "$name" ]; then mv -f "$found" "$name"
