@@ -15,7 +15,14 @@ from typing import Any
 
 from mpa_edge.artifact import Artifact
 from mpa_edge.bench.lines import JobOrder, Line, Step, answered, blocks
-from mpa_edge.bench.phone_server import Launch, RemoteServer, ServerEndedError, require_cores, stop_leftovers
+from mpa_edge.bench.phone_server import (
+    Launch,
+    RemoteServer,
+    ServerEndedError,
+    require_cores,
+    stop_leftovers,
+    usable_cores,
+)
 from mpa_edge.bench.runner import MOST_FAULTS, Journal
 from mpa_edge.bench.transports import Transport
 from mpa_edge.bench.transports.patience import patiently
@@ -115,7 +122,7 @@ class Driver:
         self.artifacts, self.journal, self.failed = artifacts, journal, False
         self._next = 1 + max((line.block for line in journal.lines if line.kind != "end"), default=-1)
         self._server: RemoteServer | None = None
-        self._deadly = 0
+        self._deadly, self._n_cores = 0, usable_cores(site.transport, order.cores)
 
     def ask(self, block: Sequence[Step]) -> None:
         """All questions of a block, with a server that is started for it and stopped behind it."""
@@ -198,5 +205,5 @@ class Driver:
         artifact = self.artifacts[variant]
         return Launch(
             program=self.site.server, folder=f"{self.site.remote_bundle}/{self.order.variants[variant]}",
-            artifact=artifact, threads=self.order.threads or artifact.threads, cores=self.order.cores,
+            artifact=artifact, threads=self.order.threads or artifact.threads or self._n_cores, cores=self.order.cores,
         )  # fmt: skip

@@ -53,7 +53,7 @@ class Launch:
     artifact: Artifact
     """What lies in it."""
     threads: int | None
-    """CPU threads; None: the server's own choice."""
+    """CPU threads; None where nobody says and the device hides its cores: the server's own choice."""
     cores: str | None
     """Cores to pin to, as taskset writes them."""
 
@@ -122,6 +122,14 @@ def require_cores(transport: Transport, cores: str) -> None:
     if said:
         have = status_word(said.splitlines(), "Cpus_allowed_list") or "others"
         raise MpaError(f"cores {cores} cannot be used here, only {have}: change cpu.cores of the target")
+
+
+def usable_cores(transport: Transport, cores: str | None) -> int | None:
+    """How many cores a server may use there; None where the device does not say."""
+    if cores is None:
+        done = patiently(lambda: transport.run("cat /proc/self/status", timeout_s=SHORT_S))
+        cores = status_word(done.stdout.decode("utf-8", "replace").splitlines(), "Cpus_allowed_list")
+    return len(parse_cores(cores)) if cores else None
 
 
 def status_word(rows: Iterable[str], name: str) -> str:
