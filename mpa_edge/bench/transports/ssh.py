@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -100,7 +101,12 @@ class SshTransport(ShellTransport):
             argv = self._ssh("-T", "-o", "ControlMaster=yes", *ways, "--", self._login.host, "exec cat")
             try:
                 self._master = subprocess.Popen(
-                    argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True
+                    argv,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=log,
+                    start_new_session=True,
+                    env=os.environ | {"LC_ALL": "C"},
                 )
             except FileNotFoundError as error:
                 raise MpaError("ssh is missing: install it (apt install openssh-client)") from error
