@@ -11,13 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from mpa_edge.bench.lines import blocks
+from mpa_edge.bench.phone_server import usable_cores
 from mpa_edge.bench.records import METRICS
 from mpa_edge.bench.runner import read_questions
 from mpa_edge.bench.transports.local import LocalTransport
@@ -213,13 +213,11 @@ def test_a_question_that_is_too_long_fails_alone(device: LocalTransport, server:
 
 def test_it_runs_on_the_cores_that_it_is_given(device: LocalTransport, server: Path, out: Path) -> None:
     core = max(os.sched_getaffinity(0))
-    assert ask(device, replace(order(IDS[0], cores=str(core)), threads=None), out, server)
+    assert ask(device, order(IDS[0], cores=str(core)), out, server)
     assert lines(out)[0].values["cores"] == [core]
     assert lines(out)[0].values["threads"] == 1
-    assert ask(device, replace(order(IDS[1]), threads=None), out, server)
-    (*_, loaded) = (line.values for line in lines(out) if line.kind == "loaded")
-    assert loaded["cores"] == sorted(os.sched_getaffinity(0))
-    assert loaded["threads"] == len(loaded["cores"])
+    assert usable_cores(device, str(core)) == 1
+    assert usable_cores(device, None) == len(os.sched_getaffinity(0))
     with pytest.raises(MpaError, match=r"cores 900 cannot be used here, only \d.*: change cpu.cores of the target"):
         ask(device, order(IDS[2], cores="900"), out, server)
 
