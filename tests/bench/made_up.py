@@ -94,7 +94,7 @@ def timings(slower: float, rng: np.random.Generator, n: int = 40) -> list[Timed]
             decode = values["tpot_s"] * (tokens - 1)
             values |= {"ttft_s": ttft, "total_s": ttft + decode, "tokens": tokens}
             values["tokens_per_s"] = 1 / values["tpot_s"]
-            rows.append(Timed(variant=variant, id=f"q{i % 8:04}", repetition=i // 8, values=values))
+            rows.append(Timed(variant=variant, id=f"q{i % 8:04}", repetition=1 + i // 8, values=values))
     return rows
 
 

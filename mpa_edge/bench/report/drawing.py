@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mpa_edge.bench.records import AnswerRow, BenchReport, Figure, Sweep, SweepPoint, Timed
 from mpa_edge.bench.report.words import METRIC_NAMES, interval, percent, percent_range, quantity, rounded
+from mpa_edge.bench.timing import in_rounds
 
 MODELS = ("base", "aligned", "artifact")
 PHASES = ("preprocess_s", "vision_encode_s", "prefill_s")
 MOST_DOTS = 400
+VARIANTS = ("artifact", "base")
 STEPS = (1.0, 2.0, 5.0, 10.0)
 
 
@@ -78,6 +80,20 @@ class Stack:
     """In words."""
     segments: tuple[Segment, ...]
     """Of it."""
+
+
+@dataclass(frozen=True)
+class Dots:
+    """Single samples of one metric."""
+
+    axis: Scale
+    """Seconds."""
+    places: dict[str, list[float]]
+    """Variant -> per cents."""
+    counts: dict[str, int]
+    """Variant -> number of samples."""
+    beyond: int
+    """Samples that end at the right edge."""
 
 
 @dataclass(frozen=True)
@@ -201,18 +217,20 @@ def phase_table(found: Sequence[Stack]) -> list[tuple[int, str, list[str]]]:
     return [(number, name, [one.get(name, "–") for one in values]) for name, number in names.items()]
 
 
-def dots(timings: Iterable[Timed], metric: str) -> tuple[Scale, dict[str, list[float]]] | None:
-    """Every single sample: (axis, variant -> per cents); None below two samples. At most MOST_DOTS a variant."""
-    found: dict[str, list[float]] = {"artifact": [], "base": []}
-    for timed in timings:
-        if metric in timed.values:
-            found[timed.variant].append(timed.values[metric])
-    everything = [value for values in found.values() for value in values]
+def dots(timings: Sequence[Timed], metric: str) -> Dots | None:
+    """Every sample that counts, at most MOST_DOTS a variant; None below two. Rare long ones end at the right edge."""
+    sides = {
+        name: [row.values[metric] for row in in_rounds(timings, name) if metric in row.values] for name in VARIANTS
+    }
+    everything = sorted(value for values in sides.values() for value in values)
     if len(everything) < 2:
         return None
-    axis = scale(0.0, max(everything))
-    thinned = {name: sorted(values)[:: 1 + len(values) // MOST_DOTS] for name, values in found.items() if values}
-    return axis, {name: [axis.at(value) for value in values] for name, values in thinned.items()}
+    usual = 1.5 * everything[int(0.95 * (len(everything) - 1))]
+    axis = scale(0.0, min(everything[-1], usual))
+    thinned = {name: sorted(values)[:: 1 + len(values) // MOST_DOTS] for name, values in sides.items() if values}
+    places = {name: [axis.at(value) for value in values] for name, values in thinned.items()}
+    counts = {name: len(values) for name, values in sides.items()}
+    return Dots(axis, places, counts, sum(value > axis.high for value in everything))
 
 
 def latency_rows(report: BenchReport) -> list[tuple[str, str, list[str]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from mpa_edge.bench.records import AnswerRow
@@ -41,16 +42,25 @@ def story(row: AnswerRow) -> str:
 
 
 def pick(rows: Sequence[AnswerRow], n: int = SHOWN) -> list[AnswerRow]:
-    """Up to `n` rows: in turns one of each story, flips before what stayed the same; rows with a picture first.
+    """Up to `n` rows: some of each story, flips before what stayed the same, in turn over the kinds of questions.
 
-    Deterministic: rows keep their order within a story. A benchmark calls it to know which pictures to keep.
+    Where rows have pictures, those are taken. Deterministic. A benchmark calls it to know which pictures to keep.
     """
+    seen = [row for row in rows if row.picture]
     groups: dict[str, list[AnswerRow]] = {name: [] for name in ORDER}
-    for row in sorted(rows, key=lambda row: row.picture is None):
+    for row in in_turn(seen if len(seen) >= min(n, len(rows)) else [*seen, *(row for row in rows if not row.picture)]):
         groups[story(row)].append(row)
-    chosen: list[AnswerRow] = []
-    for name, most in ORDER.items():
-        chosen += groups[name][:most]
-    spare = (row for name, most in ORDER.items() for row in groups[name][most:])
-    chosen = [*chosen, *spare][:n]
-    return sorted(chosen, key=lambda row: list(ORDER).index(story(row)))
+    first = [row for name, most in ORDER.items() for row in groups[name][:most]]
+    spare = [row for name, most in ORDER.items() for row in groups[name][most:]]
+    return sorted([*first, *spare][:n], key=lambda row: list(ORDER).index(story(row)))
+
+
+def in_turn(rows: Sequence[AnswerRow]) -> list[AnswerRow]:
+    """First one of each kind, then the second of each; with a picture before those without."""
+    count: Counter[tuple[bool, str | None]] = Counter()
+    keyed = []
+    for row in rows:
+        kind = (row.picture is None, row.kind)
+        keyed.append((row.picture is None, count[kind], row))
+        count[kind] += 1
+    return [row for _, _, row in sorted(keyed, key=lambda one: one[:2])]

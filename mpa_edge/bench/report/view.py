@@ -68,7 +68,7 @@ class BenchView:
     """Its legend."""
     latency: list[tuple[str, str, list[str]]]
     """All figures."""
-    dots: tuple[drawing.Scale, dict[str, list[float]]] | None
+    dots: drawing.Dots | None
     """Every time to the first token."""
     budgets: list[tuple[str, str, str, str, str]]
     """(name, limit, measured, class, word)."""
@@ -237,8 +237,9 @@ def samples_note(data: BenchData) -> str:
 def environment(report: BenchReport) -> list[tuple[str, str]]:
     """(name, value) of what was used."""
     used = report.environment
+    way = "the host itself" if used.transport == "local" else f"reached by {used.transport}"
     rows = [
-        ("Device", f"{report.target}, reached by {used.transport}" + (", emulated" if report.emulated else "")),
+        ("Device", f"{report.target}, {way}" + (", emulated" if report.emulated else "")),
         ("Processor", f"{used.cpu} ({used.machine}), {words.plural(used.cores, 'usable core')}"),
         ("Instruction sets", ", ".join(used.cpu_features) or "none that matters was found"),
         ("System", used.os),
@@ -263,9 +264,20 @@ def readings(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, 
         for index, inner in enumerate(value):
             yield from readings(inner, f"{name}.{index}", depth + 1)
     elif isinstance(value, list):
-        yield name, ", ".join(str(one) for one in value) or words.NONE
+        yield name, ", ".join(plain(one) for one in value) or words.NONE
     else:
-        yield name, "unknown" if value is None else str(value)
+        yield name, plain(value)
+
+
+def plain(value: Any) -> str:
+    """A single reading.
+
+    >>> plain(22705204.0), plain(None), plain(True)
+    ('22705204', 'unknown', 'yes')
+    """
+    if value is None or isinstance(value, bool):
+        return "unknown" if value is None else "yes" if value else "no"
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def method(data: BenchData) -> list[str]:

@@ -228,6 +228,8 @@ def budget_word(line: BudgetLine) -> str:
     """Met or missed, by how much."""
     if line.met is None or line.by is None:
         return "not judged"
+    if line.by > 1:
+        return f"met, {rounded(1 + line.by)} times the limit"
     room = percent(abs(line.by), 0)
     return f"met, {room} to spare" if line.met else f"missed by {room}"
 

@@ -123,6 +123,26 @@ def test_samples_start_with_flips() -> None:
 def test_samples_prefer_those_with_a_picture() -> None:
     rows = [row((0, 1, 0), f"bare{i}") for i in range(20)] + [row((0, 1, 0), "seen", "pictures/seen.jpg")]
     assert pick(rows)[0].id == "seen"
+    many = [row((1, 1, 1), f"seen{i}", f"pictures/{i}.jpg") for i in range(12)]
+    assert all(one.picture for one in pick([*rows[:20], *many]))
+
+
+def test_samples_go_over_the_kinds_in_turn() -> None:
+    rows = [row((0, 1, 1), f"{kind}{i}").model_copy(update={"kind": kind}) for kind in "abc" for i in range(5)]
+    assert [one.id for one in pick(rows, 6)] == ["a0", "b0", "c0", "a1", "b1", "c1"]
+
+
+def test_only_samples_that_count_are_drawn(holds: BenchData) -> None:
+    found = drawing.dots(holds.timings, "ttft_s")
+    assert found is not None
+    assert (found.counts, found.beyond) == ({"artifact": 40, "base": 40}, 0)
+    asked_once = [one.model_copy(update={"repetition": 0}) for one in holds.timings]
+    assert drawing.dots(asked_once, "ttft_s") is None
+    slow = holds.timings[0].model_copy(update={"values": {"ttft_s": 60.0}})
+    outlier = drawing.dots((*holds.timings, slow), "ttft_s")
+    assert outlier is not None
+    assert outlier.beyond == 1
+    assert outlier.axis.high < 3
 
 
 def test_every_outcome_has_a_story() -> None:
