@@ -107,7 +107,7 @@ class Job:
         done = patiently(lambda: self._transport.run(script, timeout_s=CALL_S), patience_s=self._patience_s)
         return done.stdout.decode(errors="replace").strip()
 
-    def lines(self, copy: Path, *, stall_s: float, poll_s: float = 1.0) -> Iterator[str]:
+    def lines(self, copy: Path, *, stall_s: float, poll_s: float = 2.0) -> Iterator[str]:
         """Every whole line of out.jsonl from the first on, as they come, until the job has ended; first into `copy`.
 
         A job that died is started again. `stall_s` without a new line while the device can be reached: it is stopped,

@@ -49,7 +49,7 @@ for name in sys.argv[1:]:
 # $1: folder of a bundle; whether one of its jobs runs now
 RUNS = """
 runs() {
-    for one in "$1"/jobs/*/job.sh; do
+    for one in "$1"/jobs/*/job.sh "$1"/jobs/*/*/job.sh "$1"/jobs/*/*/*/job.sh; do
         [ -f "$one" ] || continue
         case $(sh "$one" poll "${one%/job.sh}" 999999999999 | head -n 1) in running*) return 0 ;; esac
     done

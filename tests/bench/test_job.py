@@ -113,8 +113,9 @@ def test_a_killed_job_goes_on(here: LocalTransport, folder: str, tmp_path: Path,
     assert "was killed, or the device restarted" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
 def test_a_runner_that_lost_its_watcher_is_ended_before_the_next(
-    here: LocalTransport, folder: str, tmp_path: Path
+    here: LocalTransport, folder: str, tmp_path: Path, by_hand: bool
 ) -> None:
     job = Job(here, folder)
     job.start(COMMAND)
@@ -122,6 +123,8 @@ def test_a_runner_that_lost_its_watcher_is_ended_before_the_next(
     os.kill(pid_of(folder), signal.SIGKILL)
     assert job.state() == "dead"
     assert group_of(folder)
+    if by_hand:
+        assert job.start(COMMAND) == "dead"
     assert list(job.lines(tmp_path / "copy", stall_s=10, poll_s=0.05)) == EXPECTED
 
 

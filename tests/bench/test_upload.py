@@ -245,10 +245,11 @@ def test_cleaning_an_empty_device_does_nothing(device: Counted) -> None:
     assert not Path(device.root).exists()
 
 
-def test_a_bundle_with_a_running_job_is_left_in_peace(device: Counted, made) -> None:
+@pytest.mark.parametrize("name", ["it's one", "one/server/3"])
+def test_a_bundle_with_a_running_job_is_left_in_peace(device: Counted, made, name: str) -> None:
     one = small_bundle(made, "one")
     remote = one.send(device)
-    job = Job(device, f"{remote}/jobs/it's one")
+    job = Job(device, f"{remote}/jobs/{name}")
     job.start("sleep 61.7")
     try:
         remove(device, keep=0)
