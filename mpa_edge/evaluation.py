@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from pydantic import ValidationError
+from typing import Any
 
 from mpa_edge.errors import MpaError
 from mpa_edge.images import open_image
@@ -17,14 +14,14 @@ from mpa_edge.metrics import get_metric
 from mpa_edge.metrics.paired import bootstrap_ci95
 from mpa_edge.nursery.render import ANSWERS, render
 from mpa_edge.pictures import groups
-from mpa_edge.progress import progress
+from mpa_edge.progress import progress, say
+from mpa_edge.questions import QuestionSet, left_out
+from mpa_edge.questions.own import read_samples
+from mpa_edge.questions.published import read_benchmark
 from mpa_edge.recipe import EvaluateConfig, Recipe
 from mpa_edge.runs import peak_rss_bytes
-from mpa_edge.tasks import Task, answer_prompt, get_task
-from mpa_edge.types import VLM, Drop, Prediction, Request, Sample
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from mpa_edge.tasks import Task, answer_prompt, get_benchmark, get_task
+from mpa_edge.types import VLM, Drop, Prediction, Reply, Request, Sample
 
 CHUNK = 100
 
@@ -33,12 +30,15 @@ def questions_file(path: str) -> Path:
     """The file behind `evaluate.questions`; MpaError where it is not there."""
     file = Path(path).expanduser()
     if not file.is_file():
-        raise MpaError(f"no file '{path}': give evaluate.questions a .jsonl file of id, image, question, answers")
+        raise MpaError(f"no file '{path}': give evaluate.questions a .jsonl or .csv file of image, question, answers")
     return file
 
 
 def question_set(config: EvaluateConfig, drawn: Path) -> tuple[Path, list[Sample]]:
-    """(folder of the images, held-out samples): from the file that is named, or drawn by the generator into `drawn`."""
+    """(folder of the images, held-out samples): a benchmark's, a file's, or drawn by the generator into `drawn`."""
+    if config.benchmark:
+        found = _benchmark_questions(config.benchmark, config.data or "", config.split, config.n)
+        return found.folder, list(found.samples)
     if config.questions:
         path = questions_file(config.questions)
         return path.parent, read_samples(path)[: config.n]
@@ -46,61 +46,49 @@ def question_set(config: EvaluateConfig, drawn: Path) -> tuple[Path, list[Sample
     return folder, read_samples(folder / ANSWERS)
 
 
-def read_samples(path: Path) -> list[Sample]:
-    """Rows of a questions file. Raises MpaError that names the line."""
-    samples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
-        if line.strip():
-            samples.append(_sample(path, number, line))
-    repeated = [sample_id for sample_id, n in Counter(sample.id for sample in samples).items() if n > 1]
-    if repeated:
-        raise MpaError(f"{path}: id '{repeated[0]}' is there more than once: give each question an id of its own")
-    if not samples:
-        raise MpaError(f"{path} holds no question: write one JSON object a line with id, image, question, answers")
-    return samples
+@functools.lru_cache(maxsize=1)
+def _benchmark_questions(name: str, data: str, split: str | None, n: int) -> QuestionSet:
+    """Read once in a process, and said once what was left out: hashing the pictures of a parquet file takes seconds."""
+    found = read_benchmark(get_benchmark(name), data, split, n)
+    for line in filter(None, (found.note, left_out(found.dropped))):
+        say(f"{found.name}: {line}")
+    return found
 
 
-def _sample(path: Path, number: int, line: str) -> Sample:
-    try:
-        sample = Sample.model_validate(json.loads(line))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "row"
-        raise MpaError(f"{path}:{number}: {where}: {first['msg'].lower()}; mend the line") from error
-    except ValueError as error:
-        raise MpaError(f"{path}:{number}: not JSON ({error}); mend the line") from error
-    if not sample.answers:
-        raise MpaError(f"{path}:{number}: answers is empty; give at least one accepted answer")
-    return sample
-
-
-def _open(path: Path, max_pixels: int) -> Image:
-    image = open_image(path, max_pixels)
-    if isinstance(image, Drop):
-        raise MpaError(f"{path}: {image.reason}; mend the image or remove its questions")
-    return image
+def ask(
+    vlm: VLM, task: Task, images: Path, samples: Sequence[Sample], max_new_tokens: int, max_pixels: int
+) -> dict[str, Reply | Drop]:
+    """Sample id -> a model's greedy answer, or why its picture cannot be shown. Pictures are opened as needed."""
+    said: dict[str, Reply | Drop] = {}
+    for opened in groups(dict.fromkeys(one.image for one in samples), lambda n: open_image(images / n, max_pixels)):
+        held = dict(opened)
+        asked = [(one, held[one.image]) for one in samples if one.image in held]
+        said |= {one.id: image for one, image in asked if isinstance(image, Drop)}
+        shown = [(one, image) for one, image in asked if not isinstance(image, Drop)]
+        replies = vlm.answer(
+            [Request(image, answer_prompt(task, one.question), max_new_tokens) for one, image in shown]
+        )
+        said |= {one.id: reply for (one, _), reply in zip(shown, replies, strict=True)}
+    return said
 
 
 def predict(
     vlm: VLM, task: Task, images: Path, samples: Sequence[Sample], max_new_tokens: int, max_pixels: int
 ) -> list[Prediction]:
     """A model's greedy answers with their strict scores. An unreadable image is an error: the set must be the same."""
-    said: dict[str, str] = {}
-    for opened in groups(dict.fromkeys(sample.image for sample in samples), lambda n: _open(images / n, max_pixels)):
-        held = {name: image for name, image in opened if not isinstance(image, Drop)}
-        asked = [sample for sample in samples if sample.image in held]
-        replies = vlm.answer(
-            [Request(held[one.image], answer_prompt(task, one.question), max_new_tokens) for one in asked]
-        )
-        said |= {one.id: reply.text for one, reply in zip(asked, replies, strict=True)}
-    score = get_metric(task.metric).score
-    return [
-        Prediction(
-            sample_id=sample.id, image_id=sample.image, kind=sample.kind, question=sample.question,
-            answers=sample.answers, model=vlm.name, text=said[sample.id], score=score(said[sample.id], sample.answers),
-        )
-        for sample in samples
-    ]  # fmt: skip
+    said = ask(vlm, task, images, samples, max_new_tokens, max_pixels)
+    score, made = get_metric(task.metric).score, []
+    for sample in samples:
+        reply = said[sample.id]
+        if isinstance(reply, Drop):
+            raise MpaError(f"{images / sample.image}: {reply.reason}; mend the image or remove its questions")
+        made.append(
+            Prediction(
+                sample_id=sample.id, image_id=sample.image, kind=sample.kind, question=sample.question,
+                answers=sample.answers, model=vlm.name, text=reply.text, score=score(reply.text, sample.answers),
+            )
+        )  # fmt: skip
+    return made
 
 
 def examine(vlm: VLM, recipe: Recipe, drawn: Path) -> dict[str, Any]:

@@ -47,7 +47,8 @@ def open_exam(recipe: Recipe, n: int, scratch: Path, threads: int | None = None,
     config = recipe.evaluate.model_copy(update={"n": n})
     images, samples = question_set(config, make_folder(scratch) / "questions")
     if len(samples) < n:
-        raise MpaError(f"only {len(samples)} questions in {config.questions}: use {option} {len(samples)}")
+        source = config.questions or config.data
+        raise MpaError(f"only {len(samples)} questions in {source}: use {option} {len(samples)}")
     return Exam(recipe, images, samples, scratch, threads)
 
 

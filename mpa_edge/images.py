@@ -13,11 +13,12 @@ import stat
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpa_edge.errors import MpaError
+from mpa_edge.packed import is_packed, packed_bytes
 from mpa_edge.runs import sha256_stream
 from mpa_edge.types import Drop
 
@@ -175,15 +176,22 @@ def _open_regular(path: Path) -> BufferedReader | Drop:
     return drop
 
 
+def _open_packed(path: str | Path) -> BytesIO | Drop:
+    """The same for a picture inside a parquet file."""
+    data = packed_bytes(path)
+    return data if isinstance(data, Drop) else BytesIO(data)
+
+
 def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image | Drop:
     """The picture as RGB, upright, first frame, transparency on white; or why it cannot be used.
 
     16-bit depth is scaled to 8; a file with more than `max_pixels` pixels is dropped before it is decoded.
+    `FILE.parquet#ROW` is the picture of a row (`packed.py`).
     """
     from PIL import Image as PILImage
     from PIL import UnidentifiedImageError
 
-    opened = _open_regular(Path(path))
+    opened = _open_packed(path) if is_packed(path) else _open_regular(Path(path))
     if isinstance(opened, Drop):
         return opened
     try:

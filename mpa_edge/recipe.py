@@ -142,17 +142,36 @@ class EvaluateConfig(Section):
     """Held-out questions: teacher, base and aligned answer the same ones."""
 
     n: Count = 1000
-    """Questions the generator makes (or the first n of the file)."""
+    """Questions the generator makes (or the first n of the file or benchmark)."""
     seed: Seed = 1_000_003
     """Of the generator; disjoint from every training seed."""
     style: Style = "target"
     """Look of the generated charts."""
     questions: str | None = None
-    """JSON lines {"id", "image", "question", "answers", "kind"} instead of the generator's."""
+    """JSON lines {"id", "image", "question", "answers", "kind"} or a CSV file instead of the generator's."""
+    benchmark: str | None = None
+    """textvqa, stvqa, chartqa or okvqa: read its published files from `data`."""
+    data: str | None = None
+    """Folder of the benchmark's files, a parquet file, or a data set id OWNER/NAME on a hub."""
+    split: str | None = None
+    """Of the benchmark; null: the one that the paper uses."""
     batch_size: BatchSize = 64
     """Requests in one batch; halved when memory runs out."""
     bootstrap: int = Field(2000, ge=100, le=1_000_000)
     """Resamples of the images behind the interval."""
+
+    @property
+    def generated(self) -> bool:
+        """Whether the questions are the generator's."""
+        return self.questions is None and self.benchmark is None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.questions is not None and self.benchmark is not None:
+            raise ValueError("evaluate has both questions and benchmark: keep one")
+        if (self.benchmark is None) != (self.data is None) or (self.split and not self.benchmark):
+            raise ValueError("evaluate.benchmark, data and split belong together: give benchmark and data, or neither")
+        return self
 
 
 class Recipe(Section):
@@ -190,7 +209,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _disjoint_seeds(self) -> Self:
         render = self.images.render
-        if render is not None and self.evaluate.questions is None and render.seed == self.evaluate.seed:
+        if render is not None and self.evaluate.generated and render.seed == self.evaluate.seed:
             raise ValueError(
                 f"images.render.seed and evaluate.seed are both {render.seed}: the questions must be unseen, change one"
             )

@@ -20,12 +20,17 @@ if TYPE_CHECKING:
     from mpa_edge.types import AlignReport
 
 
-def stage_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
+RUN_HELP = "Run folder.  [default: runs/NAME of the recipe]"
+
+
+def stage_arguments(
+    function: Callable[..., Any], source: str = "[RECIPE|RUN]", out: str = "RUN", out_help: str = RUN_HELP
+) -> Callable[..., Any]:
     """SOURCE, --images, --out and the shared flags."""
     options = (
-        click.argument("source", required=False, metavar="[RECIPE|RUN]"),
+        click.argument("source", required=False, metavar=source),
         click.option("--images", type=click.Path(), metavar="DIR", help="Folder of unlabelled images."),
-        click.option("--out", type=click.Path(), metavar="RUN", help="Run folder.  [default: runs/NAME of the recipe]"),
+        click.option("--out", type=click.Path(), metavar=out, help=out_help),
     )
     for option in reversed(options):
         function = option(function)

@@ -2,32 +2,54 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from mpa_edge.cli._options import is_verbose, print_json
+from mpa_edge.cli._quiz import Asked, evaluate_questions, recipe_for
 from mpa_edge.cli._stage import only_our_words, run_named_stages, stage_arguments
+from mpa_edge.errors import MpaError
+from mpa_edge.metrics import METRICS
 
-if TYPE_CHECKING:
-    from mpa_edge.recipe import Recipe
+OUT_HELP = "Run folder; for a MODEL with --data: file for its answers, which a second start goes on with."
 
 
 @click.command("evaluate")
-@stage_arguments
-def command(source: str | None, **arguments: Any) -> None:
+@click.option(
+    "--benchmark", metavar="NAME", help="textvqa, stvqa, chartqa or okvqa: ask MODEL its published questions."
+)
+@click.option(
+    "--data", metavar="PATH", help="The benchmark's folder, parquet file or hub id; or own questions, .csv/.jsonl."
+)
+@click.option("--split", metavar="NAME", help="Of the benchmark.  [default: the one that the paper uses]")
+@click.option("--metric", type=click.Choice(list(METRICS)), help="For own questions.  [default: of the model's run]")
+@partial(stage_arguments, source="[RECIPE|RUN|MODEL]", out="RUN|FILE.jsonl", out_help=OUT_HELP)
+def command(
+    source: str | None, benchmark: str | None, data: str | None, split: str | None, metric: str | None, **arguments: Any
+) -> None:
     """Ask teacher, base and aligned student the same held-out questions.
 
     A MODEL in the place of the run is asked alone: a checkpoint folder, or anything that mpa-edge export made. Its
-    questions are those of the run that it lies in, else those of the recipe minicharts with --set.
+    questions are those of the run that it lies in, else those of the recipe minicharts with --set. With --data it is
+    asked a benchmark, or your own questions about your own pictures (a table of image, question, answers); --limit
+    is then the number of questions, and --out keeps every answer.
 
     \b
     Examples:
       $ mpa-edge evaluate runs/mine
       $ mpa-edge evaluate minicharts --dry-run
       $ mpa-edge evaluate nursery:student --limit 20
+      $ mpa-edge evaluate runs/mine/merged --benchmark chartqa --data data/chartqa --limit 100 --out chartqa.jsonl
+      $ mpa-edge evaluate runs/mine/merged --data photos/questions.csv --metric exact-match
     """
+    if benchmark or data:
+        asked = Asked(source, benchmark, data, split, metric, **arguments)
+        return evaluate_questions(asked)
+    if split or metric or (source and source.endswith((".csv", ".jsonl"))):
+        raise MpaError("--split and --metric need questions: add --data with a benchmark's folder or a questions file")
     if source is None or not is_model(source):
         return run_named_stages(("evaluate",), source=source, **arguments)
     return evaluate_model(
@@ -63,14 +85,3 @@ def evaluate_model(model: str, overrides: tuple[str, ...], limit: int | None, dr
     for kind, row in result["kinds"].items():
         click.echo(f"  {kind} ({row['n']:.0f}) {row['accuracy']:.0%}")
     return None
-
-
-def recipe_for(model: str, overrides: tuple[str, ...], limit: int | None) -> Recipe:
-    """The recipe of the run that a model lies in, else the built-in one; --limit is the number of questions."""
-    from mpa_edge.assets import load_recipe
-    from mpa_edge.runs import RECIPE_FILE, RUN_FILE
-
-    folders = Path(model).resolve().parents
-    run = next((folder for folder in folders[:3] if (folder / RUN_FILE).is_file()), None)
-    recipe = load_recipe(str(run / RECIPE_FILE) if run else "minicharts", overrides)
-    return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"n": limit})}) if limit else recipe

@@ -10,6 +10,7 @@ from typing import Any
 from mpa_edge.evaluation import by_kind, mean, predict, question_set, questions_file
 from mpa_edge.metrics.paired import bootstrap_ci95, flips, mcnemar_p
 from mpa_edge.progress import progress, say
+from mpa_edge.recipe import EvaluateConfig
 from mpa_edge.rows import part_path, read_parts, read_rows, write_rows
 from mpa_edge.runs import StageClock, finish, is_done, make_folder, sha256_file, sha256_json, write_json
 from mpa_edge.stages.run import Run, begin, memory_counts
@@ -51,16 +52,24 @@ def evaluate_inputs(run: Run) -> dict[str, str]:
         "merge": run.outputs_of("merge"),
         "teacher": run.teacher_fingerprint,
         "student": run.student_fingerprint,
-        "questions": sha256_file(questions_file(config.questions)) if config.questions else "generator",
+        "questions": _questions_mark(config),
         "config": sha256_json(
             {
-                "evaluate": config.model_dump(exclude={"batch_size", "questions"}),
+                "evaluate": config.model_dump(exclude={"batch_size", "questions", "benchmark", "data", "split"}),
                 "metric": run.task.metric,
                 "answer": answer_prompt(run.task, "?"),
                 "max_new_tokens": run.recipe.identify.max_new_tokens,
             }
         ),
     }
+
+
+def _questions_mark(config: EvaluateConfig) -> str:
+    """What makes the questions these questions; moving a benchmark's folder changes nothing."""
+    if config.benchmark:
+        _, samples = question_set(config, Path())
+        return sha256_json({"split": config.split, "asked": [sample.model_dump() for sample in samples]})
+    return sha256_file(questions_file(config.questions)) if config.questions else "generator"
 
 
 def questions(run: Run) -> tuple[Path, list[Sample]]:

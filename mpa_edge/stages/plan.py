@@ -10,6 +10,7 @@ from mpa_edge.errors import MpaError
 from mpa_edge.families import family_of
 from mpa_edge.runs import FOLDERS, RUN_FILE, read_json, require_free
 from mpa_edge.stages.run import Run
+from mpa_edge.tasks import get_benchmark, get_task
 from mpa_edge.vlm import resolve
 
 PICTURE_BYTES = 20_000  # a minichart as PNG takes 4 to 20 kB
@@ -46,7 +47,7 @@ def plan(run: Run) -> dict[str, Any]:
 
 def can_evaluate(run: Run) -> bool:
     """Whether there are questions with known answers: a file, or the generator's for the built-in task."""
-    return run.recipe.evaluate.questions is not None or run.recipe.task == "minicharts"
+    return not run.recipe.evaluate.generated or run.recipe.task == "minicharts"
 
 
 def _teacher_pass(run: Run, questions: int) -> str:
@@ -60,7 +61,7 @@ def _length(run: Run) -> str:
 
 def _evaluation(run: Run) -> str:
     if not can_evaluate(run):
-        return "skipped: no questions with known answers (evaluate.questions)"
+        return "skipped: no questions with known answers (evaluate.questions or evaluate.benchmark)"
     return f"{run.recipe.evaluate.n} questions to teacher, base and aligned"
 
 
@@ -77,7 +78,7 @@ def disk_bytes(run: Run, images: int) -> int:
     recipe = run.recipe
     drawn = recipe.images.render.n if recipe.images.render and not run.images else 0
     asked = recipe.evaluate.n if can_evaluate(run) else 0
-    drawn += asked if not recipe.evaluate.questions else 0
+    drawn += asked if recipe.evaluate.generated else 0
     rows = images * recipe.annotate.samples_per_image + 3 * asked
     merged = 2 * (weights_bytes(recipe.student) or 0)
     # a checkpoint holds weights and two moments; three may be there at once, and then what was learned
@@ -114,7 +115,8 @@ def preflight(run: Run, names: Sequence[str]) -> None:
     weights_bytes(run.recipe.teacher)
     weights_bytes(run.recipe.student)
     _check_family(run)
-    if "evaluate" in names and run.recipe.evaluate.questions:
+    _check_metric(run)
+    if "evaluate" in names and not run.recipe.evaluate.generated:
         from mpa_edge.stages.evaluate import questions
 
         questions(run)
@@ -130,6 +132,13 @@ def _check_folder(folder: Path) -> None:
         foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
         if foreign:
             raise MpaError(f"'{folder}' is no run folder but holds files ({foreign[0]}): choose another --out")
+
+
+def _check_metric(run: Run) -> None:
+    """A benchmark is scored by its own metric, and the recipe's task says which one is used."""
+    name = run.recipe.evaluate.benchmark
+    if name and get_task(get_benchmark(name).name).metric != run.task.metric:
+        raise MpaError(f"task {run.task.name} is scored by {run.task.metric}, {name} is not: use task: {name}")
 
 
 def _check_limit(run: Run, names: Sequence[str]) -> None:

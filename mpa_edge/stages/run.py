@@ -157,11 +157,17 @@ def _absolute(path: str | None) -> str | None:
     return str(Path(path).expanduser().resolve()) if path else None
 
 
+def _data(path: str | None) -> str | None:
+    """A benchmark's folder from anywhere; the id of a hub's data set stays as it is."""
+    return _absolute(path) if path and Path(path).expanduser().exists() else path
+
+
 def _with_absolute_paths(recipe: dict[str, Any]) -> dict[str, Any]:
     """The same recipe, readable from any working folder."""
     models = {key: _absolute(recipe[key]) for key in ("teacher", "student") if Path(recipe[key]).expanduser().is_dir()}
     images = recipe["images"] | {"path": _absolute(recipe["images"]["path"])}
-    evaluate = recipe["evaluate"] | {"questions": _absolute(recipe["evaluate"]["questions"])}
+    asked = recipe["evaluate"]
+    evaluate = asked | {"questions": _absolute(asked["questions"]), "data": _data(asked["data"])}
     return recipe | models | {"images": images, "evaluate": evaluate}
 
 

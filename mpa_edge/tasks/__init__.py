@@ -1,6 +1,7 @@
 """Tasks: what the teacher asks about an image, how a question is put, what counts as right. One file a benchmark.
 
-The folder is the registry: a module with `TASK = Task(...)` is a task. The prompts follow the structure of Model Parity
+The folder is the registry: a module with `TASK = Task(...)` is a task; with `BENCHMARK = Benchmark(...)` beside it, the
+benchmark's published files can be read. The prompts follow the structure of Model Parity
 Alignment (arXiv 2509.16633): objective, output format, guidelines; the words are this project's own.
 """
 
@@ -9,13 +10,25 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from mpa_edge.errors import MpaError
+from mpa_edge.questions.benchmark import Benchmark
 
-__all__ = ["Task", "annotation_prompt", "answer_prompt", "get_task", "read_row", "task_names"]
+__all__ = [
+    "Task",
+    "annotation_prompt",
+    "answer_prompt",
+    "benchmark_names",
+    "get_benchmark",
+    "get_task",
+    "read_row",
+    "task_names",
+]
 
+Found = TypeVar("Found")
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 OUTPUT_FORMAT = (
     "Write exactly two lines and nothing else:\n"
@@ -83,12 +96,42 @@ def answer_prompt(task: Task, question: str) -> str:
 
 
 def _tasks() -> dict[str, Task]:
-    found = {}
-    for info in pkgutil.iter_modules(__path__):
-        task = getattr(importlib.import_module(f"{__name__}.{info.name}"), "TASK", None)
-        if isinstance(task, Task):
-            found[task.name] = task
-    return dict(sorted(found.items()))
+    return {task.name: task for task in _objects("TASK", Task)}
+
+
+def _benchmarks() -> dict[str, Benchmark]:
+    return {benchmark.name: benchmark for benchmark in _objects("BENCHMARK", Benchmark)}
+
+
+def _objects(name: str, kind: type[Found]) -> Iterator[Found]:
+    """The object of that name of every module of this folder that has one, sorted."""
+    for stem in sorted(info.name for info in pkgutil.iter_modules(__path__)):
+        item = getattr(importlib.import_module(f"{__name__}.{stem}"), name, None)
+        if isinstance(item, kind):
+            yield item
+
+
+def benchmark_names() -> list[str]:
+    """Names of the benchmarks whose published files can be read.
+
+    >>> benchmark_names()
+    ['chartqa', 'okvqa', 'stvqa', 'textvqa']
+    """
+    return list(_benchmarks())
+
+
+def get_benchmark(name: str) -> Benchmark:
+    """How to read a benchmark; MpaError naming the nearest one where there is none.
+
+    >>> [split.name for split in get_benchmark("textvqa").splits]
+    ['val', 'train', 'test']
+    """
+    benchmarks = _benchmarks()
+    if name in benchmarks:
+        return benchmarks[name]
+    near = difflib.get_close_matches(name, benchmarks, 1)
+    tip = f"did you mean '{near[0]}'?" if near else f"use {', '.join(benchmarks)}"
+    raise MpaError(f"no benchmark '{name}': {tip}")
 
 
 def task_names() -> list[str]:

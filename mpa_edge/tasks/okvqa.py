@@ -11,6 +11,10 @@ The published answers are stemmed ("surf" where people said "surfing"), so a rig
 (1.0, 0.0)
 """
 
+from collections.abc import Iterator
+
+from mpa_edge.questions.benchmark import Benchmark, Documents, Split
+from mpa_edge.questions.row import Row
 from mpa_edge.tasks import Task, annotation_prompts
 
 KINDS = (
@@ -31,4 +35,33 @@ TASK = Task(
         KINDS,
     ),
     max_answer_words=5,
+)
+
+
+def rows(split: Split, documents: Documents) -> Iterator[Row]:
+    """Questions joined with their annotations by question_id; the kind is the knowledge category.
+
+    Pictures are those of COCO 2014, `COCO_val2014_000000297147.jpg` for image_id 297147.
+    """
+    questions, annotations = (documents[name] for name in split.files)
+    titles = annotations.get("question_types", {})
+    answered = {row["question_id"]: row for row in annotations["annotations"]}
+    for row in questions["questions"]:
+        known = answered.get(row["question_id"], {})
+        kind = known.get("question_type")
+        image = f"COCO_{split.name}2014_{int(row['image_id']):012d}.jpg"
+        yield Row(row["question"], known.get("answers"), image, row["question_id"], titles.get(kind, kind))
+
+
+def _split(name: str, coco: str) -> Split:
+    files = (f"OpenEnded_mscoco_{coco}_questions.json", f"mscoco_{coco}_annotations.json")
+    return Split(name, files, (coco, name))
+
+
+BENCHMARK = Benchmark(
+    name=TASK.name,
+    splits=(_split("val", "val2014"), _split("train", "train2014")),
+    rows=rows,
+    image_folders=("val2014", "train2014", "images/val2014", "images/train2014", "images", ""),
+    source="okvqa.allenai.org, version 1.1, and the images of COCO 2014",
 )

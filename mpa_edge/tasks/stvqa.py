@@ -8,7 +8,14 @@
 0.9090909090909091
 """
 
+import hashlib
+from collections.abc import Iterator
+
+from mpa_edge.questions.benchmark import Benchmark, Documents, Split
+from mpa_edge.questions.row import Row
 from mpa_edge.tasks import Task, annotation_prompt
+
+HELD_OUT_PERCENT = 15
 
 TASK = Task(
     name="stvqa",
@@ -21,4 +28,42 @@ TASK = Task(
             "read the writing must not be able to guess it."
         ),
     ),
+)
+
+
+def held_out(image: str) -> bool:
+    """Whether a training picture belongs to the 15 % that this project keeps for questions, by the hash of its path.
+
+    >>> sum(held_out(f"coco-text/{i}.jpg") for i in range(1000))
+    166
+    """
+    return int.from_bytes(hashlib.sha256(image.encode()).digest()[:8], "big") % 100 < HELD_OUT_PERCENT
+
+
+def rows(split: Split, documents: Documents) -> Iterator[Row]:
+    """`{"data": [{"question_id", "file_path", "question", "answers", "dataset"}]}`; the kind says where from."""
+    for name in split.files:
+        for row in documents[name]["data"]:
+            image = row["file_path"]
+            if split.name != HELD_OUT or held_out(image):
+                yield Row(row["question"], row.get("answers"), image, row.get("question_id"), row.get("dataset"))
+
+
+HELD_OUT = "held-out"
+BENCHMARK = Benchmark(
+    name=TASK.name,
+    splits=(
+        Split("paper", ("train_task_1_onePerImage_val.json",), note="the published split of the paper's authors"),
+        Split(
+            HELD_OUT,
+            ("train_task_1.json",),
+            note="15 % of the training pictures, chosen by the hash of their path: not the paper's split",
+        ),
+        Split("train", ("train_task_1.json",), ("train",)),
+        Split("test", ("test_task_1.json",), ("test",)),
+    ),
+    rows=rows,
+    image_folders=("", "train", "train/data", "train_images", "test_task1", "test", "test/data", "images", "ST-VQA"),
+    source="rrc.cvc.uab.es/?ch=11, task 1",
+    defaults=2,
 )

@@ -19,6 +19,7 @@ from mpa_edge.cli import main as cli
 from mpa_edge.runs import finish, make_folder
 from mpa_edge.stages.run import Run, remember
 from mpa_edge.vlm import WEIGHTS
+from tests.questions.official import chartqa, okvqa, own_csv, stvqa, textvqa
 from tests.bench import made_up
 
 ROOT = Path(cli.__file__).parent.parent.parent
@@ -56,7 +57,7 @@ def runnable(path: tuple[str, ...], line: str) -> str:
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
-    """What examples talk about: photos/, charts/, runs/mine (merged, benchmarked), files; `mpa-edge` in PATH."""
+    """What examples talk about: photos/, charts/, runs/mine (merged, benchmarked), data/, files; `mpa-edge` in PATH."""
     for number, name in product(range(3), ("photos", "charts")):
         path = tmp_path / name / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
@@ -70,6 +71,9 @@ def workplace(tmp_path: Path) -> Path:
         made_up.write(tmp_path / "runs" / name / "bench" / "jetson" / "gguf-q8_0", run=name, n=60)
     (tmp_path / "predictions.jsonl").write_text('{"answers": ["5"], "prediction": "5"}\n')
     shutil.copy(ROOT / "recipes" / "minicharts.yaml", tmp_path / "my-recipe.yaml")
+    own_csv(tmp_path / "photos" / "questions.csv")
+    for make in (textvqa, stvqa, chartqa, okvqa):
+        make(tmp_path / "data" / make.__name__)
     program = tmp_path / "bin" / "mpa-edge"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m mpa_edge "$@"\n')

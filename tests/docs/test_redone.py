@@ -18,6 +18,7 @@ from mpa_edge.stages.identify import identify_inputs
 from mpa_edge.stages.level import level_inputs
 from mpa_edge.stages.run import Run
 from tests.docs.markdown import ROOT
+from tests.questions.official import textvqa
 
 TEXT = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 TABLE = TEXT.split("| Changed | Redone from |")[1].split("\n\n")[0]
@@ -34,6 +35,10 @@ OTHER = {"task": "chartqa", "teacher": "nursery:student", "student": "nursery:te
 LEFT_OUT = ("schema_version", "images.path", "images.render")
 SECTIONS = [key for key in keys(Recipe) if model_of(field_at(Recipe, tuple(key.split("."))).annotation)]
 KEYS = [key for key in keys(Recipe) if key not in SECTIONS and not key.startswith(LEFT_OUT)]
+
+
+# these three belong together
+BENCHMARK = ("evaluate.benchmark", "evaluate.data", "evaluate.split")
 
 
 def documented(key: str) -> str:
@@ -63,12 +68,15 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a.png")
     questions = tmp_path / "q.jsonl"
     questions.write_text('{"id": "1", "image": "images/a.png", "question": "?", "answers": ["a"]}\n')
+    benchmark = ["evaluate.benchmark=textvqa", f"evaluate.data={textvqa(tmp_path / 'textvqa')}", "evaluate.split=val"]
     monkeypatch.setattr(Run, "outputs_of", lambda run, stage: "unchanged")
 
     def make(key: str | None) -> Run:
         # a DoRA update cannot be scaled, and every key must be free to change
         recipe = load_recipe("minicharts", ["level.strength=1.0"])
-        if key:
+        if key in BENCHMARK:
+            recipe = load_recipe("minicharts", ["level.strength=1.0", *benchmark])
+        elif key:
             value = recipe
             for part in key.split("."):
                 value = getattr(value, part)

@@ -1,0 +1,126 @@
+"""Own pictures with own questions: JSON lines, or a table as spreadsheets write it.
+
+    {"id": "1", "image": "photos/1.jpg", "question": "What does the sign say?", "answers": ["stop"], "kind": "text"}
+
+    image,question,answers
+    photos/1.jpg,What does the sign say?,stop|halt
+
+`id` and `kind` may be left out. Images are relative to the file.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from mpa_edge.errors import MpaError
+from mpa_edge.questions import MISSING, QuestionSet, share
+from mpa_edge.types import Sample
+
+SUFFIXES = (".jsonl", ".csv")
+BETWEEN_ANSWERS = "|"
+NEEDED = ("image", "question", "answers")
+Raw = tuple[int, Any]
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """Rows of a questions file. Raises MpaError that names the line."""
+    rows = _table(path) if path.suffix.lower() == ".csv" else _lines(path)
+    samples = [_sample(path, number, raw) for number, raw in rows]
+    repeated = [sample_id for sample_id, n in Counter(sample.id for sample in samples).items() if n > 1]
+    if repeated:
+        raise MpaError(f"{path}: id '{repeated[0]}' is there more than once: give each question an id of its own")
+    if not samples:
+        raise MpaError(f"{path} holds no question: write one JSON object a line with id, image, question, answers")
+    return samples
+
+
+def _sample(path: Path, number: int, raw: Any) -> Sample:
+    try:
+        sample = Sample.model_validate({"id": str(number)} | raw if isinstance(raw, dict) else raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "row"
+        raise MpaError(f"{path}:{number}: {where}: {first['msg'].lower()}; mend the line") from error
+    if not sample.answers:
+        raise MpaError(f"{path}:{number}: answers is empty; give at least one accepted answer")
+    return sample
+
+
+def _lines(path: Path) -> Iterator[Raw]:
+    """Line number and value of JSON lines."""
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise MpaError(f"{path}:{number}: not JSON ({error}); mend the line") from error
+
+
+def _table(path: Path) -> Iterator[Raw]:
+    """Line number and row of a comma-separated table; columns that nobody asked for are ignored."""
+    try:
+        reader = csv.DictReader(StringIO(path.read_bytes().decode("utf-8-sig"), newline=""), strict=True)
+        _check_header(path, reader.fieldnames or ())
+        for row in reader:
+            if any(row.values()):
+                yield reader.line_num, _cells(row)
+    except UnicodeDecodeError as error:
+        raise MpaError(f"{path}: not UTF-8 (byte {error.start + 1}): save it as CSV UTF-8") from error
+    except csv.Error as error:
+        raise MpaError(f"{path}: not a table with commas ({error}): save it as CSV") from error
+
+
+def _check_header(path: Path, names: Any) -> None:
+    missing = [name for name in NEEDED if name not in names]
+    if missing:
+        raise MpaError(
+            f"{path}: the first line names no column {' or '.join(missing)}: begin with image,question,answers"
+        )
+
+
+def _cells(row: dict[str, Any]) -> dict[str, Any]:
+    """The cells that make a sample; an empty id or kind counts as none."""
+    cells = {name: row[name] or "" for name in ("image", "question")} | {"answers": split_answers(row["answers"] or "")}
+    return cells | {name: row[name] for name in ("id", "kind") if row.get(name)}
+
+
+def split_answers(cell: str) -> list[Any]:
+    """Accepted answers of one cell: between bars, or a JSON list where an answer has a bar itself.
+
+    >>> split_answers("stop| halt |"), split_answers('["a|b", "c"]'), split_answers(" ")
+    (['stop', 'halt'], ['a|b', 'c'], [])
+    """
+    if cell.lstrip().startswith("["):
+        try:
+            listed = json.loads(cell)
+        except ValueError:
+            listed = None
+        if isinstance(listed, list):
+            return listed
+    return [part.strip() for part in cell.split(BETWEEN_ANSWERS) if part.strip()]
+
+
+def read_own(path: Path, limit: int | None = None) -> QuestionSet:
+    """A questions file as something to ask: rows whose picture is not there are left out and counted.
+
+    Raises MpaError where no picture is there.
+    """
+    samples = read_samples(path)
+    there = [(i, sample) for i, sample in enumerate(samples) if (path.parent / sample.image).is_file()]
+    if not there:
+        raise MpaError(f"{path}: no picture is there (first: '{samples[0].image}'): paths are relative to the file")
+    kept = [there[i] for i in share([None] * len(there), limit)]
+    missing = len(samples) - len(there)
+    return QuestionSet(
+        name=path.name, folder=path.parent, samples=tuple(sample for _, sample in kept),
+        numbers=tuple(i for i, _ in kept), dropped={MISSING: missing} if missing else {},
+    )  # fmt: skip

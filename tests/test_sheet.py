@@ -1,0 +1,223 @@
+"""One model on a set of questions: the lines, the score, going on after a kill."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpa_edge.errors import MpaError
+from mpa_edge.metrics import get_metric
+from mpa_edge.questions.published import read_benchmark
+from mpa_edge.runs import read_json
+from mpa_edge.sheet import CHUNK, Quiz, results_path, run_quiz
+from mpa_edge.tasks import get_benchmark, get_task
+from mpa_edge.types import Reply, Request
+from tests.questions import official
+
+
+class Model:
+    """Answers from a function of the prompt; stops the program after `patience` batches."""
+
+    name = "model"
+
+    def __init__(self, says: Any = lambda prompt: "14", patience: int = 99) -> None:
+        self.says, self.patience, self.prompts = says, patience, []
+
+    def answer(self, requests: Sequence[Request]) -> list[Reply]:
+        if self.patience == 0:
+            raise KeyboardInterrupt
+        self.patience -= 1
+        self.prompts += [request.prompt for request in requests]
+        return [Reply(self.says(request.prompt), "stop", 2) for request in requests]
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def quiz(name: str, data: Path, limit: int | None = None) -> Quiz:
+    return Quiz(read_benchmark(get_benchmark(name), str(data), None, limit), get_task(name), 16, 10**7, bootstrap=200)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def long_textvqa(root: Path, n: int = 130) -> Path:
+    rows = [official.textvqa_row(i, f"p{i // 2:03d}", f"what is at {i}?") for i in range(n)]
+    return official.textvqa(root, rows, pictures=n)
+
+
+def test_a_line_has_the_keys_of_lmms_eval(tmp_path: Path) -> None:
+    out = tmp_path / "answers" / "c.jsonl"
+    run_quiz(Model(), quiz("chartqa", official.chartqa(tmp_path)), out, "m")
+    first, *rest = lines(out)
+    assert len(rest) == 5
+    assert first["doc_id"] == 0
+    assert first["doc"]["answers"] == ["14"]
+    assert first["target"] == "14"
+    assert first["input"].endswith("\nAnswer the question using a single word or phrase.")
+    assert first["resps"] == [["14"]]
+    assert first["filtered_resps"] == ["14"]
+    assert len(first["doc_hash"]) == 64
+    assert first["relaxed-accuracy"] == first["relaxed-accuracy-lenient"] == 1.0
+    assert [row["doc_id"] for row in rest] == [1, 2, 3, 4, 5]
+
+
+def test_the_target_of_several_answers_is_their_list(tmp_path: Path) -> None:
+    out = tmp_path / "t.jsonl"
+    run_quiz(Model(), quiz("textvqa", official.textvqa(tmp_path)), out, "m")
+    assert lines(out)[0]["target"] == str(official.TEN)
+
+
+def test_chartqa_is_the_mean_of_its_two_kinds(tmp_path: Path) -> None:
+    official.chartqa(tmp_path)
+    (tmp_path / "test" / "png" / "166.png").unlink()
+    answers = {"How many food": "14.", "What is the d": "0.58", "Which year wa": "2009"}
+    model = Model(lambda prompt: answers.get(prompt[:13], "x"))
+    result = run_quiz(model, quiz("chartqa", tmp_path), None, "m")
+    assert result["dropped"] == {"missing image": 1}
+    assert (result["kinds"]["human"]["n"], result["kinds"]["augmented"]["n"]) == (2, 3)
+    # strict: Python reads "14." as a number, 0.58 is within 5 % of 0.57, 2009 of 2008; lenient: a year must be equal
+    assert result["kinds"]["human"]["accuracy"] == 1.0
+    assert result["kinds"]["augmented"]["accuracy"] == pytest.approx(1 / 3)
+    assert result["accuracy"] == pytest.approx((1 + 1 / 3) / 2)
+    assert result["mean_of_kinds"]
+    assert result["kinds"]["augmented"]["lenient"] == {"metric": "relaxed-accuracy-lenient", "accuracy": 0.0}
+    assert result["lenient"]["accuracy"] == pytest.approx(0.5)
+    low, high = result["ci95"]
+    assert low <= result["accuracy"] <= high
+    assert list(result["kinds"]) == ["human", "augmented"]
+
+
+def test_the_score_is_the_metric_of_each_line(tmp_path: Path) -> None:
+    data = official.okvqa(tmp_path)
+    result = run_quiz(Model(lambda prompt: "racing" if "sport" in prompt else "race"), quiz("okvqa", data), None, "m")
+    assert result["metric"] == "vqa-accuracy"
+    assert result["accuracy"] == 0.5
+    assert not result["mean_of_kinds"]
+    assert get_metric("vqa-accuracy").score("race", ["race"] * 10) == 1.0
+
+
+def test_the_interval_resamples_pictures(tmp_path: Path) -> None:
+    """Two questions a picture, always right or wrong together: as wide as with half as many questions."""
+    data = long_textvqa(tmp_path, 100)
+    asked = quiz("textvqa", data)
+    right = {f"what is at {i}?" for i in range(100) if (i // 2) % 2}
+    result = run_quiz(Model(lambda p: "stop" if p.partition("\n")[0] in right else "x"), asked, None, "m")
+    low, high = result["ci95"]
+    assert result["images"] == 50
+    assert result["accuracy"] == 0.5
+    assert 0.2 < high - low < 0.35
+
+
+def test_a_kill_costs_one_batch(tmp_path: Path) -> None:
+    asked, out = quiz("textvqa", long_textvqa(tmp_path)), tmp_path / "t.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        run_quiz(Model(patience=2), asked, out, "m")
+    assert len(lines(out)) == 2 * CHUNK
+    assert read_json(results_path(out))["finished"] is False
+    with out.open("ab") as file:
+        file.write(b'{"doc_id": 100, "doc": {"ques')  # what a power cut leaves
+    model = Model()
+    result = run_quiz(model, asked, out, "m")
+    assert len(model.prompts) == 130 - 2 * CHUNK
+    assert [line["doc_id"] for line in lines(out)] == list(range(130))
+    assert result["n"] == 130
+    assert read_json(results_path(out))["finished"] is True
+    again = Model(patience=0)
+    same = run_quiz(again, asked, out, "m")
+    assert again.prompts == []
+    assert (same["accuracy"], same["ci95"]) == (result["accuracy"], result["ci95"])
+
+
+def test_more_questions_go_on_behind_fewer(tmp_path: Path) -> None:
+    data, out = official.chartqa(tmp_path), tmp_path / "c.jsonl"
+    few = run_quiz(Model(), quiz("chartqa", data, 2), out, "m")
+    model = Model()
+    all_of_them = run_quiz(model, quiz("chartqa", data), out, "m")
+    assert (few["n"], all_of_them["n"], len(model.prompts)) == (2, 6, 4)
+    assert run_quiz(Model(patience=0), quiz("chartqa", data, 2), out, "m")["n"] == 2
+
+
+def test_a_sheet_of_something_else_is_refused(tmp_path: Path) -> None:
+    data, out = official.chartqa(tmp_path), tmp_path / "c.jsonl"
+    asked = quiz("chartqa", data)
+    run_quiz(Model(), asked, out, "m")
+    with pytest.raises(
+        MpaError, match=r"has the answers of another run \(other model\): choose another --out, or --fresh$"
+    ):
+        run_quiz(Model(), asked, out, "another model")
+    with pytest.raises(MpaError, match=r"\(other questions, metric\)"):
+        run_quiz(Model(), quiz("textvqa", official.textvqa(tmp_path)), out, "m")
+    assert run_quiz(Model(), asked, out, "another model", fresh=True)["n"] == 6
+    assert len(lines(out)) == 6
+    results_path(out).unlink()
+    with pytest.raises(MpaError, match=r"has no c_results\.json beside it"):
+        run_quiz(Model(), asked, out, "m")
+
+
+def test_other_questions_under_the_same_numbers(tmp_path: Path) -> None:
+    out = tmp_path / "c.jsonl"
+    run_quiz(Model(), quiz("chartqa", official.chartqa(tmp_path / "a")), out, "m")
+    with pytest.raises(MpaError, match="has the answers to other questions"):
+        run_quiz(Model(), quiz("chartqa", official.chartqa_hub(tmp_path / "b")), out, "m")
+
+
+def test_a_file_of_something_else_stays_as_it_is(tmp_path: Path) -> None:
+    data, out = official.chartqa(tmp_path), tmp_path / "mine.jsonl"
+    out.write_text('{"mine": 1}\n')
+    with pytest.raises(MpaError, match=r"mine\.jsonl:1: no line of an earlier run"):
+        run_quiz(Model(), quiz("chartqa", data), out, "m")
+    assert out.read_text() == '{"mine": 1}\n'
+    with pytest.raises(MpaError, match=r"cannot write .* \(Is a directory\)"):
+        run_quiz(Model(), quiz("chartqa", data), tmp_path, "m")
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    data, out = official.chartqa(tmp_path), tmp_path / "c.jsonl"
+    asked = quiz("chartqa", data)
+
+    def meanwhile(prompt: str) -> str:
+        with pytest.raises(MpaError, match="is being written by another process"):
+            run_quiz(Model(), asked, out, "m")
+        return "14"
+
+    assert run_quiz(Model(meanwhile), asked, out, "m")["n"] == 6
+
+
+def test_a_damaged_picture_is_counted_and_asked_again_when_it_is_mended(tmp_path: Path) -> None:
+    data, out = official.chartqa(tmp_path), tmp_path / "c.jsonl"
+    broken = data / "test" / "png" / "166.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:40])
+    result = run_quiz(Model(), quiz("chartqa", data), out, "m")
+    assert (result["n"], result["dropped"]) == (5, {"not an image": 1})
+    broken.write_bytes(whole)
+    mended = run_quiz(Model(), quiz("chartqa", data), out, "m")
+    assert (mended["n"], mended["dropped"]) == (6, {})
+    assert sorted(line["doc_id"] for line in lines(out)) == list(range(6))
+
+
+def test_no_picture_that_can_be_shown(tmp_path: Path) -> None:
+    data = official.chartqa(tmp_path)
+    for path in (data / "test" / "png").iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(MpaError, match=r"not one picture can be shown \(not an image\)"):
+        run_quiz(Model(), quiz("chartqa", data), None, "m")
+
+
+def test_pictures_are_decoded_once_and_not_kept(tmp_path: Path) -> None:
+    """Questions about one picture share it; what was decoded for a batch is freed after it."""
+    held: list[int] = []
+
+    class Watching(Model):
+        def answer(self, requests: Sequence[Request]) -> list[Reply]:
+            held.append(len({id(request.image) for request in requests}))
+            return super().answer(requests)
+
+    run_quiz(Watching(), quiz("textvqa", long_textvqa(tmp_path)), None, "m")
+    assert held == [CHUNK // 2, CHUNK // 2, 15]
