@@ -15,7 +15,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SBIN = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 WAIT_S = 20.0
+# bash reads ~/.bashrc for a command that comes by ssh, unless SHLVL says that another shell did: this machine's is no
+# device's, and one that is killed in the middle can leave locks behind
 SSHD = """
+SetEnv SHLVL=9
 ListenAddress 127.0.0.1
 Port {port}
 HostKey {folder}/host_key

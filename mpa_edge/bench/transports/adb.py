@@ -81,8 +81,9 @@ def adb(*words: str) -> Done:
 
 def only_device(done: Done, serial: str | None) -> str:
     """The serial to use, by what `adb devices` says. MpaError where it is not there, not ours, or not the only one."""
-    rows = [line.split() for line in done.stdout.decode(errors="replace").splitlines()[1:]]
-    states = {row[0]: row[1] for row in rows if len(row) > 1}
+    lines = done.stdout.decode(errors="replace").splitlines()
+    # only rows have a tab; older versions tell here as well that they start their server
+    states = {row[0]: row[1] for line in lines if len(row := line.split("\t")) > 1}
     if done.rc or (not states and not serial):
         raise MpaError("adb sees no device: plug it in, switch USB debugging on, and look at adb devices")
     if serial is None and len(states) > 1:
@@ -92,6 +93,11 @@ def only_device(done: Done, serial: str | None) -> str:
         raise MpaError(f"adb sees no device {chosen} ({', '.join(states) or 'none at all'}): look at adb devices")
     if states[chosen] == "unauthorized":
         raise _unauthorized(chosen)
+    if states[chosen].startswith("no permissions"):
+        raise MpaError(
+            f"this machine may not use device {chosen}: give it the rule for USB "
+            "(apt install android-sdk-platform-tools-common), then plug it in again"
+        )
     return chosen
 
 

@@ -132,6 +132,11 @@ HEAD = "List of devices attached\n"
         (HEAD, "B", "none at all"),
         (f"{HEAD}A\tunauthorized\n", None, "A has not allowed this machine"),
         (f"{HEAD}A\tunauthorized\nB\tdevice\n", "A", "unlock it"),
+        (
+            f"{HEAD}A\tno permissions (user in plugdev?); see [http://x]\n",
+            None,
+            "may not use device A: give it the rule",
+        ),
     ],
 )
 def test_devices_that_cannot_be_used(text: str, serial: str | None, says: str) -> None:
@@ -142,4 +147,5 @@ def test_devices_that_cannot_be_used(text: str, serial: str | None, says: str) -
 def test_the_device_that_is_there() -> None:
     text = f"{HEAD}A\tdevice\nB\tunauthorized\n".encode()
     assert only_device(Done(0, text, b""), "A") == "A"
-    assert only_device(Done(0, f"{HEAD}Z\tdevice\n\n".encode(), b""), None) == "Z"
+    started = "* daemon not running; starting now at tcp:5037\n* daemon started successfully\n"
+    assert only_device(Done(0, f"{started}{HEAD}Z\tdevice\n\n".encode(), b""), None) == "Z"
