@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,7 +98,6 @@ def test_every_question_is_answered_once_by_an_arm64_runtime(bench: Bench, repor
     assert report.environment.cpu == "Neoverse-N1"
     assert {"asimddp", "fphp"} <= set(report.environment.cpu_features)
     assert report.environment.os.startswith("Debian GNU/Linux 13")
-    assert os.uname().machine != "aarch64", "this machine is what the test emulates: it says nothing here"
 
 
 def test_an_emulated_run_says_nothing_about_time(report: BenchReport) -> None:
