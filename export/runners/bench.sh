@@ -23,6 +23,12 @@ probe() {
     sh "$here/probe.sh" >"$job/.$1" && mv -- "$job/.$1" "$job/$1"
 }
 
+can_read_power() {
+    command -v tegrastats >/dev/null 2>&1 && return 0
+    for one in /sys/class/power_supply/*/current_now; do [ -r "$one" ] && return 0; done
+    return 1
+}
+
 end_watch() {
     [ -z "$watch" ] || kill "$watch" 2>/dev/null
     watch=''
@@ -40,6 +46,8 @@ trap end_watch EXIT
 probe probe.json
 sh "$here/probe.sh" watch 1 >>"$job/watch.jsonl" &
 watch=$!
+# energy is what answering takes beyond this
+if can_read_power; then sleep 3; fi
 "$python" -B "$here/run.py" "$job" &
 runner=$!
 # a signal interrupts wait: what counts is how the runner ended

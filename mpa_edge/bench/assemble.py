@@ -12,8 +12,6 @@ from mpa_edge.metrics import get_metric
 from mpa_edge.tasks import Task
 from mpa_edge.types import Prediction
 
-SHOWN = 24
-
 
 def require_all(steps: Sequence[Step], lines: Sequence[Line]) -> None:
     """MpaError where a question has no answer: a comparison needs the same questions for all."""
@@ -45,20 +43,6 @@ def answer_rows(
     ]  # fmt: skip
 
 
-def shown(rows: Sequence[AnswerRow], n: int = SHOWN) -> list[AnswerRow]:
-    """Which questions a reader should see: first where the models differ, in turn over the kinds."""
-
-    def order(row: AnswerRow) -> tuple[bool, str]:
-        return (len(set(row.scores)) == 1, row.id)
-
-    by_kind: dict[str | None, list[AnswerRow]] = {}
-    for row in sorted(rows, key=order):
-        by_kind.setdefault(row.kind, []).append(row)
-    turns = [(i, row) for group in by_kind.values() for i, row in enumerate(group)]
-    turns.sort(key=lambda turn: (len(set(turn[1].scores)) == 1, turn[0]))
-    return [row for _, row in turns[:n]]
-
-
 def peak_memory(lines: Iterable[Line], variant: str) -> MemoryResult:
     """Largest peak of any process of a variant."""
     found = [line.values for line in lines if line.kind == "memory" and line.variant == variant]
@@ -81,10 +65,12 @@ class Span:
 
 
 def busy(lines: Sequence[Line], variant: str) -> list[Span]:
-    """When a variant's processes answered, where they say it."""
+    """When a variant's processes answered, where they say it: from the end of the load, the warm-up included."""
     spans = []
     starts: Mapping[int, float] = {
-        line.block: line.values["uptime_s"] for line in lines if line.kind == "loaded" and "uptime_s" in line.values
+        line.block: line.values["uptime_s"] + line.values.get("load_s", 0.0)
+        for line in lines
+        if line.kind == "loaded" and "uptime_s" in line.values
     }
     for line in lines:
         if line.kind == "memory" and line.variant == variant and line.block in starts and "uptime_s" in line.values:

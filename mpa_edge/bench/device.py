@@ -44,7 +44,12 @@ def choose_runner(
     if fallback and format_ == "gguf" and python is None:
         say(f"{transport.name}: {missing}; llama-server answers instead")
         return Runner(None, _checked_server(transport, fallback, format_))
-    raise MpaError(f"on {transport.name}, {missing}: {_advice(format_, program)}")
+    extra = "onnx,gguf" if format_ == "hybrid" else format_
+    other = ", or a llama-server with --server" if format_ == "gguf" else ""
+    raise MpaError(
+        f"on {transport.name}, {missing}: install it there with {program} -m pip install 'mpa-edge[{extra}]', "
+        f"or name another Python with --python{other}"
+    )
 
 
 def missing_modules(transport: Transport, program: str, format_: str) -> str:
@@ -58,12 +63,6 @@ def missing_modules(transport: Transport, program: str, format_: str) -> str:
         return f"{program} does not start ({_last_line(done.stderr)})"
     lacking = done.stdout.decode(errors="replace").split()
     return f"{program} lacks {', '.join(lacking)}" if lacking else ""
-
-
-def _advice(format_: str, program: str) -> str:
-    extra = "'mpa-edge[onnx,gguf]'" if format_ == "hybrid" else f"'mpa-edge[{format_}]'"
-    other = ", or a llama-server with --server" if format_ == "gguf" else ""
-    return f"install it there with {program} -m pip install {extra}, or name another Python with --python{other}"
 
 
 def _checked_server(transport: Transport, path: str, format_: str) -> str:
@@ -104,18 +103,19 @@ def fetch(transport: Transport, source: str, target: Path) -> None:
         transport.pull(source, target, timeout_s=CHECK_S)
 
 
-def cool_down(transport: Transport, remote: str, below_c: float | None, longest_s: int, poll_s: float = 5.0) -> str:
-    """Wait until the device is cool, never longer than `longest_s`; what there is to say about it, else empty."""
+def cool_down(transport: Transport, remote: str, below_c: float | None, longest_s: int, poll_s: float = 5.0) -> None:
+    """Wait until the device is cool, never longer than `longest_s`; the report says how warm it was in the end."""
     deadline, told = time.monotonic() + longest_s, False
     while below_c is not None:
         found = hottest(read_probe(probe(transport, remote)))
         if found is None or found[1] < below_c:
-            return ""
+            return None
         now_c = found[1]
         if time.monotonic() >= deadline:
-            return f"began at {now_c:.0f} C, above {below_c:.0f} C, after {longest_s} s of waiting"
+            return say(f"{transport.name}: still {now_c:.0f} C after {longest_s} s; it begins all the same")
         if not told:
             say(f"{transport.name}: {now_c:.0f} C; waiting at most {longest_s} s for {below_c:.0f} C")
             told = True
         time.sleep(poll_s)
+    return None
     return ""

@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mpa_edge.bench.assemble import answer_rows, busy, peak_memory, require_all, shown
+from mpa_edge.bench.assemble import answer_rows, busy, peak_memory, require_all
 from mpa_edge.bench.budgets import budget_lines
 from mpa_edge.bench.lines import JobOrder, Line
 from mpa_edge.bench.plan import Bench
 from mpa_edge.bench.probe import Probe, WatchLine, known
 from mpa_edge.bench.records import ANSWERS, BENCH, PICTURES, TIMINGS, AnswerRow, BenchReport, EnergyResult, Timed
+from mpa_edge.bench.report.samples import pick
 from mpa_edge.bench.sensors import energy_of, environment, throttled
 from mpa_edge.bench.timing import drift, figures, in_rounds, level, loads, timed
 from mpa_edge.bench.validity import cautions, invalid_reasons, overall
@@ -47,8 +48,6 @@ class Evidence:
     """Of the artifact there."""
     not_timed: tuple[str, ...] = ()
     """What this runtime cannot say, beside NOT_TIMED."""
-    remarks: tuple[str, ...] = ()
-    """What else a reader should know."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,8 @@ def report_of(
         accuracy=accuracy_result(was, could, does, pictures, seed=bench.recipe.seed),
         accuracy_verdict=judgement.verdict, n_to_settle=judgement.n_to_settle,
         not_worse=not_worse(could, does, pictures), margin=MARGIN, latency=latency,
-        base_latency=base_latency(evidence.lines, timings), not_timed=(*NOT_TIMED, *evidence.not_timed),
+        base_latency=base_latency(evidence.lines, timings),
+        not_timed=(*NOT_TIMED, *cold(evidence.lines), *evidence.not_timed),
         timings=f"invalid: {'; '.join(invalid)}" if invalid else "valid",
         memory=memory, size_bytes=evidence.size_bytes, energy=energy, energy_reason=energy_reason,
         budgets=budget_lines(bench.target.budgets, latency, memory, counts=not invalid),
@@ -107,7 +107,13 @@ def careful(bench: Bench, evidence: Evidence, timings: Sequence[Timed]) -> tuple
     """What does not make a benchmark invalid, and should be known."""
     rounds = in_rounds(timings, "artifact")
     drifts = {metric: drift(level(rounds, metric)) for metric in DRIFTING}
-    return (*cautions(evidence.before, bench.target.thermal, drifts), *evidence.remarks)
+    return cautions(evidence.before, bench.target.thermal, drifts)
+
+
+def cold(lines: Sequence[Line]) -> tuple[str, ...]:
+    """What to say where no load was proven to read from the disk."""
+    proven = any(line.values.get("cold") for line in lines if line.kind == "loaded" and line.variant == "artifact")
+    return () if proven else ("reading the files from the disk: load_s may be of files that were in memory already",)
 
 
 def first_loaded(lines: Sequence[Line]) -> dict[str, Any]:
@@ -126,11 +132,7 @@ def energy_of_artifact(evidence: Evidence, invalid: bool) -> tuple[EnergyResult 
     if invalid:
         return None, "timings do not count, and energy is power over time"
     spans = busy(evidence.lines, "artifact")
-    starts = [
-        line.values["uptime_s"] - line.values.get("load_s", 0.0)
-        for line in evidence.lines
-        if line.kind == "loaded" and "uptime_s" in line.values
-    ]
+    starts = [line.values["uptime_s"] for line in evidence.lines if line.kind == "loaded" and "uptime_s" in line.values]
     return energy_of(
         evidence.during, [(span.start_uptime_s, span.end_uptime_s) for span in spans],
         sum(span.tokens for span in spans), began_uptime_s=min(starts, default=None),
@@ -142,7 +144,7 @@ def energy_of_artifact(evidence: Evidence, invalid: bool) -> tuple[EnergyResult 
 
 def write_documents(made: Documents, images: Path, folder: Path) -> None:
     """All of them into a folder, bench.json last."""
-    pictures = write_pictures(shown(made.answers), images, make_folder(folder / PICTURES))
+    pictures = write_pictures(pick(made.answers), images, make_folder(folder / PICTURES))
     rows = [row.model_copy(update={"picture": pictures.get(row.image)}) for row in made.answers]
     write_jsonl(folder / ANSWERS, rows)
     write_jsonl(folder / TIMINGS, made.timings)

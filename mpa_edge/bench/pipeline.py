@@ -177,27 +177,24 @@ def measure(bench: Bench, exam: Exam, bundle: Bundle, job: str) -> Evidence:
         with suppress(MpaError):
             remove(transport)  # of earlier benchmarks: a device must not fill up
         thermal = bench.target.thermal
-        remark = device.cool_down(transport, remote, thermal.start_below_c, thermal.cool_down_s)
+        device.cool_down(transport, remote, thermal.start_below_c, thermal.cool_down_s)
         place = Place(transport, remote, f"{remote}/jobs/{job}", local)
         if runner.python:
             run_python(place, order, runner.python)
         else:
             run_server(place, order, bundle, str(runner.server))
-        return evidence_of(
-            order, bundle, local, transport.name, NOT_TIMED if runner.server else (), (remark,) if remark else ()
-        )
+        return evidence_of(order, bundle, local, transport.name, NOT_TIMED if runner.server else ())
 
 
 def evidence_of(
-    order: JobOrder, bundle: Bundle, local: Path, transport: str, not_timed: tuple[str, ...] = (),
-    remarks: tuple[str, ...] = (),
-) -> Evidence:  # fmt: skip
+    order: JobOrder, bundle: Bundle, local: Path, transport: str, not_timed: tuple[str, ...] = ()
+) -> Evidence:
     """What a job left, read from the files that are here."""
     if not (local / PROBE).is_file():
         raise MpaError(f"the job left no {PROBE}: run bench.sh of the bundle, not run.py alone")
     before = read_probe((local / PROBE).read_text(encoding="utf-8"))
     size_bytes = model_bytes(bundle)
-    return Evidence(order, read_out(local), before, during(local), transport, size_bytes, not_timed, remarks)
+    return Evidence(order, read_out(local), before, during(local), transport, size_bytes, not_timed)
 
 
 @dataclass(frozen=True)
@@ -225,16 +222,18 @@ def run_python(place: Place, order: JobOrder, python: str) -> None:
                 advance(1)
     for name in (PROBE, PROBE_AFTER, WATCH, ERRORS):
         device.fetch(place.transport, f"{place.folder}/{name}", place.local / name)
-    if job.poll().rc:
-        raise MpaError(f"on {place.transport.name}, {why_failed(read_out(place.local), job.errors())}")
+    if rc := job.poll().rc:
+        why = why_failed(read_out(place.local), job.errors())
+        raise MpaError(
+            f"on {place.transport.name}, the runner ended with {rc}: {why}; mend it, and give the same command again"
+        )
 
 
 def why_failed(lines: list[Line], errors: str) -> str:
     """The runner's own words."""
     failed = [str(line.values.get("reason")) for line in lines if line.kind == "failed"]
     said = [line.removeprefix("error: ") for line in errors.splitlines() if line.strip()]
-    reason = failed[-1] if failed else said[-1] if said else "the runner failed and said nothing"
-    return reason if ": " in reason else f"{reason}: mend it, and give the same command again"
+    return failed[-1] if failed else said[-1] if said else "it said nothing"
 
 
 def run_server(place: Place, order: JobOrder, bundle: Bundle, server: str) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mpa_edge.bench.plan import Bench, Reach
     from mpa_edge.exporters.manifest import ExportManifest
     from mpa_edge.exporters.source import Source
+    from mpa_edge.recipe import Recipe
     from mpa_edge.scheme import Scheme
     from mpa_edge.target import Target
 
@@ -66,11 +67,11 @@ def open_benches(
     for scheme in chosen_schemes(source, schemes, chosen):
         artifact = exported(source, scheme, chosen)
         base = None if no_base else exported_base(source, artifact, chosen)
-        assert source.run is not None and source.recipe is not None  # noqa: S101, PT018  # open_run has seen to it
+        folder, recipe = aligned_run(source)
         made.append(
             Bench(
-                run=source.run,
-                recipe=source.recipe,
+                run=folder,
+                recipe=recipe,
                 target=chosen,
                 scheme=scheme.name,
                 artifact=artifact,
@@ -90,9 +91,17 @@ def open_run(run: str) -> Source:
     if not Path(run).expanduser().is_dir():
         raise MpaError(f"no folder '{run}': name a run that mpa-edge align made")
     source = open_source(run)
-    if source.run is None:
-        raise MpaError(f"{run} is no run, so there is no gain to look for: name a folder that mpa-edge align made")
+    aligned_run(source)
     return source
+
+
+def aligned_run(source: Source) -> tuple[Path, Recipe]:
+    """Folder and recipe of a run. MpaError where the source is a plain checkpoint."""
+    if source.run is None or source.recipe is None:
+        raise MpaError(
+            f"{source.name} is no run, so there is no gain to look for: name a folder that mpa-edge align made"
+        )
+    return source.run, source.recipe
 
 
 def chosen_schemes(source: Source, names: Sequence[str], target: Target) -> tuple[Scheme, ...]:
@@ -121,9 +130,9 @@ def exported_base(source: Source, artifact: Path, target: Target) -> Path:
     from mpa_edge.scheme import Scheme
 
     manifest = finished(artifact)
-    assert source.run is not None and source.recipe is not None  # noqa: S101, PT018  # open_run has seen to it
-    before = open_source(source.recipe.student, str(source.run / FOLDER / "base"))
-    before = replace(before, name=f"{source.name}-base", recipe=source.recipe)
+    folder, recipe = aligned_run(source)
+    before = open_source(recipe.student, str(folder / FOLDER / "base"))
+    before = replace(before, name=f"{source.name}-base", recipe=recipe)
     scheme = Scheme.model_validate(manifest.scheme, strict=False)
     return run_export(Order(before, (scheme,), target_of(manifest, target)))[0]
 
@@ -135,3 +144,19 @@ def target_of(manifest: ExportManifest, target: Target) -> Target | None:
     if manifest.target is None or manifest.target == target.name:
         return None if manifest.target is None else target
     return load_target(manifest.target)
+
+
+def show_plan(asked: dict[str, Any], via: str = "hand") -> None:
+    """What would be measured; nothing is exported, sent or asked."""
+    from mpa_edge.assets import load_target
+
+    source, target = open_run(asked["run"]), load_target(asked["target"] or DEFAULT_TARGET)
+    schemes = [scheme.name for scheme in chosen_schemes(source, asked["schemes"], target)]
+    click.echo(f"run        {source.run}")
+    click.echo(f"target     {target.name} by {via}")
+    for name in schemes:
+        made = "exported" if (source.exports / name / "manifest.json").is_file() else "to be exported"
+        click.echo(f"scheme     {name} ({made})")
+    click.echo(f"accuracy   {asked['questions']} questions, once each")
+    beside = "" if asked["no_base"] else ", in turns with base in the same scheme"
+    click.echo(f"timing     {asked['timed']} of them, {asked['repetitions']} times each{beside}")

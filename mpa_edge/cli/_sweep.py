@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpa_edge.cli._bench import DEFAULT_TARGET, chosen_schemes, exported, open_run
+from mpa_edge.cli._bench import DEFAULT_TARGET, aligned_run, chosen_schemes, exported, open_run
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
 
@@ -43,8 +43,7 @@ def sweep(text: str, asked: dict[str, Any], reach: Reach, fresh: bool) -> tuple[
         ]
     if not points:
         raise MpaError("no setting of this sweep is possible for this model: name other values with --sweep AXIS=A:B")
-    assert source.run is not None  # noqa: S101  # open_run has seen to it
-    path = source.run / FOLDER / target.name / SWEEP
+    path = aligned_run(source)[0] / FOLDER / target.name / SWEEP
     made = sweep_of(target.name, points)
     write_json(path, made)
     return made, path
@@ -55,7 +54,8 @@ def device_cores(reach: Reach) -> int:
     from mpa_edge.bench.transports.connect import connect
 
     with closing(connect(reach.via, root=reach.root)) as transport:
-        done = transport.run("nproc", timeout_s=30.0)
+        # nproc takes these for the number of cores
+        done = transport.run("env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc", timeout_s=30.0)
     text = done.stdout.decode(errors="replace").strip()
     if done.rc or not text.isdecimal():
         raise MpaError(f"{transport.name} does not say how many cores it has: name them with --sweep threads=1:2")
@@ -75,9 +75,9 @@ def benches_of(
     except MpaError as error:
         say(f"{slug(setting)}: left out ({error})")
         return
-    assert source.run is not None and source.recipe is not None  # noqa: S101, PT018  # open_run has seen to it
+    folder, recipe = aligned_run(source)
     yield Bench(
-        run=source.run, recipe=source.recipe, target=target, scheme=scheme.name, artifact=artifact, base=None,
+        run=folder, recipe=recipe, target=target, scheme=scheme.name, artifact=artifact, base=None,
         reach=reach, effort=Effort(asked["questions"], asked["timed"], asked["repetitions"]),
         threads=int(setting.get("threads") or asked["threads"] or 0) or None, label=f"sweep/{slug(setting)}",
     )  # fmt: skip
@@ -93,7 +93,6 @@ def export_for(source: Source, target: Target, setting: Setting, names: tuple[st
         return scheme, exported(source, scheme, target)
     tiles = int(setting["image_budget"])
     narrow = target.model_copy(update={"image": budget_for(target, tiles)})
-    assert source.run is not None  # noqa: S101  # open_run has seen to it
-    own = replace(source, exports=source.run / FOLDER / f"tiles-{tiles}")
+    own = replace(source, exports=aligned_run(source)[0] / FOLDER / f"tiles-{tiles}")
     scheme = chosen_schemes(own, names, narrow)[0]
     return scheme, exported(own, scheme, narrow)

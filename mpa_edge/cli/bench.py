@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mpa_edge.cli._bench import bench_arguments, open_benches
+from mpa_edge.cli._bench import bench_arguments, open_benches, show_plan
 from mpa_edge.cli._options import dry_run_option, fresh_option, is_verbose, json_option, print_json, verbose_option
 from mpa_edge.cli._stage import only_our_words
 
 if TYPE_CHECKING:
-    from mpa_edge.bench.plan import Bench
+    from mpa_edge.bench.plan import Bench, Reach
 
 EXIT_LOST = 3
 
@@ -49,12 +49,18 @@ def command(
 
     reach = Reach(via, root, python, server)
     if dry_run:
-        return show_plan(asked, reach.via or "local", sweep)
+        show_plan(asked, reach.via or "local")
+        if sweep:
+            from mpa_edge.bench.sweep import axes_of
+
+            click.echo(f"sweep      {', '.join(axes_of(sweep))}")
+        return None
     if sweep:
         return run_sweep(sweep, asked, reach, fresh, as_json)
     from mpa_edge.bench.pipeline import read_results, run_bench
 
     with only_our_words(is_verbose()):
+        check_way(reach, results)
         benches = open_benches(**asked, reach=reach)
         if results and len(benches) > 1:
             raise click.UsageError("--results is one job: give one --as")
@@ -62,25 +68,15 @@ def command(
     return show(benches, folders, as_json)
 
 
-def show_plan(asked: dict[str, Any], via: str, sweep: str | None) -> None:
-    """What would be measured; nothing is exported, sent or asked."""
-    from mpa_edge.assets import load_target
-    from mpa_edge.cli._bench import DEFAULT_TARGET, chosen_schemes, open_run
+def check_way(reach: Reach, results: str | None) -> None:
+    """Refuse a device that cannot be reached before minutes are spent on exports."""
+    from contextlib import closing
 
-    source, target = open_run(asked["run"]), load_target(asked["target"] or DEFAULT_TARGET)
-    schemes = [scheme.name for scheme in chosen_schemes(source, asked["schemes"], target)]
-    click.echo(f"run        {source.run}")
-    click.echo(f"target     {target.name} by {via}")
-    for name in schemes:
-        made = "exported" if (source.exports / name / "manifest.json").is_file() else "to be exported"
-        click.echo(f"scheme     {name} ({made})")
-    click.echo(f"accuracy   {asked['questions']} questions, once each")
-    beside = "" if asked["no_base"] else ", in turns with base in the same scheme"
-    click.echo(f"timing     {asked['timed']} of them, {asked['repetitions']} times each{beside}")
-    if sweep:
-        from mpa_edge.bench.sweep import axes_of
+    from mpa_edge.bench.transports.connect import connect
 
-        click.echo(f"sweep      {', '.join(axes_of(sweep))}")
+    if results is None:
+        with closing(connect(reach.via, root=reach.root)) as transport:
+            transport.run("true", timeout_s=30.0)
 
 
 def show(benches: list[Bench], folders: list[Path], as_json: bool) -> None:

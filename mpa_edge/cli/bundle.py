@@ -7,17 +7,18 @@ from typing import Any
 
 import click
 
-from mpa_edge.cli._bench import bench_arguments, open_benches
-from mpa_edge.cli._options import is_verbose, json_option, print_json, verbose_option
+from mpa_edge.cli._bench import bench_arguments, open_benches, show_plan
+from mpa_edge.cli._options import dry_run_option, is_verbose, json_option, print_json, verbose_option
 from mpa_edge.cli._stage import only_our_words
 
 
 @click.command("bundle")
 @bench_arguments
 @click.option("--out", type=click.Path(), metavar="DIR|FILE.tar", help="Where it goes.  [default: RUN/bench/bundles]")
+@dry_run_option
 @json_option
 @verbose_option
-def command(out: str | None, as_json: bool, **asked: Any) -> None:
+def command(out: str | None, dry_run: bool, as_json: bool, **asked: Any) -> None:
     """Pack models, questions, pictures and the runner for a device, with a hash of each file and of the whole.
 
     bench does this by itself. Alone it is for devices that no link reaches: carry the bundle there, follow its README,
@@ -28,6 +29,8 @@ def command(out: str | None, as_json: bool, **asked: Any) -> None:
       $ mpa-edge bundle runs/mine --target cpu --as onnx-int8 --questions 20
       $ mpa-edge bundle runs/mine --as onnx-int8 --questions 20 --no-base --out device.tar
     """
+    if dry_run:
+        return show_plan(asked)
     from mpa_edge.bench.bundle import pack
     from mpa_edge.bench.pipeline import make
 

@@ -17,7 +17,7 @@ NAMED = {name_of(path): path.read_text(encoding="utf-8") for path in DOCUMENTS}
 RUN = {name: [line for line in shell_lines(text) if line.startswith(f"{PROGRAM} ")] for name, text in NAMED.items()}
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 # commands that a user runs in a shell, but a test does not
-ELSEWHERE = ("make", "pip", "python", "git", "pre-commit")
+ELSEWHERE = ("make", "pip", "python", "git", "pre-commit", "sh", "tar")
 
 
 def path_of(words: list[str]) -> tuple[str, ...]:
