@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from mpa_edge import evaluation
+from mpa_edge.assets import load_recipe
 from mpa_edge.errors import MpaError
 from mpa_edge.evaluation import by_kind, read_samples
 from mpa_edge.rows import read_rows
 from mpa_edge.runs import read_json, read_manifest, write_json
 from mpa_edge.stages import evaluate
 from mpa_edge.stages.evaluate import run_evaluate, summarise
+from mpa_edge.stages.plan import preflight
 from mpa_edge.types import Prediction
+from tests.questions import official
 
 
 def prediction(number: int, score: float, kind: str | None = "word", image: str | None = None) -> Prediction:
@@ -168,3 +173,76 @@ def test_a_changed_questions_file_is_noticed(shelf, run, pictures) -> None:
     path.write_text(path.read_text().replace('["7"]', '["8"]'))
     run_evaluate(run)
     assert read_json(run.stage_folder("evaluate") / "evaluate.json")["accuracy"]["teacher"] == 0.0
+
+
+@pytest.fixture
+def benchmark_run(make_run, run, tmp_path):
+    """A run that is evaluated on a small ChartQA."""
+    evaluation._benchmark_questions.cache_clear()
+    data = official.chartqa(tmp_path / "chartqa")
+    made = make_run(task="chartqa", evaluate__benchmark="chartqa", evaluate__data=str(data), evaluate__n=4)
+    yield made
+    evaluation._benchmark_questions.cache_clear()
+
+
+def test_a_recipe_may_name_a_benchmark(shelf, benchmark_run, capsys) -> None:
+    (benchmark_run.folder.parent / "chartqa" / "test" / "png" / "166.png").unlink()
+    shelf(teacher=lambda r: "14", base=lambda r: "x", aligned=lambda r: "2008")
+    run_evaluate(benchmark_run)
+    result = read_json(benchmark_run.stage_folder("evaluate") / "evaluate.json")
+    assert (result["n"], result["metric"]) == (4, "relaxed-accuracy")
+    assert result["kinds"]["human"]["teacher"] == 0.5
+    assert result["kinds"]["augmented"]["n"] == 2.0
+    said = capsys.readouterr().err
+    assert said.count("chartqa test: left out: missing image (1)") == 1
+    again = shelf(**MODELS)
+    run_evaluate(benchmark_run)
+    assert again.loaded == []
+
+
+def test_a_benchmark_that_moved_is_the_same_one(benchmark_run, tmp_path) -> None:
+    before = evaluate.evaluate_inputs(benchmark_run)
+    (tmp_path / "chartqa").rename(tmp_path / "elsewhere")
+    config = benchmark_run.recipe.evaluate.model_copy(update={"data": str(tmp_path / "elsewhere")})
+    moved = replace(benchmark_run, recipe=benchmark_run.recipe.model_copy(update={"evaluate": config}))
+    assert evaluate.evaluate_inputs(moved) == before
+    (tmp_path / "elsewhere" / "test" / "png" / "166.png").unlink()
+    evaluation._benchmark_questions.cache_clear()
+    assert evaluate.evaluate_inputs(moved)["questions"] != "" != before["questions"]
+
+
+def test_a_benchmark_is_scored_by_its_own_metric(make_run, tmp_path) -> None:
+    data = str(official.chartqa(tmp_path / "chartqa"))
+    other = make_run(task="okvqa", evaluate__benchmark="chartqa", evaluate__data=data)
+    with pytest.raises(MpaError, match=r"task okvqa is scored by vqa-accuracy, chartqa is not: use task: chartqa$"):
+        preflight(other, ("annotate",))
+    wrong = make_run(task="chartqa", evaluate__benchmark="chartqa", evaluate__data=str(tmp_path))
+    evaluation._benchmark_questions.cache_clear()
+    preflight(wrong, ("annotate", "evaluate"))  # a folder deeper is found, too
+    nothing = make_run(task="chartqa", evaluate__benchmark="chartqa", evaluate__data=str(tmp_path / "pictures"))
+    with pytest.raises(MpaError, match="holds no chartqa test split"):
+        preflight(nothing, ("annotate", "evaluate"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (["evaluate.benchmark=chartqa"], "evaluate.benchmark, data and split belong together"),
+        (["evaluate.data=x"], "evaluate.benchmark, data and split belong together"),
+        (["evaluate.split=x"], "evaluate.benchmark, data and split belong together"),
+        (
+            ["evaluate.benchmark=chartqa", "evaluate.data=x", "evaluate.questions=y"],
+            "evaluate has both questions and benchmark: keep one",
+        ),
+    ],
+)
+def test_sources_that_do_not_go_together(keys, said) -> None:
+    with pytest.raises(MpaError, match=said):
+        load_recipe("minicharts", keys)
+
+
+def test_a_table_of_questions(make_run, pictures) -> None:
+    (pictures / "q.csv").write_text("image,question,answers\n0.png,What?,7|8\n")
+    made = make_run(evaluate__questions=str(pictures / "q.csv"))
+    folder, samples = evaluate.questions(made)
+    assert (folder, samples[0].answers, samples[0].id) == (pictures, ("7", "8"), "2")
