@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 # the demo may use every core; tests may not
 demo: $(STAMP)
-	env -u OMP_NUM_THREADS $(BIN)/mpa-edge align minicharts --out runs/minicharts
+	env -u OMP_NUM_THREADS $(BIN)/mpa-edge demo
 
 test: lint
 	@.ci/peers
@@ -28,11 +28,11 @@ venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt .ci/prepare
 	@python=$$(.ci/prepare) && { $(BIN)/python -c 'import pip' 2>/dev/null || "$$python" -m venv --clear .venv; }
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[align,export,onnx,gguf,dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[align,export,onnx,gguf,openai,dev]'
 	@touch $@
 
 help:
-	@echo "make demo   the whole job on the built-in models, on this CPU; the run is in runs/minicharts"
+	@echo "make demo   align, export, bench, report on the built-in models and this CPU; the run is in runs/minicharts"
 	@echo "make test   everything that CI runs: lint, then all tests"
 	@echo "make unit   the quick tests only"
 	@echo "make lint   ruff, mypy, import-linter"

@@ -107,7 +107,9 @@ def careful(bench: Bench, evidence: Evidence, timings: Sequence[Timed]) -> tuple
     """What does not make a benchmark invalid, and should be known."""
     rounds = in_rounds(timings, "artifact")
     drifts = {metric: drift(level(rounds, metric)) for metric in DRIFTING}
-    return cautions(evidence.before, bench.target.thermal, drifts)
+    other = sum(line.kind == "answer" and line.values.get("same_pixels") is False for line in evidence.lines)
+    pixels = f"in {other} answers the device decoded the picture to other pixels than the host" if other else ""
+    return (*cautions(evidence.before, bench.target.thermal, drifts), *([pixels] if pixels else []))
 
 
 def cold(lines: Sequence[Line]) -> tuple[str, ...]:
