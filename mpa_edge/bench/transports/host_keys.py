@@ -18,7 +18,7 @@ def host_key_error(host: str, options: list[str], complaint: str) -> MpaError:
     The command adds the very key whose fingerprint is shown, so that what was compared is what is trusted.
     """
     settings = _settings(host, options)
-    changed = "HAS CHANGED" in complaint or "CHANGED" in complaint
+    changed = "HAS CHANGED" in complaint
     file = (settings.get("userknownhostsfile") or "~/.ssh/known_hosts").split()[0]
     line = _scan(settings, _kind(complaint))
     if not line:
