@@ -72,6 +72,12 @@ def ask(
     return said
 
 
+def _unanswered(model: str, drop: Drop) -> MpaError:
+    """A server's failure must not count as a wrong answer of its model."""
+    why = f"{drop.reason} ({drop.detail})" if drop.detail else drop.reason
+    return MpaError(f"{model} left a question without an answer, {why}: mend it and run the same command again")
+
+
 def predict(
     vlm: VLM, task: Task, images: Path, samples: Sequence[Sample], max_new_tokens: int, max_pixels: int
 ) -> list[Prediction]:
@@ -82,6 +88,8 @@ def predict(
         reply = said[sample.id]
         if isinstance(reply, Drop):
             raise MpaError(f"{images / sample.image}: {reply.reason}; mend the image or remove its questions")
+        if reply.finish_reason == "failed" and reply.drop is not None:
+            raise _unanswered(vlm.name, reply.drop)
         made.append(
             Prediction(
                 sample_id=sample.id, image_id=sample.image, kind=sample.kind, question=sample.question,

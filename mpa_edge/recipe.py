@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from typing import Self  # novm
 
 PILLOW_PIXEL_CAP = 89_478_485
+SERVER_PREFIX = "openai:"
 Style = Literal["target", "plain", "mixed"]
 
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
@@ -174,6 +175,47 @@ class EvaluateConfig(Section):
         return self
 
 
+class TeacherServerConfig(Section):
+    """How a teacher behind a server (`teacher: openai:BASE_URL#MODEL`) is asked; a local teacher ignores all of it."""
+
+    concurrency: int = Field(16, ge=1, le=1024)
+    """Requests on their way at once."""
+    timeout_s: float = Field(120.0, gt=0.0, le=3600.0)
+    """For one attempt, from the first byte sent to the last byte read, seconds."""
+    retries: int = Field(4, ge=0, le=20)
+    """Further attempts after an error or a time-out; rate limits (429) do not count as attempts."""
+    deadline_s: float = Field(600.0, gt=0.0, le=86_400.0)
+    """For one request with all its attempts and the waits between them, seconds."""
+    wait_s: float = Field(600.0, ge=0.0, le=86_400.0)
+    """How long a server is waited for that is still loading, or that went away, seconds."""
+    probe_s: float = Field(5.0, gt=0.0, le=600.0)
+    """Pause between two looks at a server that went away, seconds."""
+    max_failed: Share = 0.2
+    """Share of failed rows in one shard above which the run stops."""
+    image_format: Literal["png", "jpeg"] = "png"
+    """png: the very pixels; jpeg (quality 95): a photograph in several times fewer bytes."""
+    max_image_bytes: int = Field(5_000_000, ge=1_000, le=100_000_000)
+    """A larger file becomes a JPEG, then smaller in steps, until it fits."""
+    limit_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """How the server calls the limit of new tokens; some hosted ones want the second."""
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*_API_KEY$")] | None = None
+    """Environment variable that holds the key; null: OPENAI_API_KEY, sent over https or to this machine only."""
+    price_in: Annotated[float, Field(ge=0.0, le=1.0e6)] | None = None
+    """For a million tokens of prompt and image, in your currency."""
+    price_out: Annotated[float, Field(ge=0.0, le=1.0e6)] | None = None
+    """For a million tokens of answer."""
+    max_cost: Annotated[float, Field(gt=0.0, le=1.0e9)] | None = None
+    """Stop before this run has spent more on its teacher; `--max-cost` sets it."""
+
+    @model_validator(mode="after")
+    def _prices(self) -> Self:
+        if (self.price_in is None) != (self.price_out is None):
+            raise ValueError("teacher_server has one of price_in and price_out: give both, or none")
+        if self.max_cost is not None and self.price_in is None:
+            raise ValueError("teacher_server.max_cost needs prices: add teacher_server.price_in and price_out")
+        return self
+
+
 class Recipe(Section):
     """How to align one student with one teacher on one task."""
 
@@ -186,7 +228,7 @@ class Recipe(Section):
     task: str = Field(min_length=1)
     """A file of mpa_edge/tasks: prompts and metric."""
     teacher: str = Field(min_length=1)
-    """nursery:teacher, a folder, or a model id."""
+    """nursery:teacher, a folder, a model id, or openai:BASE_URL#MODEL for a server."""
     student: str = Field(min_length=1)
     """nursery:student, a folder, or a model id."""
     seed: Seed = 0
@@ -205,6 +247,14 @@ class Recipe(Section):
     """Stage 3."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """The measurement."""
+    teacher_server: TeacherServerConfig = TeacherServerConfig()
+    """Only for a teacher behind a server."""
+
+    @model_validator(mode="after")
+    def _student_is_here(self) -> Self:
+        if self.student.startswith(SERVER_PREFIX):
+            raise ValueError("student is a server: its weights are tuned, so name a folder or a hub id")
+        return self
 
     @model_validator(mode="after")
     def _disjoint_seeds(self) -> Self:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Pixels = dict[str, NDArray[Any]]
     """What an image processor made of one picture: input name of the vision encoder -> array."""
 
-FinishReason = Literal["stop", "length", "filtered"]
+FinishReason = Literal["stop", "length", "filtered", "failed"]
 Verdict = Literal["gap", "parity", "unverified"]
 
 
@@ -73,11 +73,13 @@ class Reply:
     text: str
     """Decoded text without special tokens and outer blanks."""
     finish_reason: FinishReason
-    """stop: the end token came; length: cut at max_new_tokens; filtered: the server withheld it."""
+    """stop: the end token came; length: cut at max_new_tokens; filtered: a server withheld it; failed: nothing came."""
     n_tokens: int
     """Generated tokens, the end token included."""
     timing: Timing | None = None
     """None where nothing was measured."""
+    drop: Drop | None = None
+    """Why there is nothing in it to use, where a server failed or said nothing; None for every answer of a model."""
 
 
 @dataclass(frozen=True)
@@ -231,6 +233,23 @@ class AlignAccuracy(Record):
     """The small model after."""
     n: int
     """Number of questions, the same for all three."""
+
+
+class TeacherUsage(Record):
+    """What a teacher behind a server has cost a run, all attempts together."""
+
+    requests: int = 0
+    """Replies that came, whatever was in them."""
+    failures: int = 0
+    """Attempts that came to nothing: errors, time-outs, unusable replies."""
+    tokens_in: int = 0
+    """Tokens of prompts and images, as the server counts them."""
+    tokens_out: int = 0
+    """Tokens of answers."""
+    uncounted: int = 0
+    """Replies whose tokens the server did not count."""
+    cost: float | None = None
+    """In the currency of the recipe's prices; null without prices."""
 
 
 class AlignReport(Record):

@@ -103,7 +103,10 @@ def so_far(result: AlignReport, asked: bool) -> str:
 def show_result(run: Run, result: AlignReport) -> None:
     """Tables of a finished run, or how far it is."""
     from mpa_edge.runs import read_json
+    from mpa_edge.stages.teacher import total_usage, usage_line
 
+    if (used := total_usage(run)) is not None:
+        click.echo(usage_line(used))
     details = read_json(run.stage_folder("evaluate") / "evaluate.json")
     if result.accuracy is None or details is None:
         return click.echo(f"{run.folder}: {so_far(result, asked=run.finished('identify'))}")

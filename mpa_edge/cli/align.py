@@ -11,7 +11,13 @@ from mpa_edge.cli._stage import run_named_stages, stage_arguments
 
 @click.command("align")
 @stage_arguments
-def command(**arguments: Any) -> None:
+@click.option(
+    "--max-cost",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
+    help="Stop before a teacher behind a server has cost this run more, in the currency of the recipe's prices.",
+)
+def command(max_cost: float | None, overrides: tuple[str, ...], **arguments: Any) -> None:
     """Align a small VLM with a large one: annotate, identify, level, merge, evaluate.
 
     RECIPE is a name (mpa-edge list recipes) or a YAML file; RUN is a run folder, which goes on where it was.
@@ -22,4 +28,7 @@ def command(**arguments: Any) -> None:
       $ mpa-edge align --images charts/ --out runs/mine
       $ mpa-edge align minicharts --dry-run
     """
-    run_named_stages(("annotate", "identify", "level", "merge", "evaluate"), **arguments)
+    if max_cost is not None:
+        overrides = (*overrides, f"teacher_server.max_cost={max_cost:.9f}")
+    names = ("annotate", "identify", "level", "merge", "evaluate")
+    run_named_stages(names, overrides=overrides, **arguments)

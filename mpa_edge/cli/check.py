@@ -31,9 +31,16 @@ def problems(name: str, overrides: tuple[str, ...]) -> list[str]:
 
 
 def _task(name: str, overrides: tuple[str, ...]) -> Iterator[str]:
-    task, tasks = assets.load_recipe(name, overrides).task, _registry.names("tasks")
-    if tasks and task not in tasks:
-        yield f"no task '{task}' (known: {', '.join(tasks)})"
+    from mpa_edge.vlm.server_reference import is_server, parse
+
+    recipe, tasks = assets.load_recipe(name, overrides), _registry.names("tasks")
+    if tasks and recipe.task not in tasks:
+        yield f"no task '{recipe.task}' (known: {', '.join(tasks)})"
+    try:
+        if is_server(recipe.teacher):
+            parse(recipe.teacher)
+    except MpaError as error:
+        yield str(error)
 
 
 def _schemes(target: Target) -> Iterator[str]:

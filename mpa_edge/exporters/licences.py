@@ -11,6 +11,7 @@ from typing import Any
 from mpa_edge.assets import parse_yaml
 from mpa_edge.errors import MpaError
 from mpa_edge.vlm import resolve
+from mpa_edge.vlm.server_reference import is_server, parse
 
 UNKNOWN = "unknown"
 MAX_CARD_BYTES = 1_000_000
@@ -66,7 +67,12 @@ def licence_of(reference: str) -> Licence:
     """Licence of a recipe's teacher or student: of a folder, a built-in model, or a hub id.
 
     A hub id's card is looked for among the downloaded files, then on the hub; what cannot be found is `unknown`.
+    Of a model behind a server only its name is taken, as a hub id: the address is nobody else's business.
     """
+    if is_server(reference):
+        reference = parse(reference).model
+        if reference.count("/") != 1 or Path(reference).is_absolute():
+            return Licence(Path(reference).name, UNKNOWN)
     try:
         found = Path(resolve(reference))
     except MpaError:

@@ -5,8 +5,9 @@ Method: arXiv 2509.16633, section on the Pseudo Annotator.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from PIL.Image import Image
 
@@ -14,15 +15,46 @@ from mpa_edge.images import ImageEntry, open_image
 from mpa_edge.pictures import groups
 from mpa_edge.progress import progress, say
 from mpa_edge.recipe import AnnotateConfig
-from mpa_edge.rows import count_reasons, read_dropped, read_parts, shards_done, write_part
+from mpa_edge.rows import (
+    count_reasons,
+    dropped_path,
+    part_path,
+    read_dropped,
+    read_parts,
+    read_rows,
+    shards_done,
+    write_part,
+)
 from mpa_edge.runs import StageClock, finish, is_done, sha256_json
 from mpa_edge.stages.run import Run, begin, memory_counts, stable_seed
+from mpa_edge.stages.teacher import (
+    account,
+    check_card,
+    failures,
+    joined,
+    nothing_built_on,
+    picture_settings,
+    require_answers,
+    teacher_options,
+    usage_counts,
+)
 from mpa_edge.tasks import Task, answer_prompt
 from mpa_edge.tasks.parse import parse_annotation
 from mpa_edge.types import VLM, Drop, Dropped, PseudoAnnotation, Reply, Request
 from mpa_edge.vlm import load
+from mpa_edge.vlm.server_reference import is_server
 
 STAGE = "annotate"
+
+
+@dataclass(frozen=True)
+class Again:
+    """What is asked once more of a shard that has rows already."""
+
+    rows: frozenset[str]
+    """Ids of the annotations that are missing."""
+    questions: frozenset[tuple[str, str]]
+    """Image id and question of those that are there."""
 
 
 @dataclass(frozen=True)
@@ -37,28 +69,54 @@ class Draft:
 
 def run_annotate(run: Run, fresh: bool = False) -> None:
     """Write `1-annotate/`: one part of PseudoAnnotation rows a shard of images, with what was dropped and why."""
-    folder, config = run.stage_folder(STAGE), run.recipe.annotate
+    folder = run.stage_folder(STAGE)
     inputs = annotate_inputs(run)
-    if not fresh and is_done(folder, inputs):
+    if not fresh and is_done(folder, inputs) and not (_lossy(run) and nothing_built_on(run, "identify")):
         say("annotate: done before, nothing changed")
         return
     begin(STAGE, folder, inputs, fresh)
     clock, done = StageClock(folder), shards_done(folder, PseudoAnnotation)
     todo = [i for i in range(len(run.shards)) if i not in done]
-    if todo:
+    if todo or _lossy(run):
         recipe = run.recipe
         teacher = load(
-            recipe.teacher, name="teacher", device=recipe.device, threads=recipe.threads, batch_size=config.batch_size
-        )
-        finished = sum(len(run.shards[i]) for i in done)
-        with progress("annotate", len(run.entries), finished) as advance:
-            for i in todo:
-                rows, dropped = annotate_shard(teacher, run, run.shards[i])
-                write_part(folder, i, rows, dropped, PseudoAnnotation)
-                clock.tick()
-                advance(len(run.shards[i]))
+            recipe.teacher, name="teacher", device=recipe.device, threads=recipe.threads,
+            batch_size=recipe.annotate.batch_size, **teacher_options(run),
+        )  # fmt: skip
+        check_card(run, teacher, write=True)
+        with account(run, STAGE, teacher) as save:
+            _ask_shards(teacher, run, todo, lambda: (clock.tick(), save()))
         teacher.close()
     _finish(run, inputs)
+
+
+def _ask_shards(teacher: VLM, run: Run, todo: Sequence[int], written: Callable[[], object]) -> None:
+    """The shards that are not done, then once more what a server left without an answer."""
+    with progress("annotate", len(run.entries), len(run.entries) - sum(len(run.shards[i]) for i in todo)) as advance:
+        for i in todo:
+            _write(run, i, annotate_shard(teacher, run, run.shards[i]), written)
+            advance(len(run.shards[i]))
+    for i in _lossy(run):
+        _write(run, i, retry_shard(teacher, run, i), written)
+
+
+def _write(
+    run: Run, shard: int, made: tuple[list[PseudoAnnotation], list[Dropped]], written: Callable[[], object]
+) -> None:
+    """Write a shard, also one that a server spoilt: only what is missing is asked again."""
+    rows, dropped = made
+    write_part(run.stage_folder(STAGE), shard, rows, dropped, PseudoAnnotation)
+    written()
+    require_answers(run, dropped, len(rows) + sum(row.id != row.image for row in dropped))
+
+
+def _lossy(run: Run) -> list[int]:
+    """Shards with rows that a server left without an answer."""
+    folder = run.stage_folder(STAGE)
+    if not is_server(run.recipe.teacher):
+        return []
+    done = sorted(shards_done(folder, PseudoAnnotation))
+    return [i for i in done if i < len(run.shards) and failures(read_rows(dropped_path(folder, i), Dropped))]
 
 
 def annotate_inputs(run: Run) -> dict[str, str]:
@@ -81,6 +139,7 @@ def annotate_settings(run: Run) -> dict[str, str]:
                 "seed": run.recipe.seed,
                 "max_pixels": run.recipe.images.max_pixels,
             }
+            | picture_settings(run)
         ),
     }
 
@@ -92,7 +151,7 @@ def _finish(run: Run, inputs: dict[str, str]) -> None:
     counts = {"images": len(run.entries) - len(broken), "annotated": len(rows), "dropped": len(dropped)}
     finish(
         folder, STAGE, inputs=inputs, config=run.recipe.annotate, seed=run.recipe.seed,
-        counts=counts | memory_counts(), packages=("torch", "transformers"),
+        counts=counts | usage_counts(run, STAGE) | memory_counts(), packages=("torch", "transformers", "openai"),
     )  # fmt: skip
     say(f"annotate: {counts['annotated']} question-answer pairs on {counts['images']} images, {_dropped_line(dropped)}")
 
@@ -103,20 +162,46 @@ def _dropped_line(dropped: Sequence[Dropped]) -> str:
 
 
 def annotate_shard(
-    teacher: VLM, run: Run, entries: Sequence[ImageEntry]
+    teacher: VLM, run: Run, entries: Sequence[ImageEntry], again: Again | None = None
 ) -> tuple[list[PseudoAnnotation], list[Dropped]]:
     """Annotations of one shard, and what was left out."""
     rows: list[PseudoAnnotation] = []
     dropped: list[Dropped] = []
     for opened in groups(entries, lambda entry: entry.drop or open_image(entry.path, run.recipe.images.max_pixels)):
-        more, refused = annotate_pictures(teacher, run, opened)
+        more, refused = annotate_pictures(teacher, run, opened, again)
         rows += more
         dropped += refused
     return rows, dropped
 
 
+def retry_shard(teacher: VLM, run: Run, shard: int) -> tuple[list[PseudoAnnotation], list[Dropped]]:
+    """The whole shard, after what a server left without an answer was asked once more; the rest stays as it is."""
+    folder = run.stage_folder(STAGE)
+    rows = read_rows(part_path(folder, shard), PseudoAnnotation)
+    dropped = read_rows(dropped_path(folder, shard), Dropped)
+    lost = failures(dropped)
+    again = Again(
+        rows=frozenset(row.id for row in lost),
+        questions=frozenset((row.image_id, row.question.casefold()) for row in rows),
+    )
+    images = {row.image for row in lost}
+    entries = [entry for entry in run.shards[shard] if entry.name in images]
+    more, refused = annotate_shard(teacher, run, entries, again)
+    order = {row_id(entry, n): i for i, (entry, n) in enumerate(_samples(run, run.shards[shard]))}
+    return joined(rows, more, order), joined([row for row in dropped if row not in lost], refused, order)
+
+
+def _samples(run: Run, entries: Sequence[ImageEntry]) -> Iterator[tuple[ImageEntry, int]]:
+    return product(entries, range(run.recipe.annotate.samples_per_image))
+
+
+def row_id(entry: ImageEntry, sample: int) -> str:
+    """Id of one annotation of an image."""
+    return f"{entry.id}-{sample:02d}"
+
+
 def annotate_pictures(
-    teacher: VLM, run: Run, opened: Sequence[tuple[ImageEntry, Image | Drop]]
+    teacher: VLM, run: Run, opened: Sequence[tuple[ImageEntry, Image | Drop]], again: Again | None = None
 ) -> tuple[list[PseudoAnnotation], list[Dropped]]:
     """Annotations of the pictures that are in memory together."""
     config, task, seed = run.recipe.annotate, run.task, run.recipe.seed
@@ -126,12 +211,17 @@ def annotate_pictures(
         for entry, image in opened
         if not isinstance(image, Drop)
         for sample in range(config.samples_per_image)
+        if again is None or row_id(entry, sample) in again.rows
     ]
     replies = teacher.answer([request for *_, request in asked])
     drafts = [Draft(entry, image, n, reply) for (entry, image, n, _), reply in zip(asked, replies, strict=True)]
-    kept, refused = collect(drafts, task, teacher.name)
-    votes = vote(teacher, kept, run)
-    rows = [row.model_copy(update={"votes": said}) for (row, _), said in zip(kept, votes, strict=True)]
+    kept, refused = collect(drafts, task, teacher.name, again.questions if again else ())
+    rows: list[PseudoAnnotation] = []
+    for (row, _), said in zip(kept, vote(teacher, kept, run), strict=True):
+        if isinstance(said, Drop):
+            dropped.append(_dropped(row.id, row.image, said))
+        else:
+            rows.append(row.model_copy(update={"votes": said}))
     return rows, dropped + refused
 
 
@@ -151,26 +241,29 @@ def annotation_request(
 
 
 def collect(
-    drafts: Sequence[Draft], task: Task, teacher: str
+    drafts: Sequence[Draft], task: Task, teacher: str, known: Collection[tuple[str, str]] = ()
 ) -> tuple[list[tuple[PseudoAnnotation, Image]], list[Dropped]]:
-    """Parse what the teacher wrote; cut, unreadable and repeated annotations are dropped with their reason."""
+    """Parse what the teacher wrote; cut, unreadable and repeated annotations are dropped with their reason.
+
+    `known` are pairs of image id and question that are there already, in small letters.
+    """
     kept: list[tuple[PseudoAnnotation, Image]] = []
     dropped: list[Dropped] = []
-    seen: set[tuple[str, str]] = set()
+    seen = set(known)
     for draft in drafts:
-        row_id, name = f"{draft.entry.id}-{draft.sample:02d}", draft.entry.name
+        this, name = row_id(draft.entry, draft.sample), draft.entry.name
         parsed = _parsed(draft.reply, task)
         if isinstance(parsed, Drop):
-            dropped.append(_dropped(row_id, name, parsed))
+            dropped.append(_dropped(this, name, parsed))
             continue
         question, answer = parsed
         key = (draft.entry.id, question.casefold())
         if key in seen:
-            dropped.append(_dropped(row_id, name, Drop("duplicate question", question)))
+            dropped.append(_dropped(this, name, Drop("duplicate question", question)))
             continue
         seen.add(key)
         row = PseudoAnnotation(
-            id=row_id, image_id=draft.entry.id, image=name, question=question, answer=answer, votes=(), teacher=teacher
+            id=this, image_id=draft.entry.id, image=name, question=question, answer=answer, votes=(), teacher=teacher
         )
         kept.append((row, draft.image))
     return kept, dropped
@@ -178,6 +271,8 @@ def collect(
 
 def _parsed(reply: Reply, task: Task) -> tuple[str, str] | Drop:
     """(question, answer) of a reply, or why there is none."""
+    if reply.drop is not None:
+        return reply.drop
     if reply.finish_reason == "filtered":
         return Drop("withheld by the teacher's server")
     parsed = parse_annotation(reply.text, task.max_answer_words)
@@ -188,8 +283,11 @@ def _parsed(reply: Reply, task: Task) -> tuple[str, str] | Drop:
     return parsed.question, parsed.answer
 
 
-def vote(teacher: VLM, kept: Sequence[tuple[PseudoAnnotation, Image]], run: Run) -> list[tuple[str, ...]]:
-    """What the teacher says when it is asked its own questions again: the first vote greedy, the others sampled."""
+def vote(teacher: VLM, kept: Sequence[tuple[PseudoAnnotation, Image]], run: Run) -> list[tuple[str, ...] | Drop]:
+    """What the teacher says when it is asked its own questions again: the first vote greedy, the others sampled.
+
+    A row that a server left without one of its votes is dropped: a majority of fewer is another measure.
+    """
     config, seed = run.recipe.annotate, run.recipe.seed
     requests = [
         Request(
@@ -203,9 +301,14 @@ def vote(teacher: VLM, kept: Sequence[tuple[PseudoAnnotation, Image]], run: Run)
         for row, image in kept
         for number in range(config.votes)
     ]
-    texts = [reply.text for reply in teacher.answer(requests)]
-    return [tuple(texts[i * config.votes : (i + 1) * config.votes]) for i in range(len(kept))]
+    replies = teacher.answer(requests)
+    return [_votes(replies[i * config.votes : (i + 1) * config.votes]) for i in range(len(kept))]
 
 
-def _dropped(row_id: str, name: str, drop: Drop) -> Dropped:
-    return Dropped(id=row_id, image=name, stage=STAGE, reason=drop.reason, detail=drop.detail)
+def _votes(replies: Sequence[Reply]) -> tuple[str, ...] | Drop:
+    lost = next((reply.drop for reply in replies if reply.drop is not None), None)
+    return lost or tuple(reply.text for reply in replies)
+
+
+def _dropped(this: str, name: str, drop: Drop) -> Dropped:
+    return Dropped(id=this, image=name, stage=STAGE, reason=drop.reason, detail=drop.detail)

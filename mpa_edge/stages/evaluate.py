@@ -14,6 +14,7 @@ from mpa_edge.recipe import EvaluateConfig
 from mpa_edge.rows import part_path, read_parts, read_rows, write_rows
 from mpa_edge.runs import StageClock, finish, is_done, make_folder, sha256_file, sha256_json, write_json
 from mpa_edge.stages.run import Run, begin, memory_counts
+from mpa_edge.stages.teacher import account, check_card, teacher_options, usage_counts
 from mpa_edge.tasks import answer_prompt
 from mpa_edge.types import Prediction, Sample
 from mpa_edge.vlm import load
@@ -40,7 +41,8 @@ def run_evaluate(run: Run, fresh: bool = False) -> None:
     clock.tick()
     finish(
         folder, STAGE, inputs=inputs, config=run.recipe.evaluate, seed=run.recipe.evaluate.seed,
-        counts={"questions": len(samples)} | memory_counts(), packages=("torch", "transformers"),
+        counts={"questions": len(samples)} | usage_counts(run, STAGE) | memory_counts(),
+        packages=("torch", "transformers", "openai"),
     )  # fmt: skip
     say(f"evaluate: {len(samples)} questions")
 
@@ -98,13 +100,19 @@ def _ask(run: Run, name: str, images: Path, parts: Sequence[tuple[Path, Sequence
     recipe = run.recipe
     reference = {"teacher": recipe.teacher, "base": recipe.student, "aligned": str(run.stage_folder("merge"))}[name]
     vlm = load(
-        reference, name=name, device=recipe.device, threads=recipe.threads, batch_size=recipe.evaluate.batch_size
-    )
-    with progress(f"evaluate {name}", sum(len(chunk) for _, chunk in parts)) as advance:
+        reference, name=name, device=recipe.device, threads=recipe.threads, batch_size=recipe.evaluate.batch_size,
+        **(teacher_options(run) if name == "teacher" else {}),
+    )  # fmt: skip
+    check_card(run, vlm, write=False)
+    with (
+        account(run, STAGE, vlm) as save,
+        progress(f"evaluate {name}", sum(len(chunk) for _, chunk in parts)) as advance,
+    ):
         for path, chunk in parts:
             made = predict(vlm, run.task, images, chunk, recipe.identify.max_new_tokens, recipe.images.max_pixels)
             write_rows(path, made, Prediction)
             clock.tick()
+            save()
             advance(len(chunk))
     vlm.close()
 

@@ -16,11 +16,12 @@ from mpa_edge.images import open_image
 from mpa_edge.metrics import get_metric
 from mpa_edge.pictures import groups
 from mpa_edge.progress import progress, say
-from mpa_edge.rows import part_path, read_parts, read_rows, shards_done, write_part, write_rows
+from mpa_edge.rows import dropped_path, part_path, read_parts, read_rows, shards_done, write_part
 from mpa_edge.runs import StageClock, finish, is_done, make_folder, sha256_json
 from mpa_edge.stages.run import Run, begin, memory_counts
+from mpa_edge.stages.teacher import account, check_card, joined, require_answers, teacher_options, usage_counts
 from mpa_edge.tasks import answer_prompt
-from mpa_edge.types import VLM, Drop, Dropped, ParityRecord, PseudoAnnotation, Request, Verdict
+from mpa_edge.types import VLM, Drop, Dropped, ParityRecord, PseudoAnnotation, Reply, Request, Verdict
 from mpa_edge.vlm import load
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def run_identify(run: Run, fresh: bool = False) -> None:
     counts = {name: sum(row.verdict == name for row in rows) for name in VERDICTS}
     finish(
         folder, STAGE, inputs=inputs, config=run.recipe.identify, seed=run.recipe.seed,
-        counts=counts | memory_counts(), packages=("torch", "transformers"),
+        counts=counts | usage_counts(run, STAGE) | memory_counts(), packages=("torch", "transformers", "openai"),
     )  # fmt: skip
     say(f"identify: {counts['gap']} gap, {counts['parity']} parity, {counts['unverified']} unverified")
 
@@ -100,19 +101,21 @@ def confirmed(pseudo: str, teacher: Sequence[str], agrees: Agrees) -> bool:
 
 def _load(run: Run, name: str) -> VLM:
     recipe = run.recipe
-    reference = recipe.teacher if name == "teacher" else recipe.student
-    batch_size = recipe.identify.batch_size
-    return load(reference, name=name, device=recipe.device, threads=recipe.threads, batch_size=batch_size)
+    reference, options = (recipe.teacher, teacher_options(run)) if name == "teacher" else (recipe.student, {})
+    return load(
+        reference, name=name, device=recipe.device, threads=recipe.threads, batch_size=recipe.identify.batch_size,
+        **options,
+    )  # fmt: skip
 
 
-def ask(vlm: VLM, run: Run, rows: Sequence[PseudoAnnotation]) -> list[str]:
+def ask(vlm: VLM, run: Run, rows: Sequence[PseudoAnnotation]) -> list[Reply]:
     """A model's greedy answers to pseudo questions."""
-    said: dict[str, str] = {}
+    said: dict[str, Reply] = {}
     for opened in groups(dict.fromkeys(row.image for row in rows), lambda name: _open(run, name)):
         images = {name: image for name, image in opened if not isinstance(image, Drop)}
         asked = [row for row in rows if row.image in images]
         replies = vlm.answer([answer_request(images[row.image], row.question, run) for row in asked])
-        said |= {row.id: reply.text for row, reply in zip(asked, replies, strict=True)}
+        said |= {row.id: reply for row, reply in zip(asked, replies, strict=True)}
     return [said[row.id] for row in rows]
 
 
@@ -135,32 +138,58 @@ def answer_request(image: Image, question: str, run: Run) -> Request:
 def _teacher_pass(run: Run, shards: Sequence[int], clock: StageClock) -> None:
     """Where annotate took no votes the teacher answers now, for all shards, before the student is loaded."""
     folder = make_folder(run.stage_folder(STAGE) / TEACHER_FOLDER)
-    todo = [i for i in shards if not part_path(folder, i).is_file()]
+    judged = shards_done(run.stage_folder(STAGE), ParityRecord)
+    todo = [i for i in shards if i not in judged and (not part_path(folder, i).is_file() or _lost(folder, i))]
     if not todo:
         return
     teacher = _load(run, "teacher")
-    with progress("identify (teacher)", len(shards), len(shards) - len(todo)) as advance:
+    check_card(run, teacher, write=False)
+    with account(run, STAGE, teacher) as save:
+        with progress("identify (teacher)", len(shards), len(shards) - len(todo)) as advance:
+            for i in todo:
+                _ask_teacher(teacher, run, i, lambda: (clock.tick(), save()))
+                advance(1)
         for i in todo:
-            rows = _annotations(run, i)
-            texts = ask(teacher, run, rows)
-            said = [TeacherAnswers(id=row.id, answers=(text,)) for row, text in zip(rows, texts, strict=True)]
-            write_rows(part_path(folder, i), said, TeacherAnswers)
-            clock.tick()
-            advance(1)
+            if _lost(folder, i):
+                _ask_teacher(teacher, run, i, lambda: (clock.tick(), save()))
     teacher.close()
+
+
+def _ask_teacher(teacher: VLM, run: Run, shard: int, written: Callable[[], object]) -> None:
+    """The teacher's answers to one shard; what is there stays, what a server did not answer is a dropped row."""
+    folder, rows = run.stage_folder(STAGE) / TEACHER_FOLDER, _annotations(run, shard)
+    path = part_path(folder, shard)
+    known = read_rows(path, TeacherAnswers) if path.is_file() else []
+    missing = [row for row in rows if row.id not in {said.id for said in known}]
+    replies = list(zip(missing, ask(teacher, run, missing), strict=True))
+    said = [TeacherAnswers(id=row.id, answers=(reply.text,)) for row, reply in replies if reply.drop is None]
+    dropped = [
+        Dropped(id=row.id, image=row.image, stage=STAGE, reason=reply.drop.reason, detail=reply.drop.detail)
+        for row, reply in replies
+        if reply.drop is not None
+    ]
+    order = {row.id: i for i, row in enumerate(rows)}
+    write_part(folder, shard, joined(known, said, order), dropped, TeacherAnswers)
+    written()
+    require_answers(run, dropped, len(rows))
+
+
+def _lost(folder: Path, shard: int) -> list[Dropped]:
+    """What the teacher's server left without an answer."""
+    path = dropped_path(folder, shard)
+    return read_rows(path, Dropped) if path.is_file() else []
 
 
 def _annotations(run: Run, shard: int) -> list[PseudoAnnotation]:
     return read_rows(part_path(run.stage_folder("annotate"), shard), PseudoAnnotation)
 
 
-def _teacher_answers(folder: Path, shard: int, rows: Sequence[PseudoAnnotation]) -> list[tuple[str, ...]]:
-    """The votes of annotate, or what the teacher pass wrote."""
+def _teacher_answers(folder: Path, shard: int, rows: Sequence[PseudoAnnotation]) -> dict[str, tuple[str, ...]]:
+    """Id -> the votes of annotate, or what the teacher pass wrote."""
     path = part_path(folder / TEACHER_FOLDER, shard)
     if not path.is_file():
-        return [row.votes for row in rows]
-    said = {answers.id: answers.answers for answers in read_rows(path, TeacherAnswers)}
-    return [said[row.id] for row in rows]
+        return {row.id: row.votes for row in rows}
+    return {answers.id: answers.answers for answers in read_rows(path, TeacherAnswers)}
 
 
 def _student_pass(run: Run, shards: Sequence[int], clock: StageClock) -> None:
@@ -173,8 +202,11 @@ def _student_pass(run: Run, shards: Sequence[int], clock: StageClock) -> None:
     with progress("identify", len(shards), len(done)) as advance:
         for i in todo:
             rows = _annotations(run, i)
-            judged = judge(student, run, rows, _teacher_answers(folder, i, rows))
-            write_part(folder, i, judged, [d for row in judged for d in unconfirmed(row)], ParityRecord)
+            said = _teacher_answers(folder, i, rows)
+            answered = [row for row in rows if row.id in said]
+            judged = judge(student, run, answered, [said[row.id] for row in answered])
+            dropped = [d for row in judged for d in unconfirmed(row)] + _lost(folder / TEACHER_FOLDER, i)
+            write_part(folder, i, judged, dropped, ParityRecord)
             clock.tick()
             advance(1)
     student.close()
@@ -194,7 +226,7 @@ def judge(
     """Verdicts of one shard; the student is asked only what the teacher confirmed."""
     agrees = get_metric(run.task.metric).agrees
     asked = [row for row, said in zip(rows, teacher, strict=True) if confirmed(row.answer, said, agrees)]
-    answers = dict(zip([row.id for row in asked], ask(student, run, asked), strict=True))
+    answers = {row.id: reply.text for row, reply in zip(asked, ask(student, run, asked), strict=True)}
     return [
         ParityRecord(
             **row.model_dump(include={"id", "image_id", "image", "question", "answer"}),

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mpa_edge.errors import MpaError
+from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.families import family_of
 from mpa_edge.runs import FOLDERS, RUN_FILE, read_json, require_free
 from mpa_edge.stages.run import Run
 from mpa_edge.tasks import get_benchmark, get_task
 from mpa_edge.vlm import resolve
+from mpa_edge.vlm.server_reference import is_server, key_for, parse
 
 PICTURE_BYTES = 20_000  # a minichart as PNG takes 4 to 20 kB
 ROW_BYTES = 400  # one row of parquet through all stages
@@ -97,7 +99,13 @@ def memory_bytes(run: Run) -> int | None:
 
 
 def weights_bytes(reference: str) -> int | None:
-    """Size of a model's weights on disk; None where it is not on this machine. MpaError where it has none."""
+    """Size of a model's weights on disk; None where it is not on this machine. MpaError where it has none.
+
+    A model behind a server takes nothing here.
+    """
+    if is_server(reference):
+        parse(reference)
+        return 0
     folder = Path(resolve(reference))
     if not folder.is_dir():
         return None
@@ -115,6 +123,7 @@ def preflight(run: Run, names: Sequence[str]) -> None:
     weights_bytes(run.recipe.teacher)
     weights_bytes(run.recipe.student)
     _check_family(run)
+    _check_server(run, names)
     _check_metric(run)
     if "evaluate" in names and not run.recipe.evaluate.generated:
         from mpa_edge.stages.evaluate import questions
@@ -139,6 +148,14 @@ def _check_metric(run: Run) -> None:
     name = run.recipe.evaluate.benchmark
     if name and get_task(get_benchmark(name).name).metric != run.task.metric:
         raise MpaError(f"task {run.task.name} is scored by {run.task.metric}, {name} is not: use task: {name}")
+
+
+def _check_server(run: Run, names: Sequence[str]) -> None:
+    """What a teacher behind a server needs on this side; the server itself is waited for when it is asked."""
+    if is_server(run.recipe.teacher) and "annotate" in names and not run.finished("annotate"):
+        if find_spec("openai") is None:
+            raise missing_package("openai", "openai")
+        key_for(parse(run.recipe.teacher).base_url, run.recipe.teacher_server.api_key_env)
 
 
 def _check_limit(run: Run, names: Sequence[str]) -> None:

@@ -11,8 +11,10 @@ from mpa_edge.artifact import is_artifact, read_artifact
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.runs import sha256_file, sha256_json
 from mpa_edge.vlm.interrupts import interrupts_held
+from mpa_edge.vlm.server_reference import is_server, parse
 
 if TYPE_CHECKING:
+    from mpa_edge.recipe import TeacherServerConfig
     from mpa_edge.types import VLM
 
 NURSERY_PREFIX = "nursery:"
@@ -29,10 +31,13 @@ RUNTIMES = {
 
 
 def resolve(reference: str) -> str:
-    """A model reference of a recipe as what the loaders take: a folder, or a hub id.
+    """A model reference of a recipe as what the loaders take: a folder, a hub id, or a server as it stands.
 
     `nursery:teacher` and `nursery:student` are the built-in models. Raises MpaError for a folder without a model.
     """
+    if is_server(reference):
+        parse(reference)
+        return reference
     if reference.startswith(NURSERY_PREFIX):
         folder = WEIGHTS / reference.removeprefix(NURSERY_PREFIX)
         if not (folder / "config.json").is_file():
@@ -53,10 +58,14 @@ def _built_in() -> str:
 
 
 def fingerprint(reference: str) -> str:
-    """What makes a model this model: hash of its files, or of its hub id.
+    """What makes a model this model: hash of its files, of its hub id, or of a server's address and its model's name.
 
+    A server need not be there for it: a finished stage stays finished when a rented GPU is given back.
     Of a file above 64 MB, 64 samples of 1 MB are read: training moves every weight, and 15 GB would take a minute.
     """
+    if is_server(reference):
+        server = parse(reference)
+        return sha256_json({"server": server.base_url, "model": server.model})
     folder = Path(resolve(reference))
     if not folder.is_dir():
         return sha256_json({"hub": reference})
@@ -77,12 +86,18 @@ def _file_mark(path: Path) -> str:
     return mark.hexdigest()
 
 
-def load(reference: str, *, name: str, device: str = "auto", threads: int | None = None, batch_size: int = 64) -> VLM:
+def load(
+    reference: str, *, name: str, device: str = "auto", threads: int | None = None, batch_size: int = 64,
+    server: TeacherServerConfig | None = None, spent_before: float = 0.0,
+) -> VLM:  # fmt: skip
     """The model behind a reference, ready to answer. torch is imported here, not before, and not for an export.
 
-    An exported folder runs on the CPU, one request at a time: `device` and `batch_size` do not matter to it.
+    An exported folder runs on the CPU, one request at a time: `device` and `batch_size` do not matter to it. `server`
+    and `spent_before` matter only to a model behind a server.
     Raises MpaError where a package, the model or the device is missing, or the checkpoint is damaged.
     """
+    if is_server(reference):
+        return _load_server(reference, name, server, spent_before)
     if is_artifact(Path(resolve(reference))):
         return _load_export(Path(resolve(reference)), name, threads)
     try:
@@ -91,6 +106,16 @@ def load(reference: str, *, name: str, device: str = "auto", threads: int | None
     except ModuleNotFoundError as error:
         raise missing_package(str(error.name).partition(".")[0], "align") from error
     return TransformersVLM(resolve(reference), name=name, device=device, threads=threads, batch_size=batch_size)
+
+
+def _load_server(reference: str, name: str, config: TeacherServerConfig | None, spent_before: float) -> VLM:
+    """A model behind a server, as soon as the server answers."""
+    try:
+        from mpa_edge.vlm.openai import OpenAIVLM
+    except ModuleNotFoundError as error:
+        raise missing_package("openai", "openai") from error
+    server = parse(reference)
+    return OpenAIVLM(server.base_url, server.model, name=name, server=config, spent_before=spent_before)
 
 
 def _load_export(folder: Path, name: str, threads: int | None) -> VLM:

@@ -12,7 +12,7 @@ from tests.docs.markdown import DOCUMENTS, ROOT, anchors, links, name_of, prose
 
 NAMES = {name_of(path): path for path in DOCUMENTS}
 MACHINE = re.compile(
-    r"(?<![\w.])/(?:home|root|work|tmp|opt|usr|mnt|Users|var)/|[A-Z]:\\\\|localhost|\b\d+\.\d+\.\d+\.\d+\b"
+    r"(?<![\w.])/(?:home|root|work|tmp|opt|usr|mnt|Users|var)/|[A-Z]:\\\\|localhost|\b(?!127\.0\.0\.1\b)\d+\.\d+\.\d+\.\d+\b"
 )
 FILES = re.compile(r"`((?:docs|recipes|tests|mpa_edge|targets|export)/[\w./-]*\w)`")
 ADJECTIVES = re.compile(

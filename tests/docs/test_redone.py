@@ -30,7 +30,15 @@ STAGES = {
     "level": level_inputs,
     "evaluate": evaluate_inputs,
 }
-OTHER = {"task": "chartqa", "teacher": "nursery:student", "student": "nursery:teacher", "name": "x", "title": "x"}
+SERVED = ("teacher=openai:http://host/v1#m", "teacher_server.price_in=1.0", "teacher_server.price_out=1.0")
+OTHER = {
+    "task": "chartqa",
+    "teacher_server.api_key_env": "MY_API_KEY",
+    "teacher": "nursery:student",
+    "student": "nursery:teacher",
+    "name": "x",
+    "title": "x",
+}
 # these change the images themselves, or nothing but what a document may say
 LEFT_OUT = ("schema_version", "images.path", "images.render")
 SECTIONS = [key for key in keys(Recipe) if model_of(field_at(Recipe, tuple(key.split("."))).annotation)]
@@ -71,16 +79,17 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     benchmark = ["evaluate.benchmark=textvqa", f"evaluate.data={textvqa(tmp_path / 'textvqa')}", "evaluate.split=val"]
     monkeypatch.setattr(Run, "outputs_of", lambda run, stage: "unchanged")
 
-    def make(key: str | None) -> Run:
+    def make(key: str | None, beside: str = "") -> Run:
         # a DoRA update cannot be scaled, and every key must be free to change
-        recipe = load_recipe("minicharts", ["level.strength=1.0"])
+        base = ["level.strength=1.0", *(SERVED if (key or beside).startswith("teacher_server.") else ())]
+        recipe = load_recipe("minicharts", base)
         if key in BENCHMARK:
             recipe = load_recipe("minicharts", ["level.strength=1.0", *benchmark])
         elif key:
             value = recipe
             for part in key.split("."):
                 value = getattr(value, part)
-            recipe = load_recipe("minicharts", ["level.strength=1.0", f"{key}={another(key, value, questions)}"])
+            recipe = load_recipe("minicharts", [*base, f"{key}={another(key, value, questions)}"])
         return Run(tmp_path / "run", recipe, str(tmp_path / "images"))
 
     return make
@@ -88,7 +97,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("key", KEYS)
 def test_a_changed_key_redoes_what_is_documented(key: str, runs) -> None:
-    before, after = runs(None), runs(key)
+    before, after = runs(None, key), runs(key)
     assert before.recipe != after.recipe
     redone = next((name for name, inputs in STAGES.items() if inputs(before) != inputs(after)), "nothing")
     assert redone == documented(key)

@@ -20,14 +20,14 @@ from tests.families import zoo
 
 PACKAGE = Path(mpa_edge.exporters.__file__).parents[1]
 SOURCES = ("exporters/graphs/*.py", "exporters/onnx_export.py", "exporters/layout.py", "vlm/pixels/config.py")
-STUDENT = "student"
+STUDENT, TEACHER = "student", "teacher"
 
 
 @functools.cache
 def checkpoint(which: str) -> Path:
-    """Folder of the built-in student, or of a model type of the zoo, or of `llava:clip`."""
-    if which == STUDENT:
-        return Path(resolve("nursery:student"))
+    """Folder of a built-in model, or of a model type of the zoo, or of `llava:clip`."""
+    if which in (STUDENT, TEACHER):
+        return Path(resolve(f"nursery:{which}"))
     model_type, _, tower = which.partition(":")
     return zoo.checkpoint(model_type, **({"tower": tower} if tower else {}))
 

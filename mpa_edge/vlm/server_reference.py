@@ -1,0 +1,91 @@
+"""`openai:BASE_URL#MODEL`: a teacher behind any server that speaks the OpenAI protocol."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from ipaddress import ip_address
+from urllib.parse import SplitResult, urlsplit
+
+from mpa_edge.errors import MpaError
+from mpa_edge.recipe import SERVER_PREFIX
+
+EXAMPLE = f"{SERVER_PREFIX}http://127.0.0.1:8000/v1#MODEL"
+DEFAULT_KEY = "OPENAI_API_KEY"
+
+
+@dataclass(frozen=True)
+class ServerReference:
+    """Which server, and which of its models."""
+
+    base_url: str
+    """With its path (/v1), without a slash at the end, without anything secret."""
+    model: str
+    """As the server calls it."""
+
+
+def is_server(reference: str) -> bool:
+    """Whether a model reference names a server.
+
+    >>> is_server("openai:http://host:8000/v1#m"), is_server("owner/name")
+    (True, False)
+    """
+    return reference.startswith(SERVER_PREFIX)
+
+
+def parse(reference: str) -> ServerReference:
+    """The parts of a reference. Raises MpaError where it is malformed or carries a secret.
+
+    >>> parse("openai:http://Host:8000/v1/#Qwen/Qwen2-VL-7B-Instruct")
+    ServerReference(base_url='http://host:8000/v1', model='Qwen/Qwen2-VL-7B-Instruct')
+    """
+    # the part behind the first #: a model id may hold one more
+    address, _, model = reference.removeprefix(SERVER_PREFIX).partition("#")
+    url = _split(address)
+    if url is None or url.scheme not in ("http", "https") or not url.hostname:
+        raise MpaError(f"a teacher's server is no http address: write {EXAMPLE}")
+    # never quoted: what stands there may be a key
+    if url.username or url.password or url.query:
+        raise MpaError(f"a server's address may hold no user, password or query: write {EXAMPLE}, export {DEFAULT_KEY}")
+    if not model.strip():
+        raise MpaError(f"no model behind '{address}': write {EXAMPLE}")
+    return ServerReference(f"{url.scheme}://{url.netloc.lower()}{url.path.rstrip('/')}", model.strip())
+
+
+def _split(address: str) -> SplitResult | None:
+    """The parts of an address; None where it is none (a port that is no number, a bracket that does not close)."""
+    try:
+        url = urlsplit(address.strip())
+        _ = url.port
+    except ValueError:
+        return None
+    return url
+
+
+def is_private_way(base_url: str) -> bool:
+    """Whether nobody in between can read what is sent: encrypted, or not leaving this machine.
+
+    >>> [is_private_way(f"{url}/v1") for url in ("https://a.b", "http://127.0.0.1:1", "http://localhost", "http://a.b")]
+    [True, True, True, False]
+    """
+    url = urlsplit(base_url)
+    host = url.hostname or ""
+    try:
+        local = ip_address(host).is_loopback
+    except ValueError:
+        local = host == "localhost"
+    return url.scheme == "https" or local
+
+
+def key_for(base_url: str, api_key_env: str | None) -> str | None:
+    """The key to send, from the environment only; None where there is none to send.
+
+    A key that the recipe names must be there. The usual one goes only where nobody in between can read it: somebody
+    who has it for another server must not send it to this one in clear. MpaError where the named one is not set.
+    """
+    if api_key_env is None:
+        return os.environ.get(DEFAULT_KEY) or None if is_private_way(base_url) else None
+    key = os.environ.get(api_key_env)
+    if not key:
+        raise MpaError(f"the environment has no {api_key_env} (teacher_server.api_key_env): export it first")
+    return key
