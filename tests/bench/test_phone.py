@@ -27,7 +27,7 @@ from mpa_edge.vlm import load
 from tests.bench.llama_server import program
 from tests.bench.phones import IDS, answers, ask, bundle, lines, order
 
-pytestmark = [pytest.mark.peer, pytest.mark.slow]
+pytestmark = [pytest.mark.peer, pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tests.bench.llama_server import program
 from tests.bench.peers import AdbPeer, SshPeer, adbd, sshd, until
 from tests.bench.phones import IDS, answers, ask, bundle, lines, order
 
-pytestmark = [pytest.mark.peer, pytest.mark.slow]
+pytestmark = [pytest.mark.peer, pytest.mark.slow, pytest.mark.timeout(120)]
 REPETITIONS = 4
 
 
