@@ -82,7 +82,9 @@ def test_many_starts_at_once_begin_one(here: LocalTransport, folder: str, tmp_pa
     Job(here, folder).start("exit 1")
     until(lambda: Job(here, folder).state() == "ended")
     with ThreadPoolExecutor(5) as clients:
-        found = list(clients.map(lambda _: Job(here, folder).start(COMMAND), range(5)))
+        waits = f"until [ -e go ]; do sleep 0.1; done; {COMMAND}"
+        found = list(clients.map(lambda _: Job(here, folder).start(waits), range(5)))
+    Path(folder, "go").touch()
     assert sorted(found) == ["ended"] + 4 * ["running"]
     assert list(Job(here, folder).lines(tmp_path / "copy", stall_s=10, poll_s=0.05)) == EXPECTED
 
