@@ -108,14 +108,6 @@ def test_lines_are_those_of_a_runner(device: LocalTransport, server: Path, out: 
     assert loaded["uptime_s"] < first["uptime_s"] <= memory["uptime_s"]
 
 
-def test_an_answer_that_is_asked_again_does_the_whole_work_again(
-    device: LocalTransport, server: Path, out: Path
-) -> None:
-    assert ask(device, order(IDS[0], repetitions=4), out, server)
-    times = [line.values["ttft_s"] for line in lines(out) if line.kind == "answer"]
-    assert min(times) > 0.5 * max(times[1:])
-
-
 def test_what_was_answered_is_not_asked_again(device: LocalTransport, server: Path, out: Path) -> None:
     assert ask(device, order(*IDS[:2]), out, server)
     with out.open("a") as file:

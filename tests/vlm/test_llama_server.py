@@ -168,6 +168,18 @@ def test_a_seed_decides_a_sampled_reply(vlm: LlamaServerVLM, chart: Image.Image)
 
 @pytest.mark.peer
 @pytest.mark.slow
+def test_an_answer_that_is_asked_again_does_the_whole_work_again(vlm: LlamaServerVLM, chart: Image.Image) -> None:
+    body = vlm.body(Request(chart, QUESTIONS[0], 8))
+    found = [vlm.server.call("/completion", body) for _ in range(3)]
+    assert [one["timings"]["cache_n"] for one in found] == [0, 0, 0]
+    assert [one["timings"]["prompt_n"] for one in found] == [one["tokens_evaluated"] for one in found]
+    # and with a cache that is allowed, these figures would say so
+    cached = [vlm.server.call("/completion", body | {"cache_prompt": True}) for _ in range(2)][1]
+    assert cached["timings"]["cache_n"] > 0
+
+
+@pytest.mark.peer
+@pytest.mark.slow
 def test_times_are_the_servers_own(vlm: LlamaServerVLM, chart: Image.Image) -> None:
     began = time.perf_counter()
     timing = vlm.answer([Request(chart, QUESTIONS[0], 8)])[0].timing
