@@ -1,6 +1,7 @@
 """Pictures inside parquet files, as data sets on a hub keep them. `data/test-0.parquet#12` names the picture of row 12.
 
-A picture is bytes, or a struct of bytes and path. Files are read a few rows at a time: memory does not grow with them.
+A picture is bytes, or a struct of bytes and path. Files are read a few rows at a time: memory holds one group of
+rows (100 in what hubs write today), never the file.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Cursor:
     def __init__(self, path: str) -> None:
         import pyarrow.parquet as pq
 
-        self._file = pq.ParquetFile(path, buffer_size=BUFFER_BYTES)
+        self._file = pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False)
         column = image_column(self._file.schema_arrow.names)
         if column is None:
             raise KeyError(f"no column {' or '.join(COLUMNS)}")

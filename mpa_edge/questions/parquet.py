@@ -31,7 +31,7 @@ def _rows_of(benchmark: Benchmark, folder: Path, path: Path) -> Iterator[Row]:
 
     name = path.relative_to(folder).as_posix()
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, pre_buffer=False)
         columns = _columns(benchmark, path, file.schema_arrow.names)
         batches = file.iter_batches(ROWS_AT_ONCE, columns=list(columns.values()))
         records = (record for batch in batches for record in batch.to_pylist())
