@@ -1,4 +1,4 @@
-"""Write what was measured (docs/{results,ablation,export,runtime}.json) into docs/results.md and the README's tables.
+"""Write what was measured (docs/{results,ablation,export,runtime,bench}.json) to docs/results.md and the README tables.
 
 python benchmarks/report.py
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from bench_report import bench_parts
 from export_report import export_parts, readme_export, runtime_parts
 from tables import mean, percent, points, table
 
@@ -140,7 +141,8 @@ def document(result: dict[str, Any], ablation: dict[str, Any], export: dict[str,
 def main() -> None:
     """Rewrite docs/results.md and the marked tables of README.md."""
     result, ablation, export, runtime = (_read(name) for name in ("results", "ablation", "export", "runtime"))
-    (ROOT / "docs" / "results.md").write_text(document(result, ablation, export, runtime))
+    parts = [document(result, ablation, export, runtime), *bench_parts(_read("bench"))]
+    (ROOT / "docs" / "results.md").write_text("\n".join(parts))
     readme = ROOT / "README.md"
     text = marked(readme.read_text(), "results", readme_block(result))
     readme.write_text(marked(text, "export", readme_export(export)) if "accuracy" in export else text)
