@@ -224,10 +224,14 @@ def _answered(vlm: VLM, quiz: Quiz, chunk: Sequence[tuple[int, Sample]]) -> tupl
     """Lines of one chunk, and why questions of it could not be asked."""
     samples = [sample for _, sample in chunk]
     said = ask(vlm, quiz.task, quiz.questions.folder, samples, quiz.max_new_tokens, quiz.max_pixels)
-    # a server's failure is no answer of its model
-    pairs = [(number, one, getattr(said[one.id], "drop", None) or said[one.id]) for number, one in chunk]
+    pairs = [(number, one, _lost(said[one.id]) or said[one.id]) for number, one in chunk]
     lines = [line_of(quiz, number, one, reply) for number, one, reply in pairs if not isinstance(reply, Drop)]
     return lines, [reply.reason for _, _, reply in pairs if isinstance(reply, Drop)]
+
+
+def _lost(said: Reply | Drop) -> Drop | None:
+    """A server's failure is no answer of its model; silence is one."""
+    return said.drop if isinstance(said, Reply) and said.finish_reason == "failed" else None
 
 
 def _append(file: IO[bytes] | None, lines: Sequence[dict[str, Any]]) -> None:

@@ -71,7 +71,8 @@ def evaluate_questions(asked: Asked) -> None:
     with only_our_words(is_verbose()):
         mark = fingerprint(model)
         batch = recipe.evaluate.batch_size
-        vlm = load(model, name=Path(model).name, device=recipe.device, threads=recipe.threads, batch_size=batch)
+        vlm = load(model, name=Path(model).name, device=recipe.device, threads=recipe.threads, batch_size=batch,
+                   server=recipe.teacher_server)  # fmt: skip
         result = run_quiz(vlm, quiz, Path(asked.out) if asked.out else None, mark, asked.fresh)
         vlm.close()
     if asked.as_json:

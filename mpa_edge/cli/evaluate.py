@@ -32,10 +32,10 @@ def command(
 ) -> None:
     """Ask teacher, base and aligned student the same held-out questions.
 
-    A MODEL in the place of the run is asked alone: a checkpoint folder, or anything that mpa-edge export made. Its
-    questions are those of the run that it lies in, else those of the recipe minicharts with --set. With --data it is
-    asked a benchmark, or your own questions about your own pictures (a table of image, question, answers); --limit
-    is then the number of questions, and --out keeps every answer.
+    A MODEL in the place of the run is asked alone: a checkpoint folder, anything that mpa-edge export made, or
+    openai:BASE_URL#MODEL. Its questions are those of the run that it lies in, else those of the recipe minicharts with
+    --set. With --data it is asked a benchmark, or your own questions about your own pictures (a table of image,
+    question, answers); --limit is then the number of questions, and --out keeps every answer.
 
     \b
     Examples:
@@ -60,7 +60,9 @@ def command(
 def is_model(source: str) -> bool:
     """Whether a name is a model rather than a run or a recipe."""
     folder = Path(source)
-    return source.startswith("nursery:") or any((folder / name).is_file() for name in ("artifact.json", "config.json"))
+    return source.startswith(("nursery:", "openai:")) or any(
+        (folder / name).is_file() for name in ("artifact.json", "config.json")
+    )
 
 
 def evaluate_model(model: str, overrides: tuple[str, ...], limit: int | None, dry_run: bool, as_json: bool) -> None:
@@ -74,7 +76,8 @@ def evaluate_model(model: str, overrides: tuple[str, ...], limit: int | None, dr
     if dry_run:
         return click.echo(f"ask {model} {recipe.evaluate.n} questions of task {recipe.task}")
     with only_our_words(is_verbose()), TemporaryDirectory(prefix="mpa-edge-") as scratch:
-        vlm = load(model, name=Path(model).name, device=recipe.device, threads=recipe.threads)
+        name, server = Path(model).name, recipe.teacher_server
+        vlm = load(model, name=name, device=recipe.device, threads=recipe.threads, server=server)
         result = examine(vlm, recipe, Path(scratch))
         vlm.close()
     if as_json:

@@ -332,3 +332,27 @@ def test_align_takes_the_limit_and_shows_what_was_used(
     assert "teacher: 24 requests, 2,400 tokens in, 120 out, cost 0.0036" in capsys.readouterr().out
     assert cli.exit_code(["check", str(recipe), "--set", "teacher=openai:http://u:p@h/v1#m"]) == 1
     assert "may hold no user" in capsys.readouterr().err
+
+
+def test_evaluate_asks_one_model_behind_a_server(
+    server: FaultServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.exit_code(["evaluate", server.reference, "--limit", "6", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 6
+    server.script = failing(lambda number: True, status(400, "too dark"))
+    assert cli.exit_code(["evaluate", server.reference, "--limit", "6"]) == 1
+    assert "left a question without an answer, server: HTTP 400 (too dark): mend it" in capsys.readouterr().err
+
+
+def test_a_questions_sheet_leaves_out_what_a_server_failed_at_and_counts_silence_as_wrong(
+    server: FaultServer, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pictures / "own.csv"
+    table.write_text("image,question,answers\n" + "".join(f"{n}.png,How many {n}?,3\n" for n in range(6)))
+    server.script = faults.in_turn([status(400), says(""), says("3")])
+    words = ["evaluate", server.reference, "--data", str(table), "--metric", "exact-match", "--json"]
+    concurrency = ["--set", "teacher_server.concurrency=1"]
+    assert cli.exit_code([*words, *concurrency]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["n"], found["dropped"], found["accuracy"]) == (5, {"server: HTTP 400": 1}, pytest.approx(0.8))
