@@ -93,9 +93,8 @@ def test_a_real_model_on_every_kind_of_file(tmp_path: Path, capsys: pytest.Captu
 
     out = tmp_path / "c.jsonl"
     charts = ("--benchmark", "chartqa", "--data", official.chartqa(tmp_path / "chartqa"), "--out", out)
-    first = result(*charts, "--limit", 2)
     whole = result(*charts)
-    assert (first["n"], whole["n"]) == (2, 6)
+    assert whole["n"] == 6
     assert len(out.read_text().splitlines()) == 6
     assert json.loads((tmp_path / "c_results.json").read_text())["accuracy"] == whole["accuracy"]
     packed = result("--benchmark", "textvqa", "--data", official.textvqa_hub(tmp_path / "hub"), "--limit", 3)
