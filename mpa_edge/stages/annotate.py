@@ -31,6 +31,8 @@ from mpa_edge.stages.teacher import (
     account,
     check_card,
     failures,
+    if_there,
+    is_spoilt,
     joined,
     nothing_built_on,
     picture_settings,
@@ -77,17 +79,23 @@ def run_annotate(run: Run, fresh: bool = False) -> None:
     begin(STAGE, folder, inputs, fresh)
     clock, done = StageClock(folder), shards_done(folder, PseudoAnnotation)
     todo = [i for i in range(len(run.shards)) if i not in done]
-    if todo or _lossy(run):
-        recipe = run.recipe
-        teacher = load(
-            recipe.teacher, name="teacher", device=recipe.device, threads=recipe.threads,
-            batch_size=recipe.annotate.batch_size, **teacher_options(run),
-        )  # fmt: skip
+    lossy = _lossy(run)
+    needed = bool(todo) or any(is_spoilt(run, *_shard(run, i)) for i in lossy)
+    teacher = if_there(lambda: _load(run, needed), needed) if todo or lossy else None
+    if teacher is not None:
         check_card(run, teacher, write=True)
         with account(run, STAGE, teacher) as save:
             _ask_shards(teacher, run, todo, lambda: (clock.tick(), save()))
         teacher.close()
     _finish(run, inputs)
+
+
+def _load(run: Run, needed: bool) -> VLM:
+    recipe = run.recipe
+    return load(
+        recipe.teacher, name="teacher", device=recipe.device, threads=recipe.threads,
+        batch_size=recipe.annotate.batch_size, **teacher_options(run, patient=needed),
+    )  # fmt: skip
 
 
 def _ask_shards(teacher: VLM, run: Run, todo: Sequence[int], written: Callable[[], object]) -> None:
@@ -97,17 +105,24 @@ def _ask_shards(teacher: VLM, run: Run, todo: Sequence[int], written: Callable[[
             _write(run, i, annotate_shard(teacher, run, run.shards[i]), written)
             advance(len(run.shards[i]))
     for i in _lossy(run):
-        _write(run, i, retry_shard(teacher, run, i), written)
+        _write(run, i, retry_shard(teacher, run, i), written, again=True)
 
 
 def _write(
-    run: Run, shard: int, made: tuple[list[PseudoAnnotation], list[Dropped]], written: Callable[[], object]
-) -> None:
+    run: Run, shard: int, made: tuple[list[PseudoAnnotation], list[Dropped]], written: Callable[[], object],
+    again: bool = False,
+) -> None:  # fmt: skip
     """Write a shard, also one that a server spoilt: only what is missing is asked again."""
-    rows, dropped = made
-    write_part(run.stage_folder(STAGE), shard, rows, dropped, PseudoAnnotation)
+    write_part(run.stage_folder(STAGE), shard, *made, PseudoAnnotation)
     written()
-    require_answers(run, dropped, len(rows) + sum(row.id != row.image for row in dropped))
+    require_answers(run, *_shard(run, shard), again)
+
+
+def _shard(run: Run, shard: int) -> tuple[list[Dropped], int]:
+    """(dropped rows, rows that were asked for) of a shard that is written; a broken picture was not asked for."""
+    folder = run.stage_folder(STAGE)
+    dropped = [row for row in read_rows(dropped_path(folder, shard), Dropped) if row.id != row.image]
+    return dropped, len(dropped) + len(read_rows(part_path(folder, shard), PseudoAnnotation))
 
 
 def _lossy(run: Run) -> list[int]:

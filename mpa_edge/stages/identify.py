@@ -19,7 +19,16 @@ from mpa_edge.progress import progress, say
 from mpa_edge.rows import dropped_path, part_path, read_parts, read_rows, shards_done, write_part
 from mpa_edge.runs import StageClock, finish, is_done, make_folder, sha256_json
 from mpa_edge.stages.run import Run, begin, memory_counts
-from mpa_edge.stages.teacher import account, check_card, joined, require_answers, teacher_options, usage_counts
+from mpa_edge.stages.teacher import (
+    account,
+    check_card,
+    if_there,
+    is_spoilt,
+    joined,
+    require_answers,
+    teacher_options,
+    usage_counts,
+)
 from mpa_edge.tasks import answer_prompt
 from mpa_edge.types import VLM, Drop, Dropped, ParityRecord, PseudoAnnotation, Reply, Request, Verdict
 from mpa_edge.vlm import load
@@ -99,9 +108,9 @@ def confirmed(pseudo: str, teacher: Sequence[str], agrees: Agrees) -> bool:
     return 2 * sum(agrees(answer, pseudo) for answer in teacher) > len(teacher)
 
 
-def _load(run: Run, name: str) -> VLM:
-    recipe = run.recipe
-    reference, options = (recipe.teacher, teacher_options(run)) if name == "teacher" else (recipe.student, {})
+def _load(run: Run, name: str, patient: bool = True) -> VLM:
+    recipe, teaches = run.recipe, name == "teacher"
+    reference, options = (recipe.teacher, teacher_options(run, patient)) if teaches else (recipe.student, {})
     return load(
         reference, name=name, device=recipe.device, threads=recipe.threads, batch_size=recipe.identify.batch_size,
         **options,
@@ -142,7 +151,11 @@ def _teacher_pass(run: Run, shards: Sequence[int], clock: StageClock) -> None:
     todo = [i for i in shards if i not in judged and (not part_path(folder, i).is_file() or _lost(folder, i))]
     if not todo:
         return
-    teacher = _load(run, "teacher")
+    spoilt = (is_spoilt(run, _lost(folder, i), len(_annotations(run, i))) for i in todo)
+    needed = any(not part_path(folder, i).is_file() for i in todo) or any(spoilt)
+    teacher = if_there(lambda: _load(run, "teacher", patient=needed), needed)
+    if teacher is None:
+        return
     check_card(run, teacher, write=False)
     with account(run, STAGE, teacher) as save:
         with progress("identify (teacher)", len(shards), len(shards) - len(todo)) as advance:
@@ -151,11 +164,11 @@ def _teacher_pass(run: Run, shards: Sequence[int], clock: StageClock) -> None:
                 advance(1)
         for i in todo:
             if _lost(folder, i):
-                _ask_teacher(teacher, run, i, lambda: (clock.tick(), save()))
+                _ask_teacher(teacher, run, i, lambda: (clock.tick(), save()), again=True)
     teacher.close()
 
 
-def _ask_teacher(teacher: VLM, run: Run, shard: int, written: Callable[[], object]) -> None:
+def _ask_teacher(teacher: VLM, run: Run, shard: int, written: Callable[[], object], again: bool = False) -> None:
     """The teacher's answers to one shard; what is there stays, what a server did not answer is a dropped row."""
     folder, rows = run.stage_folder(STAGE) / TEACHER_FOLDER, _annotations(run, shard)
     path = part_path(folder, shard)
@@ -171,7 +184,7 @@ def _ask_teacher(teacher: VLM, run: Run, shard: int, written: Callable[[], objec
     order = {row.id: i for i, row in enumerate(rows)}
     write_part(folder, shard, joined(known, said, order), dropped, TeacherAnswers)
     written()
-    require_answers(run, dropped, len(rows))
+    require_answers(run, dropped, len(rows), again)
 
 
 def _lost(folder: Path, shard: int) -> list[Dropped]:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mpa_edge.errors import MpaError
+from mpa_edge.progress import say
 from mpa_edge.rows import count_reasons
 from mpa_edge.runs import INPUTS, read_json, write_json
 from mpa_edge.stages.run import Run
@@ -21,12 +22,27 @@ LEDGER = "teacher-usage.json"
 CARD = "server.json"
 
 
-def teacher_options(run: Run) -> dict[str, Any]:
-    """Further arguments of `load` for the teacher: none for a checkpoint."""
+def teacher_options(run: Run, patient: bool = True) -> dict[str, Any]:
+    """Further arguments of `load` for the teacher: none for a checkpoint. Not patient: nobody waits for a server."""
     if not is_server(run.recipe.teacher):
         return {}
-    used = total_usage(run)
-    return {"server": run.recipe.teacher_server, "spent_before": (used.cost if used else None) or 0.0}
+    used, server = total_usage(run), run.recipe.teacher_server
+    server = server if patient else server.model_copy(update={"wait_s": 0.0})
+    return {"server": server, "spent_before": (used.cost if used else None) or 0.0}
+
+
+def if_there(loader: Callable[[], VLM], needed: bool) -> VLM | None:
+    """The teacher; None where it is away and only a few rows would be asked once more: they stay dropped.
+
+    A stage that is done must not need its server again.
+    """
+    try:
+        return loader()
+    except MpaError as error:
+        if needed:
+            raise
+        say(f"rows that the teacher's server left out stay out: {error}")
+        return None
 
 
 def usage_of(run: Run, stage: str) -> TeacherUsage | None:
@@ -88,12 +104,20 @@ def failures(dropped: Collection[Dropped]) -> list[Dropped]:
     return [row for row in dropped if is_failure(row.reason)]
 
 
-def require_answers(run: Run, dropped: Collection[Dropped], asked: int) -> None:
-    """Raise MpaError where a shard lost too many of its rows to the server, or the money has run out."""
-    lost, config = failures(dropped), run.recipe.teacher_server
-    if any(row.reason == TOO_DEAR for row in lost):
+def is_spoilt(run: Run, dropped: Collection[Dropped], asked: int) -> bool:
+    """Whether a shard lost more of its rows to the server than may be left out."""
+    return len(failures(dropped)) > run.recipe.teacher_server.max_failed * asked
+
+
+def require_answers(run: Run, dropped: Collection[Dropped], asked: int, again: bool = False) -> None:
+    """Raise MpaError where a shard lost too many of its rows to the server, or the money has run out.
+
+    `again`: its missing rows were asked once more; a few that are too dear now may stay out.
+    """
+    lost, spoilt = failures(dropped), is_spoilt(run, dropped, asked)
+    if any(row.reason == TOO_DEAR for row in lost) and (spoilt or not again):
         raise too_dear(run)
-    if len(lost) > config.max_failed * asked:
+    if spoilt:
         why = ", ".join(f"{reason}: {n}" for reason, n in count_reasons(lost).items())
         detail = next((f" ({row.detail})" for row in lost if row.detail), "")
         raise MpaError(

@@ -24,6 +24,7 @@ from mpa_edge.vlm.openai_http import (
     HOPELESS,
     NOT_READY,
     Failure,
+    body_of,
     card,
     cause,
     client,
@@ -120,8 +121,9 @@ class OpenAIVLM:
         """The card of the model, or why the server is not ready. MpaError where it never will be for us."""
         try:
             async with asyncio.timeout(LOOK_TIMEOUT_S):
-                raw = await self._client.models.with_raw_response.list()
-                return card(raw.http_response.content, self.reference.model)
+                async with self._client.models.with_streaming_response.list() as response:
+                    body = await body_of(response)
+                return body.detail if isinstance(body, Drop) else card(body, self.reference.model)
         except (TimeoutError, openai.APITimeoutError):
             return "no answer"
         except openai.APIStatusError as error:
@@ -185,6 +187,8 @@ class OpenAIVLM:
             if isinstance(outcome, Answer):
                 alive = True
                 self._meter.settle(reserve, outcome.tokens_in, outcome.tokens_out)
+                if self.config.max_cost is not None and None in (outcome.tokens_in, outcome.tokens_out):
+                    raise MpaError("the teacher's server counts no tokens, so no cost limit can be kept: leave it out")
                 return timed(outcome.reply, took_s), took_s
             alive, why = self._judge(outcome), outcome.drop.reason.removeprefix(FAILURE)
             (self._meter.lose if outcome.sent else self._meter.release)(reserve)
@@ -225,14 +229,15 @@ class OpenAIVLM:
         """One HTTP request. The time covers the whole of it: a server that drips a byte a second is no answer."""
         try:
             async with asyncio.timeout(timeout_s):
-                raw = await self._client.chat.completions.with_raw_response.create(**body)
-                answer = read_answer(raw.http_response.content, self._key)
+                async with self._client.chat.completions.with_streaming_response.create(**body) as response:
+                    got = await body_of(response)
         except (TimeoutError, openai.APITimeoutError):
             return Failure(Drop(TIMED_OUT, f"after {timeout_s:.0f} s"), again=True)
         except openai.APIStatusError as error:
             return refused(error, self._key, self.config.wait_s)
         except openai.OpenAIError as error:
             return Failure(Drop(CONNECTION, cause(error)), again=True, sent=not is_refused(error))
+        answer = got if isinstance(got, Drop) else read_answer(got, self._key)
         return answer if isinstance(answer, Answer) else Failure(answer, again=True)
 
 

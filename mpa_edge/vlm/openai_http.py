@@ -12,9 +12,10 @@ import openai
 from mpa_edge.recipe import TeacherServerConfig
 from mpa_edge.types import Drop
 from mpa_edge.vlm.openai_gate import retry_after_s
-from mpa_edge.vlm.openai_reply import excerpt
+from mpa_edge.vlm.openai_reply import CONNECTION, MAX_BODY_BYTES, UNUSABLE, excerpt
 
 CONNECT_TIMEOUT_S = 10.0
+READ_BYTES = 65_536
 BUSY = 429
 # the server will say the same to every other request
 HOPELESS = {401: "refuses the key", 402: "wants to be paid", 403: "refuses the key", 404: "knows no such model or path"}
@@ -52,6 +53,20 @@ def client(base_url: str, key: str | None, config: TeacherServerConfig) -> Any:
         timeout=limits,
         http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, timeout=limits),
     )
+
+
+async def body_of(response: Any) -> bytes | Drop:
+    """The body of a reply, up to a size that no answer has: it must not fill the memory."""
+    parts, size_bytes = [], 0
+    try:
+        async for part in response.iter_bytes(READ_BYTES):
+            parts.append(part)
+            size_bytes += len(part)
+            if size_bytes > MAX_BODY_BYTES:
+                return Drop(UNUSABLE, f"more than {MAX_BODY_BYTES:,} bytes")
+    except Exception as error:  # of the transport under the client, whose classes differ between its versions
+        return Drop(CONNECTION, f"{type(error).__name__}: {excerpt(str(error))}")
+    return b"".join(parts)
 
 
 def refused(error: openai.APIStatusError, key: str | None, wait_s: float) -> Failure:

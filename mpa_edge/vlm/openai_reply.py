@@ -14,6 +14,7 @@ TIMED_OUT, CONNECTION = "server: timed out", "server: connection lost"
 DOWN, TOO_DEAR = "server: not asked, it is down", "server: not asked, the cost limit is reached"
 EMPTY, UNUSABLE = "server: empty reply", "server: unusable reply"
 MAX_DETAIL_CHARS = 200
+MAX_BODY_BYTES = 8_000_000
 REASONS: dict[str, FinishReason] = {"stop": "stop", "eos": "stop", "length": "length", "content_filter": "filtered"}
 # words that a server's tokenizer may take for an image, a turn or an end, whoever wrote them (compare vLLM's
 # CVE-2026-44222): what a teacher wrote goes into a prompt again

@@ -356,3 +356,22 @@ def test_a_questions_sheet_leaves_out_what_a_server_failed_at_and_counts_silence
     assert cli.exit_code([*words, *concurrency]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["n"], found["dropped"], found["accuracy"]) == (5, {"server: HTTP 400": 1}, pytest.approx(0.8))
+
+
+def test_a_finished_stage_with_missing_rows_does_not_wait_for_a_server_that_is_gone(run_of, capsys) -> None:
+    with serving(script=failing(lambda number: number in (0, 24, 25))) as server:
+        run = run_of(server, annotate__shard_size=6, concurrency=1, teacher_server__wait_s=30.0)
+        run_annotate(run)
+        assert len(lost(run)) == 1
+    before = annotated(run)
+    run_annotate(run)
+    assert (annotated(run), len(lost(run)), run.finished("annotate")) == (before, 1, True)
+    assert "rows that the teacher's server left out stay out: no teacher's server at" in capsys.readouterr().err
+
+
+def test_a_cost_limit_needs_a_server_that_counts(run_of, server) -> None:
+    server.script = lambda number, asked: says("3", tokens=None)
+    run = run_of(server, teacher_server__price_in=1.0, teacher_server__price_out=1.0, teacher_server__max_cost=1.0)
+    with pytest.raises(MpaError, match="counts no tokens, so no cost limit can be kept: leave it out"):
+        run_annotate(run)
+    assert len(server.bodies) == 1

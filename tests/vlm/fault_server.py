@@ -82,6 +82,14 @@ def truncated(handler: Handler) -> None:
     send(handler, raw[: len(raw) // 2])
 
 
+def endless(handler: Handler) -> None:
+    """More than anybody wants to keep in memory."""
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(1_000):
+        handler.wfile.write(b" " * 1_000_000)
+
+
 def hang(seconds: float) -> Behaviour:
     def wait(handler: Handler) -> None:
         handler.server.closing.wait(seconds)  # type: ignore[attr-defined]
@@ -159,6 +167,8 @@ def serving(*behaviours: Behaviour, script: Any = None, port: int = 0) -> Iterat
 
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if server.closing.is_set():  # type: ignore[attr-defined]  # a connection that outlived its server
+                return disconnect(self)
             with lock:
                 number = len(fault.bodies)
                 fault.bodies.append(asked)
@@ -173,6 +183,7 @@ def serving(*behaviours: Behaviour, script: Any = None, port: int = 0) -> Iterat
             finally:
                 with lock:
                     fault.at_once -= 1
+            return None
 
     server = ThreadingHTTPServer(("127.0.0.1", port), Fault)
     server.daemon_threads = True

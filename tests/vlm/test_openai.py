@@ -112,6 +112,7 @@ TRANSIENT = {
     "empty body": (faults.body(b""), "server: unusable reply"),
     "no choices": (faults.body(b'{"choices": []}'), "server: unusable reply"),
     "error as 200": (faults.body(b'{"error": {"message": "overloaded"}}'), "server: unusable reply"),
+    "endless": (faults.endless, "server: unusable reply"),
     "a string": (faults.body(b'"7"'), "server: unusable reply"),
     "unknown finish": (says("7", finish="tool_calls"), "server: unusable reply"),
     "no finish": (says("7", finish=None), "server: unusable reply"),
@@ -119,6 +120,27 @@ TRANSIENT = {
     "hang": (faults.hang(20), "server: timed out"),
     "drip": (faults.drip(0.05), "server: timed out"),
 }
+
+
+def test_a_server_that_is_started_again_is_found_on_its_port() -> None:
+    with serving() as first:
+        vlm = vlm_of(first, wait_s=20.0, retries=20)
+        assert [reply.text for reply in vlm.answer([request(n) for n in range(8)])] == ["7"] * 8
+        port = int(first.url.split(":")[2].partition("/")[0])
+
+    def restart() -> None:
+        time.sleep(0.4)
+        with serving(says("8"), port=port):
+            done.wait(20)
+
+    done = threading.Event()
+    later = threading.Thread(target=restart)
+    later.start()
+    replies = vlm.answer([request(n) for n in range(30)])
+    done.set()
+    later.join()
+    vlm.close()
+    assert [reply.text for reply in replies] == ["8"] * 30
 
 
 @pytest.mark.parametrize("which", TRANSIENT)
