@@ -27,6 +27,7 @@ from mpa_edge.bench.runner import QUESTIONS
 from mpa_edge.bench.worker import pixels_mark
 from mpa_edge.errors import MpaError
 from mpa_edge.images import MAX_PIXELS, READ_SUFFIXES, open_image
+from mpa_edge.packed import is_packed, packed_bytes
 from mpa_edge.runs import MANIFEST, atomic_write, disk_errors, make_folder, read_json, sha256_file, write_json
 from mpa_edge.target import Target
 from mpa_edge.types import Drop, Record
@@ -262,9 +263,12 @@ def _add_picture(half: Path, source: Path, max_pixels: int) -> dict[str, str]:
     opened = open_image(source, max_pixels)
     if isinstance(opened, Drop):
         raise MpaError(f"{source}: {opened.reason}; mend the image or remove its questions")
+    data = packed_bytes(source) if is_packed(source) else source.read_bytes()
+    if isinstance(data, Drop):
+        raise MpaError(f"{source}: {data.reason}; mend the image or remove its questions")
     suffix = source.suffix.lower() if source.suffix.lower() in READ_SUFFIXES else ""
-    name = f"{IMAGES}/{sha256_file(source)[:16]}{suffix}"
-    shutil.copyfile(source, half / name)
+    name = f"{IMAGES}/{hashlib.sha256(data).hexdigest()[:16]}{suffix}"
+    (half / name).write_bytes(data)
     return {"image": name, "pixels": pixels_mark(opened)}
 
 

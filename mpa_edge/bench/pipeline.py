@@ -56,7 +56,7 @@ def run_bench(bench: Bench, fresh: bool = False) -> Path:
             return bench.results
         # before the job: where the device is this machine, they would take its cores
         host = host_answers(bench, exam)
-        evidence = measure(bench, exam, bundle, job_id(bench.results, mark, fresh))
+        evidence = measure(bench, exam, bundle, attempt(bench.results, mark, fresh))
         return write_down(bench, exam, bundle, host, evidence, mark)
 
 
@@ -141,15 +141,25 @@ def is_measured(results: Path, mark: str) -> bool:
     return job == {"inputs": mark, "done": True} and (results / BENCH).is_file()
 
 
-def job_id(results: Path, mark: str, fresh: bool) -> str:
-    """Name of the job on the device: that of an attempt that was cut off, else a new one."""
+@dataclass(frozen=True)
+class Attempt:
+    """One job on the device."""
+
+    id: str
+    """Name of its folder there."""
+    abandoned: str | None
+    """Folder of an earlier job that nobody will read, and that may still be at work."""
+
+
+def attempt(results: Path, mark: str, fresh: bool) -> Attempt:
+    """The one that was cut off, else a new one."""
     job = read_json(results / JOB) or {}
     if not fresh and job.get("inputs") == mark and job.get("id"):
         say("going on with the job that was begun before")
-        return str(job["id"])
+        return Attempt(str(job["id"]), None)
     clear(results)
-    made = uuid.uuid4().hex[:12]
-    write_json(results / JOB, {"inputs": mark, "id": made})
+    made = Attempt(uuid.uuid4().hex[:12], job.get("folder"))
+    write_json(results / JOB, {"inputs": mark, "id": made.id})
     return made
 
 
@@ -164,7 +174,7 @@ def job_order(bench: Bench, exam: Exam) -> JobOrder:
     return JobOrder(folders, steps, bench.device_threads, bench.target.cpu.cores)
 
 
-def measure(bench: Bench, exam: Exam, bundle: Bundle, job: str) -> Evidence:
+def measure(bench: Bench, exam: Exam, bundle: Bundle, job: Attempt) -> Evidence:
     """Send the bundle, run the job to its end, and bring back what it left."""
     order, local = job_order(bench, exam), make_folder(bench.results / DEVICE)
     with closing(connect(bench.reach.via, root=bench.reach.root)) as transport:
@@ -172,13 +182,17 @@ def measure(bench: Bench, exam: Exam, bundle: Bundle, job: str) -> Evidence:
             transport, read_artifact(bench.artifact).format,
             python=bench.reach.python, server=bench.reach.server, fallback=bench.target.server,
         )  # fmt: skip
+        if job.abandoned:
+            with suppress(MpaError):  # it may have been another device
+                Job(transport, job.abandoned).stop()
         files = {name: file.sha256 for name, file in bundle.manifest.files.items()}
         remote = send(transport, bundle.folder, files, bundle.sha256)
         with suppress(MpaError):
             remove(transport)  # of earlier benchmarks: a device must not fill up
         thermal = bench.target.thermal
         device.cool_down(transport, remote, thermal.start_below_c, thermal.cool_down_s)
-        place = Place(transport, remote, f"{remote}/jobs/{job}", local)
+        place = Place(transport, remote, f"{remote}/jobs/{job.id}", local)
+        write_json(bench.results / JOB, {"inputs": bench.inputs(bundle.sha256), "id": job.id, "folder": place.folder})
         if runner.python:
             run_python(place, order, runner.python)
         else:

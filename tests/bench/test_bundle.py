@@ -272,3 +272,16 @@ def test_a_folder_that_is_no_export(tmp_path: Path) -> None:
             folder=tmp_path / "b", target=TARGET, artifact=tmp_path, base=None, questions=(), images=tmp_path / "images"
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_inside_parquet_files_are_taken_out(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (question, _) = pictures(tmp_path / "images", ["a.png", "b.png"])
+    data = (tmp_path / "images" / "a.png").read_bytes()
+    pq.write_table(pa.table({"image": [{"bytes": data, "path": None}]}), tmp_path / "images" / "rows.parquet")
+    asked = [question.model_copy(update={"image": "rows.parquet#0"})]
+    made = small(tmp_path, questions=asked)
+    (row,) = rows_of(made.folder)
+    assert (made.folder / row["image"]).read_bytes() == data
