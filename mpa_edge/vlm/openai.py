@@ -41,6 +41,7 @@ from mpa_edge.vlm.openai_reply import (
     TOO_DEAR,
     Answer,
     failed,
+    plain,
     read_answer,
     without_special,
 )
@@ -101,7 +102,7 @@ class OpenAIVLM:
 
     async def _wait_until_ready(self) -> dict[str, Any]:
         """The model's card, as soon as the server answers at all: a large model loads for minutes."""
-        url, began, said = self.reference.base_url, time.monotonic(), -SAY_EVERY_S
+        url, began, told = self.reference.base_url, time.monotonic(), -SAY_EVERY_S
         while True:
             found = await self._look()
             if isinstance(found, dict):
@@ -111,10 +112,10 @@ class OpenAIVLM:
                 raise MpaError(
                     f"no teacher's server at {url} after {waited:.0f} s ({found}): start it, or mend the address "
                     f"(it ends in /v1 as a rule)"
-                ) from None
-            if waited - said >= SAY_EVERY_S:
+                )
+            if waited - told >= SAY_EVERY_S:
                 say(f"waiting for the teacher's server at {url} ({found})")
-                said = waited
+                told = waited
             await asyncio.sleep(min(self.config.probe_s, 1.0))
 
     async def _look(self) -> dict[str, Any] | str:
@@ -197,9 +198,16 @@ class OpenAIVLM:
             self._gate.done(leave, alive, why)
 
     def _judge(self, failure: Failure) -> bool | None:
-        """Whether a server that failed so is alive; a rate limit holds all back. MpaError where it is hopeless."""
-        if failure.status in HOPELESS:
+        """Whether a server that failed so is alive; a rate limit holds all back. MpaError where it is hopeless.
+
+        One that has answered before (and whose credit is used up now) is given up without losing its answers; a 403
+        to one request among others is a gateway that does not like its picture.
+        """
+        if failure.status in HOPELESS and not self.usage.requests:
             raise self._hopeless(failure.status, failure.drop.detail)
+        if failure.status in HOPELESS.keys() - {403}:
+            self._gate.give_up()
+            return None
         if failure.status == BUSY:
             self._gate.pause(failure.retry_after_s or 0.0)
             return None
@@ -218,7 +226,7 @@ class OpenAIVLM:
         """A chat completion: image first, then text, as everywhere here."""
         content = [
             {"type": "image_url", "image_url": {"url": uri}},
-            {"type": "text", "text": without_special(request.prompt)},
+            {"type": "text", "text": without_special(plain(request.prompt))},
         ]
         limits: dict[str, Any] = {self.config.limit_key: request.max_new_tokens, "temperature": request.temperature}
         if request.temperature > 0:

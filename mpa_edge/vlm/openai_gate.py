@@ -78,6 +78,10 @@ class Gate:
         """Whether the server was away for longer than anybody waits."""
         return self._down_since is not None and self._clock() - self._down_since >= self._wait_s
 
+    def give_up(self) -> None:
+        """Nobody needs to ask any more."""
+        self._down_since = float("-inf")
+
     async def enter(self) -> Pass | None:
         """Wait until asking makes sense; None where the server is down for good."""
         while True:

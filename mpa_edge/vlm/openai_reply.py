@@ -15,7 +15,12 @@ DOWN, TOO_DEAR = "server: not asked, it is down", "server: not asked, the cost l
 EMPTY, UNUSABLE = "server: empty reply", "server: unusable reply"
 MAX_DETAIL_CHARS = 200
 MAX_BODY_BYTES = 8_000_000
-REASONS: dict[str, FinishReason] = {"stop": "stop", "eos": "stop", "length": "length", "content_filter": "filtered"}
+MAX_TOKENS = 10**9
+REASONS: dict[str, FinishReason] = {
+    **dict.fromkeys(("stop", "eos", "eos_token", "stop_sequence"), "stop"),
+    **dict.fromkeys(("length", "max_tokens"), "length"),
+    **dict.fromkeys(("content_filter", "safety"), "filtered"),
+}
 # words that a server's tokenizer may take for an image, a turn or an end, whoever wrote them (compare vLLM's
 # CVE-2026-44222): what a teacher wrote goes into a prompt again
 SPECIAL = re.compile(
@@ -61,13 +66,22 @@ def without_special(text: str) -> str:
     return text
 
 
+def plain(text: str) -> str:
+    """Text that can be written as UTF-8: half a pair of surrogates, which JSON may hold, becomes a question mark.
+
+    >>> plain("a" + chr(0xD800))
+    'a?'
+    """
+    return text.encode("utf-8", "replace").decode()
+
+
 def excerpt(text: str, secret: str | None = None) -> str:
     """The start of what a server said, on one line and without the key.
 
     >>> excerpt("bad  key\\nsk-1", "sk-1")
     'bad key ***'
     """
-    shown = text.replace(secret, "***") if secret else text
+    shown = plain(text.replace(secret, "***") if secret else text)
     return " ".join(shown[: 10 * MAX_DETAIL_CHARS].split())[:MAX_DETAIL_CHARS]
 
 
@@ -100,7 +114,7 @@ def _read_message(message: dict[str, Any], why: object, usage: object) -> Answer
         return Drop(UNUSABLE, f"finish_reason is {excerpt(str(why))}")
     if content is not None and not isinstance(content, str):
         return Drop(UNUSABLE, f"the content is {type(content).__name__}")
-    text = without_special(content or "").strip()
+    text = without_special(plain(content or "")).strip()
     if reason == "filtered":
         text = ""
     drop = Drop(EMPTY) if not text and reason == "stop" else None
@@ -108,4 +122,4 @@ def _read_message(message: dict[str, Any], why: object, usage: object) -> Answer
 
 
 def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_TOKENS else None

@@ -256,6 +256,28 @@ def test_what_every_request_would_hear_ends_it_at_once(code: int, why: str) -> N
     assert "\n" not in str(caught.value)
 
 
+def test_credit_that_runs_out_keeps_what_came_and_asks_no_more() -> None:
+    script = lambda number, _: says() if number < 10 else status(402, "no credit")  # noqa: E731
+    with serving(script=script) as server:
+        vlm = vlm_of(server)
+        replies = vlm.answer([request(n) for n in range(50)])
+        vlm.close()
+    assert sum(reply.drop is None for reply in replies) == 10
+    assert len(server.bodies) <= 10 + SOON.concurrency
+    assert {reply.drop.reason for reply in replies if reply.drop} == {
+        "server: HTTP 402",
+        "server: not asked, it is down",
+    }
+
+
+def test_a_gateway_that_refuses_one_picture_stops_nobody() -> None:
+    with serving(script=lambda number, _: status(403, "blocked") if number == 5 else says()) as server:
+        vlm = vlm_of(server)
+        replies = vlm.answer([request(n) for n in range(20)])
+        vlm.close()
+    assert [reply.drop.reason for reply in replies if reply.drop] == ["server: HTTP 403"]
+
+
 def test_the_key_comes_from_the_environment_and_is_shown_nowhere(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -101,6 +101,13 @@ def test_every_beginning_of_a_document_is_no_answer(document_end: int) -> None:
     assert isinstance(read_answer(json.dumps(document("a long answer")).encode()[:document_end]), Drop)
 
 
+def test_half_a_surrogate_pair_becomes_text_that_can_be_written() -> None:
+    found = read_answer(json.dumps(document("4" + chr(0xD83D))).encode())
+    assert isinstance(found, Answer)
+    assert found.reply.text.encode() == b"4?"
+    assert excerpt(chr(0xDC00)) == "?"
+
+
 def test_nesting_ends_in_a_drop() -> None:
     assert isinstance(read_answer(b"[" * 200_000), Drop)
 
@@ -111,6 +118,7 @@ def test_nesting_ends_in_a_drop() -> None:
         ({"prompt_tokens": 5, "completion_tokens": 2}, (5, 2)),
         ({"prompt_tokens": "5", "completion_tokens": True}, (None, None)),
         ({"prompt_tokens": -5}, (None, None)),
+        ({"prompt_tokens": 10**400, "completion_tokens": 1}, (None, 1)),
         (None, (None, None)),
         ([], (None, None)),
     ],
