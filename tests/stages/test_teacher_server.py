@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -375,3 +379,34 @@ def test_a_cost_limit_needs_a_server_that_counts(run_of, server) -> None:
     with pytest.raises(MpaError, match="counts no tokens, so no cost limit can be kept: leave it out"):
         run_annotate(run)
     assert len(server.bodies) == 1
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_the_next_shard_and_knows_what_it_spent(
+    server: FaultServer, pictures: Path, tmp_path: Path, run_of: Callable[..., Run]
+) -> None:
+    def slowly(number: int, asked: dict[str, Any]) -> faults.Behaviour:
+        time.sleep(0.05)
+        return good(number, asked)
+
+    server.script = slowly
+    changed = {"annotate.samples_per_image": 2, "annotate.shard_size": 2, "images.render": "null",
+               "teacher": f"'{server.reference}'", "teacher_server.concurrency": 1}  # fmt: skip
+    words = ["annotate", "minicharts", "--images", str(pictures), "--out", str(tmp_path / "run")]
+    words += [word for key, value in changed.items() for word in ("--set", f"{key}={value}")]
+    killed = subprocess.Popen([sys.executable, "-m", "mpa_edge", *words], stderr=subprocess.DEVNULL)
+    # eight requests a shard: the second one is at work
+    while len(server.bodies) < 12 and killed.poll() is None:
+        time.sleep(0.02)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    before = len(server.bodies)
+    server.script = good
+    assert cli.exit_code(words) == 0
+    run = run_of(server, folder="run")
+    assert (len(annotated(run)), len({*annotated(run)}), lost(run)) == (12, 12, [])
+    assert len(server.bodies) - before == 16
+    used = total_usage(run)
+    assert used is not None
+    assert used.requests == 24
+    assert not list(run.folder.rglob("*.tmp"))
