@@ -5,6 +5,9 @@ STAMP := .venv/.installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
+# processes that run tests side by side; each takes up to 3 GB
+WORKERS ?= 2
+
 .PHONY: demo test lint unit venv clean help
 
 # the demo may use every core; tests may not
@@ -13,10 +16,10 @@ demo: $(STAMP)
 
 test: lint
 	@.ci/peers
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 unit: $(STAMP)
-	@$(BIN)/pytest -q -m "not slow and not peer"
+	@$(BIN)/pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not peer"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
