@@ -33,13 +33,15 @@ BATCH, KEEP = 512, "num_logits_to_keep"
 
 def onnx_loop(folder: Path, artifact: Artifact, threads: int) -> Loop:
     """Three sessions and a loop."""
-    from onnxruntime import InferenceSession
+    from onnxruntime import InferenceSession, RunOptions
 
     from mpa_edge.vlm.sessions import options
 
-    paths = {name: str(folder / file) for name, file in artifact.files.items()}
-    cores = {"vision": threads, "embed": 1, "decoder": threads}
-    vision, embed, decoder = (InferenceSession(paths[name], options(n)) for name, n in cores.items())
+    paths: dict[str, str] = {name: str(folder / file) for name, file in artifact.files.items()}
+    vision, decoder = (InferenceSession(paths[name], options(threads)) for name in ("vision", "decoder"))
+    embed = InferenceSession(paths["embed"], options(1))
+    after_each = RunOptions()  # as in the product: what a tile needed goes back
+    after_each.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     tokenizer = PromptTokenizer(folder, artifact)
     inputs = {entry.name: entry for entry in decoder.get_inputs()}
     cache_names = [entry.name.replace("present.", "past_key_values.") for entry in decoder.get_outputs()[1:]]
@@ -52,7 +54,7 @@ def onnx_loop(folder: Path, artifact: Artifact, threads: int) -> Loop:
         marks = [time.perf_counter()]
         made = prepare(artifact.image, image)
         ids = np.array([tokenizer.encode(prompt_text(artifact, question, made.expansion))], np.int64)
-        seen = [vision.run(None, {k: a[:, i : i + 1] for k, a in made.pixels.items()})[0]
+        seen = [vision.run(None, {k: a[:, i : i + 1] for k, a in made.pixels.items()}, after_each)[0]
                 for i in range(made.pixels["pixel_values"].shape[1])]  # fmt: skip
         embeds, length = embed.run(None, {"input_ids": ids})[0].copy(), ids.shape[1]
         embeds[0, ids[0] == artifact.tokens.image_id] = np.concatenate(

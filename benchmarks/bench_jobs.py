@@ -25,8 +25,8 @@ from mpa_edge.artifact import read_artifact, write_artifact
 from mpa_edge.assets import load_target
 from mpa_edge.bench.bundle import Bundle, Question, make_bundle
 from mpa_edge.bench.lines import ORDER, OUT, JobOrder, Line, Step, read_lines, to_json
-from mpa_edge.evaluation import read_samples
 from mpa_edge.nursery.render import ANSWERS, render
+from mpa_edge.questions.own import read_samples
 
 STUDENT, SHAPES = "student", "smolvlm-256m"
 TARGET, NOISE = "cpu", "noise.png"

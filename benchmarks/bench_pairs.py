@@ -1,4 +1,4 @@
-"""Harness and bare loop in turn, answer by answer: two processes, of which one waits while the other works.
+"""Harness and bare loop in turn: two processes, of which one waits while the other answers all questions of a bundle.
 
 The harness's side is the real worker process of the bundle, with its journal; the sensors are read by probe.sh as in
 a job, but stand still while the bare loop works: their cost is the harness's alone.
@@ -71,13 +71,16 @@ class Harness:
         for kind in ("loaded", "warm"):
             self._line(kind)
 
-    def ask(self) -> Answer:
-        """The next answer of the order."""
+    def turn(self, n: int) -> list[Answer]:
+        """The next n answers of the order, one right behind the other."""
         os.killpg(self._watch, signal.SIGCONT)
-        self._worker.go_on()
-        found = self._line("answer")
+        found = [self._next() for _ in range(n)]
         os.killpg(self._watch, signal.SIGSTOP)
         return found
+
+    def _next(self) -> Answer:
+        self._worker.go_on()
+        return self._line("answer")
 
     def _line(self, kind: str) -> Answer:
         if kind == "warm":
@@ -103,10 +106,10 @@ def watch(bundle: Path, folder: Path) -> Iterator[int]:
 
 
 def pairs(bundle: Bundle, folder: Path, rounds: int, threads: int) -> list[tuple[Answer, Answer]]:
-    """(harness, bare) about the same question, `rounds` times A B B A: two pairs each."""
+    """(harness, bare) about the same question, `rounds` times A B B A: two pairs of each question."""
     folder.mkdir(parents=True)
     asked = ids_of(bundle)
-    steps = [Step("artifact", asked[i % len(asked)], i // len(asked)) for i in range(2 * rounds)]
+    steps = [Step("artifact", question, turn) for turn in range(2 * rounds) for question in asked]
     order = order_for(bundle, steps, threads)
     task = {"order": asdict(order), "variant": "artifact", "block": 0, "cold": True}
     with (
@@ -117,14 +120,15 @@ def pairs(bundle: Bundle, folder: Path, rounds: int, threads: int) -> list[tuple
     ):
         harness = Harness(worker, journal, group)
         bare.ask(asked[0])  # its warm-up
-        return [pair(harness, bare, step.id, bare_first=bool(i % 2)) for i, step in enumerate(steps)]
+        turns = [both(harness, bare, asked, bare_first=bool(turn % 2)) for turn in range(2 * rounds)]
+    return [pair for turn in turns for pair in turn]
 
 
-def pair(harness: Harness, bare: Bare, question: str, *, bare_first: bool) -> tuple[Answer, Answer]:
-    """One question to both."""
-    early = bare.ask(question) if bare_first else None
-    one = harness.ask()
-    return one, early or bare.ask(question)
+def both(harness: Harness, bare: Bare, asked: Sequence[str], *, bare_first: bool) -> list[tuple[Answer, Answer]]:
+    """All questions to both."""
+    early = [bare.ask(question) for question in asked] if bare_first else []
+    ours = harness.turn(len(asked))
+    return list(zip(ours, early or [bare.ask(question) for question in asked], strict=True))
 
 
 def compared(found: Sequence[tuple[Answer, Answer]], metric: str) -> dict[str, Any]:

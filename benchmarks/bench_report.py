@@ -24,14 +24,14 @@ def where(part: dict[str, Any]) -> str:
     return (
         f"`{part['command']}`: {part['threads']} thread, {part['machine']['cores']} cores ({part['machine']['cpu']}), "
         f"{versions}; {part['date']}; load before {part['load_before']:.1f}, "
-        f"{percent(part['stolen_share'])} of the time taken by other guests of the host.{noise(part)}\n"
+        f"{percent(part['stolen_share'])} of the time taken by other guests of the host.\n"
     )
 
 
 def noise(part: dict[str, Any]) -> str:
-    """A warning where the machine had other work."""
+    """A warning where the machine had other work: seconds mean little then, bytes and ratios of neighbours do."""
     busy = part["load_before"] > QUIET_LOAD or part["stolen_share"] > STOLEN
-    return " **The machine had other work.**" if busy else ""
+    return "**The machine had other work meanwhile.** " if busy else ""
 
 
 def verdict(met: bool, asked: str) -> str:
@@ -53,10 +53,12 @@ def overhead_part(part: dict[str, Any]) -> list[str]:
     return [
         "### What the harness costs\n",
         where(part),
-        (
-            "The worker of a job and a bare loop in a process of its own, A B B A, answer by answer; the median of the "
-            "pairs' ratios. Below 0 % for the time, above 0 % for the speed: the harness reports better figures than "
-            "the bare loop has, because the product reads a prompt in fewer batches than llama.cpp's own helper.\n"
+        noise(part)
+        + (
+            "The worker of a job and a bare loop in a process of its own, A B B A, in turns of all questions; the "
+            "median of the pairs' ratios. Below 0 % for the time, above 0 % for the speed: the harness reports better "
+            "figures than the bare loop has. It may, as the product reads a prompt in fewer batches than llama.cpp's "
+            "own helper.\n"
         ),
         table(heading, rows),
     ]
@@ -116,7 +118,8 @@ def repeat_part(part: dict[str, Any]) -> list[str]:
     return [
         "### The same benchmark again\n",
         where(part),
-        (
+        noise(part)
+        + (
             f"{part['rounds']} jobs through bench.sh, a bare loop before and behind each. The last two columns are the "
             "yardstick: a bare loop that wanders as far as the jobs means that the machine did.\n"
         ),
@@ -153,7 +156,8 @@ def shapes_part(part: dict[str, Any]) -> list[str]:
     return [
         "### SmolVLM-256M's sizes, every scheme\n",
         where(part),
-        (
+        noise(part)
+        + (
             f"Random weights: answers mean nothing. One picture of {part['tiles']} tiles (the overview counted), "
             f"{part['tokens']} tokens, medians of {part['rounds']} answers behind a warm-up, through bundle, bench.sh "
             "and worker. *Of the bound*: tokens a second times the bytes that each token has to read (weights of the "
