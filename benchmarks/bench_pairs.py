@@ -32,9 +32,10 @@ LONGEST_S = 600.0
 
 
 class Bare:
-    """The process of bench_bare.py."""
+    """The process of bench_bare.py; `notes`: a file to which each answer is written, as the harness does it."""
 
-    def __init__(self, bundle: Path, threads: int) -> None:
+    def __init__(self, bundle: Path, threads: int, notes: Path | None = None) -> None:
+        self._notes = notes.open("w") if notes else None
         script = Path(__file__).with_name("bench_bare.py")
         command = [sys.executable, str(script), str(bundle), str(threads)]
         self._process = subprocess.Popen(
@@ -49,6 +50,10 @@ class Bare:
         line = self._process.stdout.readline()
         if not line:
             raise click.ClickException("the bare loop ended: see its message above")
+        if self._notes:
+            self._notes.write(line)
+            self._notes.flush()
+            os.fsync(self._notes.fileno())
         found = json.loads(line)
         tpot_s = found["decode_s"] / (found["tokens"] - 1)
         return found | {"tpot_s": tpot_s, "tokens_per_s": 1 / tpot_s}
@@ -61,6 +66,8 @@ class Bare:
     ) -> None:
         self._process.kill()
         self._process.wait()
+        if self._notes:
+            self._notes.close()
 
 
 class Harness:
@@ -105,15 +112,20 @@ def watch(bundle: Path, folder: Path) -> Iterator[int]:
             process.wait()
 
 
-def pairs(bundle: Bundle, folder: Path, rounds: int, threads: int) -> list[tuple[Answer, Answer]]:
-    """(harness, bare) about the same question, `rounds` times A B B A: two pairs of each question."""
+def pairs(
+    bundle: Bundle, folder: Path, rounds: int, threads: int, *, notes: bool = False
+) -> list[tuple[Answer, Answer]]:
+    """(harness, bare) about the same question, `rounds` times A B B A: two pairs of each question.
+
+    `notes`: the bare loop puts each answer on the disk, too, before the next question comes.
+    """
     folder.mkdir(parents=True)
     asked = ids_of(bundle)
     steps = [Step("artifact", question, turn) for turn in range(2 * rounds) for question in asked]
     order = order_for(bundle, steps, threads)
     task = {"order": asdict(order), "variant": "artifact", "block": 0, "cold": True}
     with (
-        Bare(bundle.folder, threads) as bare,
+        Bare(bundle.folder, threads, folder / "bare.jsonl" if notes else None) as bare,
         Journal(folder / OUT) as journal,
         watch(bundle.folder, folder) as group,
         Worker(bundle.folder, folder / LOG, task) as worker,
