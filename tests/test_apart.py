@@ -103,11 +103,11 @@ def write_pid_and_sleep(pid_file: str) -> None:
 
 def test_a_killed_parent_takes_its_child_along(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
-    code = "from tests.exporters.test_apart import orphan_maker\n"
+    code = "from tests.test_apart import orphan_maker\n"
     code += f"if __name__ == '__main__': orphan_maker({str(pid_file)!r})"
     script = tmp_path / "parent.py"
     script.write_text(code)
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[1]
     parent = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(root)})
     deadline = time.monotonic() + 60
     while not (pid_file.is_file() and pid_file.read_text()):

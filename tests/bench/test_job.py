@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,8 @@ def group_of(folder: str) -> list[int]:
 def power_off(folder: str) -> None:
     """All processes of the job are gone at once, none says a word."""
     for pid in group_of(folder):
-        os.kill(pid, 9)
+        with suppress(ProcessLookupError):
+            os.kill(pid, 9)
     until(lambda: not group_of(folder))
 
 

@@ -247,7 +247,9 @@ def test_killed_at_any_moment_nothing_is_lost_or_repeated(bundles, at_home, tmp_
 
 
 def test_an_end_by_signal_is_quiet_and_can_be_gone_on_with(bundles, tmp_path) -> None:
-    order = everything(bundles["onnx"])
+    # long enough that a signal comes before the end also on a busy machine
+    steps = [Step(variant, one, again) for variant in BOTH for again in range(60) for one in ids(bundles["onnx"])]
+    order = everything(bundles["onnx"], steps=tuple(steps))
     folder, n = job(tmp_path / "job", order), 0
     for number, whom in ((signal.SIGTERM, "runner"), (signal.SIGINT, "runner"), (signal.SIGTERM, "worker first")):
         process = start(bundles["onnx"].folder, folder)
