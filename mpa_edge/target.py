@@ -85,7 +85,7 @@ class Target(Section):
     budgets: Budgets
     """Memory and speed."""
     transport: Literal["local", "ssh", "adb"]
-    """How a benchmark gets there when `--via` does not say."""
+    """How one usually gets there. A benchmark goes where `--via` says, and without it stays on this machine."""
     thermal: Thermal
     """When it is too hot to measure."""
     server: str | None = Field(default=None, pattern=r"^/.+$")

@@ -38,7 +38,7 @@ class Reach:
     """The way to the device, and what runs there."""
 
     via: str | None = None
-    """local, ssh://USER@HOST, adb://SERIAL; None: what the target says."""
+    """local, ssh://USER@HOST, adb://SERIAL; None: this machine."""
     root: str | None = None
     """Folder on the device; None: the transport's own."""
     python: str | None = None
