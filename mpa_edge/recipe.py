@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from typing import Self  # novm
 
 PILLOW_PIXEL_CAP = 89_478_485
@@ -24,6 +25,16 @@ class Section(BaseModel):
     """Base of every part of a recipe: nothing unknown, nothing silently converted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    ADDED: ClassVar[frozenset[str]] = frozenset()
+    """Keys that are younger than the first runs."""
+
+    def settings(self, exclude: Collection[str] = ()) -> dict[str, Any]:
+        """The values that a stage's result depends on; a younger key counts only where it is not at its default.
+
+        So what was finished before there was such a key stays finished.
+        """
+        idle = {name for name in self.ADDED if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(exclude={*exclude, *idle})
 
 
 class RenderConfig(Section):
@@ -71,6 +82,21 @@ class AnnotateConfig(Section):
     """Requests in one batch; halved when memory runs out."""
     shard_size: int = Field(100, ge=1, le=100_000)
     """Images in one shard: what a crash can lose."""
+    blind_filter: bool = False
+    """Drop what the teacher answers the same way about a grey picture of the same size."""
+    near_duplicates: float = Field(1.0, ge=0.5, le=1.0)
+    """Two questions about one picture that are this alike are one; 1 is the same words, whatever their case."""
+    min_confidence: Share = 0.0
+    """Drop what the teacher answers with less: geometric mean of its tokens' probabilities; 0 is never."""
+
+    ADDED: ClassVar[frozenset[str]] = frozenset({"blind_filter", "near_duplicates", "min_confidence"})
+    """Younger keys."""
+
+    @model_validator(mode="after")
+    def _confidence_needs_a_vote(self) -> Self:
+        if self.min_confidence and not self.votes:
+            raise ValueError("annotate.min_confidence needs an answer to measure: use annotate.votes=1 or more")
+        return self
 
 
 class IdentifyConfig(Section):

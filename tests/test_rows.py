@@ -76,3 +76,14 @@ def test_a_damaged_part_is_not_done(tmp_path: Path, harm: str) -> None:
 def test_a_kill_between_the_two_files_leaves_the_shard_undone(tmp_path: Path) -> None:
     rows.write_rows(rows.dropped_path(tmp_path, 1), [DROPPED], Dropped)
     assert rows.shards_done(tmp_path, PseudoAnnotation) == set()
+
+
+def test_files_from_before_a_column_with_a_default_are_read(tmp_path: Path) -> None:
+    rows.write_part(tmp_path, 1, [NOTE], [], PseudoAnnotation)
+    path = rows.part_path(tmp_path, 1)
+    table = pq.read_table(path)
+    pq.write_table(table.drop_columns(["logprob"]), path)
+    assert rows.shards_done(tmp_path, PseudoAnnotation) == {1}
+    assert rows.read_rows(path, PseudoAnnotation) == [NOTE]
+    pq.write_table(table.drop_columns(["logprob", "votes"]), path)
+    assert rows.shards_done(tmp_path, PseudoAnnotation) == set()

@@ -60,7 +60,7 @@ def level_inputs(run: Run) -> dict[str, str]:
         "student": run.student_fingerprint,
         "config": sha256_json(
             {
-                "level": run.recipe.level.model_dump(exclude={"min_gap"}),
+                "level": run.recipe.level.settings({"min_gap"}),
                 "seed": run.recipe.seed,
                 "answer": answer_prompt(run.task, "?"),
             }

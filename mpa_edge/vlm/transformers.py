@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +15,7 @@ from transformers.generation.logits_process import TopPLogitsWarper
 from mpa_edge.errors import MpaError
 from mpa_edge.types import FinishReason, Reply, Request
 from mpa_edge.vlm import checkpoint
+from mpa_edge.vlm.confidence import Confidence
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,15 +99,20 @@ class TransformersVLM:
             add_special_tokens=False,
             return_tensors="pt",
         ).to(self.device, dtype=self.model.dtype)
-        sampled = any(request.temperature > 0 for request in requests)
+        sampling = SeededSampling(requests) if any(request.temperature > 0 for request in requests) else None
+        watched = Confidence(sampling) if any(request.confidence for request in requests) else None
         output = self.model.generate(
             **self._seen_once(inputs, requests),
             max_new_tokens=max(request.max_new_tokens for request in requests),
             do_sample=False,
-            logits_processor=LogitsProcessorList([SeededSampling(requests)] if sampled else []),
+            logits_processor=LogitsProcessorList(filter(None, [watched or sampling])),
         )
         new = output[:, inputs["input_ids"].shape[1] :].cpu()
-        return [self._reply(row, request) for row, request in zip(new, requests, strict=True)]
+        replies = [self._reply(row, request) for row, request in zip(new, requests, strict=True)]
+        return [
+            replace(reply, logprob=watched.mean(row, reply.n_tokens)) if watched and request.confidence else reply
+            for row, (reply, request) in enumerate(zip(replies, requests, strict=True))
+        ]
 
     def _seen_once(self, inputs: Any, requests: Sequence[Request]) -> dict[str, Any]:
         """Run the vision tower once for each image of the batch, not once for each question about it.
