@@ -155,6 +155,15 @@ class LevelConfig(Section):
     """Steps between two checkpoints."""
     min_gap: int = Field(32, ge=1, le=1_000_000)
     """With fewer gap items nothing is trained."""
+    balance_kinds: bool = False
+    """No kind of question (what the teacher was asked for) gets more than an even share of the training samples."""
+    answer_share: float = Field(1.0, gt=0.0, le=1.0)
+    """Largest share of the training samples with one and the same answer; what is above it is left out."""
+    question_share: float = Field(1.0, gt=0.0, le=1.0)
+    """The same for one and the same question."""
+
+    ADDED: ClassVar[frozenset[str]] = frozenset({"balance_kinds", "answer_share", "question_share"})
+    """Younger keys."""
 
     @model_validator(mode="after")
     def _adapter_options(self) -> Self:

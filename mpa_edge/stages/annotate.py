@@ -218,6 +218,15 @@ def row_id(entry: ImageEntry, sample: int) -> str:
     return f"{entry.id}-{sample:02d}"
 
 
+def kind_of(annotation: str, kinds: int) -> int:
+    """Which of the task's prompts an annotation answered, by its id: prompts take turns.
+
+    >>> kind_of("0123456789abcdef-07", 5)
+    2
+    """
+    return int(annotation.rpartition("-")[2]) % kinds
+
+
 def annotate_pictures(
     teacher: VLM, run: Run, opened: Sequence[tuple[ImageEntry, Image | Drop]], again: Again | None = None
 ) -> tuple[list[PseudoAnnotation], list[Dropped]]:

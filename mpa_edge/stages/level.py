@@ -11,6 +11,7 @@ from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
 from mpa_edge.rows import read_parts
 from mpa_edge.runs import StageClock, finish, is_done, sha256_json, write_json
+from mpa_edge.stages.annotate import kind_of
 from mpa_edge.stages.run import Run, begin, memory_counts
 from mpa_edge.stages.selection import Selection, select
 from mpa_edge.stages.soften import soften
@@ -78,4 +79,8 @@ def choose(run: Run) -> Selection:
             f"only {n_gap} gap items of {verified} verified ones (level.min_gap is {config.min_gap}): nothing was "
             f"trained, the annotations are kept in {run.folder}; add images, or raise annotate.samples_per_image"
         )
-    return select(rows, config, run.recipe.seed)
+    kinds = len(run.task.annotation_prompts)
+    selection = select(rows, config, run.recipe.seed, lambda row: kind_of(row.id, kinds))
+    if selection.left_out:
+        say(f"level: {selection.left_out} samples left out, too many of their kind, answer or question")
+    return selection
