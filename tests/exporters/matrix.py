@@ -86,7 +86,7 @@ def in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     llama.cpp's quantizer keeps its own: it leaves a log handler behind that lives no longer than its function.
     """
 
-    def here(function: Any, *arguments: Any, threads: int | None = None) -> tuple[Any, int]:
+    def here(function: Any, *arguments: Any, **_: Any) -> tuple[Any, int]:
         return function(*arguments), 0
 
     for module in (build, reference, verify):
