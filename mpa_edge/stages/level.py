@@ -1,6 +1,7 @@
-"""Parity Leveler: tune the student on the gap, with NLL on the answer and its end token; the teacher is not involved.
+"""Parity Leveler: tune the student on the gap, with NLL on the answer and its end token.
 
-Method: arXiv 2509.16633, section on the Parity Leveler. Training is TRL's SFTTrainer with a peft adapter.
+Method: arXiv 2509.16633, section on the Parity Leveler; the teacher is not involved, unless level.distill asks for its
+token probabilities. Training is TRL's SFTTrainer with a peft adapter.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def run_level(run: Run, fresh: bool = False) -> None:
 
 def level_inputs(run: Run) -> dict[str, str]:
     """Everything that the adapter depends on."""
-    return {
+    teacher = {"teacher": run.teacher_fingerprint} if run.recipe.level.distill else {}
+    return teacher | {
         "identify": run.outputs_of("identify"),
         "student": run.student_fingerprint,
         "config": sha256_json(

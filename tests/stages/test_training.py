@@ -16,8 +16,10 @@ from mpa_edge.nursery.models import END, build_model, build_processor
 from mpa_edge.recipe import LevelConfig
 from mpa_edge.runs import StageClock, make_folder, read_json, write_json
 from mpa_edge.stages import training
+from mpa_edge.stages.given import IGNORE
+from mpa_edge.stages.lessons import AnswerCollator, as_rows
 from mpa_edge.stages.selection import Selection
-from mpa_edge.stages.training import COMPLETE, IGNORE, AnswerCollator, as_rows, largest_divisor, last_checkpoint
+from mpa_edge.stages.training import COMPLETE, largest_divisor, last_checkpoint
 from mpa_edge.types import ParityRecord, Request
 from mpa_edge.vlm import checkpoint
 
