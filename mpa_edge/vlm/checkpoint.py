@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from mpa_edge.errors import MpaError, missing_package
+from mpa_edge.vlm.completion import complete, with_start
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,6 +81,9 @@ def load_processor(path: str) -> Any:
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
         raise MpaError(f"'{path}' is no vision-language model: its processor lacks a tokenizer or an image processor")
     processor.tokenizer.padding_side = "left"
+    complete(processor, path)
+    if not processor.chat_template:
+        raise MpaError(f"'{path}' has no chat template: put its chat_template.jinja into the folder")
     return processor
 
 
@@ -144,7 +148,8 @@ def chat_prompt(processor: Any, prompt: str) -> str:
     """
     content = [{"type": "image"}, {"type": "text", "text": without_special_tokens(processor, prompt)}]
     message = [{"role": "user", "content": content}]
-    return str(processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
+    text = str(processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
+    return with_start(processor.tokenizer, text)
 
 
 def chat_completion(processor: Any, prompt: str, answer: str) -> str:
@@ -154,7 +159,8 @@ def chat_completion(processor: Any, prompt: str, answer: str) -> str:
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked}]},
         {"role": "assistant", "content": [{"type": "text", "text": said}]},
     ]
-    whole = str(processor.apply_chat_template(messages, add_generation_prompt=False, tokenize=False))
+    text = str(processor.apply_chat_template(messages, add_generation_prompt=False, tokenize=False))
+    whole = with_start(processor.tokenizer, text)
     before = chat_prompt(processor, prompt)
     if not whole.startswith(before):
         raise MpaError("the student's chat template rewrites the prompt once it is answered: use another checkpoint")
