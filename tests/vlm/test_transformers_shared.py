@@ -1,4 +1,4 @@
-"""Behind a prefix every family says what `generate` says on the whole prompt; and what is not kept is computed again."""
+"""Behind a prefix every family says what `generate` says on the whole prompt."""
 
 from __future__ import annotations
 
