@@ -78,8 +78,8 @@ class AnnotateConfig(Section):
     """How often the teacher answers its own question again, greedy first; 0 is never."""
     max_new_tokens: Tokens = 128
     """For one question with its answer."""
-    batch_size: BatchSize = 64
-    """Requests in one batch; halved when memory runs out."""
+    batch_size: BatchSize = 256
+    """Requests in one batch at most: begins with 32, grows while memory allows, is halved when it runs out."""
     shard_size: int = Field(100, ge=1, le=100_000)
     """Images in one shard: what a crash can lose."""
     blind_filter: bool = False
@@ -102,8 +102,8 @@ class AnnotateConfig(Section):
 class IdentifyConfig(Section):
     """Parity Identifier: both models answer; what only the teacher knows is the gap."""
 
-    batch_size: BatchSize = 64
-    """Requests in one batch; halved when memory runs out."""
+    batch_size: BatchSize = 256
+    """Requests in one batch at most: begins with 32, grows while memory allows, is halved when it runs out."""
     max_new_tokens: Tokens = 16
     """For one short answer; evaluation uses the same."""
 
@@ -197,8 +197,8 @@ class EvaluateConfig(Section):
     """Folder of the benchmark's files, a parquet file, or a data set id OWNER/NAME on a hub."""
     split: str | None = None
     """Of the benchmark; null: the one that the paper uses."""
-    batch_size: BatchSize = 64
-    """Requests in one batch; halved when memory runs out."""
+    batch_size: BatchSize = 256
+    """Requests in one batch at most: begins with 32, grows while memory allows, is halved when it runs out."""
     bootstrap: int = Field(2000, ge=100, le=1_000_000)
     """Resamples of the images behind the interval."""
 

@@ -8,8 +8,6 @@ import psutil
 
 CGROUP = Path("/sys/fs/cgroup")
 FIRST_BATCH = 32
-# more never paid: a CPU is busy with few rows, a GPU reads its weights once for all of them
-LARGEST_BATCH = {"cpu": 256, "cuda": 1024}
 SHARE = 0.5
 
 
@@ -37,21 +35,20 @@ def _left(group: Path) -> int:
 
 
 class BatchSize:
-    """How many requests go together: a fixed number, or found while the work goes on. Halved when memory runs out."""
+    """How many requests go together: grows while memory is there, is halved when it runs out."""
 
-    def __init__(self, asked: int | None, device: str) -> None:
-        """`asked` None: begin small, double after each full batch for as long as the next one surely fits."""
-        self.size = asked or FIRST_BATCH
-        self.largest = asked or LARGEST_BATCH[device]
+    def __init__(self, largest: int) -> None:
+        """Begins small, never above `largest`."""
+        self.size, self.largest = min(FIRST_BATCH, largest), largest
 
     def halve(self, tried: int) -> None:
         """After `tried` requests ran out of memory; never grows to that again."""
         self.size = self.largest = max(1, tried // 2)
 
     def worked(self, n_requests: int, used_bytes: int, free: int) -> None:
-        """After a batch of `n_requests` that took `used_bytes` at its height: maybe grow.
+        """After a batch of `n_requests` that took `used_bytes` at its height: doubles where twice as many surely fit.
 
-        >>> size = BatchSize(None, "cpu")
+        >>> size = BatchSize(256)
         >>> size.worked(32, used_bytes=100, free=1000)
         >>> size.size
         64
@@ -59,6 +56,6 @@ class BatchSize:
         >>> size.size
         64
         """
-        doubled = min(2 * self.size, self.largest)
-        if n_requests >= self.size < doubled and used_bytes * doubled <= SHARE * free * n_requests:
-            self.size = doubled
+        larger = min(2 * self.size, self.largest)
+        if n_requests >= self.size < larger and used_bytes * larger <= SHARE * free * n_requests:
+            self.size = larger

@@ -42,15 +42,15 @@ class TransformersVLM:
 
     def __init__(
         self, path: str, *, name: str, device: str = "auto", threads: int | None = None,
-        batch_size: int | None = 64, share_prefixes: bool = True,
+        batch_size: int = 256, share_prefixes: bool = True,
     ) -> None:  # fmt: skip
-        """`batch_size` None: found while the work goes on. `share_prefixes` False: `generate` on whole prompts."""
+        """`batch_size` is the largest batch. `share_prefixes` False: `generate` on whole prompts."""
         self.name = name
         self.device = checkpoint.pick_device(device)
         self.threads = checkpoint.set_threads(threads)
         self.processor = checkpoint.load_processor(path)
         self.model: Any = checkpoint.load_model(path, self.device)
-        self.batch = BatchSize(batch_size, self.device)
+        self.batch = BatchSize(batch_size)
         self.shares = share_prefixes and decodes_plainly(self.model.generation_config)
         # a copy, because a tokenizer must not be used in two threads at once; only where a core has nothing else to do
         idle = self.device == "cuda" or self.threads < len(os.sched_getaffinity(0))

@@ -9,33 +9,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpa_edge.vlm import room
-from mpa_edge.vlm.room import FIRST_BATCH, LARGEST_BATCH, BatchSize
+from mpa_edge.vlm.room import FIRST_BATCH, BatchSize
 
 GB = 10**9
 
 
 def test_it_grows_while_memory_is_there_and_stops_at_the_largest() -> None:
-    size, seen = BatchSize(None, "cpu"), []
+    size, seen = BatchSize(256), []
     for _ in range(6):
         seen.append(size.size)
         size.worked(size.size, used_bytes=size.size, free=GB)
     assert seen == [32, 64, 128, 256, 256, 256]
 
 
-def test_a_number_that_was_asked_for_stays() -> None:
-    size = BatchSize(48, "cuda")
-    size.worked(48, used_bytes=1, free=GB)
+def test_it_never_begins_above_the_largest_and_ends_at_it() -> None:
+    assert BatchSize(3).size == 3
+    size = BatchSize(48)
+    size.worked(32, used_bytes=1, free=GB)
     assert size.size == 48
 
 
 def test_a_batch_that_was_not_full_says_nothing() -> None:
-    size = BatchSize(None, "cpu")
+    size = BatchSize(256)
     size.worked(31, used_bytes=1, free=GB)
     assert size.size == 32
 
 
 def test_after_an_error_it_never_grows_to_that_again() -> None:
-    size = BatchSize(None, "cuda")
+    size = BatchSize(1024)
     size.halve(32)
     size.worked(16, used_bytes=1, free=GB)
     assert size.size == 16
@@ -45,11 +46,11 @@ def test_after_an_error_it_never_grows_to_that_again() -> None:
 
 @given(st.integers(1, 10**6), st.integers(1, 10**9))
 def test_the_next_batch_fits_into_half_of_what_is_free(bytes_a_request: int, free: int) -> None:
-    size = BatchSize(None, "cuda")
+    size = BatchSize(1024)
     for _ in range(12):
         size.worked(size.size, size.size * bytes_a_request, free)
     assert size.size == FIRST_BATCH or size.size * bytes_a_request <= free / 2
-    assert size.size <= LARGEST_BATCH["cuda"]
+    assert size.size <= 1024
 
 
 def group(folder: Path, limit: str, used: int, cached: int) -> Path:

@@ -49,7 +49,7 @@ def random_student(random_checkpoint: Path) -> TransformersVLM:
 @pytest.fixture
 def student(random_student: TransformersVLM) -> TransformersVLM:
     """Random weights: nothing it says is likely, which is the hard case for sampling."""
-    random_student.batch = BatchSize(64, "cpu")
+    random_student.batch = BatchSize(64)
     return random_student
 
 
@@ -70,9 +70,9 @@ def test_a_sampled_reply_does_not_depend_on_its_batch(name: str, drawn, request:
     assert [vlm.answer([one])[0] for one in requests] == together
     assert vlm.answer(requests[::-1])[::-1] == together
     assert vlm.answer([*requests[5:], *requests[:5]]) == [*together[5:], *together[:5]]
-    vlm.batch = BatchSize(3, "cpu")
+    vlm.batch = BatchSize(3)
     assert vlm.answer(requests) == together
-    vlm.batch = BatchSize(64, "cpu")
+    vlm.batch = BatchSize(64)
     assert len({reply.text for reply in together}) > 3
 
 
@@ -263,7 +263,7 @@ def test_out_of_memory_in_the_middle_keeps_what_was_answered(student: Transforme
     echoing(monkeypatch)
     expected = student.answer(requests)
     tried, decode = [], module.decode
-    student.batch = BatchSize(4, "cpu")
+    student.batch = BatchSize(4)
 
     def second_fails(model: object, rows: list, *rest: object) -> list:
         tried.append(len(rows))

@@ -88,9 +88,9 @@ def test_without_room_for_prefixes_and_with_single_requests_it_is_the_same(one: 
     requests = requests_about(drawn)
     expected = one.answer(requests)
     store, one.store = one.store, prefix.PrefixStore(0)
-    one.batch = BatchSize(1, "cpu")
+    one.batch = BatchSize(1)
     assert same(one.answer(requests), expected)
-    one.store, one.batch = store, BatchSize(64, "cpu")
+    one.store, one.batch = store, BatchSize(64)
 
 
 def test_a_penalty_of_the_checkpoint_counts_as_in_generate(one: TransformersVLM, drawn) -> None:
