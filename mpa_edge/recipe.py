@@ -123,6 +123,14 @@ class LevelConfig(Section):
     """Rank-stabilised scale."""
     dora: bool = False
     """Weight-decomposed LoRA."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the products; auto: bf16 on a GPU, fp32 on a CPU. Trained weights stay in fp32."""
+    quantize: Literal["nf4"] | None = None
+    """QLoRA: the frozen language model in four bits while the adapter learns; needs bitsandbytes."""
+    gradient_checkpointing: bool = False
+    """Compute activations again instead of keeping them: far less memory, a third more time."""
+    liger: bool = False
+    """Liger's fused kernels, on a GPU; needs liger-kernel."""
     targets: tuple[Literal["language", "vision", "connector"], ...] = Field(
         ("language",), min_length=1, max_length=3, strict=False
     )
@@ -167,7 +175,10 @@ class LevelConfig(Section):
     """Weight of the Jensen-Shannon divergence from the teacher's token probabilities beside the loss; 0 is off."""
 
     ADDED: ClassVar[frozenset[str]] = frozenset(
-        {"balance_kinds", "answer_share", "question_share", "curriculum", "distill"}
+        {
+            "balance_kinds", "answer_share", "question_share", "curriculum", "distill", "precision", "quantize",
+            "gradient_checkpointing", "liger",
+        }
     )
     """Younger keys."""
 
@@ -175,6 +186,8 @@ class LevelConfig(Section):
     def _adapter_options(self) -> Self:
         if self.method == "full" and (self.dora or self.rslora):
             raise ValueError("level has method full with rslora or dora: those need method: lora")
+        if self.quantize and (self.method == "full" or self.dora):
+            raise ValueError("level.quantize needs method lora without dora: four bits cannot be trained themselves")
         if self.dora and self.strength < 1:
             raise ValueError("level has dora with strength below 1: a DoRA update cannot be scaled, use strength: 1.0")
         return self

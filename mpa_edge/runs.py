@@ -71,6 +71,8 @@ class Manifest(BaseModel):
     """Wall seconds, all attempts together."""
     counts: dict[str, int]
     """Rows made, dropped, and whatever else the stage counts."""
+    used: dict[str, str] = {}
+    """What did the work: device and numbers, whatever `auto` stood for; empty where no model ran in this process."""
 
 
 def sha256_file(path: Path) -> str:
@@ -341,6 +343,7 @@ def finish(
     counts: Mapping[str, int],
     packages: Sequence[str] = (),
     files: Sequence[Path] | None = None,
+    used: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Hash the outputs (all files of the folder unless `files` are named) and write the manifest: the stage is done."""
     paths = output_files(folder) if files is None else files
@@ -353,6 +356,7 @@ def finish(
         seed=seed,
         seconds=round(seconds_so_far(folder), 3),
         counts=dict(counts),
+        used=dict(used or {}),
     )
     write_json(folder / MANIFEST, manifest)
     return manifest

@@ -28,7 +28,7 @@ from mpa_edge.rows import (
 )
 from mpa_edge.runs import StageClock, finish, is_done, sha256_json
 from mpa_edge.stages.filters import blind, guessed, repeats, voted
-from mpa_edge.stages.run import Run, begin, memory_counts, stable_seed
+from mpa_edge.stages.run import Run, begin, device_used, memory_counts, stable_seed
 from mpa_edge.stages.teacher import (
     account,
     check_card,
@@ -170,6 +170,7 @@ def _finish(run: Run, inputs: dict[str, str]) -> None:
     finish(
         folder, STAGE, inputs=inputs, config=run.recipe.annotate, seed=run.recipe.seed,
         counts=counts | usage_counts(run, STAGE) | memory_counts(), packages=("torch", "transformers", "openai"),
+        used=device_used(run.recipe.device),
     )  # fmt: skip
     say(f"annotate: {counts['annotated']} question-answer pairs on {counts['images']} images, {_dropped_line(dropped)}")
 

@@ -18,7 +18,7 @@ from mpa_edge.pictures import groups
 from mpa_edge.progress import progress, say
 from mpa_edge.rows import dropped_path, part_path, read_parts, read_rows, shards_done, write_part
 from mpa_edge.runs import StageClock, finish, is_done, make_folder, sha256_json
-from mpa_edge.stages.run import Run, begin, memory_counts
+from mpa_edge.stages.run import Run, begin, device_used, memory_counts
 from mpa_edge.stages.teacher import (
     account,
     check_card,
@@ -72,6 +72,7 @@ def run_identify(run: Run, fresh: bool = False) -> None:
     finish(
         folder, STAGE, inputs=inputs, config=run.recipe.identify, seed=run.recipe.seed,
         counts=counts | usage_counts(run, STAGE) | memory_counts(), packages=("torch", "transformers", "openai"),
+        used=device_used(run.recipe.device),
     )  # fmt: skip
     say(f"identify: {counts['gap']} gap, {counts['parity']} parity, {counts['unverified']} unverified")
 

@@ -13,7 +13,8 @@ from mpa_edge.progress import say
 from mpa_edge.rows import read_parts
 from mpa_edge.runs import StageClock, finish, is_done, sha256_json, write_json
 from mpa_edge.stages.annotate import kind_of
-from mpa_edge.stages.run import Run, begin, memory_counts
+from mpa_edge.stages.precision import numbers_used
+from mpa_edge.stages.run import Run, begin, device_used, memory_counts
 from mpa_edge.stages.selection import Selection, select
 from mpa_edge.stages.soften import soften
 from mpa_edge.tasks import answer_prompt
@@ -44,6 +45,7 @@ def run_level(run: Run, fresh: bool = False) -> None:
     write_json(folder / LOSSES, outcome.losses)
     clock.tick()
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    used = device_used(run.recipe.device)
     counts = {
         "train": len(selection.train), "replayed": selection.replayed, "holdout": len(selection.holdout),
         "steps": outcome.steps, "best_step": outcome.best_step,
@@ -51,6 +53,7 @@ def run_level(run: Run, fresh: bool = False) -> None:
     finish(
         folder, STAGE, inputs=inputs, config=run.recipe.level, seed=run.recipe.seed, counts=counts | memory_counts(),
         packages=("torch", "transformers", "peft", "trl", "accelerate"),
+        used=used | numbers_used(run.recipe.level, used.get("device", "cpu")),
     )  # fmt: skip
     say(f"level: {counts['train']} samples, {outcome.steps} steps, best at step {outcome.best_step}")
 

@@ -10,6 +10,7 @@ from typing import Any
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.families import family_of
 from mpa_edge.runs import FOLDERS, RUN_FILE, read_json, require_free
+from mpa_edge.stages.precision import require_packages
 from mpa_edge.stages.run import Run
 from mpa_edge.tasks import get_benchmark, get_task
 from mpa_edge.vlm import resolve
@@ -123,6 +124,8 @@ def preflight(run: Run, names: Sequence[str]) -> None:
     weights_bytes(run.recipe.teacher)
     weights_bytes(run.recipe.student)
     _check_family(run)
+    if "level" in names and not run.finished("level"):
+        require_packages(run.recipe.level)
     _check_server(run, names)
     _check_metric(run)
     if "evaluate" in names and not run.recipe.evaluate.generated:

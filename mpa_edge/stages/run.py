@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import platform
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -188,6 +190,26 @@ def stable_seed(*parts: object) -> int:
     """
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def device_used(wanted: str) -> dict[str, str]:
+    """The device on which models ran in this process, whatever `auto` stood for; empty where none did."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    device = "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+    name = torch.cuda.get_device_name() if device == "cuda" else cpu_name()
+    return {"device": device, "device_name": name, "torch_threads": str(torch.get_num_threads())}
+
+
+def cpu_name() -> str:
+    """What the processor calls itself; the name of its architecture where it says nothing."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
 
 
 def memory_counts() -> dict[str, int]:

@@ -23,6 +23,7 @@ from mpa_edge.stages.curriculum import LOSSES_BEFORE, easy_first, losses_before,
 from mpa_edge.stages.disk import disk_guard
 from mpa_edge.stages.distill import SoftLabel, distilling, require_same_words, soft_labels
 from mpa_edge.stages.lessons import AnswerCollator, as_rows
+from mpa_edge.stages.precision import computes_in_bf16, load_student
 from mpa_edge.stages.run import Run, stable_seed
 from mpa_edge.stages.selection import Selection
 from mpa_edge.types import ParityRecord
@@ -242,7 +243,7 @@ def _trainable(path: str, config: LevelConfig, device: str, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(stable_seed(seed, "adapter"))
-    model = checkpoint.load_model(path, device)
+    model = load_student(path, config, device)
     if config.method == "full":
         return model.train()
     targets = family_of(model.config.model_type).target_modules(config.targets)
@@ -306,7 +307,10 @@ def _arguments(
         load_best_model_at_end=has_holdout, metric_for_best_model="eval_loss" if has_holdout else None,
         greater_is_better=False if has_holdout else None, logging_steps=1, logging_strategy="steps",
         max_length=None, dataloader_num_workers=0, dataloader_pin_memory=False, remove_unused_columns=False,
-        gradient_checkpointing=False, bf16=device == "cuda", disable_tqdm=True, prediction_loss_only=True,
+        activation_checkpointing=config.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
+        bf16=computes_in_bf16(config, device), use_liger_kernel=config.liger,
+        disable_tqdm=True, prediction_loss_only=True,
         dataset_kwargs={"skip_prepare_dataset": True},
         train_sampling_strategy="sequential" if config.curriculum else "random",
     )  # fmt: skip

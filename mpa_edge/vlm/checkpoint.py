@@ -87,17 +87,22 @@ def load_processor(path: str) -> Any:
     return processor
 
 
-def load_model(path: str, device: str, config: Any = None) -> PreTrainedModel:
+def load_model(
+    path: str, device: str, config: Any = None, *, dtype: str | None = None, quantization: Any = None
+) -> PreTrainedModel:
     """Weights of a checkpoint in evaluation mode: fp32 on a CPU, bf16 on a GPU. safetensors only, no remote code.
 
-    With a `config` of fewer layers than the checkpoint's own, only those are read.
+    With a `config` of fewer layers than the checkpoint's own, only those are read. `dtype` names another type of the
+    weights, `quantization` is a configuration of transformers for fewer bits.
     """
     import torch
     from transformers import AutoModelForImageTextToText
 
     quiet()
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    options = {"dtype": dtype, "use_safetensors": True, **({} if config is None else {"config": config})}
+    kind = getattr(torch, dtype) if dtype else torch.float32 if device == "cpu" else torch.bfloat16
+    options = {"dtype": kind, "use_safetensors": True, **({} if config is None else {"config": config})}
+    if quantization is not None:  # packed where it is to run: it cannot be moved later
+        options |= {"quantization_config": quantization, "device_map": {"": device}}
     model, found = _loading(
         path,
         lambda: AutoModelForImageTextToText.from_pretrained(
@@ -109,7 +114,7 @@ def load_model(path: str, device: str, config: Any = None) -> PreTrainedModel:
         raise MpaError(
             f"'{path}' lacks {len(absent)} tensors of its config.json ({absent[0]}): copy the checkpoint again"
         )
-    return model.to(device).eval()
+    return (model if quantization is not None else model.to(device)).eval()
 
 
 def _loading(path: str, load: Any) -> Any:
