@@ -1,0 +1,119 @@
+"""Bytes that a stage holds at its peak: weights, cache, what flows through the layers, gradients and moments.
+
+Numbers kept for the backward pass follow Korthikanti et al. 2022 (arXiv 2205.05198, section 4.1) for an attention that
+keeps no scores, counted for gated and plain MLPs and for fewer key-value heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mpa_edge.planning.roofline import COPIES, Batch
+from mpa_edge.planning.seen import Seen
+from mpa_edge.planning.shapes import Shapes, Stack
+from mpa_edge.recipe import LevelConfig
+
+LIBRARIES_BYTES = {"cpu": 900_000_000, "gpu": 700_000_000}
+"""torch and transformers in memory; on a GPU the driver's context."""
+USABLE = 0.92
+"""Share of a GPU's memory that can be had before the allocator gives up."""
+SHARE_OF_FREE = 0.25
+"""Of what the weights leave: for pictures on their way through the encoder, and for what is kept of them."""
+FLOAT_BYTES = 4
+MOMENTS = 2
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What training changes."""
+
+    parameters: int
+    """Of the adapter, or all."""
+    full: bool
+    """All weights."""
+    sees: bool
+    """Whether something of the encoder or the connector is among them."""
+
+
+def tuned(shapes: Shapes, level: LevelConfig) -> Tuned:
+    """Parameters that the recipe trains: two thin matrices beside each tuned one, or everything."""
+    if level.method == "full":
+        return Tuned(shapes.parameters, full=True, sees=True)
+    parts = {
+        "language": _adapter_edges(shapes.language),
+        "vision": _adapter_edges(shapes.vision),
+        "connector": shapes.connector // shapes.language.hidden + shapes.language.hidden,
+    }
+    edges = sum(parts[part] for part in level.targets)
+    return Tuned(level.rank * edges, full=False, sees=bool({"vision", "connector"} & set(level.targets)))
+
+
+def _adapter_edges(stack: Stack) -> int:
+    """Inputs and outputs of all matrices of a stack: an adapter has its rank times as many parameters."""
+    attention = 2 * (stack.hidden + stack.query) + 2 * (stack.hidden + stack.key_value)
+    return stack.layers * (attention + (3 if stack.gated else 2) * (stack.hidden + stack.ffn))
+
+
+def passing(stack: Stack) -> int:
+    """Numbers of one token that are alive at once while one layer runs without gradients."""
+    return 4 * stack.hidden + max(stack.query + 2 * stack.key_value, (3 if stack.gated else 2) * stack.ffn)
+
+
+def kept(stack: Stack) -> int:
+    """Numbers of one token that all layers keep for the backward pass."""
+    attention = 3 * stack.query + 4 * stack.key_value
+    return stack.layers * (8 * stack.hidden + attention + (4 if stack.gated else 2) * stack.ffn)
+
+
+def answering_bytes(
+    shapes: Shapes, seen: Seen, batch: Batch, kind: str, number_bytes: int, limit_bytes: float
+) -> float:
+    """Peak of answering one batch after the other, where the machine has `limit_bytes`.
+
+    Pictures are seen in portions and what is kept of them is forgotten, so that either takes its share of what is free.
+    """
+    held = LIBRARIES_BYTES[kind] + shapes.parameters * number_bytes
+    share = SHARE_OF_FREE * max(0.0, limit_bytes - held)
+    picture = 3 * seen.pixels + seen.patches * passing(shapes.vision) + batch.prefix * passing(shapes.language)
+    portion = max(picture * number_bytes, min(batch.pictures * picture * number_bytes, share))
+    kept_of_pictures = min(share, batch.pictures * batch.prefix * shapes.cache_numbers * number_bytes)
+    tails = batch.rows * batch.tail * passing(shapes.language) * number_bytes
+    cache = batch.rows * (batch.prefix + batch.tail + batch.longest) * shapes.cache_numbers * number_bytes
+    logits = batch.rows * shapes.vocabulary * (number_bytes + FLOAT_BYTES)
+    return held + kept_of_pictures + max(portion, COPIES * cache + tails + logits)
+
+
+def training_bytes(
+    shapes: Shapes, seen: Seen, tokens: float, at_once: int, what: Tuned, kind: str, number_bytes: int
+) -> float:
+    """Peak of training with so many samples in memory at once: weights, gradients, moments, kept numbers, logits."""
+    # an adapter is fp32 whatever the weights are; all weights are trained in their own precision
+    own = number_bytes if what.full else FLOAT_BYTES
+    states = what.parameters * own * ((1 + MOMENTS) if what.full else (2 + MOMENTS))
+    decoder = tokens * kept(shapes.language) * number_bytes
+    encoder = seen.patches * (kept(shapes.vision) if what.sees else passing(shapes.vision)) * number_bytes
+    logits = tokens * shapes.vocabulary * (number_bytes + 2 * FLOAT_BYTES)
+    sample = decoder + encoder + logits + 3 * seen.pixels * number_bytes
+    return LIBRARIES_BYTES[kind] + shapes.parameters * number_bytes + states + at_once * sample
+
+
+def largest_that_fits(size: int, need_bytes: Callable[[int], float], limit_bytes: float) -> int:
+    """The size, or the first of its halves that stays within the limit; 1 where none does.
+
+    >>> largest_that_fits(32, lambda size: 3.0 * size, 60.0)
+    16
+    """
+    return next((at for at in halves(size) if need_bytes(at) <= limit_bytes), 1)
+
+
+def halves(size: int) -> list[int]:
+    """A size and its halves down to one, as the program tries them when memory runs out.
+
+    >>> halves(48)
+    [48, 24, 12, 6, 3, 1]
+    """
+    found = [size]
+    while found[-1] > 1:
+        found.append(found[-1] // 2)
+    return found

@@ -1,0 +1,35 @@
+"""This machine's peaks: measured in a process of its own, the quickest run counts."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from mpa_edge.errors import MpaError
+from mpa_edge.planning import calibrate
+
+
+def test_the_quickest_run_counts() -> None:
+    naps = iter([0.0, 0.05, 0.001] + [0.05] * 100)
+    assert 0.001 <= calibrate.best_s(lambda: time.sleep(next(naps)), 0.12) < 0.05
+
+
+def test_this_machine_is_measured() -> None:
+    one, two = calibrate.this_machine(1), calibrate.this_machine(2)
+    for device in (one, two):
+        assert device.kind == "cpu"
+        assert 1e9 < device.flops < 1e13
+        assert 1e9 < device.memory_bandwidth < 1e12
+    assert one.memory_bytes == two.memory_bytes > 1e8
+
+
+def test_every_core_counts_where_no_threads_are_named() -> None:
+    assert f"{len(os.sched_getaffinity(0))} CPU threads" in calibrate.this_machine().title
+
+
+def test_a_process_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate.sys, "executable", "/bin/false")
+    with pytest.raises(MpaError, match="cannot be measured: name a device of the list instead"):
+        calibrate.this_machine(1)
