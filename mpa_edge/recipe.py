@@ -55,6 +55,8 @@ class ImagesConfig(Section):
     """Folder of images, relative to where the command runs."""
     render: RenderConfig | None = None
     """Draw them instead."""
+    split: str | None = None
+    """Only the pictures of this split of the task's benchmark, whose files lie in the folder; null: all of them."""
     max_pixels: int = Field(PILLOW_PIXEL_CAP, ge=1024, le=2 * PILLOW_PIXEL_CAP)
     """Images with more pixels are dropped before they are decoded."""
 
@@ -62,6 +64,8 @@ class ImagesConfig(Section):
     def _one_source(self) -> Self:
         if self.path is not None and self.render is not None:
             raise ValueError("images has both path and render: keep one (--set images.render=null drops the other)")
+        if self.split is not None and self.render is not None:
+            raise ValueError("images has both split and render: drawn pictures have no splits, keep one")
         return self
 
 

@@ -33,6 +33,7 @@ from mpa_edge.runs import (
     write_bytes,
     write_json,
 )
+from mpa_edge.stages.split import of_split
 from mpa_edge.tasks import Task, get_task
 from mpa_edge.vlm import fingerprint
 
@@ -71,8 +72,11 @@ class Run:
 
     @cached_property
     def entries(self) -> list[ImageEntry]:
-        """Every file of the images folder that calls itself an image, sorted by name."""
-        return scan(self.images_folder)[: self.limit]
+        """Every file of the images folder, or of its chosen split, that calls itself an image, sorted by name."""
+        found = scan(self.images_folder)
+        if self.recipe.images.split is not None:
+            found = of_split(self.recipe, self.images_folder, found)
+        return found[: self.limit]
 
     @cached_property
     def shards(self) -> list[list[ImageEntry]]:
