@@ -40,7 +40,7 @@ OTHER = {
     "title": "x",
 }
 # these change the images themselves, or nothing but what a document may say
-LEFT_OUT = ("schema_version", "images.path", "images.render")
+LEFT_OUT = ("schema_version", "images.path", "images.render", "images.split")
 SECTIONS = [key for key in keys(Recipe) if model_of(field_at(Recipe, tuple(key.split("."))).annotation)]
 KEYS = [key for key in keys(Recipe) if key not in SECTIONS and not key.startswith(LEFT_OUT)]
 
