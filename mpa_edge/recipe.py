@@ -110,6 +110,18 @@ class IdentifyConfig(Section):
     """Requests in one batch at most: begins with 32, grows while memory allows, is halved when it runs out."""
     max_new_tokens: Tokens = 16
     """For one short answer; evaluation uses the same."""
+    student: Literal["checkpoint", "as-deployed"] = "checkpoint"
+    """as-deployed: the student answers as it is exported for `target`, and is trained on pictures of that size."""
+    target: str | None = None
+    """Device or class of devices, where the student answers as deployed."""
+    scheme: str | None = None
+    """Quantization scheme of that export; null: the target's first one that fits."""
+
+    @model_validator(mode="after")
+    def _deployed_where(self) -> Self:
+        if (self.student == "as-deployed") != (self.target is not None) or (self.scheme and not self.target):
+            raise ValueError("identify.student: as-deployed and identify.target belong together: give both, or neither")
+        return self
 
 
 class LevelConfig(Section):

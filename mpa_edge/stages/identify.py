@@ -19,6 +19,7 @@ from mpa_edge.progress import progress, say
 from mpa_edge.rows import dropped_path, part_path, read_parts, read_rows, shards_done, write_part
 from mpa_edge.runs import StageClock, finish, is_done, make_folder, sha256_json
 from mpa_edge.stages.run import Run, begin, device_used, memory_counts
+from mpa_edge.stages.deployed import deployed_inputs, student_of
 from mpa_edge.stages.teacher import (
     account,
     check_card,
@@ -79,13 +80,9 @@ def run_identify(run: Run, fresh: bool = False) -> None:
 
 def identify_inputs(run: Run) -> dict[str, str]:
     """Everything that the verdicts depend on."""
-    return {
-        "annotate": run.outputs_of("annotate"),
-        "student": run.student_fingerprint,
-        "config": sha256_json(
-            {"max_new_tokens": run.recipe.identify.max_new_tokens, "answer": answer_prompt(run.task, "?")}
-        ),
-    }
+    config = {"max_new_tokens": run.recipe.identify.max_new_tokens, "answer": answer_prompt(run.task, "?")}
+    made_by = {"annotate": run.outputs_of("annotate"), "student": run.student_fingerprint}
+    return made_by | deployed_inputs(run) | {"config": sha256_json(config)}
 
 
 def verdict(pseudo: str, teacher: Sequence[str], student: str | None, agrees: Agrees) -> Verdict:
@@ -111,7 +108,7 @@ def confirmed(pseudo: str, teacher: Sequence[str], agrees: Agrees) -> bool:
 
 def _load(run: Run, name: str, patient: bool = True) -> VLM:
     recipe, teaches = run.recipe, name == "teacher"
-    reference, options = (recipe.teacher, teacher_options(run, patient)) if teaches else (recipe.student, {})
+    reference, options = (recipe.teacher, teacher_options(run, patient)) if teaches else (student_of(run), {})
     return load(
         reference, name=name, device=recipe.device, threads=recipe.threads, batch_size=recipe.identify.batch_size,
         **options,

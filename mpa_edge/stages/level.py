@@ -13,6 +13,7 @@ from mpa_edge.progress import say
 from mpa_edge.rows import read_parts
 from mpa_edge.runs import StageClock, finish, is_done, sha256_json, write_json
 from mpa_edge.stages.annotate import kind_of
+from mpa_edge.stages.deployed import deployed_inputs
 from mpa_edge.stages.precision import numbers_used
 from mpa_edge.stages.run import Run, begin, device_used, memory_counts
 from mpa_edge.stages.selection import Selection, select
@@ -61,17 +62,13 @@ def run_level(run: Run, fresh: bool = False) -> None:
 def level_inputs(run: Run) -> dict[str, str]:
     """Everything that the adapter depends on."""
     teacher = {"teacher": run.teacher_fingerprint} if run.recipe.level.distill else {}
-    return teacher | {
-        "identify": run.outputs_of("identify"),
-        "student": run.student_fingerprint,
-        "config": sha256_json(
-            {
-                "level": run.recipe.level.settings({"min_gap"}),
-                "seed": run.recipe.seed,
-                "answer": answer_prompt(run.task, "?"),
-            }
-        ),
+    base = {"identify": run.outputs_of("identify"), "student": run.student_fingerprint}
+    config = {
+        "level": run.recipe.level.settings({"min_gap"}),
+        "seed": run.recipe.seed,
+        "answer": answer_prompt(run.task, "?"),
     }
+    return base | teacher | deployed_inputs(run) | {"config": sha256_json(config)}
 
 
 def choose(run: Run) -> Selection:

@@ -37,7 +37,8 @@ def plan(run: Run) -> dict[str, Any]:
         "images": images,
         "stages": {
             "annotate": f"{questions} annotations, {questions * recipe.annotate.votes} votes",
-            "identify": f"up to {questions} questions to the student" + _teacher_pass(run, questions),
+            "identify": f"up to {questions} questions to the student{_as_deployed(run)}"
+            + _teacher_pass(run, questions),
             "level": f"{recipe.level.method} on {'+'.join(recipe.level.targets)}, {_length(run)}",
             "merge": "adapter into student",
             "evaluate": _evaluation(run),
@@ -51,6 +52,11 @@ def plan(run: Run) -> dict[str, Any]:
 def can_evaluate(run: Run) -> bool:
     """Whether there are questions with known answers: a file, or the generator's for the built-in task."""
     return not run.recipe.evaluate.generated or run.recipe.task == "minicharts"
+
+
+def _as_deployed(run: Run) -> str:
+    config = run.recipe.identify
+    return f" as deployed on {config.target}" if config.target else ""
 
 
 def _teacher_pass(run: Run, questions: int) -> str:

@@ -20,6 +20,7 @@ from mpa_edge.progress import Advance, progress, say
 from mpa_edge.recipe import LevelConfig
 from mpa_edge.runs import StageClock, make_folder, read_json, write_json
 from mpa_edge.stages.curriculum import LOSSES_BEFORE, easy_first, losses_before, row_losses
+from mpa_edge.stages.deployed import processor_of
 from mpa_edge.stages.disk import disk_guard
 from mpa_edge.stages.distill import SoftLabel, distilling, require_same_words, soft_labels
 from mpa_edge.stages.lessons import AnswerCollator, as_rows
@@ -102,7 +103,7 @@ def _train(run: Run, selection: Selection, checkpoints: Path, out: Path, clock: 
         return _take_best(resume_from, out)
     device = checkpoint.pick_device(recipe.device)
     path = resolve(recipe.student)
-    processor = checkpoint.load_processor(path)
+    processor = checkpoint.load_processor(processor_of(run))
     soft = _opinions(run, selection.train, processor, checkpoints / OPINIONS, clock, device) if config.distill else {}
     model, collate = _trainable(path, config, device, recipe.seed), _collator(run, processor, soft)
     if config.curriculum:
