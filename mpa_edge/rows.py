@@ -120,9 +120,26 @@ def read_parts(folder: Path, model: type[Row]) -> list[Row]:
     return list(_all(sorted(folder.glob("part-*.parquet")), model))
 
 
+def each_row(folder: Path, model: type[Row]) -> Iterator[Row]:
+    """The same one after the other: only one shard is in memory."""
+    return _all(sorted(folder.glob("part-*.parquet")), model)
+
+
 def read_dropped(folder: Path) -> list[Dropped]:
     """Dropped rows of all shards, in the order of the shards."""
-    return list(_all(sorted(folder.glob("dropped-*.parquet")), Dropped))
+    return list(each_dropped(folder))
+
+
+def each_dropped(folder: Path) -> Iterator[Dropped]:
+    """The same one after the other: only one shard is in memory."""
+    return _all(sorted(folder.glob("dropped-*.parquet")), Dropped)
+
+
+def count_rows(folder: Path) -> int:
+    """How many rows all shards have; only what the files say of themselves is read."""
+    import pyarrow.parquet as pq
+
+    return sum(pq.read_metadata(path).num_rows for path in folder.glob("part-*.parquet"))
 
 
 def _all(paths: Iterable[Path], model: type[Row]) -> Iterator[Row]:

@@ -15,7 +15,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -39,6 +39,7 @@ EXPORTS = "exports"
 RECIPE_FILE = "recipe.yaml"
 RUN_FILE = "run.json"
 RENDERED = "images"
+SEEN = ".images.jsonl"
 FOLDERS = {
     "annotate": "1-annotate",
     "identify": "2-identify",
@@ -93,6 +94,20 @@ def sha256_json(value: Any) -> str:
     """Hex digest of a value, independent of key order. Pydantic models are taken by their fields."""
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def sha256_list(values: Iterable[Any]) -> str:
+    """The same digest as `sha256_json` of a list, without the list in memory.
+
+    >>> sha256_list(iter([["a", 1], True])) == sha256_json([["a", 1], True])
+    True
+    """
+    digest, between = hashlib.sha256(b"["), b""
+    for value in values:
+        digest.update(between + json.dumps(value, sort_keys=True, ensure_ascii=True).encode())
+        between = b", "
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def versions(*packages: str) -> dict[str, str]:

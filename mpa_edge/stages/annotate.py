@@ -18,15 +18,15 @@ from mpa_edge.progress import progress, say
 from mpa_edge.recipe import AnnotateConfig
 from mpa_edge.rows import (
     count_reasons,
+    count_rows,
     dropped_path,
+    each_dropped,
     part_path,
-    read_dropped,
-    read_parts,
     read_rows,
     shards_done,
     write_part,
 )
-from mpa_edge.runs import StageClock, finish, is_done, sha256_json
+from mpa_edge.runs import StageClock, finish, is_done, sha256_json, sha256_list
 from mpa_edge.stages.filters import blind, guessed, repeats, voted
 from mpa_edge.stages.run import Run, begin, device_used, memory_counts, stable_seed
 from mpa_edge.stages.teacher import (
@@ -80,6 +80,7 @@ def run_annotate(run: Run, fresh: bool = False) -> None:
         say("annotate: done before, nothing changed")
         return
     begin(STAGE, folder, inputs, fresh)
+    run.remember_entries()
     clock, done = StageClock(folder), shards_done(folder, PseudoAnnotation)
     todo = [i for i in range(len(run.shards)) if i not in done]
     lossy = _lossy(run)
@@ -139,7 +140,7 @@ def _lossy(run: Run) -> list[int]:
 
 def annotate_inputs(run: Run) -> dict[str, str]:
     """Everything that the annotations depend on."""
-    images = sha256_json([[entry.id, entry.name, entry.drop is None] for entry in run.entries])
+    images = sha256_list([entry.id, entry.name, entry.drop is None] for entry in run.entries)
     return {"images": images} | annotate_settings(run)
 
 
@@ -164,20 +165,21 @@ def annotate_settings(run: Run) -> dict[str, str]:
 
 def _finish(run: Run, inputs: dict[str, str]) -> None:
     folder = run.stage_folder(STAGE)
-    rows, dropped = read_parts(folder, PseudoAnnotation), read_dropped(folder)
-    broken = {row.image for row in dropped if row.id == row.image}
-    counts = {"images": len(run.entries) - len(broken), "annotated": len(rows), "dropped": len(dropped)}
+    reasons = count_reasons(each_dropped(folder))
+    broken = {row.image for row in each_dropped(folder) if row.id == row.image}
+    counts = {"images": len(run.entries) - len(broken), "annotated": count_rows(folder)}
+    counts |= {"dropped": sum(reasons.values())}
     finish(
         folder, STAGE, inputs=inputs, config=run.recipe.annotate, seed=run.recipe.seed,
         counts=counts | usage_counts(run, STAGE) | memory_counts(), packages=("torch", "transformers", "openai"),
         used=device_used(run.recipe.device),
     )  # fmt: skip
-    say(f"annotate: {counts['annotated']} question-answer pairs on {counts['images']} images, {_dropped_line(dropped)}")
+    say(f"annotate: {counts['annotated']} question-answer pairs on {counts['images']} images, {_dropped_line(reasons)}")
 
 
-def _dropped_line(dropped: Sequence[Dropped]) -> str:
-    reasons = ", ".join(f"{reason}: {n}" for reason, n in count_reasons(dropped).items())
-    return f"{len(dropped)} dropped" + (f" ({reasons})" if reasons else "")
+def _dropped_line(reasons: dict[str, int]) -> str:
+    listed = ", ".join(f"{reason}: {n}" for reason, n in reasons.items())
+    return f"{sum(reasons.values())} dropped" + (f" ({listed})" if listed else "")
 
 
 def annotate_shard(

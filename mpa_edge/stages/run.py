@@ -13,7 +13,7 @@ from typing import Any
 
 from mpa_edge.assets import load_recipe
 from mpa_edge.errors import MpaError
-from mpa_edge.images import ImageEntry, scan
+from mpa_edge.images import ImageEntry, Known, scan
 from mpa_edge.nursery.render import MARK, render
 from mpa_edge.progress import say
 from mpa_edge.recipe import Recipe
@@ -24,6 +24,7 @@ from mpa_edge.runs import (
     RECIPE_FILE,
     RENDERED,
     RUN_FILE,
+    SEEN,
     clear,
     peak_rss_bytes,
     prepare,
@@ -73,10 +74,19 @@ class Run:
     @cached_property
     def entries(self) -> list[ImageEntry]:
         """Every file of the images folder, or of its chosen split, that calls itself an image, sorted by name."""
-        found = scan(self.images_folder)
+        found = scan(self.images_folder, self.known)
         if self.recipe.images.split is not None:
             found = of_split(self.recipe, self.images_folder, found)
         return found[: self.limit]
+
+    @cached_property
+    def known(self) -> Known:
+        """What an earlier attempt found in the images folder."""
+        return Known(self.folder / SEEN)
+
+    def remember_entries(self) -> None:
+        """Write what this attempt found, so that the next one need not read every image."""
+        self.known.write(self.entries, self.folder / SEEN)
 
     @cached_property
     def shards(self) -> list[list[ImageEntry]]:
