@@ -17,7 +17,15 @@ from mpa_edge.planning.memory import (
     training_bytes,
 )
 from mpa_edge.planning.records import Assumptions, Factor, Price
-from mpa_edge.planning.roofline import Batch, BatchSeconds, Machine, batch_seconds, training_flops
+from mpa_edge.planning.roofline import (
+    Batch,
+    BatchSeconds,
+    Machine,
+    batch_seconds,
+    prompt_flops,
+    training_flops,
+    vision_flops,
+)
 from mpa_edge.planning.seen import Seen
 from mpa_edge.recipe import Recipe
 
@@ -281,20 +289,22 @@ def _level(work: Work, machine: Machine) -> StagePlan:
     """Optimiser steps, and the held-out slice every eval_steps."""
     config, made, shapes, seen = work.recipe.level, work.counts, work.student.shapes, work.student_sees
     tokens = prompt_tokens(seen, work.prompts.answer) + work.prompts.completion
-    number, kind = machine.device.number_bytes, machine.device.kind
+    kind = machine.device.kind
 
     def need(size: int) -> float:
-        return training_bytes(shapes, seen, tokens, size, work.tuned, kind, number)
+        return training_bytes(shapes, seen, tokens, size, work.tuned, config, kind)
 
     at_once = largest_that_fits(config.batch_size, need, USABLE * machine.device.memory_bytes)
     what = work.tuned
-    flops = training_flops(shapes, seen, tokens, what.parameters, what.full, what.sees)
+    flops = training_flops(
+        shapes, seen, tokens, what.parameters, full=what.full, sees=what.sees, again=config.gradient_checkpointing
+    )
     layers = 3 * (shapes.vision.layers + shapes.language.layers) * config.batch_size / at_once
     prepare = work.assumed["prepare_s"] + work.assumed["prepare_s_per_pixel"] * seen.pixels
     step = machine.step_s(machine.compute_s(config.batch_size * flops, training=True), layers)
     step += config.batch_size * prepare
     looks = made.steps // config.eval_steps if made.held_out else 0.0
-    forward = machine.compute_s(flops / 3) + prepare
+    forward = machine.compute_s(vision_flops(shapes, seen) + prompt_flops(shapes, tokens, logits=tokens)) + prepare
     load = _load_s(work, work.student)
     figures = (
         Figure("level.step", step, "s", f"{config.batch_size} samples x ({flops:.4g} operations of {tokens:.4g} tokens "
@@ -303,7 +313,7 @@ def _level(work: Work, machine: Machine) -> StagePlan:
                f"{made.steps_at_most:g} steps, {made.steps_at_most * step:.4g} s"),
         Figure("level.held_out", looks * made.held_out * forward, "s",
                f"every {config.eval_steps} steps {made.held_out:g} samples x {forward:.4g} s"),
-        Figure("level.memory", need(at_once), "bytes", f"libraries + {number} bytes x {shapes.parameters} parameters + "
+        Figure("level.memory", need(at_once), "bytes", f"libraries + weights of {shapes.parameters} parameters + "
                f"gradients and moments of {what.parameters} + what {at_once} samples keep for the way back"),
     )  # fmt: skip
     seconds = load + made.steps * step + looks * made.held_out * forward

@@ -21,6 +21,7 @@ USABLE = 0.92
 SHARE_OF_FREE = 0.25
 """Of what the weights leave: for pictures on their way through the encoder, and for what is kept of them."""
 FLOAT_BYTES = 4
+NF4_BYTES = (4 + 0.127) / 8
 MOMENTS = 2
 
 
@@ -60,10 +61,26 @@ def passing(stack: Stack) -> int:
     return 4 * stack.hidden + max(stack.query + 2 * stack.key_value, (3 if stack.gated else 2) * stack.ffn)
 
 
-def kept(stack: Stack) -> int:
-    """Numbers of one token that all layers keep for the backward pass."""
+def kept(stack: Stack, again: bool = False) -> int:
+    """Numbers of one token that all layers keep for the backward pass.
+
+    Where they are computed `again` (gradient checkpointing): what goes into each layer, and all of one layer.
+    """
     attention = 3 * stack.query + 4 * stack.key_value
-    return stack.layers * (8 * stack.hidden + attention + (4 if stack.gated else 2) * stack.ffn)
+    layer = 8 * stack.hidden + attention + (4 if stack.gated else 2) * stack.ffn
+    return stack.layers * stack.hidden + layer if again else stack.layers * layer
+
+
+def weights_bytes(shapes: Shapes, level: LevelConfig, kind: str) -> float:
+    """The student's own weights while it is trained.
+
+    Those that are trained are fp32; frozen ones bf16 on a GPU. With `quantize` the language model has four bits, and
+    peft turns the rest into fp32 (arXiv 2305.14314, section 3: 0.127 bits a parameter for the scales).
+    """
+    if level.quantize:
+        return NF4_BYTES * shapes.language.matrices + FLOAT_BYTES * (shapes.parameters - shapes.language.matrices)
+    half = level.method == "lora" and kind == "gpu" and level.precision != "fp32"
+    return shapes.parameters * (2 if half else FLOAT_BYTES)
 
 
 def answering_bytes(
@@ -85,17 +102,19 @@ def answering_bytes(
 
 
 def training_bytes(
-    shapes: Shapes, seen: Seen, tokens: float, at_once: int, what: Tuned, kind: str, number_bytes: int
+    shapes: Shapes, seen: Seen, tokens: float, at_once: int, what: Tuned, level: LevelConfig, kind: str
 ) -> float:
     """Peak of training with so many samples in memory at once: weights, gradients, moments, kept numbers, logits."""
-    # an adapter is fp32 whatever the weights are; all weights are trained in their own precision
-    own = number_bytes if what.full else FLOAT_BYTES
-    states = what.parameters * own * ((1 + MOMENTS) if what.full else (2 + MOMENTS))
-    decoder = tokens * kept(shapes.language) * number_bytes
-    encoder = seen.patches * (kept(shapes.vision) if what.sees else passing(shapes.vision)) * number_bytes
-    logits = tokens * shapes.vocabulary * (number_bytes + 2 * FLOAT_BYTES)
-    sample = decoder + encoder + logits + 3 * seen.pixels * number_bytes
-    return LIBRARIES_BYTES[kind] + shapes.parameters * number_bytes + states + at_once * sample
+    number = 2 if level.precision == "bf16" or (level.precision == "auto" and kind == "gpu") else FLOAT_BYTES
+    # of all weights: gradients and moments beside them; of an adapter its own weights, too
+    states = what.parameters * FLOAT_BYTES * (1 + MOMENTS if what.full else 2 + MOMENTS)
+    again = level.gradient_checkpointing
+    decoder = tokens * kept(shapes.language, again) * number
+    encoder = seen.patches * (kept(shapes.vision, again) if what.sees else passing(shapes.vision)) * number
+    # Liger's loss never holds the logits
+    logits = 0.0 if level.liger else tokens * shapes.vocabulary * (number + 2 * FLOAT_BYTES)
+    sample = decoder + encoder + logits + 3 * seen.pixels * number
+    return LIBRARIES_BYTES[kind] + weights_bytes(shapes, level, kind) + states + at_once * sample
 
 
 def largest_that_fits(size: int, need_bytes: Callable[[int], float], limit_bytes: float) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,9 @@ def pictures(recipe: Recipe, images: str | None, assumed: Assumptions) -> Pictur
         return Pictures(int(images), (size,), 0, f"a number; width_px x height_px {size[0]} x {size[1]} assumed")
     folder, render = images or recipe.images.path, recipe.images.render
     if folder is not None:
-        return _of_folder(Path(folder).expanduser(), recipe.images.max_pixels)
+        found = _of_folder(Path(folder).expanduser(), recipe.images.max_pixels)
+        fewer = ", of which images.split takes a part" if recipe.images.split else ""
+        return replace(found, source=found.source + fewer)
     if render is None:
         raise MpaError(f"recipe '{recipe.name}' names no images: add --images DIR, or a number, --images 1000")
     return Pictures(render.n, (DRAWN_PX,), render.n, "drawn by the recipe's generator")

@@ -135,13 +135,16 @@ def batch_seconds(
     )
 
 
-def training_flops(shapes: Shapes, seen: Seen, tokens: float, tuned: float, full: bool, sees: bool) -> float:
+def training_flops(
+    shapes: Shapes, seen: Seen, tokens: float, tuned: float, *, full: bool, sees: bool, again: bool = False
+) -> float:
     """Operations of one sample, forwards and backwards.
 
     A frozen matrix costs two products (forwards, and backwards to what came in), a trained one three; `tuned` counts
     the parameters of an adapter. The encoder goes forwards only where nothing of it or of the connector is trained.
+    `again`: what the layers do not keep is computed once more.
     """
     decoder, encoder = prompt_flops(shapes, tokens, logits=tokens), vision_flops(shapes, seen)
-    backwards = 2 if full else 1
+    more = (2 if full else 1) + (1 if again else 0)
     adapter = 0.0 if full else 6 * tuned * tokens
-    return decoder * (1 + backwards) + encoder * (1 + (backwards if sees else 0)) + adapter
+    return decoder * (1 + more) + encoder * (1 + (more if sees else 0)) + adapter

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpa_edge.assets import load_recipe
+from mpa_edge.cli.main import exit_code
 from mpa_edge.errors import MpaError
 from mpa_edge.planning.counts import batches, count, expected_steps
 from mpa_edge.planning.plan import Plan, as_document, machines, make_plan, pictures
@@ -202,29 +203,21 @@ def test_every_figure_has_a_formula() -> None:
     assert sum(parts) == pytest.approx(machine["stages"]["evaluate"]["seconds"])
 
 
-def mpa_edge(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mpa_edge", "plan", *words], capture_output=True, text=True, timeout=120
-    )
+def test_the_command_prints_one_document(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["plan", "minicharts", "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["machines"][0]["stages"]["annotate"]["seconds"] > 0
 
 
-def test_the_command_prints_one_document() -> None:
-    done = mpa_edge("minicharts", "--device", "cpu", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["machines"][0]["stages"]["annotate"]["seconds"] > 0
-
-
-def test_the_command_explains() -> None:
-    done = mpa_edge("charts-served", "--images", "100", "--device", "h100", "--explain")
-    assert done.returncode == 0, done.stderr
+def test_the_command_explains(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["plan", "charts-served", "--images", "100", "--device", "h100", "--explain"]) == 0
+    said = capsys.readouterr().out
     for words in ("annotate.prefill = ", "not measured: a planning value", "2026-11-09", "gap = 0.47", "8.29 G"):
-        assert words in done.stdout
+        assert words in said
 
 
-def test_a_wrong_name_is_one_line() -> None:
-    done = mpa_edge("charts-served", "--images", "100", "--device", "h1000")
-    assert done.returncode == 1
-    assert done.stderr == "error: no device 'h1000' to plan for: did you mean 'h100'?\n"
+def test_a_wrong_name_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["plan", "charts-served", "--images", "100", "--device", "h1000"]) == 1
+    assert capsys.readouterr().err == "error: no device 'h1000' to plan for: did you mean 'h100'?\n"
 
 
 def test_nothing_heavy_is_imported() -> None:

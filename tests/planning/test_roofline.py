@@ -67,6 +67,8 @@ def test_training_by_hand() -> None:
     forward, encode = prompt_flops(SMALL, 5, logits=5), vision_flops(SMALL, PICTURE)
     assert training_flops(SMALL, PICTURE, 5, 100, full=True, sees=True) == 3 * forward + 3 * encode
     assert training_flops(SMALL, PICTURE, 5, 100, full=False, sees=False) == 2 * forward + encode + 6 * 100 * 5
+    again = training_flops(SMALL, PICTURE, 5, 100, full=False, sees=True, again=True)
+    assert again == 3 * forward + 3 * encode + 6 * 100 * 5
 
 
 @pytest.mark.slow

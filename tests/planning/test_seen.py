@@ -22,7 +22,8 @@ def test_as_many_tokens_as_the_processor_makes(model_type: str) -> None:
 
     folder = zoo.checkpoint(model_type)
     processor = AutoProcessor.from_pretrained(folder)
-    token = json.loads((folder / "config.json").read_text())["image_token_id"]
+    config = json.loads((folder / "config.json").read_text())
+    token = config.get("image_token_id", config.get("image_token_index"))  # LLaVA's name for it
     content = [{"type": "image"}, {"type": "text", "text": "?"}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
     model = known_model(str(folder))

@@ -23,9 +23,11 @@ def test_the_hub_counts_the_same(name: str) -> None:
     assert read_shapes(TABLE[name].config, name).parameters == TABLE[name].parameters
 
 
-def test_the_table_covers_the_paper_s_families() -> None:
-    assert sum(entry.parameters is None for entry in TABLE.values()) <= 1
-    assert {entry.config["model_type"] for entry in TABLE.values()} >= {"idefics3", "qwen2_vl", "internvl_chat"}
+def test_nearly_every_entry_is_checked() -> None:
+    """Against the hub's number, or against the modules of transformers; for one model neither can be had."""
+    unchecked = [n for n, e in TABLE.items() if e.parameters is None and e.config["model_type"] == OWN_FORMAT]
+    assert unchecked == ["OpenGVLab/InternVL2-4B"]
+    assert {entry.config["model_type"] for entry in TABLE.values()} >= {"idefics3", "qwen2_vl", OWN_FORMAT}
 
 
 def counted(config: dict[str, Any]) -> int:
