@@ -19,8 +19,8 @@ from mpa_edge.pictures import groups
 from mpa_edge.progress import progress, say
 from mpa_edge.rows import dropped_path, each_row, part_path, read_rows, shards_done, write_part
 from mpa_edge.runs import StageClock, finish, is_done, make_folder, sha256_json
-from mpa_edge.stages.run import Run, begin, device_used, memory_counts
 from mpa_edge.stages.deployed import deployed_inputs, student_of
+from mpa_edge.stages.run import Run, begin, device_used, memory_counts
 from mpa_edge.stages.teacher import (
     account,
     check_card,
