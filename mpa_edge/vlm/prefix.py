@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+LOOKS_BACK = ("idefics3", "internvl", "llava", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "smolvlm")
+"""Model types whose picture tokens never see the question. Others may (PaliGemma's do), and nothing would say so."""
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 Prepared = dict[str, Any]
 """What a processor made of the head of a prompt with its picture: one row of tokens, and the vision tower's inputs."""

@@ -51,7 +51,8 @@ class TransformersVLM:
         self.processor = checkpoint.load_processor(path)
         self.model: Any = checkpoint.load_model(path, self.device)
         self.batch = BatchSize(batch_size)
-        self.shares = share_prefixes and decodes_plainly(self.model.generation_config)
+        knows_how = self.model.config.model_type in prefix.LOOKS_BACK
+        self.shares = share_prefixes and knows_how and decodes_plainly(self.model.generation_config)
         # a copy, because a tokenizer must not be used in two threads at once; only where a core has nothing else to do
         idle = self.device == "cuda" or self.threads < len(os.sched_getaffinity(0))
         self.second_processor = copy.deepcopy(self.processor) if idle else None
@@ -85,6 +86,8 @@ class TransformersVLM:
             if part is None:
                 return None
             tails[text] = prefix.tail_ids(self.processor.tokenizer, str(token), part[1])
+            if not tails[text]:
+                return None
         heads = {text: part[0] for text, part in parts.items() if part}
         return [Asked(i, one, heads[one.prompt], tails[one.prompt]) for i, one in enumerate(requests)]
 

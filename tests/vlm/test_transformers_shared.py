@@ -79,6 +79,10 @@ def test_the_prompt_in_two_parts_has_the_tokens_of_the_whole(vlm: TransformersVL
         assert [*before, *prefix.tail_ids(vlm.processor.tokenizer, token, tail)] == made["input_ids"][0].tolist()
 
 
+def test_every_model_type_that_shares_is_compared_here() -> None:
+    assert sorted(prefix.LOOKS_BACK) == sorted(zoo.MODEL_TYPES)
+
+
 @pytest.fixture(scope="module")
 def one() -> TransformersVLM:
     return TransformersVLM(str(zoo.checkpoint("qwen2_vl")), name="it", device="cpu", threads=1)
