@@ -11,7 +11,6 @@ the processor's time is compared.
 from __future__ import annotations
 
 import json
-import platform
 import tempfile
 import time
 from pathlib import Path
@@ -27,7 +26,7 @@ from mpa_edge.planning.records import device_file
 from mpa_edge.planning.roofline import Machine
 from mpa_edge.runs import FOLDERS, read_manifest
 from mpa_edge.stages.pipeline import run_stages
-from mpa_edge.stages.run import Run
+from mpa_edge.stages.run import Run, cpu_name
 from mpa_edge.types import Request
 from mpa_edge.vlm import load
 
@@ -87,8 +86,9 @@ def main(images: int, questions: int, epochs: float, threads: int, out: Path | N
         document = {
             "command": f"python benchmarks/plan.py --images {images} --questions {questions} --epochs {epochs:g} "
             f"--threads {threads}",
-            "machine": {"cpu": platform.processor() or platform.machine(), "threads": threads,
-                        "flops": device.flops, "memory_bandwidth": device.memory_bandwidth},
+            "set": [f"{key}={value}" for key, value in values.items()],
+            "machine": {"cpu": cpu_name(), "threads": threads, "flops": device.flops,
+                        "memory_bandwidth": device.memory_bandwidth, "memory_bytes": device.memory_bytes},
             **compared(planned, took, threads),
             "assumed": {key: getattr(made.work.counts, key) for key in ("annotated", "gap", "steps", "train")},
             "counted": counted(run),

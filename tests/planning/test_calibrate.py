@@ -13,8 +13,15 @@ from mpa_edge.planning import calibrate
 
 
 def test_the_quickest_run_counts() -> None:
-    naps = iter([0.0, 0.05, 0.001] + [0.05] * 100)
-    assert 0.001 <= calibrate.best_s(lambda: time.sleep(next(naps)), 0.12) < 0.05
+    loops = iter([1, 200_000, 20_000] + [200_000] * 1000)
+    quickest = calibrate.best_s(lambda: sum(range(next(loops))), 0.01)
+    started = time.thread_time()
+    sum(range(200_000))
+    assert 0 < quickest < (time.thread_time() - started) / 2
+
+
+def test_waiting_does_not_count() -> None:
+    assert calibrate.best_s(lambda: time.sleep(0.002), 0.01) < 0.001
 
 
 def test_this_machine_is_measured() -> None:
