@@ -17,7 +17,8 @@ A sample is one question about one picture: written by the teacher, answered by 
   get the same given questions, count every one as confirmed (the worst case for us), and make the same number of tokens
   (--new-tokens). --longest-edge limits the pictures' size: 512 is one tile, 2048 the published 13 to 17
 
-decode_share_of_bandwidth is measured on a GPU only; without one the document says "not measured".
+decode_share_of_bandwidth: bytes that decoding 32 rows must read, over what the memory could read meanwhile. On a GPU
+only; without one the document says "not measured".
 """
 
 from __future__ import annotations
@@ -36,11 +37,13 @@ from typing import Any
 import click
 import torch
 from align import machine
+from decode_bound import share_of_bound
 from shapes import TEXT, build
-from throughput_arms import Ours, PublishedLoop, Said, Steps, Work
+from throughput_arms import Ours, PublishedLoop, Said, Steps, Work, opened
 
 from mpa_edge.nursery.render import render
-from mpa_edge.vlm import checkpoint
+from mpa_edge.vlm import checkpoint, resolve
+from mpa_edge.vlm.transformers import TransformersVLM
 
 Arm = Callable[[Work], Any]
 # every arm is the one before it with one piece more; the first is the reference
@@ -53,6 +56,7 @@ LADDER: dict[str, Arm] = {
     "batches of one length": lambda work: Ours(work, Steps(ahead=False)),
     "pictures prepared by a second thread": Ours,
 }  # fmt: skip
+BOUND_ROWS = 32
 REFERENCE, OURS = next(iter(LADDER)), list(LADDER)[-1]
 
 
@@ -121,9 +125,15 @@ def document(work: Work, seconds: dict[str, list[Took]], said: dict[str, Said]) 
         },
         "seconds": {name: [round(one.wall_s, 3) for one in found] for name, found in seconds.items()},
         "seconds_cpu": {name: [round(one.cpu_s, 3) for one in found] for name, found in seconds.items()},
-        "decode_share_of_bandwidth": "not measured",
+        "decode_share_of_bandwidth": bound(work) if checkpoint.pick_device("auto") == "cuda" else "not measured",
         "machine": machine() | {"threads": torch.get_num_threads(), "device": checkpoint.pick_device("auto")},
     }  # fmt: skip
+
+
+def bound(work: Work) -> dict[str, Any]:
+    """The teacher's decoding against the memory."""
+    vlm = TransformersVLM(resolve(work.teacher), name="teacher")
+    return share_of_bound(vlm, opened(work.pictures[0]), BOUND_ROWS)
 
 
 def model(name: str, folder: Path, longest_edge: int, seed: int) -> str:
@@ -165,7 +175,7 @@ def main(
         work = Work(drawn, questions, *models, *limits, trained)
         chosen = [REFERENCE, OURS] if no_steps else list(LADDER)
         seconds, said = interleaved({name: LADDER[name] for name in chosen}, work, rounds)
-    result = document(work, seconds, said) | {"teacher": teacher, "student": student}
+        result = document(work, seconds, said) | {"teacher": teacher, "student": student}
     click.echo(json.dumps(result, indent=1) if as_json else table(result))
 
 
