@@ -192,8 +192,15 @@ class LevelConfig(Section):
 
     ADDED: ClassVar[frozenset[str]] = frozenset(
         {
-            "balance_kinds", "answer_share", "question_share", "curriculum", "distill", "precision", "quantize",
-            "gradient_checkpointing", "liger",
+            "balance_kinds",
+            "answer_share",
+            "question_share",
+            "curriculum",
+            "distill",
+            "precision",
+            "quantize",
+            "gradient_checkpointing",
+            "liger",
         }
     )
     """Younger keys."""

@@ -19,8 +19,8 @@ from mpa_edge.cli import main as cli
 from mpa_edge.runs import finish, make_folder
 from mpa_edge.stages.run import Run, remember
 from mpa_edge.vlm import WEIGHTS
-from tests.questions.official import chartqa, okvqa, own_csv, stvqa, textvqa
 from tests.bench import made_up
+from tests.questions.official import chartqa, okvqa, own_csv, stvqa, textvqa
 
 ROOT = Path(cli.__file__).parent.parent.parent
 PROMPT = "$ "

@@ -39,6 +39,7 @@ OTHER = {
     "teacher_server.api_key_env": "MY_API_KEY",
     "teacher": "nursery:student",
     "student": "nursery:teacher",
+    "level.quantize": "nf4",
     "name": "x",
     "title": "x",
 }
