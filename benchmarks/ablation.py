@@ -11,8 +11,8 @@ the plain style. Two arms are also exported and answer as a device would have it
 `identify.student: as-deployed` is worth.
 
 What is measured lands in --out after each arm and seed. The same command goes on where it was, also inside an arm; an
-arm whose keys have changed is measured again, and `--fresh` begins anew. About 4 minutes an arm and seed on 2 cores,
-twice that where the teacher is asked again.
+arm whose keys have changed is measured again, and `--fresh` begins anew. How long an arm takes is not measured yet:
+minutes on 2 cores, about twice as many where the teacher is asked again.
 """
 
 from __future__ import annotations
