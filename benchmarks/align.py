@@ -8,7 +8,7 @@ What is measured, and why it can be trusted:
   teacher, base and aligned; interval by bootstrap over images, exact McNemar test
 - forgetting: base and aligned on 1,000 questions in the plain style, which the base student masters
 - wall seconds: of a whole process, start of Python and loading of torch included; peak memory: the kernel's VmHWM
-- overhead: wall seconds outside `generate`, the vision tower, and the training and evaluation steps. All else counts:
+- overhead: wall seconds outside the models' answers, and the training and evaluation steps. All else counts:
   parquet, hashing, images, progress, loading of libraries and models
 Not timed: the installation. The machine should do nothing else meanwhile.
 """
@@ -66,10 +66,12 @@ def inner(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
 @contextmanager
 def counting(spent: dict[str, float]) -> Iterator[None]:
-    """Add up the seconds inside generate, the vision tower, and training and evaluation steps."""
+    """Add up the seconds inside the models' answers, and training and evaluation steps."""
     import torch
-    from transformers import GenerationMixin, Idefics3Model
+    from transformers import GenerationMixin
     from trl import SFTTrainer
+
+    from mpa_edge.vlm import prefix, transformers
 
     def timed(owner: Any, name: str) -> tuple[Any, str, Any]:
         original = getattr(owner, name)
@@ -88,7 +90,7 @@ def counting(spent: dict[str, float]) -> Iterator[None]:
         setattr(owner, name, outer)
         return owner, name, original
 
-    places = ((GenerationMixin, "generate"), (Idefics3Model, "get_image_features"), (SFTTrainer, "training_step"),
+    places = ((GenerationMixin, "generate"), (prefix, "see"), (transformers, "decode"), (SFTTrainer, "training_step"),
               (SFTTrainer, "prediction_step"), (torch.optim.AdamW, "step"))  # fmt: skip
     saved = [timed(owner, name) for owner, name in places]
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from ablation import points_over
 from bench_report import bench_parts
 from export_report import export_parts, readme_export, runtime_parts
 from tables import mean, percent, points, table
@@ -70,16 +71,31 @@ def cost_table(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def ablation_table(result: dict[str, Any]) -> str:
-    """One row an arm."""
-    heading = ["Trained on", "Samples", "After", "Gain (points)", "95 % interval", "Plain style (points)", "Seconds"]
-    rows = [
-        [
-            arm, str(row["samples"]), percent(row["aligned"]), points(row["gain"]),
-            " to ".join(points(x) for x in row["gain_ci95"]), points(row["plain"]), f"{row['seconds']:.0f}",
-        ]
-        for arm, row in result["arms"].items()
+    """One row an arm: means of the seeds, and on each seed the difference to the recipe as it stands."""
+    heading = ["Arm", "Changed", "Seeds", "Samples", "After", "Gain (points)", "Over the first line (points)",
+               "Exported, over the first line", "Plain style (points)", "Training s"]  # fmt: skip
+    reference = result["arms"].get(result["reference"], {"seeds": {}})
+    return table(heading, [ablation_row(arm, row, reference) for arm, row in result["arms"].items() if row["seeds"]])
+
+
+def ablation_row(arm: str, row: dict[str, Any], reference: dict[str, Any]) -> list[str]:
+    """One arm; the difference is the mean of the seeds with the least and the largest one."""
+    seeds = list(row["seeds"].values())
+    averages = {key: mean([one[key] for one in seeds]) for key in ("samples", "aligned", "gain", "plain", "seconds")}
+    over = [spread(points_over(row, reference, key)) for key in ("aligned", "exported_aligned")]
+    return [
+        arm, " ".join(f"`{change}`" for change in row["set"]), str(len(seeds)), f"{averages['samples']:.0f}",
+        percent(averages["aligned"]), points(averages["gain"]), *over, points(averages["plain"]),
+        f"{averages['seconds']:.0f}",
     ]  # fmt: skip
-    return table(heading, rows)
+
+
+def spread(differences: Sequence[float]) -> str:
+    """Mean with the least and the largest; nothing where there is nothing to compare."""
+    if not differences:
+        return ""
+    ends = f" ({points(min(differences))} to {points(max(differences))})" if len(differences) > 1 else ""
+    return points(mean(differences)) + ends
 
 
 def readme_block(result: dict[str, Any]) -> str:
@@ -129,8 +145,9 @@ def document(result: dict[str, Any], ablation: dict[str, Any], export: dict[str,
         parts += [
             "## What to train on\n",
             (
-                f"`{ablation['command']}`: same annotations and verdicts, {ablation['steps']} steps each, "
-                f"one seed, {ablation['threads']} thread(s).\n"
+                f"`{ablation['command']}`: each option alone, with as many training steps and the same questions as "
+                f"on the first line; {ablation['threads']} thread(s). A difference that changes its sign from seed to "
+                f"seed is none.\n"
             ),
             ablation_table(ablation),
         ]

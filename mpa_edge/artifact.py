@@ -63,7 +63,10 @@ class Artifact(Record):
     image: dict[str, Any]
     """Values of the image processor, flat, with the target's image budget applied; `kind` names the pipeline."""
     text: dict[str, Any]
-    """Sizes of the language model: hidden_size, num_hidden_layers, num_key_value_heads, head_dim, vocab_size."""
+    """Sizes of the language model: hidden_size, num_hidden_layers, num_key_value_heads, head_dim, vocab_size.
+
+    `embeds_size` is the width of its input: with DeepStack the features of inner vision layers stand beside the last's.
+    """
     context_tokens: int
     """Longest prompt with its answer."""
     threads: int | None = None

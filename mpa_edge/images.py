@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import stat
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import BufferedReader, BytesIO
 from pathlib import Path
@@ -19,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from mpa_edge.errors import MpaError
 from mpa_edge.packed import is_packed, packed_bytes
-from mpa_edge.runs import sha256_stream
+from mpa_edge.runs import atomic_write, sha256_stream
 from mpa_edge.types import Drop
 
 if TYPE_CHECKING:
@@ -67,74 +70,88 @@ OTHER_SUFFIXES = frozenset(
 MAX_PIXELS = 89_478_485
 MAX_ASPECT = 200
 ID_DIGITS = 16
+DUPLICATE = "duplicate image"
+TICK_NS = 2_000_000_000  # file systems and network shares count time in steps of up to two seconds
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageEntry:
-    """One file of the images folder that calls itself an image."""
+    """One file of the images folder that calls itself an image. Kept small: there may be millions."""
 
     id: str
     """First 16 hex digits of the sha256 of the content; of the name where the content cannot be read."""
     name: str
     """Path relative to the folder, with forward slashes."""
-    path: Path
-    """Where it is."""
+    root: Path
+    """The folder."""
     drop: Drop | None = None
     """Why it will not be used: duplicate, unreadable, unsupported; None for those that go on."""
 
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self.root / self.name
 
-def scan(folder: str | Path) -> list[ImageEntry]:
+
+def scan(folder: str | Path, known: Known | None = None) -> list[ImageEntry]:
     """Every image below a folder, sorted by name; those that cannot be used carry their `drop`.
 
-    Hidden files and files without an image suffix are ignored. Linked folders are followed, each folder once.
-    Raises MpaError where the folder is missing, is no folder, or holds no image.
+    Hidden files and files without an image suffix are ignored. Linked folders are followed, each folder once. A
+    file that is `known` is not read again. MpaError where the folder is missing, is no folder, or holds no image.
     """
     root = Path(folder)
     if not root.exists():
         raise MpaError(f"no folder '{folder}': name an existing folder of images, --images DIR")
     if not root.is_dir():
         raise MpaError(f"'{folder}' is not a folder: name the folder that holds the images, --images DIR")
-    entries = sorted(_walk(root, root, set()), key=lambda entry: entry.name)
+    seen = known or Known(None)
+    entries = sorted((_examine(root, path, seen) for path in _walk(root, root, set())), key=lambda entry: entry.name)
     if not entries:
         raise MpaError(f"no images in '{folder}': put .png or .jpg files there, or name another folder, --images DIR")
     return _without_duplicates(entries)
 
 
-def _walk(root: Path, folder: Path, seen: set[tuple[int, int]]) -> Iterator[ImageEntry]:
-    """Entries of one folder and those below it; a folder that was seen before (links, loops) is left out."""
+def _walk(root: Path, folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path | ImageEntry]:
+    """Images of one folder and those below it; a folder that was seen before (links, loops) is left out."""
     try:
         status = folder.stat()
         if (status.st_dev, status.st_ino) in seen:
             return
         seen.add((status.st_dev, status.st_ino))
-        paths = sorted(folder.iterdir())
+        names = sorted(os.listdir(folder))  # names: a list of paths takes ten times as much
     except OSError as error:
         yield _entry(root, folder, Drop("unreadable folder", error.strerror or ""))
         return
-    for path in paths:
-        if path.name.startswith("."):
+    for name in names:
+        if name.startswith("."):
             continue
-        suffix = path.suffix.lower()
-        if path.is_dir() and suffix not in READ_SUFFIXES:
+        suffix = os.path.splitext(name)[1].lower()
+        path = folder / name
+        if suffix not in READ_SUFFIXES and path.is_dir():
             yield from _walk(root, path, seen)
         elif suffix in READ_SUFFIXES or suffix in OTHER_SUFFIXES:
-            yield _examine(root, path)
+            yield path
 
 
 def _entry(root: Path, path: Path, drop: Drop) -> ImageEntry:
     """An entry that nobody could read: its id is made from its name."""
     raw = os.fsencode(path.relative_to(root).as_posix())
-    return ImageEntry(hashlib.sha256(raw).hexdigest()[:ID_DIGITS], raw.decode("utf-8", "replace"), path, drop)
+    return ImageEntry(hashlib.sha256(raw).hexdigest()[:ID_DIGITS], raw.decode("utf-8", "replace"), root, drop)
 
 
-def _examine(root: Path, path: Path) -> ImageEntry:
+def _examine(root: Path, path: Path | ImageEntry, known: Known) -> ImageEntry:
     """Hash one file, or say why that is not possible."""
+    if isinstance(path, ImageEntry):
+        return path
     try:
         path.name.encode()
     except UnicodeEncodeError:
         return _entry(root, path, Drop("file name is not UTF-8"))
     if path.suffix.lower() in OTHER_SUFFIXES:
         return _entry(root, path, Drop("unsupported image type", path.suffix.lower()))
+    name = path.relative_to(root).as_posix()
+    if before := known.id_of(name, path):
+        return ImageEntry(before, name, root)
     opened = _open_regular(path)
     if isinstance(opened, Drop):
         return _entry(root, path, opened)
@@ -143,7 +160,64 @@ def _examine(root: Path, path: Path) -> ImageEntry:
             digest = sha256_stream(file)
     except OSError as error:
         return _entry(root, path, Drop("unreadable file", error.strerror or ""))
-    return ImageEntry(digest[:ID_DIGITS], path.relative_to(root).as_posix(), path)
+    return ImageEntry(digest[:ID_DIGITS], name, root)
+
+
+def _mark(path: str | Path) -> list[int]:
+    """What changes when somebody writes to a file, whatever its dates are set to; OSError where it is gone."""
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _place(name: str) -> str:
+    """Sorts names as `_walk` comes to them: a folder before what only begins with its name."""
+    return name.replace("/", "\0")
+
+
+class Known:
+    """What an earlier scan found, read along line by line: the next one comes to the same names in the same order."""
+
+    def __init__(self, path: Path | None) -> None:
+        """A missing or damaged file knows nothing."""
+        self.missed, self.began_ns = 0, time.time_ns()
+        self._lines = self._read(path) if path is not None and path.is_file() else iter(())
+        self._next: tuple[str, str, list[int]] | None = next(self._lines, None)
+
+    @staticmethod
+    def _read(path: Path) -> Iterator[tuple[str, str, list[int]]]:
+        with path.open(encoding="utf-8") as file, suppress(ValueError, TypeError):
+            for line in file:
+                name, digest, *mark = json.loads(line)
+                yield str(name), str(digest), mark
+
+    def id_of(self, name: str, path: Path) -> str | None:
+        """Id of a file that is what it was; None, and counted as missed, where it has to be read."""
+        while self._next is not None and _place(self._next[0]) < _place(name):
+            self._next = next(self._lines, None)
+        with suppress(OSError):
+            if self._next is not None and self._next[0] == name and _mark(path) == self._next[2]:
+                return self._next[1]
+        self.missed += 1
+        return None
+
+    def write(self, entries: Iterable[ImageEntry], path: Path) -> None:
+        """Write what the scan found, for the next one; nothing where it found nothing new.
+
+        Files that changed shortly before the scan or since are left out: a second change within a tick leaves no trace.
+        """
+        if not self.missed:
+            return
+        with atomic_write(path) as file:
+            for entry in sorted(entries, key=lambda entry: _place(entry.name)):
+                if entry.drop is None or entry.drop.reason == DUPLICATE:
+                    file.write(self._line(entry))
+
+    def _line(self, entry: ImageEntry) -> bytes:
+        with suppress(OSError):
+            mark = _mark(entry.path)
+            if mark[2] < self.began_ns - TICK_NS:
+                return json.dumps([entry.name, entry.id, *mark]).encode() + b"\n"
+        return b""
 
 
 def _without_duplicates(entries: list[ImageEntry]) -> list[ImageEntry]:
@@ -152,7 +226,7 @@ def _without_duplicates(entries: list[ImageEntry]) -> list[ImageEntry]:
     marked = []
     for entry in entries:
         if entry.drop is None and first.setdefault(entry.id, entry.name) != entry.name:
-            entry = replace(entry, drop=Drop("duplicate image", f"same content as {first[entry.id]}"))
+            entry = replace(entry, drop=Drop(DUPLICATE, f"same content as {first[entry.id]}"))
         marked.append(entry)
     return marked
 

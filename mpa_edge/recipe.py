@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from typing import Self  # novm
 
 PILLOW_PIXEL_CAP = 89_478_485
@@ -24,6 +25,16 @@ class Section(BaseModel):
     """Base of every part of a recipe: nothing unknown, nothing silently converted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    ADDED: ClassVar[frozenset[str]] = frozenset()
+    """Keys that are younger than the first runs."""
+
+    def settings(self, exclude: Collection[str] = ()) -> dict[str, Any]:
+        """The values that a stage's result depends on; a younger key counts only where it is not at its default.
+
+        So what was finished before there was such a key stays finished.
+        """
+        idle = {name for name in self.ADDED if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(exclude={*exclude, *idle})
 
 
 class RenderConfig(Section):
@@ -44,6 +55,8 @@ class ImagesConfig(Section):
     """Folder of images, relative to where the command runs."""
     render: RenderConfig | None = None
     """Draw them instead."""
+    split: str | None = None
+    """Only the pictures of this split of the task's benchmark, whose files lie in the folder; null: all of them."""
     max_pixels: int = Field(PILLOW_PIXEL_CAP, ge=1024, le=2 * PILLOW_PIXEL_CAP)
     """Images with more pixels are dropped before they are decoded."""
 
@@ -51,6 +64,8 @@ class ImagesConfig(Section):
     def _one_source(self) -> Self:
         if self.path is not None and self.render is not None:
             raise ValueError("images has both path and render: keep one (--set images.render=null drops the other)")
+        if self.split is not None and self.render is not None:
+            raise ValueError("images has both split and render: drawn pictures have no splits, keep one")
         return self
 
 
@@ -67,19 +82,46 @@ class AnnotateConfig(Section):
     """How often the teacher answers its own question again, greedy first; 0 is never."""
     max_new_tokens: Tokens = 128
     """For one question with its answer."""
-    batch_size: BatchSize = 64
-    """Requests in one batch; halved when memory runs out."""
+    batch_size: BatchSize = 256
+    """Requests in one batch at most: begins with 32, grows while memory allows, is halved when it runs out."""
     shard_size: int = Field(100, ge=1, le=100_000)
     """Images in one shard: what a crash can lose."""
+    blind_filter: bool = False
+    """Drop what the teacher answers the same way about a grey picture of the same size."""
+    near_duplicates: float = Field(1.0, ge=0.5, le=1.0)
+    """Two questions about one picture that are this alike are one; 1 is the same words, whatever their case."""
+    min_confidence: Share = 0.0
+    """Drop what the teacher answers with less: geometric mean of its tokens' probabilities; 0 is never."""
+
+    ADDED: ClassVar[frozenset[str]] = frozenset({"blind_filter", "near_duplicates", "min_confidence"})
+    """Younger keys."""
+
+    @model_validator(mode="after")
+    def _confidence_needs_a_vote(self) -> Self:
+        if self.min_confidence and not self.votes:
+            raise ValueError("annotate.min_confidence needs an answer to measure: use annotate.votes=1 or more")
+        return self
 
 
 class IdentifyConfig(Section):
     """Parity Identifier: both models answer; what only the teacher knows is the gap."""
 
-    batch_size: BatchSize = 64
-    """Requests in one batch; halved when memory runs out."""
+    batch_size: BatchSize = 256
+    """Requests in one batch at most: begins with 32, grows while memory allows, is halved when it runs out."""
     max_new_tokens: Tokens = 16
     """For one short answer; evaluation uses the same."""
+    student: Literal["checkpoint", "as-deployed"] = "checkpoint"
+    """as-deployed: the student answers as it is exported for `target`, and is trained on pictures of that size."""
+    target: str | None = None
+    """Device or class of devices, where the student answers as deployed."""
+    scheme: str | None = None
+    """Quantization scheme of that export; null: the target's first one that fits."""
+
+    @model_validator(mode="after")
+    def _deployed_where(self) -> Self:
+        if (self.student == "as-deployed") != (self.target is not None) or (self.scheme and not self.target):
+            raise ValueError("identify.student: as-deployed and identify.target belong together: give both, or neither")
+        return self
 
 
 class LevelConfig(Section):
@@ -97,6 +139,14 @@ class LevelConfig(Section):
     """Rank-stabilised scale."""
     dora: bool = False
     """Weight-decomposed LoRA."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the products; auto: bf16 on a GPU, fp32 on a CPU. Trained weights stay in fp32."""
+    quantize: Literal["nf4"] | None = None
+    """QLoRA: the frozen language model in four bits while the adapter learns; needs bitsandbytes."""
+    gradient_checkpointing: bool = False
+    """Compute activations again instead of keeping them: far less memory, a third more time."""
+    liger: bool = False
+    """Liger's fused kernels, on a GPU; needs liger-kernel."""
     targets: tuple[Literal["language", "vision", "connector"], ...] = Field(
         ("language",), min_length=1, max_length=3, strict=False
     )
@@ -129,11 +179,38 @@ class LevelConfig(Section):
     """Steps between two checkpoints."""
     min_gap: int = Field(32, ge=1, le=1_000_000)
     """With fewer gap items nothing is trained."""
+    balance_kinds: bool = False
+    """No kind of question (what the teacher was asked for) gets more than an even share of the training samples."""
+    answer_share: float = Field(1.0, gt=0.0, le=1.0)
+    """Largest share of the training samples with one and the same answer; what is above it is left out."""
+    question_share: float = Field(1.0, gt=0.0, le=1.0)
+    """The same for one and the same question."""
+    curriculum: bool = False
+    """Easy samples first in each pass, by the loss of the student before training; off: shuffled."""
+    distill: float = Field(0.0, ge=0.0, le=100.0)
+    """Weight of the Jensen-Shannon divergence from the teacher's token probabilities beside the loss; 0 is off."""
+
+    ADDED: ClassVar[frozenset[str]] = frozenset(
+        {
+            "balance_kinds",
+            "answer_share",
+            "question_share",
+            "curriculum",
+            "distill",
+            "precision",
+            "quantize",
+            "gradient_checkpointing",
+            "liger",
+        }
+    )
+    """Younger keys."""
 
     @model_validator(mode="after")
     def _adapter_options(self) -> Self:
         if self.method == "full" and (self.dora or self.rslora):
             raise ValueError("level has method full with rslora or dora: those need method: lora")
+        if self.quantize and (self.method == "full" or self.dora):
+            raise ValueError("level.quantize needs method lora without dora: four bits cannot be trained themselves")
         if self.dora and self.strength < 1:
             raise ValueError("level has dora with strength below 1: a DoRA update cannot be scaled, use strength: 1.0")
         return self
@@ -156,8 +233,8 @@ class EvaluateConfig(Section):
     """Folder of the benchmark's files, a parquet file, or a data set id OWNER/NAME on a hub."""
     split: str | None = None
     """Of the benchmark; null: the one that the paper uses."""
-    batch_size: BatchSize = 64
-    """Requests in one batch; halved when memory runs out."""
+    batch_size: BatchSize = 256
+    """Requests in one batch at most: begins with 32, grows while memory allows, is halved when it runs out."""
     bootstrap: int = Field(2000, ge=100, le=1_000_000)
     """Resamples of the images behind the interval."""
 
@@ -254,6 +331,12 @@ class Recipe(Section):
     def _student_is_here(self) -> Self:
         if self.student.startswith(SERVER_PREFIX):
             raise ValueError("student is a server: its weights are tuned, so name a folder or a hub id")
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_is_here(self) -> Self:
+        if self.level.distill and self.teacher.startswith(SERVER_PREFIX):
+            raise ValueError("level.distill needs the teacher's own files, and it is a server: use level.distill=0")
         return self
 
     @model_validator(mode="after")

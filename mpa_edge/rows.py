@@ -75,9 +75,17 @@ def read_rows(path: Path, model: type[Row]) -> list[Row]:
         table = pq.ParquetFile(path).read()
     except (OSError, pa.ArrowException) as error:
         raise MpaError(f"{path} cannot be read: delete it and run the same command again") from error
-    if not table.schema.equals(schema_of(model)):
+    if not _fits(table.schema, model):
         raise MpaError(f"{path} holds other columns than {model.__name__}: run its stage again with --fresh")
     return [model.model_validate(row) for row in table.to_pylist()]
+
+
+def _fits(found: pa.Schema, model: type[BaseModel]) -> bool:
+    """Whether a file holds these records; a column that is younger than the file may be missing if it has a default."""
+    import pyarrow as pa
+
+    missing = {name for name, field in model.model_fields.items() if not field.is_required()} - set(found.names)
+    return bool(found.equals(pa.schema([column for column in schema_of(model) if column.name not in missing])))
 
 
 def write_part(folder: Path, shard: int, rows: Sequence[Row], dropped: Sequence[Dropped], model: type[Row]) -> None:
@@ -102,7 +110,7 @@ def _readable(path: Path, model: type[BaseModel]) -> bool:
     import pyarrow.parquet as pq
 
     try:
-        return bool(pq.read_schema(path).equals(schema_of(model)))
+        return _fits(pq.read_schema(path), model)
     except (OSError, pa.ArrowException):
         return False
 
@@ -112,9 +120,26 @@ def read_parts(folder: Path, model: type[Row]) -> list[Row]:
     return list(_all(sorted(folder.glob("part-*.parquet")), model))
 
 
+def each_row(folder: Path, model: type[Row]) -> Iterator[Row]:
+    """The same one after the other: only one shard is in memory."""
+    return _all(sorted(folder.glob("part-*.parquet")), model)
+
+
 def read_dropped(folder: Path) -> list[Dropped]:
     """Dropped rows of all shards, in the order of the shards."""
-    return list(_all(sorted(folder.glob("dropped-*.parquet")), Dropped))
+    return list(each_dropped(folder))
+
+
+def each_dropped(folder: Path) -> Iterator[Dropped]:
+    """The same one after the other: only one shard is in memory."""
+    return _all(sorted(folder.glob("dropped-*.parquet")), Dropped)
+
+
+def count_rows(folder: Path) -> int:
+    """How many rows all shards have; only what the files say of themselves is read."""
+    import pyarrow.parquet as pq
+
+    return sum(pq.read_metadata(path).num_rows for path in folder.glob("part-*.parquet"))
 
 
 def _all(paths: Iterable[Path], model: type[Row]) -> Iterator[Row]:

@@ -15,7 +15,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -39,6 +39,7 @@ EXPORTS = "exports"
 RECIPE_FILE = "recipe.yaml"
 RUN_FILE = "run.json"
 RENDERED = "images"
+SEEN = ".images.jsonl"
 FOLDERS = {
     "annotate": "1-annotate",
     "identify": "2-identify",
@@ -71,6 +72,8 @@ class Manifest(BaseModel):
     """Wall seconds, all attempts together."""
     counts: dict[str, int]
     """Rows made, dropped, and whatever else the stage counts."""
+    used: dict[str, str] = {}
+    """What did the work: device and numbers, whatever `auto` stood for; empty where no model ran in this process."""
 
 
 def sha256_file(path: Path) -> str:
@@ -91,6 +94,20 @@ def sha256_json(value: Any) -> str:
     """Hex digest of a value, independent of key order. Pydantic models are taken by their fields."""
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def sha256_list(values: Iterable[Any]) -> str:
+    """The same digest as `sha256_json` of a list, without the list in memory.
+
+    >>> sha256_list(iter([["a", 1], True])) == sha256_json([["a", 1], True])
+    True
+    """
+    digest, between = hashlib.sha256(b"["), b""
+    for value in values:
+        digest.update(between + json.dumps(value, sort_keys=True, ensure_ascii=True).encode())
+        between = b", "
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -341,6 +358,7 @@ def finish(
     counts: Mapping[str, int],
     packages: Sequence[str] = (),
     files: Sequence[Path] | None = None,
+    used: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Hash the outputs (all files of the folder unless `files` are named) and write the manifest: the stage is done."""
     paths = output_files(folder) if files is None else files
@@ -353,6 +371,7 @@ def finish(
         seed=seed,
         seconds=round(seconds_so_far(folder), 3),
         counts=dict(counts),
+        used=dict(used or {}),
     )
     write_json(folder / MANIFEST, manifest)
     return manifest

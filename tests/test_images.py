@@ -215,3 +215,87 @@ def test_no_corruption_raises(tmp_path: Path, suffix: str) -> None:
             data[rng.randrange(len(data))] = rng.randrange(256)
         source.write_bytes(data)
         assert isinstance(images.open_image(source, 1_000_000), Drop | Image.Image)
+
+
+def remembered(folder: Path, file: Path, began_ns: int | None = None) -> images.Known:
+    """One scan, written for the next one."""
+    known = images.Known(file)
+    known.began_ns = began_ns or known.began_ns
+    known.write(images.scan(folder, known), file)
+    return known
+
+
+@pytest.fixture
+def old_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that were just written count as old."""
+    monkeypatch.setattr(images, "TICK_NS", -(10**10))
+
+
+@pytest.mark.usefixtures("old_clock")
+def test_what_an_earlier_scan_read_is_not_read_again(picture: Picture, tmp_path: Path, monkeypatch) -> None:
+    folder = picture("b/z.png", color="blue").parent.parent
+    for i, name in enumerate(("a.png", "b.png", "b-c/1.png", "b/a/2.png", "c.png")):
+        picture(name, color=(i, 0, 0))
+    (folder / "d.png").write_bytes((folder / "c.png").read_bytes())
+    (folder / "empty.png").write_bytes(b"")
+    first, file = images.scan(folder), tmp_path / "seen.jsonl"
+    assert remembered(folder, file).missed == 8
+    again, read = images.Known(file), images.sha256_stream
+    monkeypatch.setattr(images, "sha256_stream", lambda file: pytest.fail(f"{file} was read"))
+    assert images.scan(folder, again) == first
+    assert again.missed == 1  # the empty one says nothing that could be remembered
+    monkeypatch.setattr(images, "sha256_stream", read)
+    assert reasons(folder)["d.png"] == "duplicate image"
+
+
+@pytest.mark.usefixtures("old_clock")
+def test_a_file_that_changed_is_read_whatever_its_dates_say(picture: Picture, tmp_path: Path) -> None:
+    path, file = picture("a.png", color="blue"), tmp_path / "seen.jsonl"
+    picture("b.png", color="red")
+    remembered(path.parent, file)
+    before, dates, size = images.scan(path.parent), path.stat(), path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    os.utime(path, ns=(dates.st_atime_ns, dates.st_mtime_ns))
+    assert path.stat().st_size == size
+    known = images.Known(file)
+    changed = images.scan(path.parent, known)
+    assert changed == images.scan(path.parent) != before
+    assert known.missed == 1
+
+
+@pytest.mark.usefixtures("old_clock")
+def test_new_and_gone_files_are_no_matter_to_the_others(picture: Picture, tmp_path: Path) -> None:
+    folder, file = picture("b.png", color="blue").parent, tmp_path / "seen.jsonl"
+    for name in ("c.png", "d.png", "e/f.png"):
+        picture(name, color=(len(name), ord(name[0]), 0))
+    remembered(folder, file)
+    (folder / "c.png").unlink()
+    picture("a.png", color="white")
+    picture("e/a.png", color="black")
+    known = images.Known(file)
+    assert images.scan(folder, known) == images.scan(folder)
+    assert known.missed == 2
+
+
+def test_a_file_of_this_moment_is_not_trusted(picture: Picture, tmp_path: Path) -> None:
+    folder, file = picture("a.png", color="blue").parent, tmp_path / "seen.jsonl"
+    remembered(folder, file)
+    assert file.read_bytes() == b""
+
+
+@pytest.mark.parametrize("content", [b"", b"no json", b'["a.png"]\n', b"3\n", b"\xff\xfe", b'[1, 2, 3]\n{"a": 1}'])
+def test_a_damaged_list_knows_nothing(picture: Picture, tmp_path: Path, content: bytes) -> None:
+    folder, file = picture("a.png", color="blue").parent, tmp_path / "seen.jsonl"
+    file.write_bytes(content)
+    known = images.Known(file)
+    assert images.scan(folder, known) == images.scan(folder)
+    assert known.missed == 1
+
+
+@pytest.mark.usefixtures("old_clock")
+def test_where_nothing_is_new_nothing_is_written(picture: Picture, tmp_path: Path) -> None:
+    folder, file = picture("a.png", color="blue").parent, tmp_path / "seen.jsonl"
+    remembered(folder, file)
+    written = file.stat().st_ino
+    assert remembered(folder, file).missed == 0
+    assert file.stat().st_ino == written

@@ -76,3 +76,28 @@ def test_a_damaged_part_is_not_done(tmp_path: Path, harm: str) -> None:
 def test_a_kill_between_the_two_files_leaves_the_shard_undone(tmp_path: Path) -> None:
     rows.write_rows(rows.dropped_path(tmp_path, 1), [DROPPED], Dropped)
     assert rows.shards_done(tmp_path, PseudoAnnotation) == set()
+
+
+def test_files_from_before_a_column_with_a_default_are_read(tmp_path: Path) -> None:
+    rows.write_part(tmp_path, 1, [NOTE], [], PseudoAnnotation)
+    path = rows.part_path(tmp_path, 1)
+    table = pq.read_table(path)
+    pq.write_table(table.drop_columns(["logprob"]), path)
+    assert rows.shards_done(tmp_path, PseudoAnnotation) == {1}
+    assert rows.read_rows(path, PseudoAnnotation) == [NOTE]
+    pq.write_table(table.drop_columns(["logprob", "votes"]), path)
+    assert rows.shards_done(tmp_path, PseudoAnnotation) == set()
+
+
+def test_rows_are_counted_and_read_one_shard_at_a_time(tmp_path: Path, monkeypatch) -> None:
+    lost = Dropped(id="x", image="x.png", stage="annotate", reason="empty", detail="")
+    for shard, n in enumerate((2, 0, 3)):
+        rows.write_part(tmp_path, shard, [lost] * n, [lost] * (n + 1), Dropped)
+    assert rows.count_rows(tmp_path) == 5
+    read, opened = rows.read_rows, []
+    monkeypatch.setattr(rows, "read_rows", lambda path, model: opened.append(path.name) or read(path, model))
+    one_by_one = rows.each_row(tmp_path, Dropped)
+    next(one_by_one)
+    assert opened == ["part-00000.parquet"]
+    assert list(one_by_one) == [lost] * 4
+    assert list(rows.each_dropped(tmp_path)) == rows.read_dropped(tmp_path) == [lost] * 8

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mpa_edge.cli._deploy import before_stages
 from mpa_edge.cli._options import is_verbose, print_json, run_options
 
 if TYPE_CHECKING:
@@ -49,10 +50,11 @@ def run_named_stages(
     run = open_run(source, images=images, out=out, overrides=overrides, limit=limit)
     if dry_run:
         preflight(run, names)
+        before_stages(run, names)
         show_plan(plan(run), names, as_json)
         return
     with only_our_words(is_verbose()):
-        run_stages(run, names, fresh)
+        run_stages(run, names, fresh, before_stages(run, names))
     result = report(run)
     if as_json:
         print_json(result)

@@ -66,7 +66,7 @@ def part_of(name: str) -> Part:
     >>> part_of("model.visual.merger.mlp.0.weight"), part_of("model.language_model.embed_tokens.weight")
     ('connector', 'embed')
     """
-    if re.search(r"connector|multi_modal_projector|visual\.merger", name):
+    if re.search(r"connector|multi_modal_projector|visual\.(deepstack_)?merger", name):
         return "connector"
     if re.search(r"vision_model|vision_tower|visual\.", name):
         return "vision"

@@ -186,8 +186,10 @@ def text_sizes(config: dict[str, Any]) -> dict[str, int]:
     """Sizes of the language model that its cache and its head have."""
     text = config.get("text_config") or config
     heads, hidden = text["num_attention_heads"], text["hidden_size"]
+    inner = len((config.get("vision_config") or {}).get("deepstack_visual_indexes") or ())
     return {
         "hidden_size": hidden,
+        "embeds_size": (1 + inner) * hidden,
         "num_hidden_layers": text["num_hidden_layers"],
         "num_attention_heads": heads,
         "num_key_value_heads": text.get("num_key_value_heads") or heads,

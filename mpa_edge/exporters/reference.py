@@ -188,11 +188,24 @@ class Captured:
         del self._base.get_image_features
 
     def rows(self, counts: Sequence[int]) -> list[Array]:
-        """(image tokens, hidden) for each row of the batch, which has `counts` image tokens."""
-        pooled = [getattr(found, "pooler_output", found) for found in self._found]
-        tensors = [tensor for found in pooled for tensor in (found if isinstance(found, list | tuple) else [found])]
-        flat = np.concatenate([tensor.float().reshape(-1, tensor.shape[-1]).numpy() for tensor in tensors])
+        """(image tokens, hidden) for each row of the batch, which has `counts` image tokens.
+
+        Features of inner layers (DeepStack) stand beside those of the last one.
+        """
+        flat = np.concatenate([_side_by_side(found) for found in self._found])
         return np.split(flat, np.cumsum(counts)[:-1])
+
+
+def _side_by_side(found: Any) -> Array:
+    """(image tokens, hidden), or (image tokens, (1 + inner layers) x hidden), of what get_image_features returned."""
+    inner = getattr(found, "deepstack_features", None) or ()
+    return np.concatenate([_rows(getattr(found, "pooler_output", found)), *map(_rows, inner)], axis=-1)
+
+
+def _rows(pooled: Any) -> Array:
+    """(image tokens, hidden) of one tensor or of several."""
+    tensors = pooled if isinstance(pooled, list | tuple) else [pooled]
+    return np.concatenate([tensor.float().reshape(-1, tensor.shape[-1]).numpy() for tensor in tensors])
 
 
 # --- the stored file --------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from mpa_edge.artifact import Artifact
 PICTURE = "picture.png"
 EXTRAS = {"onnx": "onnx", "gguf": "gguf", "hybrid": "onnx,gguf"}
 # families whose positions are three numbers, and that transformers.js has no class for
-THREE_AXES = ("qwen2_vl", "qwen2_5_vl")
+THREE_AXES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 NOT_IN_JAVASCRIPT = ("internvl",)
 # its processor takes the picture first
 PICTURE_FIRST = ("llava",)

@@ -16,7 +16,7 @@ Place = Literal["vision", "embed", "language", "head"]
 _VISION = re.compile(r"(^|\.)(vision_model|vision_tower|visual|connector|multi_modal_projector|mlp1)\.")
 _LAYER = re.compile(r"(^|\.)(layers|layer|blocks)\.(\d+)\.")
 # a table that is looked up, never multiplied
-_POSITIONS = re.compile(r"position_embed|class_embedding|cls_token|mask_token")
+_POSITIONS = re.compile(r"pos(ition)?_embed|class_embedding|cls_token|mask_token")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,13 @@ from typing import Literal
 from mpa_edge.errors import MpaError
 
 Part = Literal["language", "vision", "connector"]
+# model types that come with program code of their authors -> a checkpoint of the kind in the format of transformers
+OWN_FORMATS = {
+    "internvl_chat": "OpenGVLab/InternVL3-2B-hf",
+    "tiny_llava": "bczhou/tiny-llava-v1-hf",
+    "tinyllava": "bczhou/tiny-llava-v1-hf",
+    "llava_llama": "llava-hf/llava-1.5-7b-hf",
+}
 
 
 @dataclass(frozen=True)
@@ -55,5 +62,11 @@ def family_of(model_type: str) -> Family:
     for family in families().values():
         if model_type in family.model_types:
             return family
+    instead = next((found for name, found in OWN_FORMATS.items() if model_type.startswith(name)), None)
+    if instead:
+        raise MpaError(
+            f"model type '{model_type}' is its authors' own format with program code, which is never run: use {instead}"
+            ", or a checkpoint that was converted to the format of transformers"
+        )
     known = ", ".join(sorted(t for family in families().values() for t in family.model_types))
     raise MpaError(f"no family for model type '{model_type}': use a student of type {known}")

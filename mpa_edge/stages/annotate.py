@@ -5,28 +5,30 @@ Method: arXiv 2509.16633, section on the Pseudo Annotator.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 from PIL.Image import Image
 
 from mpa_edge.images import ImageEntry, open_image
+from mpa_edge.metrics import get_metric
 from mpa_edge.pictures import groups
 from mpa_edge.progress import progress, say
 from mpa_edge.recipe import AnnotateConfig
 from mpa_edge.rows import (
     count_reasons,
+    count_rows,
     dropped_path,
+    each_dropped,
     part_path,
-    read_dropped,
-    read_parts,
     read_rows,
     shards_done,
     write_part,
 )
-from mpa_edge.runs import StageClock, finish, is_done, sha256_json
-from mpa_edge.stages.run import Run, begin, memory_counts, stable_seed
+from mpa_edge.runs import StageClock, finish, is_done, sha256_json, sha256_list
+from mpa_edge.stages.filters import blind, guessed, repeats, voted
+from mpa_edge.stages.run import Run, begin, device_used, memory_counts, stable_seed
 from mpa_edge.stages.teacher import (
     account,
     check_card,
@@ -47,6 +49,7 @@ from mpa_edge.vlm import load
 from mpa_edge.vlm.server_reference import is_server
 
 STAGE = "annotate"
+Noted = tuple[PseudoAnnotation, Image]
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ class Again:
 
     rows: frozenset[str]
     """Ids of the annotations that are missing."""
-    questions: frozenset[tuple[str, str]]
-    """Image id and question of those that are there."""
+    kept: tuple[PseudoAnnotation, ...]
+    """Those that are there."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ def run_annotate(run: Run, fresh: bool = False) -> None:
         say("annotate: done before, nothing changed")
         return
     begin(STAGE, folder, inputs, fresh)
+    run.remember_entries()
     clock, done = StageClock(folder), shards_done(folder, PseudoAnnotation)
     todo = [i for i in range(len(run.shards)) if i not in done]
     lossy = _lossy(run)
@@ -136,7 +140,7 @@ def _lossy(run: Run) -> list[int]:
 
 def annotate_inputs(run: Run) -> dict[str, str]:
     """Everything that the annotations depend on."""
-    images = sha256_json([[entry.id, entry.name, entry.drop is None] for entry in run.entries])
+    images = sha256_list([entry.id, entry.name, entry.drop is None] for entry in run.entries)
     return {"images": images} | annotate_settings(run)
 
 
@@ -146,7 +150,7 @@ def annotate_settings(run: Run) -> dict[str, str]:
         "teacher": run.teacher_fingerprint,
         "config": sha256_json(
             {
-                "annotate": run.recipe.annotate.model_dump(exclude={"batch_size"}),
+                "annotate": run.recipe.annotate.settings({"batch_size"}),
                 "prompts": run.task.annotation_prompts,
                 "answer": answer_prompt(run.task, "?"),
                 "max_answer_words": run.task.max_answer_words,
@@ -161,19 +165,21 @@ def annotate_settings(run: Run) -> dict[str, str]:
 
 def _finish(run: Run, inputs: dict[str, str]) -> None:
     folder = run.stage_folder(STAGE)
-    rows, dropped = read_parts(folder, PseudoAnnotation), read_dropped(folder)
-    broken = {row.image for row in dropped if row.id == row.image}
-    counts = {"images": len(run.entries) - len(broken), "annotated": len(rows), "dropped": len(dropped)}
+    reasons = count_reasons(each_dropped(folder))
+    broken = {row.image for row in each_dropped(folder) if row.id == row.image}
+    counts = {"images": len(run.entries) - len(broken), "annotated": count_rows(folder)}
+    counts |= {"dropped": sum(reasons.values())}
     finish(
         folder, STAGE, inputs=inputs, config=run.recipe.annotate, seed=run.recipe.seed,
         counts=counts | usage_counts(run, STAGE) | memory_counts(), packages=("torch", "transformers", "openai"),
+        used=device_used(run.recipe.device),
     )  # fmt: skip
-    say(f"annotate: {counts['annotated']} question-answer pairs on {counts['images']} images, {_dropped_line(dropped)}")
+    say(f"annotate: {counts['annotated']} question-answer pairs on {counts['images']} images, {_dropped_line(reasons)}")
 
 
-def _dropped_line(dropped: Sequence[Dropped]) -> str:
-    reasons = ", ".join(f"{reason}: {n}" for reason, n in count_reasons(dropped).items())
-    return f"{len(dropped)} dropped" + (f" ({reasons})" if reasons else "")
+def _dropped_line(reasons: dict[str, int]) -> str:
+    listed = ", ".join(f"{reason}: {n}" for reason, n in reasons.items())
+    return f"{sum(reasons.values())} dropped" + (f" ({listed})" if listed else "")
 
 
 def annotate_shard(
@@ -197,7 +203,7 @@ def retry_shard(teacher: VLM, run: Run, shard: int) -> tuple[list[PseudoAnnotati
     lost = failures(dropped)
     again = Again(
         rows=frozenset(row.id for row in lost),
-        questions=frozenset((row.image_id, row.question.casefold()) for row in rows),
+        kept=tuple(rows),
     )
     images = {row.image for row in lost}
     entries = [entry for entry in run.shards[shard] if entry.name in images]
@@ -215,6 +221,15 @@ def row_id(entry: ImageEntry, sample: int) -> str:
     return f"{entry.id}-{sample:02d}"
 
 
+def kind_of(annotation: str, kinds: int) -> int:
+    """Which of the task's prompts an annotation answered, by its id: prompts take turns.
+
+    >>> kind_of("0123456789abcdef-07", 5)
+    2
+    """
+    return int(annotation.rpartition("-")[2]) % kinds
+
+
 def annotate_pictures(
     teacher: VLM, run: Run, opened: Sequence[tuple[ImageEntry, Image | Drop]], again: Again | None = None
 ) -> tuple[list[PseudoAnnotation], list[Dropped]]:
@@ -230,14 +245,17 @@ def annotate_pictures(
     ]
     replies = teacher.answer([request for *_, request in asked])
     drafts = [Draft(entry, image, n, reply) for (entry, image, n, _), reply in zip(asked, replies, strict=True)]
-    kept, refused = collect(drafts, task, teacher.name, again.questions if again else ())
-    rows: list[PseudoAnnotation] = []
-    for (row, _), said in zip(kept, vote(teacher, kept, run), strict=True):
-        if isinstance(said, Drop):
-            dropped.append(_dropped(row.id, row.image, said))
-        else:
-            rows.append(row.model_copy(update={"votes": said}))
-    return rows, dropped + refused
+    kept, refused = collect(drafts, task, teacher.name, again.kept if again else (), config.near_duplicates)
+    kept, unsure = sift(kept, vote(teacher, kept, run))
+    kept, unseen = sift(kept, look(teacher, kept, run) if config.blind_filter else [row for row, _ in kept])
+    return [row for row, _ in kept], dropped + unsure + unseen + refused
+
+
+def sift(kept: Sequence[Noted], judged: Sequence[PseudoAnnotation | Drop]) -> tuple[list[Noted], list[Dropped]]:
+    """Annotations with their pictures, less those of which a judgement says why they are left out."""
+    pairs = list(zip(kept, judged, strict=True))
+    dropped = [_dropped(row.id, row.image, said) for (row, _), said in pairs if isinstance(said, Drop)]
+    return [(said, image) for (_, image), said in pairs if not isinstance(said, Drop)], dropped
 
 
 def annotation_request(
@@ -256,15 +274,17 @@ def annotation_request(
 
 
 def collect(
-    drafts: Sequence[Draft], task: Task, teacher: str, known: Collection[tuple[str, str]] = ()
-) -> tuple[list[tuple[PseudoAnnotation, Image]], list[Dropped]]:
+    drafts: Sequence[Draft], task: Task, teacher: str, known: Sequence[PseudoAnnotation] = (), alike: float = 1.0
+) -> tuple[list[Noted], list[Dropped]]:
     """Parse what the teacher wrote; cut, unreadable and repeated annotations are dropped with their reason.
 
-    `known` are pairs of image id and question that are there already, in small letters.
+    `known` are there already; `alike` says from where on two questions about a picture are one.
     """
-    kept: list[tuple[PseudoAnnotation, Image]] = []
+    kept: list[Noted] = []
     dropped: list[Dropped] = []
-    seen = set(known)
+    seen: dict[str, list[tuple[str, str]]] = {}
+    for one in known:
+        seen.setdefault(one.image_id, []).append((one.question, one.answer))
     for draft in drafts:
         this, name = row_id(draft.entry, draft.sample), draft.entry.name
         parsed = _parsed(draft.reply, task)
@@ -272,11 +292,11 @@ def collect(
             dropped.append(_dropped(this, name, parsed))
             continue
         question, answer = parsed
-        key = (draft.entry.id, question.casefold())
-        if key in seen:
+        earlier = seen.setdefault(draft.entry.id, [])
+        if repeats(question, answer, earlier, alike):
             dropped.append(_dropped(this, name, Drop("duplicate question", question)))
             continue
-        seen.add(key)
+        earlier.append((question, answer))
         row = PseudoAnnotation(
             id=this, image_id=draft.entry.id, image=name, question=question, answer=answer, votes=(), teacher=teacher
         )
@@ -298,11 +318,8 @@ def _parsed(reply: Reply, task: Task) -> tuple[str, str] | Drop:
     return parsed.question, parsed.answer
 
 
-def vote(teacher: VLM, kept: Sequence[tuple[PseudoAnnotation, Image]], run: Run) -> list[tuple[str, ...] | Drop]:
-    """What the teacher says when it is asked its own questions again: the first vote greedy, the others sampled.
-
-    A row that a server left without one of its votes is dropped: a majority of fewer is another measure.
-    """
+def vote(teacher: VLM, kept: Sequence[Noted], run: Run) -> list[PseudoAnnotation | Drop]:
+    """The annotations with what the teacher says to its own questions: the first vote greedy, the others sampled."""
     config, seed = run.recipe.annotate, run.recipe.seed
     requests = [
         Request(
@@ -312,17 +329,23 @@ def vote(teacher: VLM, kept: Sequence[tuple[PseudoAnnotation, Image]], run: Run)
             temperature=config.temperature if number else 0.0,
             top_p=config.top_p,
             seed=stable_seed(seed, "vote", row.id, number),
+            confidence=not number and config.min_confidence > 0,
         )
         for row, image in kept
         for number in range(config.votes)
     ]
-    replies = teacher.answer(requests)
-    return [_votes(replies[i * config.votes : (i + 1) * config.votes]) for i in range(len(kept))]
+    replies, n = teacher.answer(requests), config.votes
+    return [voted(row, replies[i * n : (i + 1) * n], config) for i, (row, _) in enumerate(kept)]
 
 
-def _votes(replies: Sequence[Reply]) -> tuple[str, ...] | Drop:
-    lost = next((reply.drop for reply in replies if reply.drop is not None), None)
-    return lost or tuple(reply.text for reply in replies)
+def look(teacher: VLM, kept: Sequence[Noted], run: Run) -> list[PseudoAnnotation | Drop]:
+    """The annotations that the teacher cannot answer about a grey picture."""
+    agrees, limit = get_metric(run.task.metric).agrees, run.recipe.identify.max_new_tokens
+    grey = {image.size: blind(image) for _, image in kept}
+    replies = teacher.answer(
+        [Request(grey[image.size], answer_prompt(run.task, row.question), limit) for row, image in kept]
+    )
+    return [guessed(row, reply, agrees) or row for (row, _), reply in zip(kept, replies, strict=True)]
 
 
 def _dropped(this: str, name: str, drop: Drop) -> Dropped:

@@ -13,7 +13,7 @@ from mpa_edge.progress import progress, say
 from mpa_edge.recipe import EvaluateConfig
 from mpa_edge.rows import part_path, read_parts, read_rows, write_rows
 from mpa_edge.runs import StageClock, finish, is_done, make_folder, sha256_file, sha256_json, write_json
-from mpa_edge.stages.run import Run, begin, memory_counts
+from mpa_edge.stages.run import Run, begin, device_used, memory_counts
 from mpa_edge.stages.teacher import account, check_card, teacher_options, usage_counts
 from mpa_edge.tasks import answer_prompt
 from mpa_edge.types import Prediction, Sample
@@ -42,7 +42,7 @@ def run_evaluate(run: Run, fresh: bool = False) -> None:
     finish(
         folder, STAGE, inputs=inputs, config=run.recipe.evaluate, seed=run.recipe.evaluate.seed,
         counts={"questions": len(samples)} | usage_counts(run, STAGE) | memory_counts(),
-        packages=("torch", "transformers", "openai"),
+        packages=("torch", "transformers", "openai"), used=device_used(run.recipe.device),
     )  # fmt: skip
     say(f"evaluate: {len(samples)} questions")
 

@@ -6,6 +6,7 @@ containment. The student sees only what the teacher verified, and one model is i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,10 @@ from mpa_edge.images import open_image
 from mpa_edge.metrics import get_metric
 from mpa_edge.pictures import groups
 from mpa_edge.progress import progress, say
-from mpa_edge.rows import dropped_path, part_path, read_parts, read_rows, shards_done, write_part
+from mpa_edge.rows import dropped_path, each_row, part_path, read_rows, shards_done, write_part
 from mpa_edge.runs import StageClock, finish, is_done, make_folder, sha256_json
-from mpa_edge.stages.run import Run, begin, memory_counts
+from mpa_edge.stages.deployed import deployed_inputs, student_of
+from mpa_edge.stages.run import Run, begin, device_used, memory_counts
 from mpa_edge.stages.teacher import (
     account,
     check_card,
@@ -67,24 +69,21 @@ def run_identify(run: Run, fresh: bool = False) -> None:
     if run.recipe.annotate.votes == 0:
         _teacher_pass(run, shards, clock)
     _student_pass(run, shards, clock)
-    rows = read_parts(folder, ParityRecord)
-    counts = {name: sum(row.verdict == name for row in rows) for name in VERDICTS}
+    found: Counter[str] = Counter(row.verdict for row in each_row(folder, ParityRecord))
+    counts = {name: found[name] for name in VERDICTS}
     finish(
         folder, STAGE, inputs=inputs, config=run.recipe.identify, seed=run.recipe.seed,
         counts=counts | usage_counts(run, STAGE) | memory_counts(), packages=("torch", "transformers", "openai"),
+        used=device_used(run.recipe.device),
     )  # fmt: skip
     say(f"identify: {counts['gap']} gap, {counts['parity']} parity, {counts['unverified']} unverified")
 
 
 def identify_inputs(run: Run) -> dict[str, str]:
     """Everything that the verdicts depend on."""
-    return {
-        "annotate": run.outputs_of("annotate"),
-        "student": run.student_fingerprint,
-        "config": sha256_json(
-            {"max_new_tokens": run.recipe.identify.max_new_tokens, "answer": answer_prompt(run.task, "?")}
-        ),
-    }
+    config = {"max_new_tokens": run.recipe.identify.max_new_tokens, "answer": answer_prompt(run.task, "?")}
+    made_by = {"annotate": run.outputs_of("annotate"), "student": run.student_fingerprint}
+    return made_by | deployed_inputs(run) | {"config": sha256_json(config)}
 
 
 def verdict(pseudo: str, teacher: Sequence[str], student: str | None, agrees: Agrees) -> Verdict:
@@ -110,7 +109,7 @@ def confirmed(pseudo: str, teacher: Sequence[str], agrees: Agrees) -> bool:
 
 def _load(run: Run, name: str, patient: bool = True) -> VLM:
     recipe, teaches = run.recipe, name == "teacher"
-    reference, options = (recipe.teacher, teacher_options(run, patient)) if teaches else (recipe.student, {})
+    reference, options = (recipe.teacher, teacher_options(run, patient)) if teaches else (student_of(run), {})
     return load(
         reference, name=name, device=recipe.device, threads=recipe.threads, batch_size=recipe.identify.batch_size,
         **options,

@@ -1,6 +1,7 @@
-"""Parity Leveler: tune the student on the gap, with NLL on the answer and its end token; the teacher is not involved.
+"""Parity Leveler: tune the student on the gap, with NLL on the answer and its end token.
 
-Method: arXiv 2509.16633, section on the Parity Leveler. Training is TRL's SFTTrainer with a peft adapter.
+Method: arXiv 2509.16633, section on the Parity Leveler; the teacher is not involved, unless level.distill asks for its
+token probabilities. Training is TRL's SFTTrainer with a peft adapter.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
 from mpa_edge.rows import read_parts
 from mpa_edge.runs import StageClock, finish, is_done, sha256_json, write_json
-from mpa_edge.stages.run import Run, begin, memory_counts
+from mpa_edge.stages.annotate import kind_of
+from mpa_edge.stages.deployed import deployed_inputs
+from mpa_edge.stages.precision import numbers_used
+from mpa_edge.stages.run import Run, begin, device_used, memory_counts
 from mpa_edge.stages.selection import Selection, select
 from mpa_edge.stages.soften import soften
 from mpa_edge.tasks import answer_prompt
@@ -42,6 +46,7 @@ def run_level(run: Run, fresh: bool = False) -> None:
     write_json(folder / LOSSES, outcome.losses)
     clock.tick()
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    used = device_used(run.recipe.device)
     counts = {
         "train": len(selection.train), "replayed": selection.replayed, "holdout": len(selection.holdout),
         "steps": outcome.steps, "best_step": outcome.best_step,
@@ -49,23 +54,21 @@ def run_level(run: Run, fresh: bool = False) -> None:
     finish(
         folder, STAGE, inputs=inputs, config=run.recipe.level, seed=run.recipe.seed, counts=counts | memory_counts(),
         packages=("torch", "transformers", "peft", "trl", "accelerate"),
+        used=used | numbers_used(run.recipe.level, used.get("device", "cpu")),
     )  # fmt: skip
     say(f"level: {counts['train']} samples, {outcome.steps} steps, best at step {outcome.best_step}")
 
 
 def level_inputs(run: Run) -> dict[str, str]:
     """Everything that the adapter depends on."""
-    return {
-        "identify": run.outputs_of("identify"),
-        "student": run.student_fingerprint,
-        "config": sha256_json(
-            {
-                "level": run.recipe.level.model_dump(exclude={"min_gap"}),
-                "seed": run.recipe.seed,
-                "answer": answer_prompt(run.task, "?"),
-            }
-        ),
+    teacher = {"teacher": run.teacher_fingerprint} if run.recipe.level.distill else {}
+    base = {"identify": run.outputs_of("identify"), "student": run.student_fingerprint}
+    config = {
+        "level": run.recipe.level.settings({"min_gap"}),
+        "seed": run.recipe.seed,
+        "answer": answer_prompt(run.task, "?"),
     }
+    return base | teacher | deployed_inputs(run) | {"config": sha256_json(config)}
 
 
 def choose(run: Run) -> Selection:
@@ -78,4 +81,8 @@ def choose(run: Run) -> Selection:
             f"only {n_gap} gap items of {verified} verified ones (level.min_gap is {config.min_gap}): nothing was "
             f"trained, the annotations are kept in {run.folder}; add images, or raise annotate.samples_per_image"
         )
-    return select(rows, config, run.recipe.seed)
+    kinds = len(run.task.annotation_prompts)
+    selection = select(rows, config, run.recipe.seed, lambda row: kind_of(row.id, kinds))
+    if selection.left_out:
+        say(f"level: {selection.left_out} samples left out, too many of their kind, answer or question")
+    return selection

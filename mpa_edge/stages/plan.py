@@ -10,6 +10,7 @@ from typing import Any
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.families import family_of
 from mpa_edge.runs import FOLDERS, RUN_FILE, read_json, require_free
+from mpa_edge.stages.precision import require_packages
 from mpa_edge.stages.run import Run
 from mpa_edge.tasks import get_benchmark, get_task
 from mpa_edge.vlm import resolve
@@ -35,8 +36,9 @@ def plan(run: Run) -> dict[str, Any]:
         "device": recipe.device,
         "images": images,
         "stages": {
-            "annotate": f"{questions} annotations, {questions * recipe.annotate.votes} votes",
-            "identify": f"up to {questions} questions to the student" + _teacher_pass(run, questions),
+            "annotate": f"{questions} annotations, {questions * recipe.annotate.votes} votes{_blind(run)}",
+            "identify": f"up to {questions} questions to the student{_as_deployed(run)}"
+            + _teacher_pass(run, questions),
             "level": f"{recipe.level.method} on {'+'.join(recipe.level.targets)}, {_length(run)}",
             "merge": "adapter into student",
             "evaluate": _evaluation(run),
@@ -50,6 +52,15 @@ def plan(run: Run) -> dict[str, Any]:
 def can_evaluate(run: Run) -> bool:
     """Whether there are questions with known answers: a file, or the generator's for the built-in task."""
     return not run.recipe.evaluate.generated or run.recipe.task == "minicharts"
+
+
+def _blind(run: Run) -> str:
+    return ", as many questions about grey pictures" if run.recipe.annotate.blind_filter else ""
+
+
+def _as_deployed(run: Run) -> str:
+    config = run.recipe.identify
+    return f" as deployed on {config.target}" if config.target else ""
 
 
 def _teacher_pass(run: Run, questions: int) -> str:
@@ -123,6 +134,8 @@ def preflight(run: Run, names: Sequence[str]) -> None:
     weights_bytes(run.recipe.teacher)
     weights_bytes(run.recipe.student)
     _check_family(run)
+    if "level" in names and not run.finished("level"):
+        require_packages(run.recipe.level)
     _check_server(run, names)
     _check_metric(run)
     if "evaluate" in names and not run.recipe.evaluate.generated:

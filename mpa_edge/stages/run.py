@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import platform
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +13,7 @@ from typing import Any
 
 from mpa_edge.assets import load_recipe
 from mpa_edge.errors import MpaError
-from mpa_edge.images import ImageEntry, scan
+from mpa_edge.images import ImageEntry, Known, scan
 from mpa_edge.nursery.render import MARK, render
 from mpa_edge.progress import say
 from mpa_edge.recipe import Recipe
@@ -22,6 +24,7 @@ from mpa_edge.runs import (
     RECIPE_FILE,
     RENDERED,
     RUN_FILE,
+    SEEN,
     clear,
     peak_rss_bytes,
     prepare,
@@ -31,6 +34,7 @@ from mpa_edge.runs import (
     write_bytes,
     write_json,
 )
+from mpa_edge.stages.split import of_split
 from mpa_edge.tasks import Task, get_task
 from mpa_edge.vlm import fingerprint
 
@@ -69,8 +73,20 @@ class Run:
 
     @cached_property
     def entries(self) -> list[ImageEntry]:
-        """Every file of the images folder that calls itself an image, sorted by name."""
-        return scan(self.images_folder)[: self.limit]
+        """Every file of the images folder, or of its chosen split, that calls itself an image, sorted by name."""
+        found = scan(self.images_folder, self.known)
+        if self.recipe.images.split is not None:
+            found = of_split(self.recipe, self.images_folder, found)
+        return found[: self.limit]
+
+    @cached_property
+    def known(self) -> Known:
+        """What an earlier attempt found in the images folder."""
+        return Known(self.folder / SEEN)
+
+    def remember_entries(self) -> None:
+        """Write what this attempt found, so that the next one need not read every image."""
+        self.known.write(self.entries, self.folder / SEEN)
 
     @cached_property
     def shards(self) -> list[list[ImageEntry]]:
@@ -188,6 +204,26 @@ def stable_seed(*parts: object) -> int:
     """
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def device_used(wanted: str) -> dict[str, str]:
+    """The device on which models ran in this process, whatever `auto` stood for; empty where none did."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    device = "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+    name = torch.cuda.get_device_name() if device == "cuda" else cpu_name()
+    return {"device": device, "device_name": name, "torch_threads": str(torch.get_num_threads())}
+
+
+def cpu_name() -> str:
+    """What the processor calls itself; the name of its architecture where it says nothing."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
 
 
 def memory_counts() -> dict[str, int]:

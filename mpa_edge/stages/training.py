@@ -7,35 +7,33 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from mpa_edge.errors import MpaError
 from mpa_edge.families import family_of
-from mpa_edge.images import open_image
-from mpa_edge.pictures import PictureCache
 from mpa_edge.progress import Advance, progress, say
 from mpa_edge.recipe import LevelConfig
 from mpa_edge.runs import StageClock, make_folder, read_json, write_json
+from mpa_edge.stages.curriculum import LOSSES_BEFORE, easy_first, losses_before, row_losses
+from mpa_edge.stages.deployed import processor_of
 from mpa_edge.stages.disk import disk_guard
+from mpa_edge.stages.distill import SoftLabel, distilling, require_same_words, soft_labels
+from mpa_edge.stages.lessons import AnswerCollator, as_rows
+from mpa_edge.stages.precision import computes_in_bf16, load_student
 from mpa_edge.stages.run import Run, stable_seed
 from mpa_edge.stages.selection import Selection
-from mpa_edge.tasks import answer_prompt
-from mpa_edge.types import Drop, ParityRecord
+from mpa_edge.types import ParityRecord
 from mpa_edge.vlm import checkpoint, resolve
 from mpa_edge.vlm.transformers import is_out_of_memory
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-    from torch import Tensor
-
 COMPLETE = "complete"
-IGNORE = -100
 STATE = "trainer_state.json"
+OPINIONS = "teacher"
 ONLY_IN_CHECKPOINTS = (COMPLETE, STATE, "optimizer*", "scheduler*", "scaler*", "rng_state*", "training_args.bin")
 
 
@@ -47,44 +45,6 @@ class Outcome:
     """One entry a logged step: step, loss, learning_rate; and eval_loss where the held-out slice was looked at."""
     steps: int
     best_step: int
-
-
-class AnswerCollator:
-    """Rows -> a padded batch whose labels cover the answer and its end token only."""
-
-    def __init__(self, processor: Any, images_folder: Path, max_pixels: int) -> None:
-        self.processor = processor
-        self._open = PictureCache(lambda name: _open(images_folder / name, max_pixels))
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Keys of the processor plus `labels` (rows, tokens), IGNORE outside the completion; padded on the right."""
-        texts = [row["prompt"] + row["completion"] for row in rows]
-        batch = self.processor(
-            text=texts,
-            images=[[self._open(row["images"][0])] for row in rows],
-            padding=True,
-            padding_side="right",
-            add_special_tokens=False,
-            return_tensors="pt",
-        )
-        batch["labels"] = self._labels(batch, [row["completion"] for row in rows])
-        return dict(batch)
-
-    def _labels(self, batch: Mapping[str, Tensor], completions: Sequence[str]) -> Tensor:
-        """The last tokens of each row are its completion: it was appended to a prompt that ends a turn."""
-        labels = torch.full_like(batch["input_ids"], IGNORE)
-        ends = batch["attention_mask"].sum(1).tolist()
-        for row, (completion, end) in enumerate(zip(completions, ends, strict=True)):
-            n = len(self.processor.tokenizer(completion, add_special_tokens=False)["input_ids"])
-            labels[row, end - n : end] = batch["input_ids"][row, end - n : end]
-        return labels
-
-
-def _open(path: Path, max_pixels: int) -> Image:
-    image = open_image(path, max_pixels)
-    if isinstance(image, Drop):
-        raise MpaError(f"{path} was readable before and is not now ({image.reason}): put it back and run again")
-    return image
 
 
 class Watcher(TrainerCallback):
@@ -143,9 +103,13 @@ def _train(run: Run, selection: Selection, checkpoints: Path, out: Path, clock: 
         return _take_best(resume_from, out)
     device = checkpoint.pick_device(recipe.device)
     path = resolve(recipe.student)
-    processor, model = checkpoint.load_processor(path), _trainable(path, config, device, recipe.seed)
+    processor = checkpoint.load_processor(processor_of(run))
+    soft = _opinions(run, selection.train, processor, checkpoints / OPINIONS, clock, device) if config.distill else {}
+    model, collate = _trainable(path, config, device, recipe.seed), _collator(run, processor, soft)
+    if config.curriculum:
+        selection = _easy_first(run, selection, model, collate, out.with_name(LOSSES_BEFORE), at_once)
     with disk_guard(run.folder, _checkpoint_bytes(model)):
-        trainer = _trainer(run, selection, model, processor, checkpoints, device, at_once)
+        trainer = _trainer(run, selection, model, collate, checkpoints, device, at_once)
         start = take_up(trainer, resume_from) if resume_from else 0
         with progress("level", trainer.args.max_steps, start) as advance:
             trainer.add_callback(Watcher(clock, advance, start))
@@ -155,6 +119,40 @@ def _train(run: Run, selection: Selection, checkpoints: Path, out: Path, clock: 
     return Outcome(
         _curve(state.log_history), state.global_step, _step_of(state.best_model_checkpoint) or state.global_step
     )
+
+
+def _collator(run: Run, processor: Any, soft: Mapping[str, SoftLabel] | None = None) -> AnswerCollator:
+    return AnswerCollator(processor, run.images_folder, run.recipe.images.max_pixels, soft)
+
+
+def _opinions(
+    run: Run, rows: Sequence[ParityRecord], student: Any, folder: Path, clock: StageClock, device: str
+) -> dict[str, SoftLabel]:
+    """What the teacher thinks of the tokens of each answer. It is out of memory again before the student comes."""
+    path = resolve(run.recipe.teacher)
+    processor = checkpoint.load_processor(path)
+    require_same_words(processor, student)
+    said = soft_labels(
+        folder, as_rows(rows, processor, run), run.recipe.level.batch_size,
+        lambda: (checkpoint.load_model(path, device), _collator(run, processor), len(processor.tokenizer)), clock.tick,
+    )  # fmt: skip
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    return said
+
+
+def _easy_first(
+    run: Run, selection: Selection, model: Any, collate: AnswerCollator, path: Path, at_once: int
+) -> Selection:
+    """The same samples in the order of what the untrained student finds easy; a fresh adapter changes nothing yet."""
+    rows = selection.train
+
+    def measure() -> dict[str, float]:
+        losses = row_losses(model, as_rows(rows, collate.processor, run), _collator(run, collate.processor), at_once)
+        return {row.id: loss for row, loss in zip(rows, losses, strict=True)}
+
+    return replace(selection, train=tuple(easy_first(rows, losses_before(path, rows, measure))))
 
 
 def _curve(history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
@@ -246,7 +244,7 @@ def _trainable(path: str, config: LevelConfig, device: str, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(stable_seed(seed, "adapter"))
-    model = checkpoint.load_model(path, device)
+    model = load_student(path, config, device)
     if config.method == "full":
         return model.train()
     targets = family_of(model.config.model_type).target_modules(config.targets)
@@ -261,34 +259,22 @@ def _planned_steps(config: LevelConfig, n_train: int) -> int:
     return config.max_steps or max(1, round(config.epochs * -(-n_train // config.batch_size)))
 
 
-def as_rows(rows: Sequence[ParityRecord], processor: Any, run: Run) -> list[dict[str, Any]]:
-    """Records -> (image, prompt, completion) with the very prompt that identify and evaluate use."""
-    made = []
-    for row in rows:
-        prompt = answer_prompt(run.task, row.question)
-        completion = checkpoint.chat_completion(processor, prompt, row.answer)
-        made.append(
-            {"images": [row.image], "prompt": checkpoint.chat_prompt(processor, prompt), "completion": completion}
-        )
-    return made
-
-
 def _trainer(
-    run: Run, selection: Selection, model: Any, processor: Any, checkpoints: Path, device: str, at_once: int
+    run: Run, selection: Selection, model: Any, collate: AnswerCollator, checkpoints: Path, device: str, at_once: int
 ) -> Any:
     from datasets import Dataset
     from datasets.utils.logging import disable_progress_bar
     from trl import SFTTrainer
 
     disable_progress_bar()
-    config, has_holdout = run.recipe.level, bool(selection.holdout)
-    trainer = SFTTrainer(
+    config, has_holdout, processor = run.recipe.level, bool(selection.holdout), collate.processor
+    trainer = (distilling(config.distill) if config.distill else SFTTrainer)(
         model=model,
         args=_arguments(config, checkpoints, device, run.recipe.seed, len(selection.train), has_holdout, at_once),
         train_dataset=Dataset.from_list(as_rows(selection.train, processor, run)),
         eval_dataset=Dataset.from_list(as_rows(selection.holdout, processor, run)) if has_holdout else None,
         processing_class=processor,
-        data_collator=AnswerCollator(processor, run.images_folder, run.recipe.images.max_pixels),
+        data_collator=collate,
     )
     if has_holdout and config.patience:
         trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=config.patience))
@@ -322,6 +308,10 @@ def _arguments(
         load_best_model_at_end=has_holdout, metric_for_best_model="eval_loss" if has_holdout else None,
         greater_is_better=False if has_holdout else None, logging_steps=1, logging_strategy="steps",
         max_length=None, dataloader_num_workers=0, dataloader_pin_memory=False, remove_unused_columns=False,
-        gradient_checkpointing=False, bf16=device == "cuda", disable_tqdm=True, prediction_loss_only=True,
+        activation_checkpointing=config.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
+        bf16=computes_in_bf16(config, device), use_liger_kernel=config.liger,
+        disable_tqdm=True, prediction_loss_only=True,
         dataset_kwargs={"skip_prepare_dataset": True},
+        train_sampling_strategy="sequential" if config.curriculum else "random",
     )  # fmt: skip

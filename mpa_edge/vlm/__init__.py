@@ -87,13 +87,13 @@ def _file_mark(path: Path) -> str:
 
 
 def load(
-    reference: str, *, name: str, device: str = "auto", threads: int | None = None, batch_size: int = 64,
+    reference: str, *, name: str, device: str = "auto", threads: int | None = None, batch_size: int = 256,
     server: TeacherServerConfig | None = None, spent_before: float = 0.0,
 ) -> VLM:  # fmt: skip
     """The model behind a reference, ready to answer. torch is imported here, not before, and not for an export.
 
-    An exported folder runs on the CPU, one request at a time: `device` and `batch_size` do not matter to it. `server`
-    and `spent_before` matter only to a model behind a server.
+    `batch_size` is the largest batch. An exported folder runs on the CPU, one request at a time: `device` and
+    `batch_size` do not matter to it. `server` and `spent_before` matter only to a model behind a server.
     Raises MpaError where a package, the model or the device is missing, or the checkpoint is damaged.
     """
     if is_server(reference):

@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from mpa_edge.errors import MpaError, missing_package
+from mpa_edge.vlm.completion import complete, with_start
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,20 +81,28 @@ def load_processor(path: str) -> Any:
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
         raise MpaError(f"'{path}' is no vision-language model: its processor lacks a tokenizer or an image processor")
     processor.tokenizer.padding_side = "left"
+    complete(processor, path)
+    if not processor.chat_template:
+        raise MpaError(f"'{path}' has no chat template: put its chat_template.jinja into the folder")
     return processor
 
 
-def load_model(path: str, device: str, config: Any = None) -> PreTrainedModel:
+def load_model(
+    path: str, device: str, config: Any = None, *, dtype: str | None = None, quantization: Any = None
+) -> PreTrainedModel:
     """Weights of a checkpoint in evaluation mode: fp32 on a CPU, bf16 on a GPU. safetensors only, no remote code.
 
-    With a `config` of fewer layers than the checkpoint's own, only those are read.
+    With a `config` of fewer layers than the checkpoint's own, only those are read. `dtype` names another type of the
+    weights, `quantization` is a configuration of transformers for fewer bits.
     """
     import torch
     from transformers import AutoModelForImageTextToText
 
     quiet()
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    options = {"dtype": dtype, "use_safetensors": True, **({} if config is None else {"config": config})}
+    kind = getattr(torch, dtype) if dtype else torch.float32 if device == "cpu" else torch.bfloat16
+    options = {"dtype": kind, "use_safetensors": True, **({} if config is None else {"config": config})}
+    if quantization is not None:  # packed where it is to run: it cannot be moved later
+        options |= {"quantization_config": quantization, "device_map": {"": device}}
     model, found = _loading(
         path,
         lambda: AutoModelForImageTextToText.from_pretrained(
@@ -105,7 +114,7 @@ def load_model(path: str, device: str, config: Any = None) -> PreTrainedModel:
         raise MpaError(
             f"'{path}' lacks {len(absent)} tensors of its config.json ({absent[0]}): copy the checkpoint again"
         )
-    return model.to(device).eval()
+    return (model if quantization is not None else model.to(device)).eval()
 
 
 def _loading(path: str, load: Any) -> Any:
@@ -144,7 +153,8 @@ def chat_prompt(processor: Any, prompt: str) -> str:
     """
     content = [{"type": "image"}, {"type": "text", "text": without_special_tokens(processor, prompt)}]
     message = [{"role": "user", "content": content}]
-    return str(processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
+    text = str(processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
+    return with_start(processor.tokenizer, text)
 
 
 def chat_completion(processor: Any, prompt: str, answer: str) -> str:
@@ -154,7 +164,8 @@ def chat_completion(processor: Any, prompt: str, answer: str) -> str:
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked}]},
         {"role": "assistant", "content": [{"type": "text", "text": said}]},
     ]
-    whole = str(processor.apply_chat_template(messages, add_generation_prompt=False, tokenize=False))
+    text = str(processor.apply_chat_template(messages, add_generation_prompt=False, tokenize=False))
+    whole = with_start(processor.tokenizer, text)
     before = chat_prompt(processor, prompt)
     if not whole.startswith(before):
         raise MpaError("the student's chat template rewrites the prompt once it is answered: use another checkpoint")

@@ -39,7 +39,7 @@ class Decoder(Graph):
     def _sizes(self) -> dict[str, Any]:
         first = self.inputs[self.cache_inputs[0]].shape if self.cache_inputs else [None] * 4
         return {
-            "hidden_size": self.inputs["inputs_embeds"].shape[2],
+            "embeds_size": self.inputs["inputs_embeds"].shape[2],
             "num_hidden_layers": len(self.cache_inputs) // 2,
             "num_key_value_heads": first[1],
             "head_dim": first[3],
@@ -61,7 +61,9 @@ class Decoder(Graph):
 
 
 def _sizes_of(text: dict[str, Any]) -> dict[str, Any]:
-    return {key: text.get(key) for key in ("hidden_size", "num_hidden_layers", "num_key_value_heads", "head_dim")}
+    # exports made before there was DeepStack do not say it
+    sizes = {"embeds_size": text.get("hidden_size"), **text}
+    return {key: sizes.get(key) for key in ("embeds_size", "num_hidden_layers", "num_key_value_heads", "head_dim")}
 
 
 def first_tokens(cache: Cache, n: int) -> Cache:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -231,6 +232,8 @@ class OpenAIVLM:
         limits: dict[str, Any] = {self.config.limit_key: request.max_new_tokens, "temperature": request.temperature}
         if request.temperature > 0:
             limits |= {"top_p": request.top_p, "seed": request.seed & MAX_SEED}
+        if request.confidence:
+            limits["logprobs"] = True
         return {"model": self.reference.model, "messages": [{"role": "user", "content": content}], **limits}
 
     async def _send(self, body: dict[str, Any], timeout_s: float) -> Answer | Failure:
@@ -251,4 +254,4 @@ class OpenAIVLM:
 
 def timed(reply: Reply, total_s: float) -> Reply:
     """The same reply with its time."""
-    return Reply(reply.text, reply.finish_reason, reply.n_tokens, Timing(total_s), reply.drop)
+    return replace(reply, timing=Timing(total_s))

@@ -1,94 +1,206 @@
-"""A transformers checkpoint as a VLM: an image is seen once a batch, padding is left, sampling ignores the batch."""
+"""A transformers checkpoint as a VLM: a picture is seen once, however often it is asked about."""
 
 from __future__ import annotations
 
+import copy
 import gc
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
-from transformers.generation.logits_process import TopPLogitsWarper
+from transformers import LogitsProcessorList
 
 from mpa_edge.errors import MpaError
 from mpa_edge.types import FinishReason, Reply, Request
-from mpa_edge.vlm import checkpoint
+from mpa_edge.vlm import checkpoint, prefix
+from mpa_edge.vlm.ahead import Ahead
+from mpa_edge.vlm.choosing import Choice, Repetition, SeededSampling, decodes_plainly
+from mpa_edge.vlm.confidence import Confidence
+from mpa_edge.vlm.decoding import Row, decode
+from mpa_edge.vlm.order import Asked, in_order, length_of
+from mpa_edge.vlm.room import BatchSize, free_bytes
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from PIL.Image import Image
 
+    Pictures = Ahead[tuple[str, Image], prefix.Prepared]
 
-class SeededSampling(LogitsProcessor):
-    """Sampling as an argmax over logits with Gumbel noise, each row from its own seed: the batch does not matter.
-
-    Rows with temperature 0 stay greedy. Source of the trick: Maddison et al. 2014, "A* Sampling", section 2.
-    """
-
-    def __init__(self, requests: Sequence[Request]) -> None:
-        self.requests = requests
-        self.generators = [torch.Generator().manual_seed(request.seed) for request in requests]
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(rows, vocabulary) logits -> the same, changed where a row samples."""
-        scores = scores.clone()
-        for row, (request, generator) in enumerate(zip(self.requests, self.generators, strict=True)):
-            if request.temperature > 0:
-                warped = scores[row : row + 1] / request.temperature
-                if request.top_p < 1:
-                    warped = TopPLogitsWarper(request.top_p)(input_ids[row : row + 1], warped)
-                uniform = torch.rand(warped.shape[-1], generator=generator).clamp_min(1e-20)
-                scores[row] = warped[0] - torch.log(-torch.log(uniform)).to(warped)
-        return scores
+Item = TypeVar("Item")
+# shares of the memory that is free once the weights are there
+FOR_PREFIXES, FOR_VISION = 0.25, 0.25
+VISION_BYTES_A_VALUE = {"cpu": 80, "cuda": 40}  # a tower's activations over the numbers it is given, fp32 and bf16
+MOST_VALUES = {"cpu": 8_000_000, "cuda": 400_000_000}  # more pixels at once no longer make a tower faster
+AHEAD_VALUES = 128_000_000
 
 
 class TransformersVLM:
-    """Answers with `model.generate`; questions about one image share its vision features."""
+    """Answers in batches. What the language model keeps of a picture stays as long as the picture and the room do."""
 
-    def __init__(self, path: str, *, name: str, device: str = "auto", threads: int | None = None, batch_size: int = 64):
-        self.name, self.batch_size = name, batch_size
+    def __init__(
+        self, path: str, *, name: str, device: str = "auto", threads: int | None = None,
+        batch_size: int = 256, share_prefixes: bool = True,
+    ) -> None:  # fmt: skip
+        """`batch_size` is the largest batch. `share_prefixes` False: `generate` on whole prompts."""
+        self.name = name
         self.device = checkpoint.pick_device(device)
         self.threads = checkpoint.set_threads(threads)
         self.processor = checkpoint.load_processor(path)
         self.model: Any = checkpoint.load_model(path, self.device)
+        self.batch = BatchSize(batch_size)
+        knows_how = self.model.config.model_type in prefix.LOOKS_BACK
+        self.shares = share_prefixes and knows_how and decodes_plainly(self.model.generation_config)
+        # a copy, because a tokenizer must not be used in two threads at once; only where a core has nothing else to do
+        idle = self.device == "cuda" or self.threads < len(os.sched_getaffinity(0))
+        self.second_processor = copy.deepcopy(self.processor) if idle else None
+        self.store = prefix.PrefixStore(int(FOR_PREFIXES * free_bytes(self.device)))
 
     def answer(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply for each request, in order; batches are halved when memory runs out."""
-        texts = [checkpoint.chat_prompt(self.processor, request.prompt) for request in requests]
-        # stable: questions about one image stay neighbours, so that it is seen once
-        order = sorted(range(len(requests)), key=lambda i: requests[i].max_new_tokens)
-        replies: dict[int, Reply] = {}
-        while len(replies) < len(order):
-            chosen = order[len(replies) : len(replies) + self.batch_size]
-            try:
-                batch = self._batch([requests[i] for i in chosen], [texts[i] for i in chosen])
-            except (MemoryError, RuntimeError) as error:
-                self._halve(error, len(chosen))
-                continue
-            replies.update(zip(chosen, batch, strict=True))
-        return [replies[i] for i in range(len(requests))]
+        self.store.sweep()
+        prompts = {text: checkpoint.chat_prompt(self.processor, text) for text in {one.prompt for one in requests}}
+        asked = self._split(requests, prompts) if self.shares else None
+        if asked is None:
+            return self._all_whole(requests, prompts)
+        try:
+            return self._all_shared(requests, asked)
+        except prefix.NoPrefixError:
+            self.shares = False
+            return self._all_whole(requests, prompts)
 
     def close(self) -> None:
         """Free the weights."""
         self.model = None
+        self.store.clear()
+        self._give_back()
+
+    def _split(self, requests: Sequence[Request], prompts: dict[str, str]) -> list[Asked] | None:
+        """Every request with its prompt in two parts, or None where the template does not put one picture first."""
+        token = getattr(self.processor, "image_token", None)
+        parts = {text: prefix.split(whole, token) if token else None for text, whole in prompts.items()}
+        tails: dict[str, list[int]] = {}
+        for text, part in parts.items():
+            if part is None:
+                return None
+            tails[text] = prefix.tail_ids(self.processor.tokenizer, str(token), part[1])
+            if not tails[text]:
+                return None
+        heads = {text: part[0] for text, part in parts.items() if part}
+        return [Asked(i, one, heads[one.prompt], tails[one.prompt]) for i, one in enumerate(requests)]
+
+    def _all_shared(self, requests: Sequence[Request], asked: Sequence[Asked]) -> list[Reply]:
+        """Every batch behind prefixes; the pictures to come are prepared by a second thread meanwhile."""
+        length = length_of(self.processor.image_processor)
+        todo = in_order(asked, length, lambda one: self.store.get(one.request.image, one.head) is not None)
+        shown = {one.key: (one.head, one.request.image) for one in todo}
+        new = [(key, seen) for key, seen in shown.items() if self.store.get(seen[1], seen[0]) is None]
+        second = self.second_processor
+        new = new if second and len(new) > 1 else []
+        with Ahead(lambda seen: prefix.prepare(second, *seen), new, AHEAD_VALUES, prefix.n_values) as pictures:
+            made = self._in_batches(todo, lambda chosen: self._shared(chosen, pictures))
+        return [reply for _, reply in sorted(zip((one.place for one in todo), made, strict=True), key=itemgetter(0))]
+
+    def _in_batches(self, todo: Sequence[Item], work: Callable[[Sequence[Item]], list[Reply]]) -> list[Reply]:
+        """Replies in the order of `todo`, as many at once as memory allows."""
+        replies: list[Reply] = []
+        while len(replies) < len(todo):
+            replies += self._tried(todo[len(replies) : len(replies) + self.batch.size], work)
+        return replies
+
+    def _tried(self, chosen: Sequence[Item], work: Callable[[Sequence[Item]], list[Reply]]) -> list[Reply]:
+        """One batch's replies; none after memory ran out, and the next batch is smaller. Other errors go up."""
+        try:
+            return work(chosen)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(chosen) == 1:
+                raise MpaError(
+                    "out of memory with one image at a time: use a smaller model or a larger machine"
+                ) from error
+        # not inside the handler: its traceback holds the memory of the batch
+        self.batch.halve(len(chosen))
+        self.store.clear()
+        self._give_back()
+        click.echo(f"out of memory: batch of {self.name} halved to {self.batch.size}", err=True)
+        return []
+
+    def _shared(self, asked: Sequence[Asked], pictures: Pictures) -> list[Reply]:
+        """One batch behind prefixes."""
+        found = self._prefixes(asked, pictures)
+        rows = [Row(found[one.key], one.tail, one.request.max_new_tokens) for one in asked]
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        choice = self._choice(asked, rows)
+        said = decode(self.model, rows, choice, self._end_ids())
+        self.batch.worked(len(rows), self._used_bytes(rows), free_bytes(self.device))
+        return [
+            self._reply(tokens, one.request, choice.confidence(row, len(tokens)))
+            for row, (tokens, one) in enumerate(zip(said, asked, strict=True))
+        ]
+
+    def _prefixes(self, asked: Sequence[Asked], pictures: Pictures) -> dict[tuple[int, str], prefix.Prefix]:
+        """The prefix of every picture of a batch, computed where it is not there yet."""
+        found: dict[tuple[int, str], prefix.Prefix] = {}
+        waiting: dict[tuple[int, str], prefix.Prepared] = {}
+        limit = min(MOST_VALUES[self.device], FOR_VISION * free_bytes(self.device) / VISION_BYTES_A_VALUE[self.device])
+        images = {one.key: one.request.image for one in asked}
+        for key, image in images.items():
+            kept = self.store.get(image, key[1])
+            if kept is not None:
+                found[key] = kept
+                continue
+            taken = pictures.take(key) or prefix.prepare(self.processor, key[1], image)
+            if waiting and sum(map(prefix.n_values, [*waiting.values(), taken])) > limit:
+                found |= self._see(waiting)
+                waiting = {}
+            waiting[key] = taken
+        found |= self._see(waiting) if waiting else {}
+        for key, image in images.items():
+            self.store.put(image, key[1], found[key])
+        return found
+
+    def _see(self, prepared: dict[tuple[int, str], prefix.Prepared]) -> dict[tuple[int, str], prefix.Prefix]:
+        seen = prefix.see(self.model, list(prepared.values()), self._pad_id())
+        return dict(zip(prepared, seen, strict=True))
+
+    def _choice(self, asked: Sequence[Asked], rows: Sequence[Row]) -> Choice:
+        penalty = self.model.generation_config.repetition_penalty
+        requests = [one.request for one in asked]
+        if penalty in (None, 1.0):
+            return Choice(requests)
+        prompts = [[*row.prefix.ids, *row.tail] for row in rows]
+        vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        return Choice(requests, Repetition(penalty, prompts, vocabulary, self.device))
+
+    def _used_bytes(self, rows: Sequence[Row]) -> int:
+        """What a batch took: as the GPU counted it, else keys and values twice and the numbers of the prompts' rest."""
+        if self.device == "cuda":
+            return int(torch.cuda.max_memory_allocated() - self.model.get_memory_footprint() - self.store.held_bytes)
+        text = self.model.config.get_text_config()
+        a_token = max(row.prefix.n_bytes / len(row.prefix.ids) for row in rows)
+        length = max(len(row.prefix.ids) for row in rows) + max(len(row.tail) for row in rows) + rows[0].limit
+        tail = max(len(row.tail) for row in rows) * 4 * (8 * text.hidden_size + 3 * text.intermediate_size)
+        return int(len(rows) * (2 * a_token * length + tail + 16 * text.vocab_size))
+
+    def _give_back(self) -> None:
         gc.collect()
         if self.device == "cuda":
             torch.cuda.empty_cache()
 
-    def _halve(self, error: Exception, size: int) -> None:
-        """Go on with half the batch after an out-of-memory error; any other error goes up."""
-        if not is_out_of_memory(error):
-            raise error
-        if size == 1:
-            raise MpaError("out of memory with one image at a time: use a smaller model or a larger machine") from error
-        self.batch_size = max(1, size // 2)
-        gc.collect()
-        if self.device == "cuda":
-            torch.cuda.empty_cache()
-        click.echo(f"out of memory: batch of {self.name} halved to {self.batch_size}", err=True)
+    def _all_whole(self, requests: Sequence[Request], prompts: dict[str, str]) -> list[Reply]:
+        """Every batch with whole prompts, as the library does it: for models and templates without a prefix."""
+        order = sorted(range(len(requests)), key=lambda i: requests[i].max_new_tokens)
+        made = self._in_batches(
+            order, lambda some: self._whole([requests[i] for i in some], [prompts[requests[i].prompt] for i in some])
+        )
+        return [reply for _, reply in sorted(zip(order, made, strict=True), key=itemgetter(0))]
 
     @torch.inference_mode()
-    def _batch(self, requests: Sequence[Request], texts: Sequence[str]) -> list[Reply]:
+    def _whole(self, requests: Sequence[Request], texts: Sequence[str]) -> list[Reply]:
         inputs = self.processor(
             text=list(texts),
             images=[[request.image] for request in requests],
@@ -97,46 +209,41 @@ class TransformersVLM:
             add_special_tokens=False,
             return_tensors="pt",
         ).to(self.device, dtype=self.model.dtype)
-        sampled = any(request.temperature > 0 for request in requests)
+        sampling = SeededSampling(requests) if any(request.temperature > 0 for request in requests) else None
+        watched = Confidence(sampling) if any(request.confidence for request in requests) else None
         output = self.model.generate(
-            **self._seen_once(inputs, requests),
+            **inputs,
             max_new_tokens=max(request.max_new_tokens for request in requests),
             do_sample=False,
-            logits_processor=LogitsProcessorList([SeededSampling(requests)] if sampled else []),
+            logits_processor=LogitsProcessorList(filter(None, [watched or sampling])),
         )
-        new = output[:, inputs["input_ids"].shape[1] :].cpu()
-        return [self._reply(row, request) for row, request in zip(new, requests, strict=True)]
+        new = output[:, inputs["input_ids"].shape[1] :].tolist()
+        replies = [self._reply(tokens, request) for tokens, request in zip(new, requests, strict=True)]
+        return [
+            replace(reply, logprob=watched.mean(row, reply.n_tokens)) if watched and request.confidence else reply
+            for row, (reply, request) in enumerate(zip(replies, requests, strict=True))
+        ]
 
-    def _seen_once(self, inputs: Any, requests: Sequence[Request]) -> dict[str, Any]:
-        """Run the vision tower once for each image of the batch, not once for each question about it.
-
-        Only where pixels come as one row a request (SmolVLM, Idefics3, LLaVA); other inputs go through as they are.
-        """
-        rows = {id(request.image): row for row, request in reversed(list(enumerate(requests)))}
-        first = sorted(rows.values())
-        pixels = inputs.get("pixel_values")
-        if len(first) == len(requests) or pixels is None or pixels.ndim != 5 or pixels.shape[0] != len(requests):
-            return dict(inputs)
-        vision = {key: inputs[key][first] for key in ("pixel_values", "pixel_attention_mask") if key in inputs}
-        seen = self.model.base_model.get_image_features(**vision, return_dict=True)
-        place = {row: i for i, row in enumerate(first)}
-        seen.pooler_output = [seen.pooler_output[place[rows[id(request.image)]]] for request in requests]
-        text = {key: value for key, value in inputs.items() if key not in vision}
-        return {**text, "mm_encoder_outputs": {"image": seen}}
-
-    def _reply(self, tokens: Tensor, request: Request) -> Reply:
+    def _reply(self, tokens: Sequence[int], request: Request, logprob: float | None = None) -> Reply:
         """Cut a row at the end token or at the request's own limit."""
-        kept = tokens[: request.max_new_tokens].tolist()
-        stops = [i for i, token in enumerate(kept) if token in self._end_ids()]
+        kept = list(tokens[: request.max_new_tokens])
+        ends = self._end_ids()
+        stops = [i for i, token in enumerate(kept) if token in ends]
         reason: FinishReason = "stop" if stops else "length"
         kept = kept[: stops[0] + 1] if stops else kept
         text = self.processor.tokenizer.decode(kept, skip_special_tokens=True)
         text = checkpoint.without_special_tokens(self.processor, text).strip()
-        return Reply(text=text, finish_reason=reason, n_tokens=len(kept))
+        return Reply(
+            text=text, finish_reason=reason, n_tokens=len(kept), logprob=logprob if request.confidence else None
+        )
 
     def _end_ids(self) -> set[int]:
         ends = self.model.generation_config.eos_token_id
         return set(ends) if isinstance(ends, list) else {ends}
+
+    def _pad_id(self) -> int:
+        found = self.processor.tokenizer.pad_token_id
+        return 0 if found is None else int(found)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -12,6 +12,7 @@ import pytest
 from mpa_edge.cli import main as cli
 from tests.cli.test_examples import COMMANDS, runnable, workplace  # noqa: F401  (a fixture)
 from tests.docs.markdown import DOCUMENTS, PROGRAM, ROOT, mentioned, name_of, shell_lines
+from tests.questions import official
 
 NAMED = {name_of(path): path.read_text(encoding="utf-8") for path in DOCUMENTS}
 RUN = {name: [line for line in shell_lines(text) if line.startswith(f"{PROGRAM} ")] for name, text in NAMED.items()}
@@ -34,6 +35,8 @@ def place(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F8
 
     monkeypatch.chdir(workplace)
     render(workplace / "charts", 3, 7, "target")
+    official.chartqa(workplace / "data" / "chartqa", "train")
+    official.textvqa(workplace / "data" / "textvqa", split="train", rows=[official.textvqa_row(1, "1", "what is it?")])
     for name in ("mine", "photos"):
         if not (workplace / "runs" / name).exists():
             (workplace / "runs" / name).mkdir(parents=True)

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mpa_edge.artifact import ARTIFACT
 from mpa_edge.assets import load_recipe
 from mpa_edge.recipe import Recipe
 from mpa_edge.recipe_errors import field_at, keys, model_of
+from mpa_edge.runs import make_folder, write_json
+from mpa_edge.stages import deployed
 from mpa_edge.stages.annotate import annotate_inputs
 from mpa_edge.stages.evaluate import evaluate_inputs
 from mpa_edge.stages.identify import identify_inputs
@@ -36,17 +39,20 @@ OTHER = {
     "teacher_server.api_key_env": "MY_API_KEY",
     "teacher": "nursery:student",
     "student": "nursery:teacher",
+    "level.quantize": "nf4",
     "name": "x",
     "title": "x",
 }
 # these change the images themselves, or nothing but what a document may say
-LEFT_OUT = ("schema_version", "images.path", "images.render")
+LEFT_OUT = ("schema_version", "images.path", "images.render", "images.split")
 SECTIONS = [key for key in keys(Recipe) if model_of(field_at(Recipe, tuple(key.split("."))).annotation)]
 KEYS = [key for key in keys(Recipe) if key not in SECTIONS and not key.startswith(LEFT_OUT)]
 
 
 # these three belong together
 BENCHMARK = ("evaluate.benchmark", "evaluate.data", "evaluate.split")
+# and these
+DEPLOYED = ("identify.student", "identify.target", "identify.scheme")
 
 
 def documented(key: str) -> str:
@@ -85,6 +91,11 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         recipe = load_recipe("minicharts", base)
         if key in BENCHMARK:
             recipe = load_recipe("minicharts", ["level.strength=1.0", *benchmark])
+        elif key in DEPLOYED:
+            recipe = load_recipe("minicharts", [*base, "identify.student=as-deployed", "identify.target=cpu"])
+            export = make_folder(tmp_path / "run" / deployed.FOLDER / "onnx-int8")
+            write_json(export / ARTIFACT, {})
+            deployed.note(Run(tmp_path / "run", recipe), export)
         elif key:
             value = recipe
             for part in key.split("."):

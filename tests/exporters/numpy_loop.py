@@ -27,7 +27,7 @@ class NumpyLoop:
         self.vision, self.embed, self.decoder = (session(onnx / f"{FILES[part]}{suffix}.onnx") for part in FILES)
         self.config = json.loads((checkpoint / "config.json").read_text())
         self.image_id = self.config.get("image_token_id", self.config.get("image_token_index"))
-        self.is_qwen = self.config["model_type"].startswith("qwen2")
+        self.is_qwen = self.config["model_type"].startswith("qwen")
 
     def features(self, feed: dict[str, np.ndarray]) -> np.ndarray:
         """Of all pictures: (image tokens, hidden)."""

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.peer
 # sizes that the image processors leave alone, so that only arithmetic is left to differ
 PICTURES = {
     "student": (128, 64), "idefics3": (256, 128), "smolvlm": (256, 128), "qwen2_vl": (112, 84),
-    "qwen2_5_vl": (112, 168), "llava": (112, 112),
+    "qwen2_5_vl": (112, 168), "qwen3_vl": (128, 192), "llava": (112, 112),
 }  # fmt: skip
 # these make an overview, and the client scales with another filter: only a picture of one colour stays the same
 OVERVIEW = ("student", "idefics3", "smolvlm")

@@ -21,7 +21,7 @@ from mpa_edge.vlm.checkpoint import chat_prompt, load_processor, without_special
 from mpa_edge.vlm.pixels import prepare
 from tests.vlm.exported import checkpoint
 
-EVERY = ("student", "idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "llava", "llava:clip", "internvl")
+EVERY = ("student", "idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava:clip", "internvl")
 QUESTION = "What is <image> left of the <|im_start|>bar?\n"
 
 

@@ -22,7 +22,7 @@ from mpa_edge.vlm.checkpoint import chat_prompt, load_processor
 from tests.exporters.numpy_loop import FILES, NumpyLoop, session
 from tests.vlm.exported import checkpoint, onnx_folder
 
-EVERY = ("student", "idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "llava", "llava:clip", "internvl")
+EVERY = ("student", "idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava:clip", "internvl")
 QUESTIONS = ("How many red shapes are there, and is the largest one on the left?", "Hi", "What is it?")
 PICTURES = ((128, 64), (40, 150), (31, 30))
 N_TOKENS = 16
@@ -156,7 +156,7 @@ def test_what_is_masked_does_not_count() -> None:
 
 VISION_INPUTS = {
     "pixel_values+pixel_attention_mask": ("student", "idefics3", "smolvlm"), "pixel_values+grid_thw": ("qwen2_vl",),
-    "pixel_values+image_grid_thw": ("qwen2_5_vl",), "pixel_values": ("llava", "llava:clip", "internvl"),
+    "pixel_values+image_grid_thw": ("qwen2_5_vl", "qwen3_vl"), "pixel_values": ("llava", "llava:clip", "internvl"),
 }  # fmt: skip
 
 
@@ -173,7 +173,7 @@ def test_names_and_axes_are_the_javascript_clients(which: str) -> None:
     assert [(value.name, axes(value)) for value in embed.input] == [("input_ids", ["batch_size", "sequence_length"])]
     inputs = {value.name: axes(value) for value in decoder.input}
     assert inputs["attention_mask"] == ["batch_size", "total_sequence_length"]
-    assert inputs["position_ids"] == [*([3] if "qwen2" in which else []), "batch_size", "sequence_length"]
+    assert inputs["position_ids"] == [*([3] if "qwen" in which else []), "batch_size", "sequence_length"]
     assert inputs["num_logits_to_keep"] == []
     past = [name for name in inputs if name.startswith("past_key_values.")]
     assert {(inputs[name][0], inputs[name][2]) for name in past} == {("batch_size", "past_sequence_length")}

@@ -27,13 +27,17 @@ HOME = {
     "smolvlm": {"language": "text_model", "vision": "vision_model", "connector": "connector"},
     "qwen2_vl": QWEN_HOME,
     "qwen2_5_vl": QWEN_HOME,
+    "qwen3_vl": {**QWEN_HOME, "connector": ("visual.merger", "visual.deepstack_merger_list")},
     "llava": LLAVA_HOME,
     "internvl": LLAVA_HOME,
 }
 NEVER = ("lm_head", "embed_tokens", "patch_embed", "position_embedding", "norm", "ln_q")
 # logits have a standard deviation of 2.5; the same sum in another order moves them by 1e-5 to 1e-4
 SAME = 1e-3
-CASES = {**{model_type: {} for model_type in MODEL_TYPES}, "llava clip": {"tower": "clip"}}
+CASES = {
+    **{model_type: {} for model_type in MODEL_TYPES}, "llava clip": {"tower": "clip"},
+    "internvl 2B": {"language": "llama"}, "internvl 3.5": {"language": "qwen3"},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=sorted(CASES))
@@ -64,7 +68,11 @@ def linears(model: Any) -> dict[str, str]:
     """Name of each linear layer -> the part it belongs to, or "head"."""
     homes = HOME[family_of(model.config.model_type).name]
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return {name: next((part for part, home in homes.items() if f".{home}." in name), "head") for name in names}
+    return {name: next((part for part, home in homes.items() if is_in(home, name)), "head") for name in names}
+
+
+def is_in(home: str | tuple[str, ...], name: str) -> bool:
+    return any(f".{one}." in name for one in ((home,) if isinstance(home, str) else home))
 
 
 def lora(model: Any, parts: tuple[str, ...], model_type: str) -> PeftModel:
@@ -158,6 +166,19 @@ def test_a_model_type_nobody_covers_names_those_that_are() -> None:
     with pytest.raises(MpaError) as caught:
         family_of("florence2")
     assert str(caught.value) == f"no family for model type 'florence2': use a student of type {', '.join(MODEL_TYPES)}"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "instead"),
+    [
+        ("internvl_chat", "OpenGVLab/InternVL3-2B-hf"),
+        ("tiny_llava_stablelm", "bczhou/tiny-llava-v1-hf"),
+        ("llava_llama", "llava-hf/llava-1.5-7b-hf"),
+    ],
+)
+def test_a_format_of_the_authors_own_names_one_of_transformers(model_type: str, instead: str) -> None:
+    with pytest.raises(MpaError, match=rf"'{model_type}' is its authors' own format .* use {instead}"):
+        family_of(model_type)
 
 
 def test_a_part_that_a_family_lacks_names_those_it_has() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from tests.families import zoo_text as text
 
-MODEL_TYPES = ("idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "llava", "internvl")
+MODEL_TYPES = ("idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "internvl")
 HIDDEN, FFN, HEAD_DIM, TEXT_LAYERS = 256, 512, 64, 2
 CONTEXT = 4096
 GAIN, GAIN_OF_ENDS = 1.5, 2.5
@@ -34,7 +34,8 @@ def checkpoint(model_type: str, **options: Any) -> Path:
     """Folder of a tiny random checkpoint, made once and kept in the temp folder: read it, copy it, never write to it.
 
     Options, all with a default: `splitting` (idefics3, smolvlm), `tower` = "siglip" or "clip" (llava), `depth` = vision
-    layers, `hidden` = width of the language model, `tied` = output embeddings are the input embeddings, `seed`.
+    layers, `hidden` = width of the language model, `tied` = output embeddings are the input embeddings, `language` =
+    its kind (internvl), `seed`.
     """
     folder = _home() / f"{model_type}-{_key(options)}"
     if not folder.is_dir():
@@ -133,7 +134,10 @@ def _smol(
 
 
 def _qwen(model_type: str, *, tied: bool = True, depth: int | None = None, hidden: int = HIDDEN) -> tuple[Any, Any]:
-    """Patches of 14 px, 4 to 64 tokens a picture; 2.5 looks at windows of 112 px, at all of it in every other layer."""
+    """Patches of 14 px (Qwen3: 16), 4 to 64 tokens a picture.
+
+    2.5 looks at windows of 112 px, at all of the picture in every other layer.
+    """
     import transformers
 
     names = text.tokenizer("qwen2", text.QWEN_SPECIALS, eos="<|im_end|>", pad="<|endoftext|>")
@@ -143,28 +147,48 @@ def _qwen(model_type: str, *, tied: bool = True, depth: int | None = None, hidde
             "image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end",
         }.items()
     }  # fmt: skip
-    newer = model_type == "qwen2_5_vl"
-    depth = depth or (4 if newer else 3)
-    vision: dict[str, Any] = {"depth": depth, "num_heads": 4, "patch_size": 14}
-    if newer:
-        vision |= {"hidden_size": 128, "intermediate_size": 256, "out_hidden_size": hidden, "window_size": 112}
-        vision |= {"fullatt_block_indexes": [depth // 2 - 1, depth - 1]}
-    else:
-        vision |= {"embed_dim": 128, "hidden_size": hidden, "mlp_ratio": 4}
+    base = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}[model_type]
     rope = {"rope_type": "default", "rope_theta": 1000000.0, "mrope_section": [8, 12, 12]}
-    base = "Qwen2_5_VL" if newer else "Qwen2VL"
+    if model_type == "qwen3_vl":
+        rope |= {"mrope_section": [12, 10, 10], "mrope_interleaved": True}
     sizes = _text(names, hidden=hidden, tied=tied)
+    if model_type == "qwen3_vl":
+        # llama.cpp wants more layers than there are inner features, and one epsilon for vision and language
+        sizes |= {"num_hidden_layers": 3, "rms_norm_eps": 1e-6}
     config = getattr(transformers, f"{base}Config")(
-        text_config={**sizes, "rope_parameters": rope}, vision_config=vision, tie_word_embeddings=tied, **ids
-    )
-    pixels = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 64}
+        text_config={**sizes, "rope_parameters": rope}, vision_config=_qwen_eyes(model_type, depth, hidden),
+        tie_word_embeddings=tied, **ids,
+    )  # fmt: skip
+    patch = 16 if model_type == "qwen3_vl" else 14
+    pixels = {"shortest_edge": (4 * patch) ** 2, "longest_edge": (2 * patch) ** 2 * 64}
+    halves = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if model_type == "qwen3_vl" else {}
+    video = "Qwen3VLVideoProcessor" if model_type == "qwen3_vl" else "Qwen2VLVideoProcessor"
     processor = getattr(transformers, f"{base}Processor")(
-        transformers.Qwen2VLImageProcessor(size=pixels, patch_size=14, merge_size=2, temporal_patch_size=2),
+        transformers.Qwen2VLImageProcessor(
+            size=pixels, patch_size=patch, merge_size=2, temporal_patch_size=2, **halves
+        ),
         names,
-        transformers.Qwen2VLVideoProcessor(),
+        getattr(transformers, video)(),
         chat_template=text.QWEN_TEMPLATE,
     )
     return config, processor
+
+
+def _qwen_eyes(model_type: str, depth: int | None, hidden: int) -> dict[str, Any]:
+    """Vision tower of a Qwen model; that of 3 hands the features of two inner layers to the decoder."""
+    if model_type == "qwen2_vl":
+        return {
+            "depth": depth or 3, "num_heads": 4, "patch_size": 14, "embed_dim": 128, "hidden_size": hidden,
+            "mlp_ratio": 4,
+        }  # fmt: skip
+    depth = depth or 4
+    shared = {"depth": depth, "num_heads": 4, "hidden_size": 128, "intermediate_size": 256, "out_hidden_size": hidden}
+    if model_type == "qwen3_vl":
+        # a table of 6 x 6 positions: larger and smaller pictures stretch it
+        return {**shared, "patch_size": 16, "num_position_embeddings": 36, "deepstack_visual_indexes": [0, depth // 2]}
+    return {
+        **shared, "patch_size": 14, "window_size": 112, "fullatt_block_indexes": [depth // 2 - 1, depth - 1]
+    }  # fmt: skip
 
 
 def _llava(*, tower: str = "siglip", tied: bool = False, depth: int = 3, hidden: int = HIDDEN) -> tuple[Any, Any]:
@@ -195,8 +219,8 @@ def _llava(*, tower: str = "siglip", tied: bool = False, depth: int = 3, hidden:
     return config, processor
 
 
-def _internvl(*, tied: bool = False, depth: int = 2, hidden: int = HIDDEN) -> tuple[Any, Any]:
-    """Patches of 112 px, 16 tokens each; up to four of them and an overview."""
+def _internvl(*, tied: bool = False, depth: int = 2, hidden: int = HIDDEN, language: str = "qwen2") -> tuple[Any, Any]:
+    """Patches of 112 px, 16 tokens each; up to four of them and an overview. 2B speaks llama, 3.5 qwen3."""
     import transformers
 
     named = {
@@ -207,7 +231,7 @@ def _internvl(*, tied: bool = False, depth: int = 2, hidden: int = HIDDEN) -> tu
         "qwen2", text.INTERNVL_SPECIALS, eos="<|im_end|>", pad="<|endoftext|>", extra_special_tokens=named
     )
     config = transformers.InternVLConfig(
-        text_config={"model_type": "qwen2", **_text(names, hidden=hidden, tied=tied)},
+        text_config={"model_type": language, **_text(names, hidden=hidden, tied=tied)},
         vision_config={
             "hidden_size": 256, "intermediate_size": FFN, "num_hidden_layers": depth, "num_attention_heads": 4,
             "image_size": [112, 112], "patch_size": [14, 14],
@@ -230,6 +254,7 @@ RECIPES: dict[str, Callable[..., tuple[Any, Any]]] = {
     "smolvlm": functools.partial(_smol, "smolvlm"),
     "qwen2_vl": functools.partial(_qwen, "qwen2_vl"),
     "qwen2_5_vl": functools.partial(_qwen, "qwen2_5_vl"),
+    "qwen3_vl": functools.partial(_qwen, "qwen3_vl"),
     "llava": _llava,
     "internvl": _internvl,
 }

@@ -16,8 +16,10 @@ from mpa_edge.nursery.models import END, build_model, build_processor
 from mpa_edge.recipe import LevelConfig
 from mpa_edge.runs import StageClock, make_folder, read_json, write_json
 from mpa_edge.stages import training
+from mpa_edge.stages.given import IGNORE
+from mpa_edge.stages.lessons import AnswerCollator, as_rows
 from mpa_edge.stages.selection import Selection
-from mpa_edge.stages.training import COMPLETE, IGNORE, AnswerCollator, as_rows, largest_divisor, last_checkpoint
+from mpa_edge.stages.training import COMPLETE, largest_divisor, last_checkpoint
 from mpa_edge.types import ParityRecord, Request
 from mpa_edge.vlm import checkpoint
 
@@ -73,8 +75,9 @@ def test_only_the_answer_and_its_end_token_are_learned(run, processor, pictures)
     assert not (batch["labels"] == processor.tokenizer.convert_tokens_to_ids("<image>")).any()
 
 
-def test_the_prompt_is_the_one_that_the_models_are_asked_with(run, processor, pictures, student) -> None:
-    """Token for token: what stands before the labels is what generation starts from."""
+def test_the_prompt_is_the_one_that_the_models_are_asked_with(run, processor, pictures, student, monkeypatch) -> None:
+    """Token for token: what stands before the labels is what answers start from, with shared prefixes and without."""
+    from mpa_edge.vlm import transformers
     from mpa_edge.vlm.transformers import TransformersVLM
 
     rows = as_rows(records(3), processor, run)
@@ -89,10 +92,24 @@ def test_the_prompt_is_the_one_that_the_models_are_asked_with(run, processor, pi
 
     vlm.model.generate = spy
     images = [Image.open(pictures / row.image).convert("RGB") for row in records(3)]
-    vlm.answer([Request(image, row.question, max_new_tokens=1) for image, row in zip(images, records(3), strict=True)])
+    requests = [Request(image, row.question, max_new_tokens=1) for image, row in zip(images, records(3), strict=True)]
+    behind, decode = [], transformers.decode
+
+    def watched(model, rows, *rest):
+        behind.extend([*row.prefix.ids, *row.tail] for row in rows)
+        return decode(model, rows, *rest)
+
+    monkeypatch.setattr(transformers, "decode", watched)
+    vlm.answer(requests)
+    assert not seen
+    vlm.shares = False
+    vlm.answer(requests)
+    starts = []
     for labels, ids, inputs in zip(batch["labels"], batch["input_ids"], seen, strict=True):
         first = int((labels != IGNORE).nonzero()[0])
         assert ids[:first].tolist() == inputs["input_ids"][0].tolist()
+        starts.append(ids[:first].tolist())
+    assert sorted(behind) == sorted(starts)
     assert torch.equal(batch["pixel_values"][:1], seen[0]["pixel_values"])
 
 

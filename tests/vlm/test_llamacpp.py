@@ -28,7 +28,7 @@ from tests.vlm.llama_traces import cosines, same_way
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
 
-EVERY = ("student", "idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "llava", "internvl")
+EVERY = ("student", "idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "internvl")
 WIDE, TALL, MIDDLE, THIN = (
     drawn(256, 64, seed=1),
     drawn(70, 150, seed=2),

@@ -21,7 +21,7 @@ from tests.vlm import exported
 
 pytestmark = pytest.mark.slow
 
-EVERY = ("student", "idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "llava", "llava:clip", "internvl")
+EVERY = ("student", "idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava:clip", "internvl")
 WIDE, TALL, MIDDLE = drawn(256, 64, seed=1), drawn(70, 150, seed=2), drawn(200, 180, seed=3)
 ASKED = (
     Request(WIDE, "How many red shapes are there, and is the largest one left of 3 o'clock?", 16),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +16,10 @@ from mpa_edge.nursery import models
 from mpa_edge.nursery.render import pictures
 from mpa_edge.types import Request
 from mpa_edge.vlm import load
-from mpa_edge.vlm.transformers import SeededSampling, TransformersVLM, is_out_of_memory
+from mpa_edge.vlm import transformers as module
+from mpa_edge.vlm.choosing import SeededSampling
+from mpa_edge.vlm.room import BatchSize
+from mpa_edge.vlm.transformers import TransformersVLM, is_out_of_memory
 
 PROMPTS = (
     "Ask about a value.",
@@ -45,11 +47,10 @@ def random_student(random_checkpoint: Path) -> TransformersVLM:
 
 
 @pytest.fixture
-def student(random_student: TransformersVLM) -> Iterator[TransformersVLM]:
+def student(random_student: TransformersVLM) -> TransformersVLM:
     """Random weights: nothing it says is likely, which is the hard case for sampling."""
-    random_student.batch_size = 64
-    yield random_student
-    random_student.batch_size = 64
+    random_student.batch = BatchSize(64)
+    return random_student
 
 
 def sampled(drawn: list[Image.Image], n: int, **options: float) -> list[Request]:
@@ -69,9 +70,9 @@ def test_a_sampled_reply_does_not_depend_on_its_batch(name: str, drawn, request:
     assert [vlm.answer([one])[0] for one in requests] == together
     assert vlm.answer(requests[::-1])[::-1] == together
     assert vlm.answer([*requests[5:], *requests[:5]]) == [*together[5:], *together[:5]]
-    vlm.batch_size = 3
+    vlm.batch = BatchSize(3)
     assert vlm.answer(requests) == together
-    vlm.batch_size = 64
+    vlm.batch = BatchSize(64)
     assert len({reply.text for reply in together}) > 3
 
 
@@ -142,20 +143,23 @@ def test_replies_come_in_the_order_of_the_requests(teacher: TransformersVLM, dra
     assert teacher.answer([]) == []
 
 
-def test_an_image_is_seen_once_a_batch_and_the_replies_are_the_same(
+def test_an_image_is_seen_once_as_long_as_it_lives(
     teacher: TransformersVLM, drawn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen, encode = [], teacher.model.base_model.get_image_features
     monkeypatch.setattr(
         teacher.model.base_model,
         "get_image_features",
-        lambda pixel_values, **options: seen.append(len(pixel_values)) or encode(pixel_values, **options),
+        lambda pixel_values, *rest, **options: seen.append(len(pixel_values)) or encode(pixel_values, *rest, **options),
     )
-    requests = sampled(drawn, 8)
+    requests = sampled([image.copy() for image in drawn], 8)
     shared = teacher.answer(requests)
+    assert seen == [4]
+    assert teacher.answer(requests[::-1])[::-1] == shared
     assert seen == [4]
     copies = [Request(one.image.copy(), one.prompt, 12, one.temperature, one.top_p, one.seed) for one in requests]
     assert teacher.answer(copies) == shared
+    assert seen == [4, 8]
 
 
 def test_images_of_any_size_share_a_batch(teacher: TransformersVLM) -> None:
@@ -170,13 +174,9 @@ def test_an_image_token_in_a_question_is_text_and_not_an_image(student: Transfor
     assert student.answer([marked]) == student.answer([plain])
 
 
-def saying(vlm: TransformersVLM, monkeypatch: pytest.MonkeyPatch, new: list[int]) -> None:
+def saying(monkeypatch: pytest.MonkeyPatch, new: list[int]) -> None:
     """The model answers every prompt with these tokens."""
-
-    def generate(input_ids: torch.Tensor, **_: object) -> torch.Tensor:
-        return torch.cat([input_ids, torch.tensor([new] * len(input_ids))], dim=1)
-
-    monkeypatch.setattr(vlm.model, "generate", generate)
+    monkeypatch.setattr(module, "decode", lambda model, rows, *_: [new] * len(rows))
 
 
 def test_special_tokens_never_reach_the_text(student: TransformersVLM, drawn, monkeypatch) -> None:
@@ -187,7 +187,7 @@ def test_special_tokens_never_reach_the_text(student: TransformersVLM, drawn, mo
         + tokenizer("ge>", add_special_tokens=False)["input_ids"]
     )
     word = tokenizer(" red", add_special_tokens=False)["input_ids"]
-    saying(student, monkeypatch, [*special, *word, *special, *spelled, tokenizer.eos_token_id, *word])
+    saying(monkeypatch, [*special, *word, *special, *spelled, tokenizer.eos_token_id, *word])
     (reply,) = student.answer([Request(drawn[0], "What?", max_new_tokens=500)])
     assert (reply.text, reply.finish_reason) == ("red", "stop")
     assert reply.n_tokens == 2 * len(special) + len(word) + len(spelled) + 1
@@ -196,31 +196,31 @@ def test_special_tokens_never_reach_the_text(student: TransformersVLM, drawn, mo
 def test_what_comes_behind_the_end_or_the_limit_is_cut(student: TransformersVLM, drawn, monkeypatch) -> None:
     tokenizer = student.processor.tokenizer
     red, blue = (tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in (" red", " blue"))
-    saying(student, monkeypatch, [red, tokenizer.eos_token_id, blue])
+    saying(monkeypatch, [red, tokenizer.eos_token_id, blue])
     long, short = student.answer([Request(drawn[0], "What?", max_new_tokens=n) for n in (3, 1)])
     assert (long.text, long.finish_reason, long.n_tokens) == ("red", "stop", 2)
     assert (short.text, short.finish_reason, short.n_tokens) == ("red", "length", 1)
     monkeypatch.setattr(student.model.generation_config, "eos_token_id", [blue, 3])
-    saying(student, monkeypatch, [red, blue, red])
+    saying(monkeypatch, [red, blue, red])
     assert student.answer([Request(drawn[0], "What?", max_new_tokens=3)])[0].n_tokens == 2
 
 
-def echoing(vlm: TransformersVLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def echoing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model repeats the end of its prompt: every row has a reply of its own, at no cost."""
-    monkeypatch.setattr(vlm.model, "generate", lambda input_ids, **_: torch.cat([input_ids, input_ids[:, -8:]], dim=1))
+    monkeypatch.setattr(module, "decode", lambda model, rows, *_: [list(row.tail[-8:]) for row in rows])
 
 
-def with_room_for(vlm: TransformersVLM, monkeypatch: pytest.MonkeyPatch, room: int, error: Exception) -> list[int]:
+def with_room_for(monkeypatch: pytest.MonkeyPatch, room: int, error: Exception) -> list[int]:
     """Batches above `room` run out of memory; the sizes that were tried."""
-    tried, generate = [], vlm.model.generate
+    tried, decode = [], module.decode
 
-    def limited(input_ids: torch.Tensor, **options: object) -> torch.Tensor:
-        tried.append(len(input_ids))
-        if len(input_ids) > room:
+    def limited(model: object, rows: list, *rest: object) -> list:
+        tried.append(len(rows))
+        if len(rows) > room:
             raise error
-        return generate(input_ids=input_ids, **options)
+        return decode(model, rows, *rest)
 
-    monkeypatch.setattr(vlm.model, "generate", limited)
+    monkeypatch.setattr(module, "decode", limited)
     return tried
 
 
@@ -241,10 +241,10 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(
     student: TransformersVLM, drawn, monkeypatch, capsys, error: Exception
 ) -> None:
     requests = [Request(drawn[0], f"How many {i}?", max_new_tokens=40) for i in range(8)]
-    echoing(student, monkeypatch)
+    echoing(monkeypatch)
     expected = student.answer(requests)
     assert len({reply.text for reply in expected}) == 8
-    tried = with_room_for(student, monkeypatch, 3, error)
+    tried = with_room_for(monkeypatch, 3, error)
     assert student.answer(requests) == expected
     assert tried == [8, 4, 2, 2, 2, 2]
     captured = capsys.readouterr()
@@ -260,17 +260,18 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(
 
 def test_out_of_memory_in_the_middle_keeps_what_was_answered(student: TransformersVLM, drawn, monkeypatch) -> None:
     requests = [Request(drawn[0], f"How many {i}?", max_new_tokens=40) for i in range(8)]
-    echoing(student, monkeypatch)
+    echoing(monkeypatch)
     expected = student.answer(requests)
-    student.batch_size, tried, generate = 4, [], student.model.generate
+    tried, decode = [], module.decode
+    student.batch = BatchSize(4)
 
-    def second_fails(input_ids: torch.Tensor, **options: object) -> torch.Tensor:
-        tried.append(len(input_ids))
+    def second_fails(model: object, rows: list, *rest: object) -> list:
+        tried.append(len(rows))
         if len(tried) == 2:
             raise MemoryError
-        return generate(input_ids=input_ids, **options)
+        return decode(model, rows, *rest)
 
-    monkeypatch.setattr(student.model, "generate", second_fails)
+    monkeypatch.setattr(module, "decode", second_fails)
     assert student.answer(requests) == expected
     assert tried == [4, 4, 2, 2]
 
@@ -278,10 +279,10 @@ def test_out_of_memory_in_the_middle_keeps_what_was_answered(student: Transforme
 def test_no_memory_for_one_image_is_one_line_and_other_errors_go_up(
     student: TransformersVLM, drawn, monkeypatch
 ) -> None:
-    with_room_for(student, monkeypatch, 0, MemoryError())
+    with_room_for(monkeypatch, 0, MemoryError())
     with pytest.raises(MpaError, match="one image at a time: use a smaller model or a larger machine"):
         student.answer(sampled(drawn, 2))
-    with_room_for(student, monkeypatch, 0, RuntimeError("shape mismatch"))
+    with_room_for(monkeypatch, 0, RuntimeError("shape mismatch"))
     with pytest.raises(RuntimeError, match="shape mismatch"):
         student.answer(sampled(drawn, 2))
 
@@ -291,9 +292,10 @@ def test_what_is_not_out_of_memory(error: Exception) -> None:
     assert not is_out_of_memory(error)
 
 
-def test_a_closed_model_can_be_closed_again() -> None:
-    vlm = TransformersVLM.__new__(TransformersVLM)
-    vlm.device, vlm.model = "cpu", SimpleNamespace()
+def test_a_closed_model_can_be_closed_again(random_checkpoint: Path) -> None:
+    vlm = TransformersVLM(str(random_checkpoint), name="student", device="cpu", threads=1)
+    vlm.answer([Request(Image.new("RGB", (64, 64)), "What?", 2)])
     vlm.close()
     vlm.close()
     assert vlm.model is None
+    assert vlm.store.held_bytes == 0

@@ -9,8 +9,8 @@ from mpa_edge.errors import MpaError
 from mpa_edge.exporters.gguf.pre_tokenizer import pre_tokenizer_name
 from mpa_edge.exporters.gguf.stage import text_architecture
 
-COVERED = ("idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "llava", "internvl")
-QWEN = ("qwen2_vl", "qwen2_5_vl")
+COVERED = ("idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "internvl")
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 # llama.cpp's Qwen encoder reads the third layer's tensors before it knows how many there are
 LEAST_QWEN_DEPTH = 3
 BLOCK = 32
@@ -50,6 +50,9 @@ def _check_language(config: dict[str, Any], blocks: bool) -> None:
     for name in ("hidden_size", "intermediate_size"):
         if blocks and text.get(name, BLOCK) % BLOCK:
             raise MpaError(f"{name} {text[name]} is no multiple of {BLOCK}, as GGUF's blocks need it: use gguf-f16")
+    n_inner = len(config.get("vision_config", {}).get("deepstack_visual_indexes") or ())
+    if n_inner and n_inner >= text["num_hidden_layers"]:  # llama.cpp would end the process
+        raise MpaError(f"llama.cpp needs more language layers than the {n_inner} that DeepStack feeds: {OTHER}")
 
 
 def _check_vision(kind: str, config: dict[str, Any], processor: dict[str, Any]) -> None:

@@ -20,10 +20,12 @@ class PatchMatMul(nn.Module):
     def __init__(self, convolution: nn.Conv3d) -> None:
         super().__init__()
         self.weight = nn.Parameter(convolution.weight.detach().flatten(1).T.contiguous(), requires_grad=False)
+        self.bias = convolution.bias
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(P, values of a patch) -> (P, hidden)."""
-        return torch.matmul(pixels, self.weight)
+        hidden = torch.matmul(pixels, self.weight)
+        return hidden if self.bias is None else hidden + self.bias
 
 
 class Places:
@@ -34,12 +36,13 @@ class Places:
         patch = torch.arange(n_patches, device=grids.device)
         self.picture = (patch[:, None] >= ends[None]).sum(1)
         """Number of its picture."""
-        _, height, width = grids[self.picture].unbind(1)
+        _, self.height, self.width = grids[self.picture].unbind(1)
+        """Of its picture, in patches."""
         within = patch - (ends - grids.prod(1))[self.picture]
-        self.frame = within // (height * width)
+        self.frame = within // (self.height * self.width)
         """Number of its frame in the picture."""
-        block, inner = (within % (height * width)) // merge**2, within % merge**2
-        blocks_wide = width // merge
+        block, inner = (within % (self.height * self.width)) // merge**2, within % merge**2
+        blocks_wide = self.width // merge
         self.row = block // blocks_wide * merge + inner // merge
         """Counted from the top."""
         self.column = block % blocks_wide * merge + inner % merge

@@ -10,21 +10,22 @@ from torch import Tensor, nn
 from mpa_edge.exporters.graphs import Graph
 from mpa_edge.exporters.graphs.modules import added_mask, reworded
 
-MULTIMODAL_ROPE = ("qwen2_vl", "qwen2_5_vl")
+MULTIMODAL_ROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 BATCH, LENGTH, PAST, TOTAL = 2, 3, 5, 8
 """Sizes of the sample that is traced; TOTAL = PAST + LENGTH."""
 
 
 class Embed(nn.Module):
-    """Token ids -> embeddings."""
+    """Token ids -> embeddings; with zeros where a picture would have the features of inner layers (DeepStack)."""
 
-    def __init__(self, embedding: nn.Module) -> None:
+    def __init__(self, embedding: nn.Module, n_inner: int = 0) -> None:
         super().__init__()
-        self.embedding = embedding
+        self.embedding, self.n_inner = embedding, n_inner
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """(B, S) -> (B, S, hidden)."""
-        return self.embedding(input_ids)
+        """(B, S) -> (B, S, (1 + inner layers) x hidden)."""
+        found = self.embedding(input_ids)
+        return nn.functional.pad(found, (0, self.n_inner * found.shape[-1])) if self.n_inner else found
 
 
 class Decoder(nn.Module):
@@ -42,18 +43,23 @@ class Decoder(nn.Module):
         num_logits_to_keep: Tensor,
         *past: Tensor,
     ) -> tuple[Tensor, ...]:
-        """(B, S, hidden), (B, P+S), (B, S) or (3, B, S), (), 2 x layers of (B, K, P, D) -> logits, 2 x layers."""
+        """(B, S, hidden), (B, P+S), (B, S) or (3, B, S), (), 2 x layers of (B, K, P, D) -> logits, 2 x layers.
+
+        With features of inner layers the embeddings are (B, S, (1 + inner layers) x hidden), as llama.cpp has them.
+        """
         from transformers.cache_utils import DynamicCache
 
         cache = DynamicCache()
         for layer in range(len(past) // 2):
             cache.update(past[2 * layer], past[2 * layer + 1], layer)
+        embeds, *inner = inputs_embeds.split(self.config.hidden_size, -1)
         hidden = self.language(
-            inputs_embeds=inputs_embeds,
+            inputs_embeds=embeds,
             attention_mask=causal_mask(attention_mask, inputs_embeds.shape[1]),
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=True,
+            **({"deepstack_visual_embeds": inner} if inner else {}),
         ).last_hidden_state
         kept = last(hidden, num_logits_to_keep)
         return (self.head(kept), *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values)))
@@ -79,7 +85,18 @@ def embed(model: Any) -> Graph:
     """Graph of the token embeddings."""
     ids = torch.ones(BATCH, LENGTH, dtype=torch.long)
     axes = ({0: "batch_size", 1: "sequence_length"},)
-    return Graph(Embed(model.get_input_embeddings()), (ids,), ("input_ids",), ("inputs_embeds",), axes)
+    module = Embed(model.get_input_embeddings(), inner_layers(model.config))
+    return Graph(module, (ids,), ("input_ids",), ("inputs_embeds",), axes)
+
+
+def inner_layers(config: Any) -> int:
+    """How many layers of the decoder are given features of inner layers of the vision tower."""
+    return len(getattr(config.vision_config, "deepstack_visual_indexes", ()))
+
+
+def added(hidden: Tensor, _places: Any, features: Tensor) -> Tensor:
+    """Features of an inner layer on top of what the decoder has so far; at a text token they are zero."""
+    return hidden + features
 
 
 def decoder(model: Any) -> Graph:
@@ -87,12 +104,14 @@ def decoder(model: Any) -> Graph:
     config = model.config.get_text_config()
     language = getattr(model.model, "text_model", None) or model.model.language_model
     language.embed_tokens = None  # embeddings come from outside
+    if n_inner := inner_layers(model.config):
+        language._deepstack_process = added  # its own wants to know which tokens are a picture's
     module = reworded(Decoder(language, model.lm_head, config))
     past_shape = (BATCH, config.num_key_value_heads, PAST, head_size(config))
     past = [torch.rand(past_shape) for _ in range(2 * config.num_hidden_layers)]
     positions, position_axes = _positions(model.config.model_type)
     parts = [f"{i}.{part}" for i in range(config.num_hidden_layers) for part in ("key", "value")]
-    hidden = torch.rand(BATCH, LENGTH, config.hidden_size)
+    hidden = torch.rand(BATCH, LENGTH, (1 + n_inner) * config.hidden_size)
     return Graph(
         module,
         (hidden, torch.ones(BATCH, TOTAL, dtype=torch.long), positions, torch.tensor(2), *past),

@@ -21,6 +21,7 @@ PIPELINES = {
     "idefics3": idefics3,
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_vl,
+    "qwen3_vl": qwen2_vl,
     "siglip": siglip,
     "internvl": internvl,
 }
@@ -33,6 +34,7 @@ def prepare(config: dict[str, Any], image: Image) -> Prepared:
     idefics3    pixel_values f32 (1, N, 3, H, W), pixel_attention_mask bool (1, N, H, W)
     qwen2_vl    pixel_values f32 (P, 1176), grid_thw i64 (1, 3)
     qwen2_5_vl  pixel_values f32 (P, 1176), image_grid_thw i64 (1, 3)
+    qwen3_vl    pixel_values f32 (P, 1536), image_grid_thw i64 (1, 3)
     siglip      pixel_values f32 (1, 3, H, W)
     internvl    pixel_values f32 (N, 3, H, W)
     """

@@ -14,6 +14,7 @@ KINDS = {
     "smolvlm": "idefics3",
     "qwen2_vl": "qwen2_vl",
     "qwen2_5_vl": "qwen2_5_vl",
+    "qwen3_vl": "qwen3_vl",
     "llava": "siglip",
     "internvl": "internvl",
 }
@@ -44,7 +45,7 @@ INTERNVL = {**COMMON, "size": {"height": 384, "width": 384}, "min_patches": 1, "
 PROCESSORS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "Idefics3ImageProcessor": (("idefics3",), IDEFICS3),
     "SmolVLMImageProcessor": (("idefics3",), IDEFICS3),
-    "Qwen2VLImageProcessor": (("qwen2_vl", "qwen2_5_vl"), QWEN),
+    "Qwen2VLImageProcessor": (("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), QWEN),
     "Qwen2_5_VLImageProcessor": (("qwen2_vl", "qwen2_5_vl"), QWEN),
     "SiglipImageProcessor": (("siglip",), SIGLIP),
     "CLIPImageProcessor": (("siglip",), CLIP),

@@ -1,4 +1,4 @@
-"""Qwen2-VL and Qwen2.5-VL: the picture keeps its shape, in whole groups of patches, within a number of pixels.
+"""Qwen2-VL, 2.5 and 3: the picture keeps its shape, in whole groups of patches, within a number of pixels.
 
 Source of the steps: transformers 5.23, models/qwen2_vl/image_processing_pil_qwen2_vl.py and processing_qwen2_vl.py.
 """
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from mpa_edge.types import Pixels
 
 MAX_RATIO = 200
-GRID = {"qwen2_vl": "grid_thw", "qwen2_5_vl": "image_grid_thw"}
-"""The two vision encoders call the same input by different names."""
+GRID = {"qwen2_vl": "grid_thw", "qwen2_5_vl": "image_grid_thw", "qwen3_vl": "image_grid_thw"}
+"""The vision encoders call the same input by different names."""
 
 
 def prepare(config: dict[str, Any], image: Image) -> Prepared:

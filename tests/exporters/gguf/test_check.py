@@ -15,6 +15,10 @@ TILES = {"do_image_splitting": True, "size": {"longest_edge": 1024}, "max_image_
 LLAMA = {"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536}
 SMOL = {"model_type": "smolvlm", "text_config": LLAMA, "vision_config": {}}
 QWEN = {"model_type": "qwen2_5_vl", "text_config": {"hidden_size": 64}, "vision_config": {"depth": 32}}
+DEEP = {
+    "model_type": "qwen3_vl", "text_config": {"hidden_size": 64, "num_hidden_layers": 28},
+    "vision_config": {"depth": 24, "deepstack_visual_indexes": [5, 11, 17]},
+}  # fmt: skip
 SIGLIP = {"model_type": "siglip_vision_model"}
 LLAVA = {
     "model_type": "llava", "text_config": LLAMA, "vision_config": SIGLIP, "vision_feature_layer": -2,
@@ -27,7 +31,7 @@ def check(config: dict[str, Any], processor: dict[str, Any] = TILES, **options: 
     check_gguf_possible(config, processor, **options)
 
 
-@pytest.mark.parametrize("config", [SMOL, QWEN, LLAVA, INTERNVL], ids=lambda config: config["model_type"])
+@pytest.mark.parametrize("config", [SMOL, QWEN, DEEP, LLAVA, INTERNVL], ids=lambda config: config["model_type"])
 def test_what_llama_cpp_runs_is_let_through(config: dict[str, Any]) -> None:
     check(config)
 
@@ -59,6 +63,11 @@ REFUSED = {
     "class token": (LLAVA | {"vision_feature_select_strategy": "default"}, {}, "takes all patches of one vision layer"),
     "two layers": (LLAVA | {"vision_feature_layer": [-2, -1]}, {}, "takes all patches of one vision layer"),
     "connector": (LLAVA | {"projector_hidden_act": "relu"}, {}, "connector computes gelu, and projector_hidden_act is"),
+    "DeepStack": (
+        DEEP | {"text_config": {"num_hidden_layers": 3}},
+        {},
+        "more language layers than the 3 that DeepStack",
+    ),
     "RMS tower": (vision(INTERNVL, norm_type="rms_norm"), {}, "InternVL's 300M vision tower"),
     "QK norm": (vision(INTERNVL, use_qk_norm=True), {}, "InternVL's 300M vision tower"),
 }

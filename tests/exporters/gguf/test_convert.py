@@ -19,9 +19,9 @@ from tests.families import zoo
 ALL = ("student", *zoo.MODEL_TYPES)
 PROJECTORS = {
     "student": "idefics3", "idefics3": "idefics3", "smolvlm": "idefics3", "qwen2_vl": "qwen2vl_merger",
-    "qwen2_5_vl": "qwen2.5vl_merger", "llava": "mlp", "internvl": "internvl",
+    "qwen2_5_vl": "qwen2.5vl_merger", "qwen3_vl": "qwen3vl_merger", "llava": "mlp", "internvl": "internvl",
 }  # fmt: skip
-LANGUAGES = {"qwen2_vl": "qwen2vl", "qwen2_5_vl": "qwen2vl", "internvl": "qwen2"}
+LANGUAGES = {"qwen2_vl": "qwen2vl", "qwen2_5_vl": "qwen2vl", "qwen3_vl": "qwen3vl", "internvl": "qwen2"}
 HARD_TEXTS = (
     "How many?  12345 or 3.14\n\n\tNo -- it's \"them\", isn't it?!",
     "<|im_start|>user\nWhat's 7 x 8?<|im_end|>",
@@ -56,9 +56,9 @@ def reference_features(folder: Path, pixels: dict[str, Any]) -> np.ndarray:
     names = {"pixel_values", "pixel_attention_mask", "image_grid_thw"}
     with torch.no_grad():
         found = model.model.get_image_features(**{name: pixels[name] for name in names & set(pixels)})
-    found = getattr(found, "pooler_output", found)
-    found = torch.cat(list(found)) if isinstance(found, list | tuple) else found
-    return found.reshape(-1, found.shape[-1]).numpy()
+    parts = [getattr(found, "pooler_output", found), *(getattr(found, "deepstack_features", None) or ())]
+    whole = [torch.cat(list(part)) if isinstance(part, list | tuple) else part for part in parts]
+    return torch.cat([part.reshape(-1, part.shape[-1]) for part in whole], -1).numpy()
 
 
 def features(which: str, precision: str, image: Any) -> np.ndarray:
@@ -78,6 +78,7 @@ SIZES = {
     "student": (128, 64),
     "idefics3": (256, 128),
     "smolvlm": (256, 128),
+    "qwen3_vl": (224, 160),
     "llava": (112, 112),
     "internvl": (224, 112),
 }

@@ -27,6 +27,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "smolvlm": ("smolvlm", {}),
     "qwen2_vl": ("qwen2_vl", {}),
     "qwen2_5_vl": ("qwen2_5_vl", {}),
+    "qwen3_vl": ("qwen3_vl", {}),
     "llava siglip": ("llava", {}),
     "llava clip": ("llava", {"tower": "clip"}),
     "internvl": ("internvl", {}),

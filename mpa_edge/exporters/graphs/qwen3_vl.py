@@ -1,0 +1,77 @@
+"""Qwen3-VL: as Qwen2-VL, with learned positions, and with features of inner layers beside those of the last one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpa_edge.exporters.graphs import Graph
+from mpa_edge.exporters.graphs.modules import added_mask, reworded
+from mpa_edge.exporters.graphs.qwen2_vl import GRIDS, PatchMatMul, Places, attention
+
+NEAR = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
+"""The four entries of the table around a place, as steps down and to the right."""
+
+
+class Vision(nn.Module):
+    """Tower and mergers. The features of one token stand side by side: the last layer's, then those of inner layers."""
+
+    def __init__(self, tower: Any) -> None:
+        super().__init__()
+        self.patches = PatchMatMul(tower.patch_embed.proj)
+        self.positions, self.side = tower.pos_embed, tower.num_grid_per_side
+        self.rotary, self.blocks, self.merger = tower.rotary_pos_emb, tower.blocks, tower.merger
+        self.inner = dict(zip(tower.deepstack_visual_indexes, range(len(tower.deepstack_merger_list)), strict=True))
+        self.mergers, self.merge = tower.deepstack_merger_list, tower.spatial_merge_size
+
+    def forward(self, pixel_values: Tensor, grids: Tensor) -> Tensor:
+        """(P, values of a patch), (pictures, 3) -> (P / merge^2, (1 + inner layers) x text hidden)."""
+        places = Places(grids, pixel_values.shape[0], self.merge)
+        turned = self.rotary(pixel_values, torch.stack([places.row, places.column], -1))
+        mask = added_mask(places.visible())[None, None]
+        hidden = (self.patches(pixel_values) + learned(self.positions, self.side, places))[None]
+        features = []
+        for i, block in enumerate(self.blocks):
+            hidden = hidden + attention(block.attn, block.norm1(hidden), mask, turned)
+            hidden = hidden + block.mlp(block.norm2(hidden))
+            if i in self.inner:
+                features.append(self.mergers[self.inner[i]](hidden[0]))
+        return torch.cat([self.merger(hidden[0]), *features], -1)
+
+
+def learned(table: nn.Embedding, side: int, places: Places) -> Tensor:
+    """Learned positions of a square of side x side, stretched over each picture: corners on corners. -> (P, hidden)."""
+    row, down = stretched(places.row, places.height, side)
+    column, right = stretched(places.column, places.width, side)
+    step_down, step_right = NEAR.unbind(1)
+    rows = (row[:, None] + step_down).clamp(max=side - 1)
+    columns = (column[:, None] + step_right).clamp(max=side - 1)
+    share_down = torch.where(step_down == 1, down[:, None], 1 - down[:, None])
+    share_right = torch.where(step_right == 1, right[:, None], 1 - right[:, None])
+    return (table(rows * side + columns) * (share_down * share_right)[..., None]).sum(1)
+
+
+def stretched(place: Tensor, size: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Where a place on an axis of `size` falls on one of `side`: the entry in front of it, and how far behind it is.
+
+    In whole numbers as long as it goes: 16-bit floats would land on another entry.
+    """
+    steps = (size - 1).clamp(min=1)
+    scaled = place * (side - 1)
+    return scaled // steps, (scaled % steps).to(torch.float32) / steps
+
+
+def vision(model: Any) -> Graph:
+    """Graph of the vision encoder with its mergers."""
+    tower = model.model.visual
+    grids = torch.tensor(GRIDS)
+    n_values = tower.patch_embed.proj.weight[0].numel()
+    return Graph(
+        reworded(Vision(tower)),
+        (torch.rand(int(grids.prod(1).sum()), n_values), grids),
+        ("pixel_values", "image_grid_thw"),
+        ("image_features",),
+        ({0: "num_patches"}, {0: "num_images"}),
+    )

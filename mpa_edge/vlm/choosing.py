@@ -1,0 +1,127 @@
+"""The next token of each row of a batch from its logits: greedy, or sampled from the row's own seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import LogitsProcessor
+from transformers.generation.logits_process import TopPLogitsWarper
+
+from mpa_edge.types import Request
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class SeededSampling(LogitsProcessor):
+    """Sampling as an argmax over logits with Gumbel noise, each row from its own seed: the batch does not matter.
+
+    Rows with temperature 0 stay greedy. Source of the trick: Maddison et al. 2014, "A* Sampling", section 2.
+    """
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self.requests = list(requests)
+        self.generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(rows, vocabulary) logits -> the same, changed where a row samples."""
+        scores = scores.clone()
+        for row, (request, generator) in enumerate(zip(self.requests, self.generators, strict=True)):
+            if request.temperature > 0:
+                warped = scores[row : row + 1] / request.temperature
+                if request.top_p < 1:
+                    warped = TopPLogitsWarper(request.top_p)(input_ids[row : row + 1], warped)
+                uniform = torch.rand(warped.shape[-1], generator=generator).clamp_min(1e-20)
+                scores[row] = warped[0] - torch.log(-torch.log(uniform)).to(warped)
+        return scores
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only, each where it was."""
+        self.requests = [self.requests[row] for row in rows]
+        self.generators = [self.generators[row] for row in rows]
+
+
+class Repetition:
+    """Makes what a row has had, prompt included, less likely. Source: Keskar et al. 2019, "CTRL", section 4.1."""
+
+    def __init__(self, penalty: float, prompts: Sequence[Sequence[int]], vocabulary: int, device: str) -> None:
+        self.penalty = penalty
+        self.had = torch.zeros(len(prompts), vocabulary, dtype=torch.bool, device=device)
+        for row, prompt in enumerate(prompts):
+            self.had[row, torch.tensor(prompt, device=device)] = True
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """(rows, vocabulary) logits -> the same, nearer to unlikely where a token was had."""
+        punished = torch.where(scores < 0, scores * self.penalty, scores / self.penalty)
+        return torch.where(self.had, punished, scores)
+
+    def add(self, tokens: Tensor) -> None:
+        """(rows,) tokens that were chosen."""
+        self.had.scatter_(1, tokens[:, None], True)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        self.had = self.had[list(rows)]
+
+
+class Choice:
+    """Chooses for the rows of one batch, token after token, as `generate` does with the checkpoint's own settings."""
+
+    def __init__(self, requests: Sequence[Request], repetition: Repetition | None = None) -> None:
+        sampled = any(request.temperature > 0 for request in requests)
+        self.sampling = SeededSampling(requests) if sampled else None
+        self.repetition = repetition
+        self.watched = any(request.confidence for request in requests)
+        self.logprobs = [list[float]() for _ in requests]
+        """Natural log-probability of each chosen token, for each row of the beginning; empty where nobody asked."""
+        self._rows = list(range(len(requests)))
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """(rows, vocabulary) -> (rows,) tokens."""
+        scores = logits.float()
+        if self.repetition:
+            scores = self.repetition(scores)
+        warped = self.sampling(scores, scores) if self.sampling else scores  # the nucleus never reads the ids
+        tokens = warped.argmax(-1)
+        if self.watched:
+            sure = scores.gather(1, tokens[:, None])[:, 0] - scores.logsumexp(-1)
+            for row, value in zip(self._rows, sure.tolist(), strict=True):
+                self.logprobs[row].append(value)
+        if self.repetition:
+            self.repetition.add(tokens)
+        return tokens
+
+    def confidence(self, row: int, n_tokens: int) -> float | None:
+        """Mean log-probability of the first tokens of a row of the beginning; None where nobody asked."""
+        said = self.logprobs[row][:n_tokens]
+        return sum(said) / len(said) if said else None
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        self._rows = [self._rows[row] for row in rows]
+        for part in (self.sampling, self.repetition):
+            if part:
+                part.keep(rows)
+
+
+# settings of a checkpoint's generation_config.json that change greedy decoding, with the value that does nothing
+UNTOUCHED: dict[str, tuple[Any, ...]] = {
+    "num_beams": (None, 1), "guidance_scale": (None, 1, 1.0), "no_repeat_ngram_size": (None, 0),
+    "encoder_repetition_penalty": (None, 1.0), "encoder_no_repeat_ngram_size": (None, 0), "bad_words_ids": (None,),
+    "min_length": (None, 0), "min_new_tokens": (None, 0), "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,), "remove_invalid_values": (None, False), "sequence_bias": (None,),
+    "exponential_decay_length_penalty": (None,), "suppress_tokens": (None, []), "begin_suppress_tokens": (None, []),
+    "watermarking_config": (None,), "stop_strings": (None,), "max_time": (None,),
+}  # fmt: skip
+
+
+def decodes_plainly(config: Any) -> bool:
+    """Whether a generation config asks for nothing that `Choice` does not know.
+
+    >>> from transformers import GenerationConfig
+    >>> decodes_plainly(GenerationConfig(repetition_penalty=1.05)), decodes_plainly(GenerationConfig(num_beams=4))
+    (True, False)
+    """
+    return all(getattr(config, name, None) in nothing for name, nothing in UNTOUCHED.items())

@@ -1,0 +1,160 @@
+"""What a language model keeps of a picture: computed once, then every question about the picture begins behind it.
+
+The picture comes first in the prompt and attention looks back only: keys and values up to the picture's last token do
+not depend on the question.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers.cache_utils import DynamicLayer
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+LOOKS_BACK = ("idefics3", "internvl", "llava", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "smolvlm")
+"""Model types whose picture tokens never see the question. Others may (PaliGemma's do), and nothing would say so."""
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+Prepared = dict[str, Any]
+"""What a processor made of the head of a prompt with its picture: one row of tokens, and the vision tower's inputs."""
+
+
+class NoPrefixError(Exception):
+    """The model keeps something else than keys and values of every token."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A picture as the language model remembers it."""
+
+    ids: tuple[int, ...]
+    """Tokens of the prompt up to the picture's last one."""
+    cache: Tensor
+    """(layers, 2, heads, tokens, width): keys and values."""
+    next_position: int
+    """Rotary position of the first token behind it."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of keys and values."""
+        return int(self.cache.nbytes)
+
+
+def prepare(processor: Any, head: str, image: Image) -> Prepared:
+    """Numbers of the prompt's head, which ends with the picture's token."""
+    made = processor(text=[head], images=[[image]], add_special_tokens=False, return_tensors="pt")
+    return dict(made)
+
+
+def n_values(prepared: Prepared) -> int:
+    """Numbers that the vision tower is given."""
+    return sum(value.numel() for key, value in prepared.items() if key not in TEXT_INPUTS)
+
+
+def split(text: str, image_token: str) -> tuple[str, str] | None:
+    """(text up to and with the picture's token, text behind it); None where there is not exactly one picture.
+
+    >>> split("User:<image>How many?", "<image>")
+    ('User:<image>', 'How many?')
+    """
+    head, found, tail = text.partition(image_token)
+    return (head + found, tail) if found and image_token not in tail else None
+
+
+def tail_ids(tokenizer: Any, image_token: str, tail: str) -> list[int]:
+    """Tokens of the text behind the picture, as they are with the picture before it."""
+    ids: list[int] = tokenizer(image_token + tail, add_special_tokens=False)["input_ids"]
+    return ids[ids.index(tokenizer.convert_tokens_to_ids(image_token)) + 1 :]
+
+
+def collated(prepared: Sequence[Prepared], pad_id: int) -> Prepared:
+    """Several pictures as one batch, text padded on the right, pictures of Idefics3's shape padded with zeros."""
+    return {key: _joined(key, [one[key] for one in prepared], pad_id) for key in prepared[0]}
+
+
+def _joined(key: str, parts: Sequence[Tensor], pad_id: int) -> Tensor:
+    if key in TEXT_INPUTS:
+        rows = [part[0] for part in parts]
+        return pad_sequence(rows, batch_first=True, padding_value=pad_id if key == "input_ids" else 0)
+    if key not in ("pixel_values", "pixel_attention_mask") or len({part.shape[1:] for part in parts}) == 1:
+        return torch.cat(list(parts))
+    largest = [max(part.shape[axis] for part in parts) for axis in range(1, parts[0].ndim)]
+    whole = parts[0].new_zeros(len(parts), *largest)
+    for row, part in zip(whole, parts, strict=True):
+        row[tuple(slice(n) for n in part.shape[1:])] = part[0]
+    return whole
+
+
+@torch.inference_mode()
+def see(model: Any, prepared: Sequence[Prepared], pad_id: int) -> list[Prefix]:
+    """Vision tower and language model over several pictures. NoPrefixError where that leaves no prefix."""
+    inputs = collated(prepared, pad_id)
+    moved = {
+        key: value.to(model.device, dtype=model.dtype if value.is_floating_point() else None)
+        for key, value in inputs.items()
+    }
+    cache = model.base_model(**moved, use_cache=True).past_key_values
+    # of Qwen's models: how far positions are behind the number of tokens, because a picture's tokens share some
+    late = getattr(model.base_model, "rope_deltas", None)
+    shifts = [0] * len(prepared) if late is None else late.flatten().tolist()
+    lengths = [one["input_ids"].shape[1] for one in prepared]
+    whole = _stacked(cache)
+    return [
+        Prefix(tuple(one["input_ids"][0].tolist()), whole[:, :, row, :, :n].contiguous(), n + int(shift))
+        for row, (one, n, shift) in enumerate(zip(prepared, lengths, shifts, strict=True))
+    ]
+
+
+def _stacked(cache: Any) -> Tensor:
+    """(layers, 2, rows, heads, tokens, width) of a transformers cache."""
+    layers = getattr(cache, "layers", ())
+    shapes = {part.shape for layer in layers if type(layer) is DynamicLayer for part in (layer.keys, layer.values)}
+    if len(shapes) != 1 or any(type(layer) is not DynamicLayer for layer in layers):
+        raise NoPrefixError
+    return torch.stack([torch.stack((layer.keys, layer.values)) for layer in layers])
+
+
+class PrefixStore:
+    """Prefixes of pictures that are still in memory, the last used ones up to a number of bytes."""
+
+    def __init__(self, room_bytes: int) -> None:
+        self.room_bytes, self.held_bytes = room_bytes, 0
+        self._kept: OrderedDict[tuple[int, str], tuple[weakref.ref[Image], Prefix]] = OrderedDict()
+
+    def get(self, image: Image, head: str) -> Prefix | None:
+        """The prefix of this very picture behind this head of a prompt."""
+        reference, prefix = self._kept.get((id(image), head), (None, None))
+        if reference is None or reference() is not image:  # another picture may have got a dead one's address
+            return None
+        self._kept.move_to_end((id(image), head))
+        return prefix
+
+    def put(self, image: Image, head: str, prefix: Prefix) -> None:
+        """Keep a prefix for as long as its picture lives and there is room."""
+        self._drop((id(image), head))
+        self._kept[id(image), head] = (weakref.ref(image), prefix)
+        self.held_bytes += prefix.n_bytes
+        while self.held_bytes > self.room_bytes:
+            self._drop(next(iter(self._kept)))
+
+    def sweep(self) -> None:
+        """Forget the pictures that are gone."""
+        for key in [key for key, (reference, _) in self._kept.items() if reference() is None]:
+            self._drop(key)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._kept.clear()
+        self.held_bytes = 0
+
+    def _drop(self, key: tuple[int, str]) -> None:
+        if key in self._kept:
+            self.held_bytes -= self._kept.pop(key)[1].n_bytes

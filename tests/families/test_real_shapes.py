@@ -1,0 +1,53 @@
+"""Published sizes instead of tiny ones: the modules of real checkpoints, without their weights."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mpa_edge.families import OWN_FORMATS, family_of
+from mpa_edge.planning.records import model_file
+from tests.families.test_contract import HOME, is_in
+
+MOST_LAYERS = 3
+OF_FAMILIES = sorted(
+    name for name, entry in model_file().models.items()
+    if not str(entry.config["model_type"]).startswith(tuple(OWN_FORMATS))
+)  # fmt: skip
+
+
+def built(name: str) -> Any:
+    """The model of a published config.json on the meta device, a few layers deep: names and shapes, no numbers."""
+    from transformers import AutoModelForImageTextToText
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    raw = dict(model_file().models[name].config)
+    config = CONFIG_MAPPING[raw.pop("model_type")](**raw)
+    config.text_config.num_hidden_layers = MOST_LAYERS
+    if getattr(config.text_config, "layer_types", None):
+        config.text_config.layer_types = config.text_config.layer_types[:MOST_LAYERS]
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config)
+
+
+def test_there_are_all_families() -> None:
+    kinds = {str(model_file().models[name].config["model_type"]) for name in OF_FAMILIES}
+    assert {"idefics3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "llava"} <= kinds
+
+
+@pytest.mark.parametrize("name", OF_FAMILIES)
+def test_lora_goes_where_it_says_in_a_published_model(name: str) -> None:
+    model = built(name)
+    family = family_of(model.config.model_type)
+    linears = [one for one, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for part, home in HOME[family.name].items():
+        regex = re.compile(family.target_modules((part,)))
+        hit = {one for one in linears if regex.fullmatch(one)}
+        assert hit == {one for one in linears if is_in(home, one)}, part
+        assert hit
+    text = re.compile(family.target_modules(("language",)))
+    assert len([one for one in linears if text.fullmatch(one)]) == 7 * MOST_LAYERS

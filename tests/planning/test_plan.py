@@ -1,0 +1,230 @@
+"""Whole plans: what must grow with what, what is halved, what is refused, and that nothing heavy is loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpa_edge.assets import load_recipe
+from mpa_edge.cli.main import exit_code
+from mpa_edge.errors import MpaError
+from mpa_edge.planning.counts import batches, count, expected_steps
+from mpa_edge.planning.plan import Plan, as_document, machines, make_plan, pictures
+from mpa_edge.planning.records import assumptions, device_file, find_device
+from mpa_edge.recipe import LevelConfig
+from mpa_edge.vlm import WEIGHTS
+
+ON = {name: machines([name], None, None) for name in device_file().devices}
+
+
+def plan(
+    recipe: str, images: str | None = None, device: str = "cpu", *values: str, assume: tuple[str, ...] = ()
+) -> Plan:
+    return make_plan(load_recipe(recipe, values), images, lambda: ON[device], assume)
+
+
+def seconds(made: Plan) -> dict[str, float]:
+    return {stage.stage: stage.seconds for stage in made.machines[0].stages}
+
+
+def test_rows_by_hand() -> None:
+    made = count(load_recipe("minicharts"), 1000, assumptions("minicharts"))
+    assert (made.asked, made.annotated, made.questions) == (5000, 3600, 1000)
+    assert made.verified == 3600 * 0.96
+    assert made.gap == pytest.approx(3456 * 0.47)
+    assert made.train == pytest.approx(1624.32 * 0.9 * 1.5)
+    assert made.steps_at_most == 4 * 69
+    assert made.steps == pytest.approx(276 * 0.64)
+
+
+def test_early_stopping_needs_time() -> None:
+    level = LevelConfig(patience=3, eval_steps=20)
+    assert expected_steps(60, level, 0.5) == 60
+    assert expected_steps(100, level, 0.5) == 80
+    assert expected_steps(1000, level, 0.5) == 500
+    assert expected_steps(1000, level.model_copy(update={"patience": 0}), 0.5) == 1000
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 100_000), st.integers(1, 500), st.integers(1, 512))
+def test_batches_hold_all_rows(n: int, groups: int, size: int) -> None:
+    made = batches(n, groups, size)
+    assert made * size >= n
+    assert made >= groups
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 20_000), st.sampled_from(sorted(ON)))
+def test_more_images_never_cost_less(n: int, device: str) -> None:
+    few, more = (plan("charts-served", str(images), device) for images in (n, n + 500))
+    assert more.disk_bytes > few.disk_bytes
+    for stage, least in seconds(few).items():
+        # the last, smaller batches of a few shards can cost a little more than the full ones of many
+        assert seconds(more)[stage] >= least * 0.99
+
+
+@pytest.mark.parametrize(
+    "value", ["annotate.samples_per_image=8", "annotate.votes=3", "annotate.blind_filter=true", "level.rank=64",
+              "level.epochs=8", "evaluate.n=3000", "level.method=full"],
+)  # fmt: skip
+def test_more_work_takes_longer(value: str) -> None:
+    assert sum(seconds(plan("minicharts", None, "cpu", value)).values()) > sum(seconds(plan("minicharts")).values())
+
+
+def test_a_batch_is_halved_until_it_fits() -> None:
+    large, small = (
+        plan("charts-served", "1000", device, "level.batch_size=64").machines[0] for device in ("h200", "a10")
+    )
+    sizes = {stage.stage: stage.at_once for stage in small.stages}
+    assert sizes["level"] < 64
+    assert {64 % size for size in sizes.values()} == {0}
+    assert small.fits
+    assert small.memory_bytes <= 0.92 * 24e9 < large.memory_bytes
+
+
+def test_what_is_too_large_costs_nothing() -> None:
+    made = plan("charts-served", "100", "a10", "teacher=OpenGVLab/InternVL2-8B", "student=Qwen/Qwen2-VL-7B-Instruct",
+                "level.method=full").machines[0]  # fmt: skip
+    assert not made.fits
+    assert made.usd is None
+
+
+def test_a_price_of_yours() -> None:
+    [(machine, price)] = machines(["h100"], None, 2.0)
+    assert price is not None
+    made = make_plan(load_recipe("charts-served"), "1000", lambda: [(machine, price)]).machines[0]
+    assert made.usd == pytest.approx(made.seconds / 3600 * 2.0)
+
+
+def test_a_hosted_teacher_is_paid_by_the_token() -> None:
+    own = plan("charts-served", "1000")
+    prices = ("teacher_server.price_in=0.2", "teacher_server.price_out=0.6")
+    hosted = plan("charts-served", "1000", "cpu", *prices)
+    counts = own.work.counts
+    requests = counts.asked + counts.annotated
+    sees = own.work.teacher_sees
+    text = counts.asked * own.work.prompts.annotate + counts.annotated * own.work.prompts.answer
+    read = requests * (sees.tokens + sees.marks) + text
+    written = counts.asked * 30 + counts.annotated * 4
+    assert hosted.machines[0].usd == pytest.approx((read * 0.2 + written * 0.6) / 1e6)
+    assert seconds(hosted)["annotate"] == pytest.approx(requests * 3 / 32)
+    assert own.machines[0].usd is None
+
+
+def test_a_server_of_your_own_needs_no_weights_here() -> None:
+    teacher = "teacher=Qwen/Qwen2-VL-7B-Instruct"
+    served, local = plan("charts-served", "1000", "h100"), plan("charts-served", "1000", "h100", teacher)
+    assert local.disk_bytes - served.disk_bytes == 2 * 8_291_375_616
+    assert seconds(served)["annotate"] < seconds(local)["annotate"]
+
+
+def test_no_questions_no_evaluation() -> None:
+    assert "evaluate" not in seconds(plan("charts-served", "10"))
+    assert "evaluate" in seconds(plan("minicharts"))
+
+
+def test_the_sizes_of_a_folder_s_pictures(picture: Any, tmp_path: Path) -> None:
+    for n in range(3):
+        picture(f"{n}.png", size=(100 + n, 50), color=(n, n, n))
+    found = pictures(load_recipe("charts-served"), str(tmp_path / "images"), assumptions("chartqa"))
+    assert found.n == 3
+    assert set(found.sizes) == {(100, 50), (101, 50), (102, 50)}
+
+
+def test_a_folder_with_two_files_is_a_model(tmp_path: Path) -> None:
+    for name in ("config.json", "processor_config.json"):
+        shutil.copy(WEIGHTS / "student" / name, tmp_path)
+    own, built_in = plan("minicharts", None, "cpu", f"student={tmp_path}"), plan("minicharts")
+    assert seconds(own) == seconds(built_in)
+    (tmp_path / "processor_config.json").unlink()
+    with pytest.raises(MpaError, match=r"has no preprocessor_config.json: copy it from the checkpoint"):
+        plan("minicharts", None, "cpu", f"student={tmp_path}")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(MpaError, match=r"config.json is damaged: copy the checkpoint again"):
+        plan("minicharts", None, "cpu", f"student={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("values", "images", "assume", "words"),
+    [
+        (("student=Owner/Unknown",), "10", (), "'Owner/Unknown' are not known here: put its config.json"),
+        (("student=HuggingFaceTB/SmolVLM-256M-Instruc",), "10", (), "did you mean HuggingFaceTB/SmolVLM-256M"),
+        (("teacher=openai:http://h/v1#some-model",), "10", (), "the sizes of 'some-model' are not known here"),
+        ((), None, (), "names no images: add --images DIR, or a number, --images 1000"),
+        ((), "nowhere", (), "no folder 'nowhere'"),
+        ((), "0", (), "no folder '0'"),
+        ((), "10", ("gab=0.5",), "no assumption 'gab': did you mean 'gap'?"),
+        ((), "10", ("gap=half",), "--assume gap=half: give a number that is not negative"),
+        ((), "10", ("gap=-1",), "--assume gap=-1: give a number"),
+        ((), "10", ("gap=nan",), "--assume gap=nan: give a number"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line(
+    values: tuple[str, ...], images: str | None, assume: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(MpaError) as error:
+        plan("charts-served", images, "cpu", *values, assume=assume)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_device() -> None:
+    with pytest.raises(MpaError, match="no device 'h10' to plan for: did you mean 'h100'"):
+        find_device("h10")
+    with pytest.raises(MpaError, match="no device 'abacus' to plan for: use here, cpu, a10"):
+        find_device("abacus")
+
+
+def test_every_gpu_has_a_dated_price_and_a_source() -> None:
+    for device in device_file().devices.values():
+        assert device.source
+        assert (device.price is None) == (device.kind == "cpu")
+        if device.price:
+            assert device.price.source.startswith("https://")
+            assert device.price.date.year >= 2026
+
+
+def test_every_figure_has_a_formula() -> None:
+    document = as_document(plan("minicharts"), explain=True)
+    [machine] = document["machines"]
+    figures = document["figures"] + machine["figures"]
+    assert len(figures) > 30
+    assert all(figure["formula"] and figure["unit"] for figure in figures)
+    assert all(factor["where"] for factor in document["assumptions"].values())
+    parts = [f["value"] for f in figures if f["name"].startswith("evaluate.") and f["unit"] == "s"]
+    assert sum(parts) == pytest.approx(machine["stages"]["evaluate"]["seconds"])
+
+
+def test_the_command_prints_one_document(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["plan", "minicharts", "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["machines"][0]["stages"]["annotate"]["seconds"] > 0
+
+
+def test_the_command_explains(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["plan", "charts-served", "--images", "100", "--device", "h100", "--explain"]) == 0
+    said = capsys.readouterr().out
+    for words in ("annotate.prefill = ", "not measured: a planning value", "2026-11-09", "gap = 0.47", "8.29 G"):
+        assert words in said
+
+
+def test_a_wrong_name_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["plan", "charts-served", "--images", "100", "--device", "h1000"]) == 1
+    assert capsys.readouterr().err == "error: no device 'h1000' to plan for: did you mean 'h100'?\n"
+
+
+def test_nothing_heavy_is_imported() -> None:
+    program = (
+        "import sys; from mpa_edge.cli.main import exit_code; "
+        "assert exit_code(['plan', 'minicharts', '--device', 'cpu']) == 0; "
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

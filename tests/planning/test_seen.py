@@ -1,0 +1,64 @@
+"""Tokens of a picture are those that the models' own processors make."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from mpa_edge.errors import MpaError
+from mpa_edge.planning.known import known_model
+from mpa_edge.planning.seen import Seen, mean, seen
+from tests.families import zoo
+
+SIZES = ((300, 200), (64, 640), (1000, 1000), (90, 60))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", zoo.MODEL_TYPES)
+def test_as_many_tokens_as_the_processor_makes(model_type: str) -> None:
+    from transformers import AutoProcessor
+
+    folder = zoo.checkpoint(model_type)
+    processor = AutoProcessor.from_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    token = config.get("image_token_id", config.get("image_token_index"))  # LLaVA's name for it
+    content = [{"type": "image"}, {"type": "text", "text": "?"}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    model = known_model(str(folder))
+    for size in SIZES:
+        made = processor(text=[prompt], images=[[Image.new("RGB", size)]], return_tensors="pt")
+        found = seen(model.shapes, model.config, model.image, size)
+        assert found.tokens == int((made["input_ids"] == token).sum()), size
+        frames = 2 if "qwen" in model_type else 1  # Qwen's models get every picture as two frames
+        assert found.pixels * 3 * frames == made["pixel_values"].numel(), size
+
+
+@pytest.mark.parametrize(
+    ("model", "tokens"),
+    [
+        # 1024 x 768: scaled to 2048 x 1536, 4 x 3 tiles of 512 and an overview, 64 tokens each
+        ("HuggingFaceTB/SmolVLM-256M-Instruct", 13 * 64),
+        # 1036 x 756 in multiples of 28: 37 x 27 groups
+        ("Qwen/Qwen2-VL-7B-Instruct", 37 * 27),
+        # 32 x 24 groups of 32 pixels
+        ("Qwen/Qwen3-VL-2B-Instruct", 32 * 24),
+        # 4 x 3 tiles of 448 and an overview, 256 tokens each
+        ("OpenGVLab/InternVL2-8B", 13 * 256),
+    ],
+)
+def test_tokens_by_hand(model: str, tokens: int) -> None:
+    assert known_model(model).see([(1024, 768)]).tokens == tokens
+
+
+def test_a_mean_picture() -> None:
+    model = known_model("Qwen/Qwen2-VL-2B-Instruct")
+    assert model.see([(280, 280), (560, 560)]).tokens == (100 + 400) / 2
+    assert mean([Seen(1, 2, 3, 4, 5)]) == Seen(1, 2, 3, 4, 5)
+
+
+def test_a_missing_value_is_one_line() -> None:
+    model = known_model("Qwen/Qwen2-VL-2B-Instruct")
+    with pytest.raises(MpaError, match=r"of qwen2_vl lack or garble .*: copy preprocessor_config.json"):
+        seen(model.shapes, model.config, {}, (100, 100))

@@ -1,0 +1,124 @@
+"""Behind a prefix every family says what `generate` says on the whole prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from mpa_edge.types import Request
+from mpa_edge.vlm import checkpoint, prefix
+from mpa_edge.vlm.room import BatchSize
+from mpa_edge.vlm.transformers import TransformersVLM
+from tests.families import zoo
+
+QUESTIONS = (
+    "How many?", "  a\n\nb", "\nWhat",
+    "What is the value of the largest bar in this chart? Answer the question with a single word or phrase.",
+)  # fmt: skip
+SIZES = ((128, 64), (64, 128), (200, 200), (300, 100))
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[Image.Image]:
+    noise = Image.effect_noise((700, 700), 90).convert("RGB")
+    return [noise.resize(size) for size in SIZES]
+
+
+@pytest.fixture(scope="module", params=zoo.MODEL_TYPES)
+def vlm(request: pytest.FixtureRequest) -> Iterator[TransformersVLM]:
+    made = TransformersVLM(str(zoo.checkpoint(request.param)), name="it", device="cpu", threads=1)
+    yield made
+    made.close()
+
+
+def requests_about(drawn: list[Image.Image]) -> list[Request]:
+    """All questions about all pictures with two limits, half of them sampled."""
+    return [
+        Request(image, question, 5 + i % 2, temperature=float(i % 2), top_p=0.9, seed=i, confidence=i % 3 == 0)
+        for i, image in enumerate(drawn)
+        for question in QUESTIONS
+    ]
+
+
+def whole(vlm: TransformersVLM, requests: list[Request]) -> list:
+    vlm.shares = False
+    try:
+        return vlm.answer(requests)
+    finally:
+        vlm.shares = True
+
+
+def same(replies: list, others: list) -> bool:
+    sure = [reply.logprob for reply in replies]
+    assert sure == [None if o.logprob is None else pytest.approx(o.logprob, abs=1e-3) for o in others]
+    return [replace(reply, logprob=None) for reply in replies] == [replace(other, logprob=None) for other in others]
+
+
+def test_the_replies_are_those_of_generate(vlm: TransformersVLM, drawn) -> None:
+    requests = requests_about(drawn)
+    expected = whole(vlm, requests)
+    assert vlm.shares
+    assert same(vlm.answer(requests), expected)
+    assert vlm.store.held_bytes > 0
+    assert same(vlm.answer(requests), expected)
+    assert len({reply.text for reply in expected}) > 10
+
+
+def test_the_prompt_in_two_parts_has_the_tokens_of_the_whole(vlm: TransformersVLM, drawn) -> None:
+    token = vlm.processor.image_token
+    for image, question in zip(drawn, QUESTIONS, strict=True):
+        text = checkpoint.chat_prompt(vlm.processor, question)
+        made = vlm.processor(text=[text], images=[[image]], add_special_tokens=False, return_tensors="pt")
+        head, tail = prefix.split(text, token)
+        before = prefix.prepare(vlm.processor, head, image)["input_ids"][0].tolist()
+        assert [*before, *prefix.tail_ids(vlm.processor.tokenizer, token, tail)] == made["input_ids"][0].tolist()
+
+
+def test_every_model_type_that_shares_is_compared_here() -> None:
+    assert sorted(prefix.LOOKS_BACK) == sorted(zoo.MODEL_TYPES)
+
+
+@pytest.fixture(scope="module")
+def one() -> TransformersVLM:
+    return TransformersVLM(str(zoo.checkpoint("qwen2_vl")), name="it", device="cpu", threads=1)
+
+
+def test_without_room_for_prefixes_and_with_single_requests_it_is_the_same(one: TransformersVLM, drawn) -> None:
+    requests = requests_about(drawn)
+    expected = one.answer(requests)
+    store, one.store = one.store, prefix.PrefixStore(0)
+    one.batch = BatchSize(1)
+    assert same(one.answer(requests), expected)
+    one.store, one.batch = store, BatchSize(64)
+
+
+def test_a_penalty_of_the_checkpoint_counts_as_in_generate(one: TransformersVLM, drawn) -> None:
+    requests = [replace(request, max_new_tokens=12) for request in requests_about(drawn)]
+    free = one.answer(requests)
+    one.model.generation_config.repetition_penalty = 1.8
+    assert same(one.answer(requests), whole(one, requests))
+    assert [reply.text for reply in one.answer(requests)] != [reply.text for reply in free]
+    one.model.generation_config.repetition_penalty = 1.0
+
+
+def test_a_model_without_prefixes_answers_whole_prompts(one: TransformersVLM, drawn, monkeypatch) -> None:
+    def no_prefix(*_: object) -> None:
+        raise prefix.NoPrefixError
+
+    requests = requests_about(drawn)
+    expected = one.answer(requests)
+    one.store.clear()
+    monkeypatch.setattr(prefix, "see", no_prefix)
+    assert same(one.answer(requests), expected)
+    assert not one.shares
+    one.shares = True
+
+
+def test_what_generate_must_do_is_left_to_it() -> None:
+    path = str(zoo.checkpoint("qwen2_vl"))
+    assert not TransformersVLM(path, name="it", device="cpu", threads=1, share_prefixes=False).shares
