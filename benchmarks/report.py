@@ -145,8 +145,8 @@ def document(result: dict[str, Any], ablation: dict[str, Any], export: dict[str,
         parts += [
             "## What to train on\n",
             (
-                f"`{ablation['command']}`: each option alone, with as many training steps and the same questions as "
-                f"on the first line; {ablation['threads']} thread(s). A difference that changes its sign from seed to "
+                f"`{ablation['command']}`: each option alone, {ablation['steps']} training steps in bf16 and the same "
+                f"questions on every line. A difference that changes its sign from seed to "
                 f"seed is none.\n"
             ),
             ablation_table(ablation),
