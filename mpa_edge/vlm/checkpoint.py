@@ -72,11 +72,27 @@ def is_trusted(path: str) -> bool:
     return os.environ.get(TRUSTED) == path
 
 
+def brings_code(path: str) -> bool:
+    """Whether a checkpoint is of a kind that transformers does not know, and has a program of its own to load it."""
+    from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(path)
+    except (OSError, ValueError):  # whoever loads it says better what is wrong
+        return False
+    return "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING
+
+
 def load_processor(path: str) -> Any:
     """Tokenizer, image processor and chat template of a checkpoint, padding on the left."""
     from transformers import AutoProcessor
 
     quiet()
+    if not is_trusted(path) and brings_code(path):
+        raise MpaError(
+            f"'{path}' needs program code of its authors, which never runs here: name a checkpoint in the format of "
+            "transformers (of InternVL one whose name ends with -hf)"
+        )
     processor = _loading(path, lambda: AutoProcessor.from_pretrained(path, trust_remote_code=is_trusted(path)))
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
         raise MpaError(f"'{path}' is no vision-language model: its processor lacks a tokenizer or an image processor")
