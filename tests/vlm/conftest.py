@@ -1,4 +1,4 @@
-"""A tiny checkpoint with random weights, made once: loading, prompts and errors need no trained model."""
+"""A tiny checkpoint with random weights, made once, and a client that does not wait for long."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mpa_edge.nursery import models
-from mpa_edge.vlm import checkpoint
+from mpa_edge.vlm import checkpoint, openai_gate
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +25,11 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def a_copy(random_checkpoint: Path, tmp_path: Path) -> Path:
     """One that a test may damage."""
     return Path(shutil.copytree(random_checkpoint, tmp_path / "copy"))
+
+
+@pytest.fixture
+def impatient_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses between attempts are short, and no key lies in the environment."""
+    monkeypatch.setattr(openai_gate, "FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr(openai_gate, "LOOK_EVERY_S", 0.01)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
