@@ -1,4 +1,4 @@
-"""Disk, memory, hours and cost of a recipe before it runs, on this machine and on named GPUs."""
+"""Disk, memory, hours and cost of a recipe, before it runs."""
 
 from __future__ import annotations
 

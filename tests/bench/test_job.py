@@ -125,7 +125,7 @@ def test_a_runner_that_lost_its_watcher_is_ended_before_the_next(
     job.start(COMMAND)
     until(lambda: job.poll().size > 0)
     os.kill(pid_of(folder), signal.SIGKILL)
-    assert job.state() == "dead"
+    until(lambda: job.state() == "dead")
     assert group_of(folder)
     if by_hand:
         assert job.start(COMMAND) == "dead"

@@ -54,7 +54,7 @@ def content(run: Path) -> dict:
 
 def leftovers(run: Path) -> list[str]:
     """Files of unfinished work."""
-    known = {".inputs.json", ".seconds.json", ".lock", ".rendered.json"}
+    known = {".inputs.json", ".seconds.json", ".lock", ".rendered.json", ".images.jsonl"}
     return [str(path.relative_to(run)) for path in run.rglob(".*") if path.name not in known]
 
 
