@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mpa_edge import __version__
 from mpa_edge.errors import MpaError
+from mpa_edge.watchers import tell
 
 MANIFEST = "manifest.json"
 INPUTS = ".inputs.json"
@@ -393,7 +394,7 @@ class StageClock:
     def tick(self) -> float:
         """Write the sum so far and return it, seconds."""
         now = time.monotonic()
-        total = seconds_so_far(self._folder) + now - self._last
-        self._last = now
+        total, self._last = seconds_so_far(self._folder) + now - self._last, now
         write_json(self._folder / CLOCK, {"seconds": total})
+        tell(self._folder)
         return total

@@ -15,13 +15,14 @@ import click
 
 from mpa_edge.cli._deploy import before_stages
 from mpa_edge.cli._options import is_verbose, print_json, run_options
+from mpa_edge.cli._remote import both_here, work_option
 
 if TYPE_CHECKING:
     from mpa_edge.stages.run import Run
     from mpa_edge.types import AlignReport
 
 
-RUN_HELP = "Run folder.  [default: runs/NAME of the recipe]"
+RUN_HELP = "Run folder, or its URL (s3://BUCKET/FOLDER).  [default: runs/NAME of the recipe]"
 
 
 def stage_arguments(
@@ -32,6 +33,7 @@ def stage_arguments(
         click.argument("source", required=False, metavar=source),
         click.option("--images", type=click.Path(), metavar="DIR", help="Folder of unlabelled images."),
         click.option("--out", type=click.Path(), metavar=out, help=out_help),
+        work_option,
     )
     for option in reversed(options):
         function = option(function)
@@ -39,6 +41,14 @@ def stage_arguments(
 
 
 def run_named_stages(
+    names: tuple[str, ...], source: str | None, out: str | None, dry_run: bool, **arguments: Any
+) -> None:
+    """Run the stages in a run folder, or in the working copy of one behind a URL."""
+    with both_here(source, out, dry_run) as (local, local_out):
+        _run_here(names, source=local, out=local_out, dry_run=dry_run, **arguments)
+
+
+def _run_here(
     names: tuple[str, ...], source: str | None, images: str | None, out: str | None, overrides: tuple[str, ...],
     limit: int | None, dry_run: bool, fresh: bool, as_json: bool,
 ) -> None:  # fmt: skip

@@ -37,6 +37,7 @@ from mpa_edge.runs import (
 from mpa_edge.stages.split import of_split
 from mpa_edge.tasks import Task, get_task
 from mpa_edge.vlm import fingerprint
+from mpa_edge.watchers import tell
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,7 @@ def begin(stage: str, folder: Path, inputs: Mapping[str, str], fresh: bool = Fal
     """Make a stage folder ready for work, and say whether earlier work is built upon or thrown away."""
     before = read_json(folder / INPUTS)
     same = prepare(folder, inputs, fresh)
+    tell(folder, settled=True)  # what was thrown away must be gone everywhere before new parts take its place
     if isinstance(before, dict) and not fresh:
         changed = ", ".join(sorted(key for key in inputs if before.get(key) != inputs[key]))
         say(f"{stage}: going on where it was" if same else f"{stage}: made again, because of other {changed}")
