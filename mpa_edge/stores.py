@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -231,8 +232,9 @@ def _protocols(fs: Any) -> tuple[str, ...]:
 
 
 def _stored(info: dict[str, Any]) -> Stored:
-    mark = next((str(info[key]) for key in MARKS if info.get(key)), "")
-    return Stored(int(info.get("size") or 0), mark)
+    mark = next((info[key] for key in MARKS if info.get(key)), "")
+    # one backend gives a time in a listing and a date for one object
+    return Stored(int(info.get("size") or 0), str(mark.timestamp() if isinstance(mark, datetime) else mark))
 
 
 def _words(error: Exception) -> str:
