@@ -34,6 +34,7 @@ from mpa_edge.runs import (
     write_bytes,
     write_json,
 )
+from mpa_edge.stages.processes import Processes
 from mpa_edge.stages.split import of_split
 from mpa_edge.tasks import Task, get_task
 from mpa_edge.vlm import fingerprint
@@ -52,6 +53,8 @@ class Run:
     """Folder of images; None: as the recipe says."""
     limit: int | None = None
     """Use the first images only."""
+    processes: Processes | None = None
+    """Over how many processes training is spread; None: it happens in this one. What comes of it is the same."""
 
     @cached_property
     def task(self) -> Task:
