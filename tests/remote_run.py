@@ -15,6 +15,7 @@ from typing import Any
 import mpa_edge.vlm
 from mpa_edge.types import Reply, Request
 
+LEASE_S = 2.0
 SETTINGS = ("images.render=null", "annotate.shard_size=2", "annotate.samples_per_image=5")
 
 
@@ -55,7 +56,7 @@ def main(place: str, pictures: str, seconds_per_shard: str = "0", *overrides: st
         run_stages(run, ("annotate", "identify"))
 
     if is_url(place):
-        with working_copy(place) as folder:
+        with working_copy(place, lease_s=LEASE_S) as folder:
             work(str(folder))
     else:
         work(place)

@@ -53,6 +53,10 @@ def running(folder: Path) -> Iterator[StoreServer]:
         process.kill()
         process.wait()
         shutil.rmtree(folder / "data", ignore_errors=True)
+        for left in (
+            path for port in ports.values() for path in Path("/tmp").glob(f"seaweedfs-*{port % APART:04d}.sock")
+        ):
+            left.unlink()
 
 
 def identity(name: str, keys: dict[str, str], actions: list[str]) -> dict[str, object]:
@@ -63,9 +67,9 @@ def identity(name: str, keys: dict[str, str], actions: list[str]) -> dict[str, o
 def words(folder: Path, ports: dict[str, int]) -> list[str]:
     (folder / "data").mkdir(exist_ok=True)
     fixed = (
-        "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", "-s3.port.iceberg=0", "-s3.autoCreateBucket=false",
-        "-s3.iam=false", "-master.telemetry=false", "-master.electionTimeout=1s", "-master.volumeSizeLimitMB=64",
-        "-volume.max=8", "-volume.minFreeSpace=0", "-metricsPort=0",
+        "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", "-s3.port.iceberg=0", "-s3.port.lance=0",
+        "-s3.autoCreateBucket=false", "-s3.iam=false", "-master.telemetry=false", "-master.electionTimeout=1s",
+        "-master.volumeSizeLimitMB=64", "-volume.max=8", "-volume.minFreeSpace=0", "-metricsPort=0",
     )  # fmt: skip
     weed = Path(sys.executable).parent / "weed"
     chosen = (f"-{name}.port={port}" for name, port in ports.items())
