@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,6 +19,7 @@ from mpa_edge.cli._options import is_verbose, print_json, run_options
 from mpa_edge.cli._remote import both_here, work_option
 
 if TYPE_CHECKING:
+    from mpa_edge.engines import Engine
     from mpa_edge.stages.run import Run
     from mpa_edge.types import AlignReport
 
@@ -50,7 +52,7 @@ def run_named_stages(
 
 def _run_here(
     names: tuple[str, ...], source: str | None, images: str | None, out: str | None, overrides: tuple[str, ...],
-    limit: int | None, dry_run: bool, fresh: bool, as_json: bool,
+    limit: int | None, dry_run: bool, fresh: bool, as_json: bool, engine: Engine | None = None,
 ) -> None:  # fmt: skip
     """Open the run, run the stages or print the plan, print what came of it."""
     from mpa_edge.stages.pipeline import report, run_stages
@@ -58,6 +60,7 @@ def _run_here(
     from mpa_edge.stages.run import open_run
 
     run = open_run(source, images=images, out=out, overrides=overrides, limit=limit)
+    run = replace(run, engine=engine) if engine else run
     if dry_run:
         preflight(run, names)
         before_stages(run, names)

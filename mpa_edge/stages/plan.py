@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mpa_edge.engines.ray_cluster import require_ray
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.families import family_of
 from mpa_edge.runs import FOLDERS, RUN_FILE, read_json, require_free
@@ -129,6 +130,8 @@ def weights_bytes(reference: str) -> int | None:
 def preflight(run: Run, names: Sequence[str]) -> None:
     """Everything that can be found wrong before a model is loaded or a file is written. Raises MpaError."""
     _check_folder(run.folder)
+    if run.engine.name == "ray":
+        require_ray(run.engine.address)
     _check_limit(run, names)
     run.task  # noqa: B018  (an unknown task is an error here, not in an hour)
     weights_bytes(run.recipe.teacher)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mpa_edge.assets import load_recipe
+from mpa_edge.engines import LOCAL, Engine, Facts
 from mpa_edge.errors import MpaError
 from mpa_edge.images import ImageEntry, Known, scan
 from mpa_edge.nursery.render import MARK, render
@@ -55,6 +56,8 @@ class Run:
     """Use the first images only."""
     processes: Processes | None = None
     """Over how many processes training is spread; None: it happens in this one. What comes of it is the same."""
+    engine: Engine = LOCAL
+    """Who runs the shards of annotate and identify."""
 
     @cached_property
     def task(self) -> Task:
@@ -169,7 +172,7 @@ def remember(run: Run) -> None:
     images = run.images or run.recipe.images.path
     write_json(run.folder / RUN_FILE, {"images": _absolute(images), "limit": run.limit})
     text = StringIO()
-    YAML(typ="safe", pure=True).dump(_with_absolute_paths(run.recipe.model_dump(mode="json")), text)
+    YAML(typ="safe", pure=True).dump(with_absolute_paths(run.recipe).model_dump(mode="json"), text)
     write_bytes(run.folder / RECIPE_FILE, text.getvalue().encode())
 
 
@@ -182,13 +185,14 @@ def _data(path: str | None) -> str | None:
     return _absolute(path) if path and Path(path).expanduser().exists() else path
 
 
-def _with_absolute_paths(recipe: dict[str, Any]) -> dict[str, Any]:
+def with_absolute_paths(used: Recipe) -> Recipe:
     """The same recipe, readable from any working folder."""
+    recipe = used.model_dump(mode="json")
     models = {key: _absolute(recipe[key]) for key in ("teacher", "student") if Path(recipe[key]).expanduser().is_dir()}
     images = recipe["images"] | {"path": _absolute(recipe["images"]["path"])}
     asked = recipe["evaluate"]
     evaluate = asked | {"questions": _absolute(asked["questions"]), "data": _data(asked["data"])}
-    return recipe | models | {"images": images, "evaluate": evaluate}
+    return Recipe.model_validate(recipe | models | {"images": images, "evaluate": evaluate})
 
 
 def begin(stage: str, folder: Path, inputs: Mapping[str, str], fresh: bool = False) -> None:
@@ -231,6 +235,6 @@ def cpu_name() -> str:
     return next(named, platform.machine())
 
 
-def memory_counts() -> dict[str, int]:
-    """Peak memory of this process as a manifest count."""
-    return {"peak_rss_bytes": peak_rss_bytes()}
+def memory_counts(by: Facts | None = None) -> dict[str, int]:
+    """Peak memory as a manifest count: of this process, or of the largest one that did the work."""
+    return {"peak_rss_bytes": max(peak_rss_bytes(), by.peak_rss_bytes if by else 0)}
