@@ -20,6 +20,7 @@ from mpa_edge.cli._remote import both_here, work_option
 
 if TYPE_CHECKING:
     from mpa_edge.engines import Engine
+    from mpa_edge.stages.processes import Processes
     from mpa_edge.stages.run import Run
     from mpa_edge.types import AlignReport
 
@@ -53,21 +54,27 @@ def run_named_stages(
 def _run_here(
     names: tuple[str, ...], source: str | None, images: str | None, out: str | None, overrides: tuple[str, ...],
     limit: int | None, dry_run: bool, fresh: bool, as_json: bool, engine: Engine | None = None,
+    processes: Processes | None = None,
 ) -> None:  # fmt: skip
     """Open the run, run the stages or print the plan, print what came of it."""
+    from mpa_edge.stages.launch import join
     from mpa_edge.stages.pipeline import report, run_stages
     from mpa_edge.stages.plan import plan, preflight
     from mpa_edge.stages.run import open_run
 
     run = open_run(source, images=images, out=out, overrides=overrides, limit=limit)
     run = replace(run, engine=engine) if engine else run
+    run = replace(run, processes=processes)
     if dry_run:
         preflight(run, names)
         before_stages(run, names)
         show_plan(plan(run), names, as_json)
         return
     with only_our_words(is_verbose()):
-        run_stages(run, names, fresh, before_stages(run, names))
+        if processes and processes.machine:
+            join(run, names)
+        else:
+            run_stages(run, names, fresh, before_stages(run, names))
     result = report(run)
     if as_json:
         print_json(result)

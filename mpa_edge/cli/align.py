@@ -6,11 +6,13 @@ from typing import Any
 
 import click
 
+from mpa_edge.cli._processes import process_options
 from mpa_edge.cli._stage import run_named_stages, stage_arguments
 
 
 @click.command("align")
 @stage_arguments
+@process_options
 @click.option(
     "--max-cost",
     type=click.FloatRange(min=0, min_open=True),

@@ -12,9 +12,11 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from subprocess import CalledProcessError
+from tempfile import TemporaryDirectory
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -24,16 +26,18 @@ from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
 from mpa_edge.recipe import Recipe
 from mpa_edge.runs import CLOCK, make_folder, read_json, seconds_so_far, write_json
-from mpa_edge.stages.processes import Processes
+from mpa_edge.stages.processes import Processes, require_possible
+from mpa_edge.watchers import tell
 
 if TYPE_CHECKING:
     from mpa_edge.stages.run import Run
 
 FOLDER = ".processes"
-ORDER = "order-{}.json"
+ORDER = "order.json"
 OUTCOME = "outcome.json"
 FAILED = "failed-{}.json"
 LAUNCHER = "MPA_EDGE_LAUNCHER"
+LOOK_EVERY_S = 1.0
 
 
 class Order(BaseModel):
@@ -74,20 +78,39 @@ def launch(run: Run, asked: Processes, checkpoints: Path, out: Path, at_once: in
     """Train in several processes; what the first one wrote about it. MemoryError where one ran out of memory."""
     stage = out.parent
     folder = _fresh(stage / FOLDER)
-    order = Order(
-        run=str(run.folder.resolve()), recipe=run.recipe, images=run.images, limit=run.limit, at_once=at_once,
-        threads=run.recipe.threads or max(1, len(os.sched_getaffinity(0)) // asked.here),
-        checkpoints=str(checkpoints), out=str(out.resolve()),
-        quiet=logging.root.manager.disable >= logging.WARNING,
-    )  # fmt: skip
-    write_json(folder / ORDER.format(asked.machine), order)
-    with _counted_by_another(stage):
-        _start(asked, folder, order.quiet)
+    with _watched(stage):
+        _start(asked, folder, _order(run, asked, checkpoints, out, at_once))
     made = read_json(folder / OUTCOME)
     if not isinstance(made, dict):
         raise MpaError(f"training ended and left nothing in {folder}: run the same command again, with -v")
     shutil.rmtree(folder)
     return made
+
+
+def join(run: Run, names: tuple[str, ...]) -> None:
+    """Train along on another machine than the first, which writes the run folder. MpaError where it cannot."""
+    asked = run.processes
+    if asked is None or names != ("level",):
+        raise MpaError(
+            f"'{asked and asked.config}' is of machine {asked and asked.machine}, which helps in level only: "
+            f"run mpa-edge level {run.folder} there, and align on machine 0"
+        )
+    run.outputs_of("identify")
+    require_possible(asked, run.recipe)
+    stage = run.stage_folder("level").resolve()
+    at_once = run.recipe.level.batch_size // asked.count  # machine 0 knows better
+    with TemporaryDirectory() as folder:
+        _start(asked, Path(folder), _order(run, asked, stage / "checkpoints", stage / "adapter", at_once))
+    say(f"level: machine {asked.machine} has done its share")
+
+
+def _order(run: Run, asked: Processes, checkpoints: Path, out: Path, at_once: int) -> Order:
+    return Order(
+        run=str(run.folder.resolve()), recipe=run.recipe, images=run.images, limit=run.limit, at_once=at_once,
+        threads=run.recipe.threads or max(1, len(os.sched_getaffinity(0)) // asked.here),
+        checkpoints=str(checkpoints), out=str(out.resolve()),
+        quiet=logging.root.manager.disable >= logging.WARNING,
+    )  # fmt: skip
 
 
 def _fresh(folder: Path) -> Path:
@@ -96,17 +119,36 @@ def _fresh(folder: Path) -> Path:
 
 
 @contextmanager
-def _counted_by_another(stage: Path) -> Iterator[None]:
-    """The first training process writes the seconds while it lasts; this one counts the whole of it at the end."""
-    before = seconds_so_far(stage)
-    yield
+def _watched(stage: Path) -> Iterator[None]:
+    """Pass on, in this process, that another one has written a checkpoint.
+
+    That one writes the seconds while it lasts; this one counts the whole of it at the end.
+    """
+    before, ended = seconds_so_far(stage), Event()
+    watcher = Thread(target=_pass_on, args=(stage, ended), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
     write_json(stage / CLOCK, {"seconds": before})
 
 
-def _start(asked: Processes, folder: Path, quiet: bool) -> None:
+def _pass_on(stage: Path, ended: Event) -> None:
+    last = seconds_so_far(stage)
+    while not ended.wait(LOOK_EVERY_S):
+        if (now := seconds_so_far(stage)) != last:
+            last = now
+            with suppress(MpaError):  # said again at the end of the stage, where it can be heard
+                tell(stage)
+
+
+def _start(asked: Processes, folder: Path, order: Order) -> None:
     """Run the launcher until all processes have ended. MpaError or MemoryError where one failed."""
+    write_json(folder / ORDER, order)
     try:
-        run_apart(accelerate_launch, arguments(asked, str(folder / ORDER.format(asked.machine))), quiet)
+        run_apart(accelerate_launch, arguments(asked, str(folder / ORDER)), order.quiet)
     except (MpaError, RuntimeError) as error:
         raise _reason(folder, error, asked) from None
 

@@ -64,24 +64,22 @@ def work(order: Order, folder: Path) -> None:
     """Meet the others, take the recipe of the first, train, and let the first write what came of it."""
     import torch
     from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
 
     from mpa_edge.runs import StageClock, write_json
     from mpa_edge.stages import training
     from mpa_edge.stages.level import choose
+    from mpa_edge.stages.together import agreed
     from mpa_edge.vlm import checkpoint
 
     device = checkpoint.pick_device(order.recipe.device)
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     state = PartialState(cpu=device == "cpu")
-    told: list[Any] = [order.recipe, order.at_once]
-    if state.num_processes > 1:
-        broadcast_object_list(told)
-    run = _run(order, told[0])
+    recipe, at_once = agreed((order.recipe, order.at_once))
+    run = _run(order, recipe)
     checkpoint.set_threads(order.threads)
     out = Path(order.out)
-    outcome = training.learn(run, choose(run), Path(order.checkpoints), out, StageClock(out.parent), told[1])
+    outcome = training.learn(run, choose(run), Path(order.checkpoints), out, StageClock(out.parent), at_once)
     if state.is_main_process:
         write_json(folder / OUTCOME, summary(run, outcome, device, state.num_processes))
     state.wait_for_everyone()

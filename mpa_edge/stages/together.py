@@ -46,6 +46,15 @@ def meet() -> None:
         PartialState().wait_for_everyone()
 
 
+def agreed(value: Any) -> Any:
+    """What the first process says, in all of them: a shared folder may look older to another machine."""
+    if place()[1] == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]
+
+
 def wait_for(paths: Sequence[Path]) -> None:
     """Wait for files that other processes write; where one of those dies, this one is ended with it."""
     while not all(path.is_file() for path in paths):

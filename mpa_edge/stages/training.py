@@ -28,7 +28,7 @@ from mpa_edge.stages.lessons import AnswerCollator, as_rows
 from mpa_edge.stages.precision import computes_in_bf16, load_student
 from mpa_edge.stages.run import Run, stable_seed
 from mpa_edge.stages.selection import Selection
-from mpa_edge.stages.together import blank, in_step, is_first, meet, place, wait_for
+from mpa_edge.stages.together import agreed, blank, in_step, is_first, meet, place, wait_for
 from mpa_edge.types import ParityRecord
 from mpa_edge.vlm import checkpoint, resolve
 from mpa_edge.vlm.transformers import is_out_of_memory
@@ -116,7 +116,9 @@ def attempt(run: Run, selection: Selection, checkpoints: Path, out: Path, clock:
 
 def learn(run: Run, selection: Selection, checkpoints: Path, out: Path, clock: StageClock, at_once: int) -> Outcome:
     """Train in this process, alone or as one of several."""
-    recipe, config, resume_from = run.recipe, run.recipe.level, last_checkpoint(checkpoints)
+    recipe, config = run.recipe, run.recipe.level
+    taken_up = agreed((last := last_checkpoint(checkpoints)) and last.name) if is_first() else agreed(None)
+    resume_from = checkpoints / taken_up if taken_up else None
     device = checkpoint.pick_device(recipe.device)
     path = resolve(recipe.student)
     processor = checkpoint.load_processor(processor_of(run))
