@@ -144,7 +144,7 @@ def _job(
     return Job(
         title=STAGE, folder=run.stage_folder(STAGE), total=len(run.shards), todo=todo, make=make, written=written,
         entries=lambda i: anywhere(run.shards[i]), read=partial(_read_ahead, run.recipe.images.max_pixels),
-        weigh=lambda i: len(run.shards[i]), units=len(run.entries), config=run.recipe.engine,
+        weigh=run.shards.size_of, units=len(run.entries), config=run.recipe.engine,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from mpa_edge.assets import load_recipe
 from mpa_edge.engines import LOCAL, Engine, Facts
+from mpa_edge.entries import Shards
 from mpa_edge.errors import MpaError
 from mpa_edge.images import ImageEntry, Known, scan
 from mpa_edge.nursery.render import MARK, render
@@ -79,12 +80,12 @@ class Run:
         return render(folder, order.n, order.seed, order.style)
 
     @cached_property
-    def entries(self) -> list[ImageEntry]:
+    def entries(self) -> Sequence[ImageEntry]:
         """Every file of the images folder, or of its chosen split, that calls itself an image, sorted by name."""
         found = scan(self.images_folder, self.known)
         if self.recipe.images.split is not None:
             found = of_split(self.recipe, self.images_folder, found)
-        return found[: self.limit]
+        return found if self.limit is None else found[: self.limit]
 
     @cached_property
     def known(self) -> Known:
@@ -96,10 +97,9 @@ class Run:
         self.known.write(self.entries, self.folder / SEEN)
 
     @cached_property
-    def shards(self) -> list[list[ImageEntry]]:
+    def shards(self) -> Shards:
         """Groups of images; a shard is what is written, and what a crash can lose."""
-        size = self.recipe.annotate.shard_size
-        return [self.entries[i : i + size] for i in range(0, len(self.entries), size)]
+        return Shards(self.entries, self.recipe.annotate.shard_size)
 
     @cached_property
     def teacher_fingerprint(self) -> str:
