@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -54,12 +55,16 @@ def or_elsewhere(function: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def passed_on(ctx: click.Context) -> tuple[str, ...]:
+def passed_on(ctx: click.Context) -> tuple[tuple[str, ...], dict[str, Path]]:
     """The words of this command line that the job's align command gets: all that say how, not where.
 
-    MpaError for what a job that starts again after each loss of its machine cannot have.
+    Files that they name go into the kit. MpaError for what a job that starts again after each loss of its machine
+    cannot have.
     """
+    from mpa_edge.cloud.travel import KIT
+
     words: list[str] = []
+    files: dict[str, Path] = {}
     for param in ctx.command.params:
         name = str(param.name)
         given = ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE
@@ -68,9 +73,12 @@ def passed_on(ctx: click.Context) -> tuple[str, ...]:
         if name == "fresh":
             raise MpaError("--fresh would forget the run each time its machine is replaced: give another --cloud-name")
         flag, value = param.opts[-1], ctx.params[name]
+        if isinstance(param.type, click.Path) and Path(value).is_file():
+            name = flag.strip("-") + Path(value).suffix
+            files[name], value = Path(value), f"{KIT}/{name}"
         for one in value if param.multiple else (value,):
             words += [flag] if param.is_flag else [flag, str(one)]
-    return tuple(words)
+    return tuple(words), files
 
 
 def run_elsewhere(ctx: click.Context) -> None:
@@ -104,11 +112,12 @@ def _asked(ctx: click.Context) -> Asked:
     given = ctx.params
     if given["cloud"] and given["hf_jobs"]:
         raise click.UsageError("--cloud and --hf-jobs are two places: keep one")
+    options, files = passed_on(ctx)
     return Asked(
         provider="hf" if given["hf_jobs"] else "sky", source=given["source"], images=given["images"], out=given["out"],
         name=given["cloud_name"], bucket=given["bucket"], gpus=given["gpus"], n_images=given["image_count"],
         secrets=given["secrets"], spot=not given["on_demand"], overrides=given["overrides"], limit=given["limit"],
-        options=passed_on(ctx),
+        options=options, files=files,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,8 +76,8 @@ def align_words(job: Job, out: str) -> list[str]:
     return ["align", recipe, *images, "--out", out, *job.options, *moved]
 
 
-def extras(recipe: Recipe) -> tuple[str, ...]:
-    """Extras of mpa-edge that a recipe needs."""
+def extras(recipe: Recipe, options: Sequence[str] = ()) -> tuple[str, ...]:
+    """Extras of mpa-edge that a recipe and its options need."""
     level = recipe.level
     needed = {
         "align": True,
@@ -85,13 +85,14 @@ def extras(recipe: Recipe) -> tuple[str, ...]:
         "export": recipe.identify.student == "as-deployed",
         "qlora": level.quantize is not None,
         "liger": level.liger,
+        "ray": "ray" in options,
     }
     return tuple(name for name, is_needed in needed.items() if is_needed)
 
 
 def setup_lines(job: Job) -> list[str]:
     """Shell commands that install this very version, with the versions of libraries it was tested with."""
-    wanted = f"mpa-edge[{','.join(extras(job.recipe))}] @ file://{KIT}/{wheel_name()}"
+    wanted = f"mpa-edge[{','.join(extras(job.recipe, job.options))}] @ file://{KIT}/{wheel_name()}"
     return [
         "set -eu",
         'export PATH="$HOME/.local/bin:$PATH"',

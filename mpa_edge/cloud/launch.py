@@ -6,7 +6,7 @@ import datetime
 import os
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mpa_edge import __version__
@@ -56,6 +56,8 @@ class Asked:
     """First images only."""
     options: tuple[str, ...]
     """All other words for align, `--set` and `--limit` among them."""
+    files: dict[str, Path]
+    """Files that they name, by their names in the kit."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def make_job(asked: Asked) -> Job:
     require_unused(folder, name)
     printable([*asked.options, str(folder), asked.images or ""])
     moved = travel(recipe, asked.images, asked.provider)
+    moved = replace(moved, files=moved.files | asked.files)
     n_images = _counted(asked, moved.mounts, recipe.images.path)
     far_bytes = _far_bytes(moved.mounts, n_images)
     copied = sum(mount.size_bytes or 0 for mount in moved.mounts) + (far_bytes if far_bytes <= MOST_COPIED_BYTES else 0)

@@ -25,6 +25,7 @@ def asked(provider: str = "sky", **changes: Any) -> Asked:
         "overrides": (),
         "limit": None,
         "options": (),
+        "files": {},
     }
     return Asked(**(plain | changes))
 
