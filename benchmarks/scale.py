@@ -147,7 +147,8 @@ def finished(size: Size, folder: Path) -> dict[str, Any]:
     if process.wait() != 0:
         raise click.ClickException(f"the driver ended with {process.returncode}; --folder {folder} goes on")
     wall_s = time.time() - began
-    asked = [at for at, _, _, _ in batches(folder) if at > began]
+    # actors of the killed driver may have lived a moment longer: they are not asked by this one
+    asked = [at for at in map(min, filter(None, times(folder))) if at > began]
     found: dict[str, Any] = json.loads((folder / "driver.json").read_text())
     return found | {"wall_s": wall_s, "resume_s": min(asked) - began if asked else 0.0}
 
@@ -158,6 +159,12 @@ def batches(folder: Path) -> Iterator[tuple[float, str, str, int]]:
         for line in path.read_text().splitlines():
             at, name, kind, n = line.split()
             yield float(at), name, kind, int(n)
+
+
+def times(folder: Path) -> Iterator[list[float]]:
+    """When each process was asked."""
+    for path in (folder / "log").iterdir():
+        yield [float(line.split()[0]) for line in path.read_text().splitlines()]
 
 
 def ids(folder: Path, stage: str) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """Models that answer from a function, with the latencies of real ones made shorter; for scale.py.
 
 A real teacher is taken to need 80 ms for a question that it writes and 20 ms for a short answer (a 7B model that
-answers in large batches on one GPU); `SPEEDUP` times less is slept here. Every hundredth batch takes five times as long,
-the others vary as a log-normal does. What is slept depends on what is asked, not on chance.
+answers in large batches on one GPU); `SPEEDUP` times less is slept here. Every hundredth batch takes five times as
+long, the others vary as a log-normal does. What is slept depends on what is asked, not on chance.
 """
 
 from __future__ import annotations
