@@ -82,7 +82,11 @@ def drive(size: Size, folder: Path) -> dict[str, Any]:
     names = ("annotate", "identify")
     run_stages(replace(run, engine=Engine(size.engine)), names)  # type: ignore[arg-type]
     manifests = (read_manifest(folder / "run" / FOLDERS[name]) for name in names)
-    return {"peak_rss_bytes": peak_rss_bytes(), "stage_s": {one.stage: one.seconds for one in manifests if one}}
+    return {
+        "peak_rss_bytes": peak_rss_bytes(),
+        "cpu_s": time.process_time(),
+        "stage_s": {one.stage: one.seconds for one in manifests if one},
+    }
 
 
 def start(size: Size, folder: Path) -> subprocess.Popen[bytes]:
