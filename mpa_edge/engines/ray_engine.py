@@ -24,6 +24,7 @@ GROUP = 64  # blocks behind one reference
 LOOK_S = 0.5
 LOOK_TIMEOUT_S = 60.0
 STALL_S = 60.0
+START_S = 300.0  # until the first actor lives: machines may have to be started for it
 BARREN_ROUNDS = 3
 AGAIN = "look at ray status and run the same command again, what is done is kept"
 Item = TypeVar("Item")
@@ -104,8 +105,9 @@ class Rounds:
             advance(0)
             if over:
                 return self._end_of(running)
-            if seen.idle_s > STALL_S:
-                say(f"{self._job.title}: nothing moved for {STALL_S:.0f} s, going on with the machines that are left")
+            patience_s = STALL_S if seen.met else START_S
+            if seen.idle_s > patience_s:
+                say(f"{self._job.title}: nothing moved for {patience_s:.0f} s, going on with the machines that are left")
                 return "actors that were lost could not be started again"
 
     def _end_of(self, running: Any) -> str:

@@ -50,7 +50,9 @@ class Seen:
     slowest: tuple[int, float] | None
     """The shard that has been at work for longest, and for how long, seconds."""
     idle_s: float
-    """Seconds since a living actor was last loading its model or at work."""
+    """Seconds since a living actor was last loading its model or at work; before the first one, since the start."""
+    met: bool = True
+    """Whether there ever was an actor."""
 
     def line(self) -> str:
         """For the screen.
@@ -85,9 +87,11 @@ class Ledger:
     _events: list[Event] = field(default_factory=list)
     _failed: int = 0
     _busy_at: float | None = None
+    _met: bool = False
 
     def beat(self, worker: str) -> None:
         """An actor lives."""
+        self._met = True
         self._workers.setdefault(worker, _Worker(self.clock())).beat = self.clock()
 
     def ready(self, worker: str) -> None:
@@ -153,4 +157,4 @@ class Ledger:
         events, self._events = tuple(self._events), []
         since, shard = min(at_work, default=(now, None))
         slowest = None if shard is None else (shard, now - since)
-        return Seen(events, len(self._workers), self._failed, slowest, now - self._busy_at)
+        return Seen(events, len(self._workers), self._failed, slowest, now - self._busy_at, self._met)

@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from mpa_edge.errors import MpaError
 from mpa_edge.tasks import get_task
 from mpa_edge.types import Reply, Request
 
@@ -99,3 +100,8 @@ def loader(orders: Orders) -> Callable[..., FakeVLM]:
 
 def fake_load(orders: Orders, _reference: str, *, name: str, **_: Any) -> FakeVLM:
     return FakeVLM(name, orders)
+
+
+def no_model(_reference: str, **_: Any) -> FakeVLM:
+    """What `load` does where a user named a model that is not there."""
+    raise MpaError("no such model: name another one")
