@@ -26,8 +26,8 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 8.0
 COPIES_AT_ONCE = 8
 NO_LOGIN = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "DefaultCredentialsError",
             "ProfileNotFound", "ClientAuthenticationError")  # fmt: skip
-# a store's own fingerprint of an object, by backend: S3 and others, Azure, Google, folders, memory
-MARKS = ("ETag", "etag", "content_md5", "md5Hash", "LastModified", "mtime", "created")
+# a store's own fingerprint of an object, by backend: S3 and others, a hub's buckets, Azure, Google, folders, memory
+MARKS = ("ETag", "etag", "xet_hash", "content_md5", "md5Hash", "LastModified", "mtime", "created")
 # patience of the S3 client itself for one attempt; ours is around it
 S3_OPTIONS = {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 1}}}
 Made = TypeVar("Made")
@@ -187,12 +187,13 @@ class Store:
 
     def _hopeless(self, error: Exception) -> MpaError | None:
         """What no second attempt would mend, as the user's error."""
-        if isinstance(error, PermissionError) or type(error).__name__ in NO_LOGIN:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(error, PermissionError) or type(error).__name__ in NO_LOGIN or status in (401, 403):
             return MpaError(
                 f"{self.url} refuses these credentials ({_words(error)}): set those of the store in the environment, "
                 f"for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError) or status == 404:
             return MpaError(f"{self.url} is not there ({_words(error)}): make the bucket first, or name another")
         if isinstance(error, ImportError):
             return _missing(self.url, error)
