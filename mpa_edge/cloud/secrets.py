@@ -48,7 +48,9 @@ def redactor(names: Sequence[str], set_here: Mapping[str, str]) -> Callable[[str
     'token (MINE) of /home/me'
     """
     chosen = [name for name, value in set_here.items() if name in names or SENSITIVE.search(name)]
-    values = {set_here[name]: name for name in chosen if len(set_here[name]) >= SHORTEST_CHARS}
+    # line by line, as programs print them: a private key has many
+    lines = ((line.strip(), name) for name in chosen for line in set_here[name].splitlines())
+    values = {line: name for line, name in lines if len(line) >= SHORTEST_CHARS}
     longest_first = sorted(values, key=len, reverse=True)
 
     def redact(text: str) -> str:

@@ -112,7 +112,12 @@ def _folder(what: str, folder: Path, target: str) -> Mount:
         raise MpaError(f"no folder '{folder}' ({what}): name one that exists, or an address like s3://bucket/photos")
     if here == Path.home() or here in Path.home().parents or here in (Path.cwd(), *Path.cwd().parents):
         raise MpaError(f"{what}: all of {folder} would travel: put the files into a folder of their own, and name that")
-    size = folder_bytes(here)
+    size, linked = measure(here)
+    if linked is not None:
+        raise MpaError(
+            f"{what}: {linked} is a link, which does not travel: copy what it stands for (cp -rL FOLDER COPY), and "
+            "name the copy"
+        )
     if size > MOST_BYTES:
         raise MpaError(
             f"{what}: {folder} has {size / 1e9:.0f} GB, and would travel with each job: copy it into a bucket once "
@@ -121,19 +126,15 @@ def _folder(what: str, folder: Path, target: str) -> Mount:
     return Mount(what, str(here), target, size)
 
 
-def folder_bytes(folder: Path) -> int:
-    """Bytes of all files below a folder; linked folders are followed as sky and the reader of images do."""
-    total, seen = 0, set()
-    for where, below, names in os.walk(folder, followlinks=True):
-        here = os.path.realpath(where)
-        if here in seen:
-            below.clear()
-            continue
-        seen.add(here)
-        for name in names:
-            path = Path(where, name)
+def measure(folder: Path) -> tuple[int, Path | None]:
+    """Bytes of all files below a folder, and the first link among them: copying programs leave links out."""
+    total = 0
+    for where, below, names in os.walk(folder):
+        for path in (Path(where, name) for name in sorted([*below, *names])):
+            if path.is_symlink():
+                return total, path
             total += path.stat().st_size if path.is_file() else 0
-    return total
+    return total, None
 
 
 def _reachable(teacher: str) -> None:

@@ -54,3 +54,5 @@ def test_values_are_taken_out_of_what_programs_print() -> None:
     text = redact(f"{VALUE}-longer {VALUE} plain-plain short")
     assert text == "(AWS_SECRET_ACCESS_KEY) (HF_TOKEN) (PLAIN) short"
     assert redactor([], here)("plain-plain") == "plain-plain"
+    key = "-----BEGIN KEY-----\nabcdefghijkl\nmnopqrstuvwx\n"
+    assert redactor([], {"MY_KEY": key})("loaded mnopqrstuvwx") == "loaded (MY_KEY)"

@@ -8,7 +8,7 @@ import pytest
 
 from mpa_edge.assets import load_recipe
 from mpa_edge.cloud import travel as module
-from mpa_edge.cloud.travel import folder_bytes, travel
+from mpa_edge.cloud.travel import travel
 from mpa_edge.errors import MpaError
 from mpa_edge.recipe import Recipe
 
@@ -94,11 +94,18 @@ def test_what_is_too_large_is_copied_once(place: Path, monkeypatch: pytest.Monke
     assert travel(recipe(), str(folder(place, "fewer", 100)), "sky").mounts
 
 
-def test_linked_folders_are_counted_once(place: Path) -> None:
+@pytest.mark.parametrize("of", ["elsewhere", "elsewhere/0.png"])
+def test_a_link_would_be_left_out_without_a_word(place: Path, of: str) -> None:
     made = folder(place, "photos")
-    (made / "loop").symlink_to(made)
-    (made / "more").symlink_to(folder(place, "elsewhere", 5))
-    assert folder_bytes(made) == 15
+    folder(place, "elsewhere")
+    (made / "more").symlink_to(place / of)
+    with pytest.raises(MpaError, match=r"photos/more is a link.*cp -rL"):
+        travel(recipe(), str(made), "sky")
+
+
+def test_a_link_to_the_folder_is_the_folder(place: Path) -> None:
+    (place / "latest").symlink_to(folder(place, "photos"))
+    assert travel(recipe(), str(place / "latest"), "sky").mounts[0].source == str(place / "photos")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8000/v1", "http://localhost:1/v1", "https://10.0.0.7/v1"])
