@@ -43,6 +43,7 @@ MEGA = 1_000_000
 KILL_AT = 0.6
 LOOK_EVERY_S = 0.1
 KILLED = "killed.json"
+PLACES = ("--folder", "--details")
 
 
 @dataclass(frozen=True)
@@ -356,9 +357,17 @@ def main(
 def tell(result: dict[str, Any], more: dict[str, Any], as_json: bool, details: Path | None) -> None:
     """One JSON document, or a line for each figure; everything into the file of --details."""
     if details:
-        command = " ".join(["python benchmarks/scale.py", *sys.argv[1:]])
-        details.write_text(json.dumps({"command": command, **result, **more}, indent=1) + "\n", encoding="utf-8")
+        document = {"command": command_line(sys.argv[1:]), **result, **more}
+        details.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     click.echo(json.dumps(result) if as_json else "\n".join(f"{key}: {value}" for key, value in result.items()))
+
+
+def command_line(words: list[str]) -> str:
+    """What was typed, less where files went."""
+    kept = [
+        word for word, before in zip(words, ["", *words], strict=False) if before not in PLACES and word not in PLACES
+    ]
+    return " ".join(["python benchmarks/scale.py", *kept])
 
 
 if __name__ == "__main__":
