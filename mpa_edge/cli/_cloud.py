@@ -126,8 +126,11 @@ def _launch(rendered: Rendered, found: str, as_json: bool) -> None:
     from mpa_edge.cloud.launch import launch
     from mpa_edge.cloud.state import RUNS
 
-    if sys.stdin.isatty() and sys.stderr.isatty():
-        click.confirm("Launch it?", default=True, abort=True, err=True)
+    asked = sys.stdin.isatty() and sys.stderr.isatty()
+    if asked and not click.confirm("Launch it?", default=True, err=True):
+        click.echo(f"not launched; {rendered.file} is written. Start it:", err=True)
+        click.echo(rendered.command_line, err=as_json)
+        return
     launched = launch(rendered, found, lambda line, _is_stderr: click.echo(line, err=True))
     click.echo(f"launched {launched.name}; its run is kept at {launched.url}", err=as_json)
     folder = rendered.job.folder

@@ -30,11 +30,12 @@ def status(name: str, as_json: bool) -> None:
     from mpa_edge.cloud import follow, state
 
     folder, launched = state.find_job(name)
-    found = follow.status(launched, _show)
+    found, run = follow.status(launched, _show), follow.progress(launched)
     if as_json:
-        print_json(launched.model_dump(mode="json") | {"folder": str(folder), "status": found})
+        print_json(launched.model_dump(mode="json") | {"folder": str(folder), "status": found, "run": run})
         return
     click.echo(f"{launched.name}: {found}")
+    click.echo(f"run: {run}")
     click.echo(f"launched {launched.launched_at:%Y-%m-%d %H:%M} UTC with {launched.provider}; kept at {launched.url}")
 
 

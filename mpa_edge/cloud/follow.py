@@ -13,11 +13,13 @@ from mpa_edge.cloud.secrets import redactor
 from mpa_edge.cloud.state import Launched, write_state
 from mpa_edge.cloud.travel import COPY
 from mpa_edge.errors import MpaError
-from mpa_edge.runs import LOCK, MANIFEST, TEMP_SUFFIX, damaged, make_folder, read_manifest
-from mpa_edge.stores import Stored, download, listing
+from mpa_edge.runs import FOLDERS, LOCK, MANIFEST, TEMP_SUFFIX, damaged, make_folder, read_manifest
+from mpa_edge.stores import Store, Stored, download, listing
 
 LEASE = ".lock.json"
 SMALL_BYTES = 1_000_000
+QUICK_S = 5.0
+"""A look at a run waits no longer for its store."""
 
 
 def status(launched: Launched, show: Show) -> str:
@@ -35,6 +37,22 @@ def status(launched: Launched, show: Show) -> str:
             show(line, True)
         raise _failed(launched, ended.code)
     return provider.status_of(ended.out, _known_as(launched)) or ended.out
+
+
+def progress(launched: Launched) -> str:
+    """Which stages of the run in the bucket are finished, and how many parts the one at work has written."""
+    try:
+        names = Store(launched.url, retry_s=QUICK_S).listing()
+    except MpaError as error:
+        return f"not seen from here: {error}"
+    found = []
+    for stage, folder in FOLDERS.items():
+        parts = sum(name.startswith(f"{folder}/part-") for name in names)
+        if f"{folder}/{MANIFEST}" in names:
+            found.append(f"{stage} done")
+        elif any(name.startswith(f"{folder}/") for name in names):
+            found.append(f"{stage} {parts} parts" if parts else f"{stage} begun")
+    return ", ".join(found) or "nothing yet"
 
 
 def logs(launched: Launched, follow: bool, show: Show) -> None:

@@ -19,8 +19,8 @@ CANARY = "hf_canary_0001"
 
 
 def launched(folder: Path, **changes: object) -> Launched:
-    plain = {"name": "charts", "provider": "sky", "url": "s3://kept/charts", "command": ("sky",), "version": "0",
-             "launched_at": datetime.datetime(2026, 11, 1, 12, 0, tzinfo=datetime.UTC), "state": "launched",
+    plain = {"name": "charts", "provider": "sky", "url": f"file://{folder.parent}/bucket", "command": ("sky",),
+             "version": "0", "launched_at": datetime.datetime(2026, 11, 1, 12, 0, tzinfo=datetime.UTC), "state": "launched",
              "secrets": ("HF_TOKEN",)}  # fmt: skip
     made = Launched.model_validate(plain | changes)
     make_folder(folder / "cloud")
@@ -46,7 +46,7 @@ def sky(place: Path) -> Fake:
 
 @pytest.fixture
 def hf(place: Path) -> Fake:
-    launched(place / "runs" / "hub", name="hub", provider="hf", url="hf://buckets/me/kept/hub", job_id="6870aa")
+    launched(place / "runs" / "hub", name="hub", provider="hf", job_id="6870aa")
     return install("hf", place.parent / "bin", place.parent / "records")
 
 
@@ -148,6 +148,23 @@ def test_fetch_brings_what_is_new(place: Path, capsys: pytest.CaptureFixture[str
     assert "is here" in capsys.readouterr().out
 
 
+def test_status_looks_into_the_bucket(place: Path, sky: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    sky.answer(queue={"out": "[]"})
+    bucket = place.parent / "bucket" / "charts"
+    launched(place / "runs" / "charts", url=f"file://{bucket}")
+    assert exit_code(["cloud", "status", "charts"]) == 0
+    assert "run: nothing yet" in capsys.readouterr().out
+    kept_run(bucket)
+    for name in ("2-identify/part-00000.parquet", "3-level/adapter/x"):
+        (bucket / name).parent.mkdir(parents=True)
+        (bucket / name).write_text("x")
+    assert exit_code(["cloud", "status", "charts"]) == 0
+    assert "run: annotate done, identify 1 parts, level begun" in capsys.readouterr().out
+    launched(place / "runs" / "charts", url="nobody://kept")
+    assert exit_code(["cloud", "status", "charts"]) == 0
+    assert "run: not seen from here: nobody://" in capsys.readouterr().out
+
+
 def test_nothing_to_fetch_is_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     launched(place / "runs" / "charts", url=f"file://{place.parent}/nowhere")
     assert exit_code(["cloud", "fetch", "charts"]) == 1
@@ -162,6 +179,7 @@ def test_where_the_package_is_missing_the_providers_program_copies(
     for name in [name for name in sys.modules if name.partition(".")[0] == "s3fs"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "s3fs", None)
+    launched(place / "runs" / "charts", url="s3://kept/charts")
     assert exit_code(["cloud", "fetch", "charts"]) == 1
     assert "aws is not on PATH" in capsys.readouterr().err
     aws = install("aws", place.parent / "bin", place.parent / "records")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from mpa_edge.cli.main import exit_code
 from mpa_edge.cloud import job, program
 from tests.cloud.fakes import Fake, install, path_without
 from tests.cloud.made import write_recipe
+from tests.docs.markdown import ROOT
 
 CANARIES = {
     "HF_TOKEN": "hf_canary_0001",
@@ -227,6 +231,28 @@ def test_bad_input_is_one_clear_line(
     assert said in err.splitlines()[-1]
     assert CANARY not in err
     assert not sky.calls() + hf.calls()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("answer", "calls"), [("n", 0), ("y", 1)])
+def test_somebody_at_a_terminal_is_asked_behind_the_price(answer: str, calls: int, place: Path, sky: Fake) -> None:
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "dumb"}
+    words = [sys.executable, "-m", "mpa_edge", *SKY]
+    with subprocess.Popen(words, env=env, stdin=theirs, stdout=theirs, stderr=theirs) as child:
+        os.close(theirs)
+        said = b""
+        while b"Launch it?" not in said:
+            said += os.read(ours, 1000)
+        assert b"USD" in said
+        os.write(ours, f"{answer}\n".encode())
+        with contextlib.suppress(OSError):  # the end of a terminal is an error
+            while chunk := os.read(ours, 1000):
+                said += chunk
+    os.close(ours)
+    assert child.returncode == 0, said
+    assert len(sky.calls()) == calls
+    assert (b"not launched" in said) is (calls == 0)
 
 
 def test_a_program_that_cannot_start_is_said(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
