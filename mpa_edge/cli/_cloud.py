@@ -50,8 +50,11 @@ def or_elsewhere(function: Callable[..., Any]) -> Callable[..., Any]:
             raise click.UsageError(f"{flag} is for a run that is sent elsewhere: add --cloud or --hf-jobs")
         return function(**arguments)
 
+    first = list(getattr(command, "__click_params__", []))
     for option in reversed(OPTIONS):
         command = option(command)
+    # click shows the last ones first: what most people do not need comes at the end of the help
+    command.__click_params__ = command.__click_params__[len(first) :] + first  # type: ignore[attr-defined]
     return command
 
 

@@ -14,7 +14,7 @@ from mpa_edge.assets import find, load_recipe, names
 from mpa_edge.cloud import hfjobs, program, skypilot
 from mpa_edge.cloud.job import CLOUD, Job, write_kit
 from mpa_edge.cloud.machine import needs
-from mpa_edge.cloud.names import bucket_url, job_name, printable
+from mpa_edge.cloud.names import bucket_url, is_url, job_name, printable
 from mpa_edge.cloud.secrets import redactor, secret_names
 from mpa_edge.cloud.state import RUNS, Launched, require_unused, write_state
 from mpa_edge.cloud.travel import MOST_COPIED_BYTES, PICTURE_BYTES, Mount, travel
@@ -86,6 +86,10 @@ def make_job(asked: Asked) -> Job:
     recipe = load_recipe(source, asked.overrides)
     bucket = bucket_url(asked.bucket, asked.provider)
     name = job_name(asked.name, recipe.name)
+    if asked.out and is_url(asked.out):
+        raise MpaError(
+            "--out is a folder of this machine, for what is fetched later: the run itself goes to --bucket URL"
+        )
     folder = (Path(asked.out).expanduser() if asked.out else RUNS / name).resolve()
     require_unused(folder, name)
     printable([*asked.options, str(folder), asked.images or ""])

@@ -19,9 +19,16 @@ CANARY = "hf_canary_0001"
 
 
 def launched(folder: Path, **changes: object) -> Launched:
-    plain = {"name": "charts", "provider": "sky", "url": f"file://{folder.parent}/bucket", "command": ("sky",),
-             "version": "0", "launched_at": datetime.datetime(2026, 11, 1, 12, 0, tzinfo=datetime.UTC), "state": "launched",
-             "secrets": ("HF_TOKEN",)}  # fmt: skip
+    plain = {
+        "name": "charts",
+        "provider": "sky",
+        "url": f"file://{folder.parent}/bucket",
+        "command": ("sky",),
+        "version": "0",
+        "launched_at": datetime.datetime(2026, 11, 1, 12, 0, tzinfo=datetime.UTC),
+        "state": "launched",
+        "secrets": ("HF_TOKEN",),
+    }
     made = Launched.model_validate(plain | changes)
     make_folder(folder / "cloud")
     write_state(folder, made)

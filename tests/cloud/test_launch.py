@@ -212,6 +212,7 @@ def test_a_run_of_this_machine_is_left_alone(place: Path, sky: Fake, capsys: pyt
         ([*SKY, "--hf-jobs"], 2, "keep one"),
         (["align", "--bucket", "s3://kept"], 2, "--bucket is for a run that is sent elsewhere"),
         (["align", "--secret", "X"], 2, "--secret is for a run that is sent elsewhere"),
+        ([*SKY, "--out", "s3://kept/x"], 1, "the run itself goes to --bucket"),
         ([*SKY, "--fresh"], 1, "another --cloud-name"),
         ([*SKY, "--images", "s3://pictures"], 1, "add --image-count N"),
         ([*SKY, "--images", "1000"], 1, "no folder '1000'"),
