@@ -197,7 +197,7 @@ def atomic_write(path: Path, need_bytes: int = MB) -> Iterator[IO[bytes]]:
 
     `need_bytes` is what the disk-full message asks for.
     """
-    temp = path.with_name(f".{path.name}.{os.getpid()}{TEMP_SUFFIX}")
+    temp = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}{TEMP_SUFFIX}")
     try:
         with disk_errors(path.parent, need_bytes):
             with temp.open("wb") as file:

@@ -105,9 +105,8 @@ class Rounds:
             advance(0)
             if over:
                 return self._end_of(running)
-            patience_s = STALL_S if seen.met else START_S
-            if seen.idle_s > patience_s:
-                say(f"{self._job.title}: nothing moved for {patience_s:.0f} s, going on with the machines that are left")
+            if seen.missing and seen.idle_s > (STALL_S if seen.met else START_S):
+                say(f"{self._job.title}: nothing moved for {seen.idle_s:.0f} s, going on with what machines are left")
                 return "actors that were lost could not be started again"
 
     def _end_of(self, running: Any) -> str:

@@ -51,6 +51,8 @@ class Seen:
     """The shard that has been at work for longest, and for how long, seconds."""
     idle_s: float
     """Seconds since a living actor was last loading its model or at work; before the first one, since the start."""
+    missing: int = 0
+    """Actors that lived and do not any more; one before the first. A shard of theirs may never come."""
     met: bool = True
     """Whether there ever was an actor."""
 
@@ -87,11 +89,10 @@ class Ledger:
     _events: list[Event] = field(default_factory=list)
     _failed: int = 0
     _busy_at: float | None = None
-    _met: bool = False
+    _most: int = 0
 
     def beat(self, worker: str) -> None:
         """An actor lives."""
-        self._met = True
         self._workers.setdefault(worker, _Worker(self.clock())).beat = self.clock()
 
     def ready(self, worker: str) -> None:
@@ -151,10 +152,12 @@ class Ledger:
         """What is new, and how it stands."""
         now = self.clock()
         self._workers = {name: one for name, one in self._workers.items() if now - one.beat < ALIVE_S}
+        self._most = max(self._most, len(self._workers))
         at_work = [(one.since, one.shard) for one in self._workers.values() if one.shard is not None]
         if self._busy_at is None or any(one.busy for one in self._workers.values()):
             self._busy_at = now
         events, self._events = tuple(self._events), []
         since, shard = min(at_work, default=(now, None))
         slowest = None if shard is None else (shard, now - since)
-        return Seen(events, len(self._workers), self._failed, slowest, now - self._busy_at, self._met)
+        missing = self._most - len(self._workers) if self._most else 1
+        return Seen(events, len(self._workers), self._failed, slowest, now - self._busy_at, missing, self._most > 0)

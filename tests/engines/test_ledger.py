@@ -79,18 +79,18 @@ def test_the_slowest_shard(ledger, clock) -> None:
 
 
 def test_idle_is_when_nobody_who_lives_works(ledger, clock) -> None:
-    assert not ledger.look().met
+    assert (ledger.look().met, ledger.look().missing) == (False, 1)
     clock.now = 20.0
     assert ledger.look().idle_s == 20.0
     ledger.beat("a")  # it loads its model
     assert (ledger.look().idle_s, ledger.look().met) == (0.0, True)
     ledger.ready("a")
     clock.now = 23.0
-    assert ledger.look().idle_s == 3.0
+    assert (ledger.look().idle_s, ledger.look().missing) == (3.0, 0)
     ledger.begin(1, "a")
     assert ledger.look().idle_s == 0.0
     clock.now = 23.0 + ALIVE_S
-    assert ledger.look().idle_s == ALIVE_S
+    assert (ledger.look().idle_s, ledger.look().missing) == (ALIVE_S, 1)
 
 
 def test_what_the_user_must_mend(ledger) -> None:
