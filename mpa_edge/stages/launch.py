@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from subprocess import CalledProcessError
@@ -67,7 +68,7 @@ class Failure(BaseModel):
     """Why a training process ended."""
 
     kind: str
-    """user: the message is for the user as it is; memory: it ran out; other: a mistake in the program."""
+    """user: the message is for the user as it is; memory: it ran out; peer: another one was lost; other: a mistake."""
     message: str
     """One line."""
     trace: str = ""
@@ -181,16 +182,24 @@ def accelerate_launch(words: list[str], quiet: bool) -> None:
     try:
         launch_command(launch_command_parser().parse_args(words))
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        raise _died(str(rank), failure.exitcode) from None
+        raise _died(*first_dead({rank: failure.exitcode for rank, failure in error.failures.items()})) from None
     except CalledProcessError as error:
-        raise _died("0", error.returncode) from None
+        raise _died(0, error.returncode) from None
     except (ValueError, AssertionError, ConnectionError) as error:
         why = str(error).strip().splitlines()[0]
         raise MpaError(f"accelerate refuses to start ({why}): mend --accelerate-config") from None
 
 
-def _died(rank: str, code: int) -> MpaError:
+def first_dead(codes: Mapping[int, int]) -> tuple[int, int]:
+    """(process, exit code) of the one that the others died of: who was killed, and not by the launcher's own SIGTERM.
+
+    >>> first_dead({0: 1, 1: -9}), first_dead({0: -15, 1: 1}), first_dead({0: 1})
+    ((1, -9), (1, 1), (0, 1))
+    """
+    return min(codes.items(), key=lambda item: (item[1] == -signal.SIGTERM, item[1] > 0, item[0]))
+
+
+def _died(rank: int, code: int) -> MpaError:
     how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
     return MpaError(
         f"training process {rank} {how}, and all others with it: run the same command again, it goes on from the last "
@@ -206,7 +215,7 @@ def _reason(folder: Path, error: Exception, asked: Processes) -> Exception:
     for kind in ("memory", "user", "other"):
         for failure in (one for one in said if one.kind == kind):
             return _error_of(failure, asked)
-    return error
+    return error  # a peer that was killed: what those say who lost it is noise
 
 
 def _error_of(failure: Failure, asked: Processes) -> Exception:

@@ -55,9 +55,20 @@ def failure(error: Exception) -> Failure:
 
     if isinstance(error, MpaError):
         return Failure(kind="user", message=str(error))
-    kind = "memory" if is_out_of_memory(error) else "other"
+    kind = "memory" if is_out_of_memory(error) else "peer" if lost_peer(error) else "other"
     said = "".join(traceback.format_exception(error))
     return Failure(kind=kind, message=f"{type(error).__name__}: {error}", trace=said)
+
+
+def lost_peer(error: Exception) -> bool:
+    """Whether another training process went away: gloo and NCCL say so in errors of this kind.
+
+    >>> lost_peer(RuntimeError("[gloo/transport/tcp/pair.cc:545] Read error: Connection reset by peer"))
+    True
+    """
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo/" in str(error))
 
 
 def work(order: Order, folder: Path) -> None:

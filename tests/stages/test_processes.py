@@ -140,7 +140,7 @@ def test_the_reason_is_the_one_that_explains_the_others(tmp_path) -> None:
     assert _reason(tmp_path, died, Processes(2)) is died
     for rank, failure in enumerate(
         (
-            Failure(kind="other", message="RuntimeError: lost peer", trace="Traceback"),
+            Failure(kind="other", message="KeyError: 'x'", trace="Traceback"),
             Failure(kind="user", message="disk full"),
             Failure(kind="memory", message="out"),
         )
@@ -151,7 +151,10 @@ def test_the_reason_is_the_one_that_explains_the_others(tmp_path) -> None:
     (tmp_path / launch.FAILED.format(2)).unlink()
     assert str(_reason(tmp_path, died, Processes(2))) == "disk full"
     (tmp_path / launch.FAILED.format(1)).unlink()
-    assert str(_reason(tmp_path, died, Processes(2))) == "RuntimeError: lost peer"
+    assert str(_reason(tmp_path, died, Processes(2))) == "KeyError: 'x'"
+    lost = Failure(kind="peer", message="RuntimeError: Connection reset by peer")
+    (tmp_path / launch.FAILED.format(0)).write_text(lost.model_dump_json())
+    assert _reason(tmp_path, died, Processes(2)) is died
 
 
 def test_other_machines_help_in_level_only(tmp_path, make_run, capsys) -> None:
