@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mpa_edge.cloud.left_out import SKY_IGNORE
 from mpa_edge.cloud.machine import Needs
 from mpa_edge.cloud.names import split_bucket
 from mpa_edge.cloud.travel import IMAGES, KIT, OUT, Travel
@@ -113,6 +114,7 @@ def write_kit(job: Job) -> None:
 
 def kit_files(job: Job) -> Iterator[tuple[str, bytes]]:
     """Names and contents of the kit."""
+    yield SKY_IGNORE, b"# nothing: all of this folder travels, whatever git ignores\n"
     yield wheel_name(), build_wheel()
     yield CONSTRAINTS, constraints().read_bytes()
     if job.recipe_file:

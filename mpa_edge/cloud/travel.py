@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from mpa_edge.cloud.left_out import SKY_IGNORE, ignored, measure
 from mpa_edge.cloud.names import checked_url, is_url
 from mpa_edge.errors import MpaError
 from mpa_edge.recipe import Recipe
@@ -71,7 +71,7 @@ def travel(recipe: Recipe, images: str | None, provider: str) -> Travel:
             continue
         name = key.rpartition(".")[2]
         inside = local.name if local.is_file() else ""
-        mounts.append(_folder(name, local.parent if inside else local, f"{PLACE}/{name}"))
+        mounts.append(_folder(name, local.parent if inside else local, f"{PLACE}/{name}", provider))
         overrides.append(f"{key}={PLACE}/{name}{'/' + inside if inside else ''}")
     for key, value in (("identify.target", recipe.identify.target), ("identify.scheme", recipe.identify.scheme)):
         if value is not None and Path(value).expanduser().is_file():
@@ -88,7 +88,7 @@ def _images(place: str | None, provider: str) -> Iterator[Mount]:
     if is_url(place):
         yield Mount("images", checked_url("--images", place, provider), IMAGES, None)
     else:
-        yield _folder("images", Path(place).expanduser(), IMAGES)
+        yield _folder("images", Path(place).expanduser(), IMAGES, provider)
 
 
 def _folders(recipe: Recipe) -> Iterator[tuple[str, Path]]:
@@ -105,7 +105,7 @@ def _folders(recipe: Recipe) -> Iterator[tuple[str, Path]]:
             raise MpaError(f"no file '{place}' (evaluate.questions): name a file that exists")
 
 
-def _folder(what: str, folder: Path, target: str) -> Mount:
+def _folder(what: str, folder: Path, target: str, provider: str) -> Mount:
     """A folder of this machine. MpaError where it is none, holds this machine's own things, or is too large."""
     here = folder.resolve()
     if not here.is_dir():
@@ -118,23 +118,17 @@ def _folder(what: str, folder: Path, target: str) -> Mount:
             f"{what}: {linked} is a link, which does not travel: copy what it stands for (cp -rL FOLDER COPY), and "
             "name the copy"
         )
+    if provider == "sky" and (lacking := ignored(here)):
+        raise MpaError(
+            f"{what}: sky would leave out {len(lacking)} things that git ignores in {folder}, {lacking[0]} among them: "
+            f"put an empty file {SKY_IGNORE} there"
+        )
     if size > MOST_BYTES:
         raise MpaError(
             f"{what}: {folder} has {size / 1e9:.0f} GB, and would travel with each job: copy it into a bucket once "
             f"({COPY['s3'].format(folder, 's3://bucket/' + what)}) and name that address"
         )
     return Mount(what, str(here), target, size)
-
-
-def measure(folder: Path) -> tuple[int, Path | None]:
-    """Bytes of all files below a folder, and the first link among them: copying programs leave links out."""
-    total = 0
-    for where, below, names in os.walk(folder):
-        for path in (Path(where, name) for name in sorted([*below, *names])):
-            if path.is_symlink():
-                return total, path
-            total += path.stat().st_size if path.is_file() else 0
-    return total, None
 
 
 def _reachable(teacher: str) -> None:

@@ -11,6 +11,7 @@ def read(path: str) -> dict[str, Any]:
     """A task file as SkyPilot understands it, or why it does not; `filled`: once secrets are given."""
     import sky
     import yaml
+    from sky.data.storage_utils import get_excluded_files
 
     try:
         task = sky.Task.from_yaml(path)
@@ -21,7 +22,9 @@ def read(path: str) -> dict[str, Any]:
         )
     except (ValueError, TypeError, sky.exceptions.InvalidSkyPilotConfigError) as error:
         return {"error": f"{type(error).__name__}: {error}"}
+    task.expand_and_validate_file_mounts()
     first, *_ = task.resources
+    folders = [source for source in task.file_mounts.values() if source.startswith("/")]
     return {
         "name": task.name,
         "run": task.run,
@@ -36,6 +39,7 @@ def read(path: str) -> dict[str, Any]:
         "filled": sorted(filled.secrets),
         "envs": task.envs,
         "files": task.file_mounts,
+        "left_out": [name for folder in folders for name in get_excluded_files(folder)],
         "mounts": {path: [storage.source, storage.mode.value] for path, storage in task.storage_mounts.items()},
     }
 

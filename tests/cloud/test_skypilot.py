@@ -49,6 +49,9 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rendered]:
     (place / AWKWARD).mkdir()
     Image.new("RGB", (64, 64)).save(place / AWKWARD / "0.png")
     write_recipe(place / "own.yaml", images="{render: {n: 20}}")
+    # a checkout whose owner ignores wheels, as many do
+    subprocess.run(["git", "init", "-q", str(place)], check=True)
+    (place / ".gitignore").write_text("*.whl\n*.yaml\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setattr(job, "build_wheel", lambda: b"a wheel")
@@ -117,6 +120,7 @@ def test_pictures_arrive_as_they_should(judged: tuple[dict[str, Any], list[Any]]
     assert tasks["awkward"]["files"]["/mpa/images"].endswith(f"/{AWKWARD}")
     assert tasks["far"]["files"]["/mpa/images"] == "s3://pictures/of-charts"
     assert tasks["huge"]["mounts"]["/mpa/images"] == ["r2://pictures", "MOUNT"]
+    assert not [name for task in tasks.values() for name in task["left_out"]]
     assert "/mpa/images" not in {**tasks["drawn"]["files"], **tasks["drawn"]["mounts"]}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,19 @@ def test_what_is_too_large_is_copied_once(place: Path, monkeypatch: pytest.Monke
     with pytest.raises(MpaError, match=r"aws s3 sync .*photos s3://bucket/images"):
         travel(recipe(), str(folder(place, "photos", 101)), "sky")
     assert travel(recipe(), str(folder(place, "fewer", 100)), "sky").mounts
+
+
+def test_what_git_ignores_would_be_left_out_without_a_word(place: Path) -> None:
+    subprocess.run(["git", "init", "-q", str(place)], check=True)
+    (place / ".gitignore").write_text("*.png\nall/\n")
+    made = folder(place, "photos")
+    (made / "1.jpg").write_bytes(b"x")
+    with pytest.raises(MpaError, match=r"1 things that git ignores in .*photos, 0\.png among them: .*\.skyignore"):
+        travel(recipe(), str(made), "sky")
+    assert travel(recipe(), str(made), "hf").mounts
+    (made / ".skyignore").touch()
+    assert travel(recipe(), str(made), "sky").mounts
+    assert travel(recipe(), str(folder(place, "all")), "sky").mounts
 
 
 @pytest.mark.parametrize("of", ["elsewhere", "elsewhere/0.png"])
