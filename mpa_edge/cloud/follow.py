@@ -18,25 +18,29 @@ from mpa_edge.stores import Store, Stored, download, listing
 
 LEASE = ".lock.json"
 SMALL_BYTES = 1_000_000
+OVER = ("SUCCEEDED", "FAILED", "CANCELLED", "COMPLETED", "CANCELED", "ERROR", "DELETED", skypilot.UNKNOWN)
+"""How the state of a job begins that has ended."""
 QUICK_S = 5.0
 """A look at a run waits no longer for its store."""
 
 
 def status(launched: Launched, show: Show) -> str:
     """The provider's word for a job's state. MpaError where its program fails."""
-    errors: list[str] = []
-
-    def keep(line: str, is_stderr: bool) -> None:
-        if is_stderr:
-            errors.append(line)
-
-    provider = skypilot if launched.provider == "sky" else hfjobs
-    ended = _call(provider.status_words(_known_as(launched)), launched, keep)
-    if ended.code != 0:
-        for line in [*ended.out.splitlines(), *errors]:
+    code, found, said = _asked(launched)
+    if code != 0:
+        for line in said:
             show(line, True)
-        raise _failed(launched, ended.code)
-    return provider.status_of(ended.out, _known_as(launched)) or ended.out
+        raise _failed(launched, code)
+    return found
+
+
+def _asked(launched: Launched) -> tuple[int, str, list[str]]:
+    """Exit code of the provider's program, a job's state, and all that was said."""
+    said: list[str] = []
+    provider = skypilot if launched.provider == "sky" else hfjobs
+    words = provider.status_words(_known_as(launched))
+    ended = _call(words, launched, lambda line, _is_stderr: said.append(line))
+    return ended.code, provider.status_of(ended.out, _known_as(launched)) or ended.out, said
 
 
 def progress(launched: Launched) -> str:
@@ -64,11 +68,16 @@ def logs(launched: Launched, follow: bool, show: Show) -> None:
 
 
 def down(folder: Path, launched: Launched, show: Show) -> None:
-    """End a job; its run stays in the bucket. MpaError where the provider's program fails."""
+    """End a job; its run stays in the bucket. One that has ended before is no failure.
+
+    MpaError where the provider's program fails otherwise.
+    """
     provider = skypilot if launched.provider == "sky" else hfjobs
     ended = _call(provider.down_words(_known_as(launched)), launched, show)
     if ended.code != 0:
-        raise _failed(launched, ended.code)
+        code, found, _said = _asked(launched)
+        if code != 0 or not found.startswith(OVER):
+            raise _failed(launched, ended.code)
     write_state(folder, launched.model_copy(update={"state": "down"}))
 
 
@@ -133,7 +142,10 @@ def _known_as(launched: Launched) -> str:
     if launched.provider == "sky":
         return launched.name
     if launched.job_id is None:
-        raise MpaError(f"hf gave no id for job '{launched.name}': look for it with hf jobs list --name {launched.name}")
+        raise MpaError(
+            f"hf gave no id for job '{launched.name}': look for it with hf jobs list --name {launched.name}, "
+            "end it with hf jobs cancel, then remove its cloud/job.json"
+        )
     return launched.job_id
 
 

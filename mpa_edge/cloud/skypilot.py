@@ -16,6 +16,7 @@ from mpa_edge.errors import MpaError
 FILE = "task.yaml"
 RESTARTS_ON_ERRORS = 2
 """Beside the recovery of machines that go, which has no limit."""
+UNKNOWN = "not in the queue of sky"
 INSTALL = "pip install 'skypilot[aws]' in an environment of its own"
 
 
@@ -128,7 +129,7 @@ def status_of(text: str, name: str) -> str | None:
         return None
     mine = [row for row in rows if isinstance(row, dict) and row.get("job_name") == name]
     if not mine:
-        return "not in the queue of sky"
+        return UNKNOWN
     latest = max(mine, key=lambda row: row.get("job_id") or 0)
     recovered = f", recovered {latest['recovery_count']} times" if latest.get("recovery_count") else ""
     why = f": {' '.join(str(latest['failure_reason']).split())}" if latest.get("failure_reason") else ""

@@ -96,6 +96,19 @@ def test_down_ends_it_and_remembers(place: Path, sky: Fake, hf: Fake) -> None:
     assert {(read_state(place / "runs" / name) or launched(place)).state for name in ("charts", "hub")} == {"down"}
 
 
+@pytest.mark.parametrize("queue", ['[{"job_name": "charts", "status": "SUCCEEDED"}]', "[]"])
+def test_down_of_what_has_ended_is_no_failure(queue: str, place: Path, sky: Fake) -> None:
+    sky.answer(cancel={"err": "no such job\n", "code": 1}, queue={"out": queue})
+    assert exit_code(["cloud", "down", "charts"]) == 0
+    assert (read_state(place / "runs" / "charts") or launched(place)).state == "down"
+
+
+def test_down_that_did_not_work_is_one(place: Path, sky: Fake) -> None:
+    sky.answer(cancel={"code": 1}, queue={"out": '[{"job_name": "charts", "status": "RUNNING"}]'})
+    assert exit_code(["cloud", "down", "charts"]) == 1
+    assert (read_state(place / "runs" / "charts") or launched(place)).state == "launched"
+
+
 @pytest.mark.parametrize("verb", ["status", "logs", "down"])
 def test_a_failure_is_passed_on(verb: str, place: Path, sky: Fake, capsys: pytest.CaptureFixture[str]) -> None:
     sky.answer(jobs={"err": f"cannot reach the cloud with {CANARY}\n", "code": 7})
