@@ -41,6 +41,10 @@ class Worker(Protocol):
         """Whether the files are there and whole: another worker may have written them before it died."""
         ...
 
+    def files(self, shard: int) -> list[str]:
+        """The files of a shard, as paths in the run folder, in the order in which they are written."""
+        ...
+
     def facts(self) -> Facts:
         """What it used so far."""
         ...
@@ -72,8 +76,8 @@ class Job:
     """Shards of the whole pass; the error budget is a share of it."""
     todo: Sequence[int]
     """Numbers of those that are not done."""
-    make: Callable[[], Worker]
-    """Loads the model; can be pickled where the engine is not local."""
+    make: Callable[..., Worker]
+    """Loads the model; can be pickled where the engine is not local. make(folder): with another run folder."""
     entries: Callable[[int], Any]
     """What a worker must be told of a shard besides its number; small, and can be pickled."""
     written: Callable[[int], object] = lambda _shard: None
@@ -84,8 +88,17 @@ class Job:
     """Units of progress in a shard."""
     units: int | None = None
     """Units of progress in the whole pass; None: its shards."""
+    needs: Callable[[int], Sequence[str]] = lambda _shard: ()
+    """Files of the run folder that a worker reads for a shard, as paths in it."""
+    sees: tuple[Path, ...] = ()
+    """What every machine must see: a picture, for one."""
     config: EngineConfig = field(default_factory=EngineConfig)
     """The recipe's `engine` section."""
+
+    @property
+    def root(self) -> Path:
+        """The run folder."""
+        return self.folder.parent
 
     @property
     def units_done(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 from mpa_edge import __version__
@@ -18,7 +19,7 @@ from mpa_edge.engines.ray_ledger import Event, Ledger
 from mpa_edge.engines.tries import Budget, forgive
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import Advance, progress, say
-from mpa_edge.runs import INPUTS
+from mpa_edge.runs import INPUTS, make_folder, write_bytes
 
 GROUP = 64  # blocks behind one reference
 LOOK_S = 0.5
@@ -82,8 +83,9 @@ class Rounds:
         here = self._beside_us()
         ledger = ray.remote(Ledger).options(num_cpus=0, **here).remote(self._job.config.shard_tries)
         coordinator = ray.remote(ray_pool.Coordinator).options(num_cpus=0, **here).remote()
-        groups = [(ray.put(group), len(group)) for group in self._groups(plan.actors)]
-        running = coordinator.run.remote(groups, self._sent(), plan, ledger)
+        sent = self._sent()
+        groups = [(ray.put(group), len(group)) for group in self._groups(plan.actors, sent.far)]
+        running = coordinator.run.remote(groups, sent, plan, ledger)
         try:
             return self._wait(running, ledger, advance)
         finally:
@@ -130,6 +132,8 @@ class Rounds:
         if event.kind == "aside":
             self._budget.set_aside(event.shard, event.tries, event.text)
         else:
+            for name, data in event.files:
+                write_bytes(make_folder((self._job.root / name).parent) / Path(name).name, data)
             self._facts = merged(self._facts, event.facts)
             self._job.written(event.shard)
         advance(self._job.weigh(event.shard))
@@ -144,22 +148,51 @@ class Rounds:
         store = sum(node.get("object_store_memory", 0) for node in nodes)
         return Plan(actors, gpus, cpus, readers, ahead_bytes(store, actors, readers))
 
-    def _groups(self, actors: int) -> Iterator[list[bytes]]:
+    def _groups(self, actors: int, far: bool) -> Iterator[list[bytes]]:
         from mpa_edge.engines.ray_pool import packed
 
-        size = block_size(len(self._left), actors)
-        blocks = (packed((i, self._job.entries(i)) for i in block) for block in cut(self._left, size))
+        job, size = self._job, block_size(len(self._left), actors)
+
+        def luggage(shard: int) -> Any:
+            needs = job.needs(shard) if far else ()
+            return job.entries(shard), tuple((name, (job.root / name).read_bytes()) for name in needs)
+
+        blocks = (packed((i, luggage(i)) for i in block) for block in cut(self._left, size))
         return cut(blocks, GROUP)
 
     def _sent(self) -> Any:
         from mpa_edge.engines.ray_pool import Sent
 
-        sign = self._job.folder.absolute() / INPUTS
-        return Sent(self._job.make, self._job.read, (sign, sign.read_bytes()), __version__)
+        job, sign = self._job, self._job.folder.absolute() / INPUTS
+        return Sent(job.make, job.read, (sign, sign.read_bytes()), job.sees, not self._all_see(sign), __version__)
+
+    def _all_see(self, path: Path) -> bool:
+        """Whether every machine sees a file of ours."""
+        ray = self._ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        from mpa_edge.engines.ray_pool import is_file
+
+        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        if len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) == 1 and not self._is_client:
+            return True  # they are all this machine
+        look = ray.remote(is_file)
+        asked = [
+            look.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(one, soft=False)).remote(path)
+            for one in nodes
+        ]
+        try:
+            return all(ray.get(asked, timeout=LOOK_TIMEOUT_S))
+        except ray.exceptions.RayError:
+            return False
+
+    @property
+    def _is_client(self) -> bool:
+        return (self._engine.address or "").startswith(CLIENT)
 
     def _beside_us(self) -> dict[str, Any]:
         """Where what must not go lives: on this machine; for a client outside of the cluster, on its head."""
-        if (self._engine.address or "").startswith(CLIENT):
+        if self._is_client:
             return {"resources": {"node:__internal_head__": 0.001}}
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

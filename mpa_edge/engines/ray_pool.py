@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
+import tempfile
 import threading
 import uuid
 import zlib
@@ -34,6 +36,7 @@ from mpa_edge.errors import MpaError
 EXIT_CODE = 70
 RETRIES_IN_PLACE = 1
 Read = Callable[[int, Any, int], Any]
+Files = tuple[tuple[str, bytes], ...]
 
 
 @dataclass(frozen=True)
@@ -56,21 +59,25 @@ class Plan:
 class Sent:
     """What the actors are told."""
 
-    make: Callable[[], Worker]
+    make: Callable[..., Worker]
     """Loads the model."""
     read: Read | None
     """Reads ahead."""
     sign: tuple[Path, bytes]
     """A file of the stage folder and what is in it: who sees it sees the folder, and that it is still the same work."""
+    sees: tuple[Path, ...]
+    """What every machine must see besides."""
+    far: bool
+    """Whether there is a machine that does not see the run folder: what is needed of it travels with each shard."""
     version: str
     """Of mpa-edge where the job was made."""
 
 
 def packed(shards: Iterable[tuple[int, Any]]) -> bytes:
-    """Numbers and entries of the shards of one block, small enough to keep for all shards.
+    """Number of each shard of one block, and what travels with it; small enough to keep for all shards.
 
-    >>> unpacked(packed([(3, ["a.png"])]))
-    [(3, ['a.png'])]
+    >>> unpacked(packed([(3, (["a.png"], ()))]))
+    [(3, (['a.png'], ()))]
     """
     return zlib.compress(pickle.dumps(list(shards)), 1)
 
@@ -82,12 +89,12 @@ def unpacked(data: bytes) -> list[tuple[int, Any]]:
 
 def read_block(group: Any, index: int, read: Read | None, ahead_bytes: int) -> Iterator[pa.Table]:
     """One row a shard: what a worker must know of it, and its pictures. What cannot be read is left to the worker."""
-    for shard, entries in unpacked(ray.get(group)[index]):
+    for shard, (entries, files) in unpacked(ray.get(group)[index]):
         given = None
         if read is not None:
             with suppress(Exception):
                 given = read(shard, entries, ahead_bytes)
-        cell = pickle.dumps((entries, given), protocol=5)
+        cell = pickle.dumps((entries, given, files), protocol=5)
         yield pa.table({"shard": [shard], "given": pa.array([cell], pa.large_binary())})
 
 
@@ -140,6 +147,7 @@ class ShardActor:
     def __init__(self, sent: Sent, ledger: Any) -> None:
         self._sent, self._ledger, self._name = sent, ledger, uuid.uuid4().hex
         self._worker: Worker | None = None
+        self._far: Path | None = None  # a run folder of our own, where the true one is out of sight
         self._ended = threading.Event()
         threading.Thread(target=self._beat, daemon=True).start()
         self._guarded(self._load)
@@ -161,24 +169,29 @@ class ShardActor:
             self._worker = None
 
     def _load(self) -> None:
-        check_same(self._sent)
-        self._worker = self._sent.make()
+        check_version(self._sent)
+        if self._sent.far and not is_file(self._sent.sign[0]):
+            self._far = Path(tempfile.mkdtemp(prefix="mpa-edge-"))
+        else:
+            check_same(self._sent)
+        self._worker = self._sent.make(*filter(None, [self._far]))
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Each shard of a block; nothing comes back but their number."""
         shards: list[Any] = block["shard"].to_pylist()
         for shard, cell in zip(shards, block["given"], strict=True):
             if self._worker is not None:
-                entries, given = pickle.loads(cell.as_buffer())  # noqa: S301  (made by `read_block`)
-                self._guarded(partial(self._do, self._worker, shard, entries, given))
+                self._guarded(partial(self._do, self._worker, shard, cell))
         return pa.table({"shards": [len(block)]})
 
-    def _do(self, worker: Worker, shard: int, entries: Any, given: Any) -> None:
+    def _do(self, worker: Worker, shard: int, cell: Any) -> None:
+        entries, given, files = pickle.loads(cell.as_buffer())  # noqa: S301  (made by `read_block`)
         while ray.get(self._ledger.begin.remote(shard, self._name)):
             try:
-                check_same(self._sent)
-                if not worker.is_done(shard):
-                    worker.do(shard, entries, given)
+                if self._far is None:
+                    made = self._near(worker, shard, entries, given)
+                else:
+                    made = from_afar(self._far, worker, shard, entries, given, files)
             except AT_ONCE:
                 raise
             except Exception as error:
@@ -186,8 +199,15 @@ class ShardActor:
                 if tries % (RETRIES_IN_PLACE + 1) == 0:
                     self._end()
             else:
-                self._ledger.done.remote(shard, self._name, worker.facts())
+                self._ledger.done.remote(shard, self._name, worker.facts(), made)
                 return
+
+    def _near(self, worker: Worker, shard: int, entries: Any, given: Any) -> Files:
+        """Into the run folder itself."""
+        check_same(self._sent)
+        if not worker.is_done(shard):
+            worker.do(shard, entries, given)
+        return ()
 
     def _end(self) -> None:
         """A GPU in disorder, or a leak: the next try is in a fresh process, which Ray starts."""
@@ -196,18 +216,50 @@ class ShardActor:
         os._exit(EXIT_CODE)
 
 
-def check_same(sent: Sent) -> None:
-    """Raise MpaError where a machine has another mpa-edge, does not see the run folder, or another run began in it."""
-    path, content = sent.sign
+def from_afar(folder: Path, worker: Worker, shard: int, entries: Any, given: Any, files: Files) -> Files:
+    """The files of a shard, made in a folder that holds nothing else."""
+    try:
+        for name, data in files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+        for name in worker.files(shard):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        worker.do(shard, entries, given)
+        return tuple((name, (folder / name).read_bytes()) for name in worker.files(shard))
+    finally:
+        for path in folder.iterdir():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def is_file(path: Path) -> bool:
+    """Whether this machine sees a file."""
+    return path.is_file()
+
+
+def check_version(sent: Sent) -> None:
+    """Raise MpaError where this machine has another mpa-edge, or does not see what it must."""
     if sent.version != __version__:
         raise MpaError(f"a machine of the Ray cluster has mpa-edge {__version__}, not {sent.version}: install the same")
-    if not path.is_file():
-        raise MpaError(
-            f"{os.uname().nodename} does not see {path.parent}: put the run folder where all machines of the Ray "
-            f"cluster have it under the same path"
-        )
+    for path in sent.sees:
+        if not path.exists():
+            raise out_of_sight(path)
+
+
+def check_same(sent: Sent) -> None:
+    """Raise MpaError where this machine does not see the run folder, or another run has begun in it."""
+    path, content = sent.sign
+    if not is_file(path):
+        raise out_of_sight(path.parent)
     if path.read_bytes() != content:
         raise MpaError(f"{path.parent} was begun anew by another run: wait for that one, or choose another --out")
+
+
+def out_of_sight(path: Path) -> MpaError:
+    """The error of a machine that cannot do its share."""
+    return MpaError(
+        f"{os.uname().nodename} does not see {path}: put it where all machines of the Ray cluster have it under the "
+        f"same path"
+    )
 
 
 def _loading_failed(error: Exception) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
@@ -41,10 +42,12 @@ from mpa_edge.stages.shards import (
     anywhere,
     engine_of,
     facts,
+    names_of,
     poisoned_counts,
     portable,
     read_ahead,
     stays_here,
+    witness,
 )
 from mpa_edge.stages.teacher import (
     account,
@@ -126,7 +129,8 @@ def _here(run: Run, todo: Sequence[int], clock: StageClock) -> Outcome:
     return replace(outcome, facts=facts(run))
 
 
-def _annotator(run: Run, loader: Callable[..., VLM]) -> Annotator:
+def _annotator(run: Run, loader: Callable[..., VLM], folder: Path | None = None) -> Annotator:
+    run = replace(run, folder=folder or run.folder)
     return Annotator(run, _load(run, True, loader))
 
 
@@ -139,12 +143,13 @@ def _load(run: Run, needed: bool, loader: Callable[..., VLM] | None = None) -> V
 
 
 def _job(
-    run: Run, todo: Sequence[int], make: Callable[[], Annotator], written: Callable[[int], object]
+    run: Run, todo: Sequence[int], make: Callable[..., Annotator], written: Callable[[int], object]
 ) -> Job:  # fmt: skip
     return Job(
         title=STAGE, folder=run.stage_folder(STAGE), total=len(run.shards), todo=todo, make=make, written=written,
         entries=lambda i: anywhere(run.shards[i]), read=partial(_read_ahead, run.recipe.images.max_pixels),
         weigh=run.shards.size_of, units=len(run.entries), config=run.recipe.engine,
+        sees=witness(run) if run.engine.name == "ray" else (),
     )  # fmt: skip
 
 
@@ -165,6 +170,10 @@ class Annotator(ModelWorker):
     def is_done(self, shard: int) -> bool:
         """Whether the part is there and whole."""
         return is_whole(self.run.stage_folder(STAGE), shard, PseudoAnnotation)
+
+    def files(self, shard: int) -> list[str]:
+        """What `do` writes."""
+        return names_of(self.run, self.run.stage_folder(STAGE), shard)
 
 
 def _shard(run: Run, shard: int) -> tuple[list[Dropped], int]:

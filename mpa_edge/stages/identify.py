@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
@@ -30,10 +32,12 @@ from mpa_edge.stages.shards import (
     ModelWorker,
     engine_of,
     facts,
+    names_of,
     poisoned_counts,
     portable,
     read_ahead,
     stays_here,
+    witness,
 )
 from mpa_edge.stages.teacher import (
     account,
@@ -52,8 +56,6 @@ from mpa_edge.vlm import load
 from mpa_edge.vlm.server_reference import is_server
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from PIL.Image import Image
 
 STAGE = "identify"
@@ -142,13 +144,21 @@ def _load(run: Run, name: str, patient: bool = True, loader: Callable[..., VLM] 
 
 
 def _job(
-    run: Run, title: str, shards: Sequence[int], todo: Sequence[int], make: Callable[[], Worker],
+    run: Run, title: str, shards: Sequence[int], todo: Sequence[int], make: Callable[..., Worker],
     written: Callable[[int], object],
 ) -> Job:  # fmt: skip
     return Job(
         title=title, folder=run.stage_folder(STAGE), total=len(shards), todo=todo, make=make, written=written,
-        entries=lambda _: None, read=partial(_read_ahead, portable(run)), config=run.recipe.engine,
+        entries=lambda _: None, read=partial(_read_ahead, portable(run)), needs=partial(_needed, run),
+        sees=witness(run) if run.engine.name == "ray" else (), config=run.recipe.engine,
     )  # fmt: skip
+
+
+def _needed(run: Run, shard: int) -> list[str]:
+    """What is read for the verdicts of a shard."""
+    folders = (run.stage_folder("annotate"), run.stage_folder(STAGE) / TEACHER_FOLDER)
+    names = [name for folder in folders for name in names_of(run, folder, shard)]
+    return [name for name in names if (run.folder / name).is_file()]
 
 
 def _read_ahead(run: Run, shard: int, _entries: None, budget_bytes: int) -> dict[str, Image]:
@@ -228,7 +238,8 @@ def _teacher_here(run: Run, shards: Sequence[int], todo: Sequence[int], clock: S
     return outcome
 
 
-def _teacher_worker(run: Run, loader: Callable[..., VLM]) -> TeacherWorker:
+def _teacher_worker(run: Run, loader: Callable[..., VLM], folder: Path | None = None) -> TeacherWorker:
+    run = replace(run, folder=folder or run.folder)
     return TeacherWorker(run, _load(run, "teacher", loader=loader))
 
 
@@ -256,6 +267,10 @@ class TeacherWorker(ModelWorker):
         """Whether the answers are there and whole."""
         return is_whole(self.run.stage_folder(STAGE) / TEACHER_FOLDER, shard, TeacherAnswers)
 
+    def files(self, shard: int) -> list[str]:
+        """What `do` writes."""
+        return names_of(self.run, self.run.stage_folder(STAGE) / TEACHER_FOLDER, shard)
+
 
 def _lost(folder: Path, shard: int) -> list[Dropped]:
     """What the teacher's server left without an answer."""
@@ -282,7 +297,8 @@ def _student_pass(run: Run, shards: Sequence[int], clock: StageClock, do: Do) ->
     return do(_job(run, STAGE, shards, todo, make, lambda _: clock.tick()))
 
 
-def _student_worker(run: Run, loader: Callable[..., VLM]) -> StudentWorker:
+def _student_worker(run: Run, loader: Callable[..., VLM], folder: Path | None = None) -> StudentWorker:
+    run = replace(run, folder=folder or run.folder)
     return StudentWorker(run, _load(run, "student", loader=loader))
 
 
@@ -302,6 +318,10 @@ class StudentWorker(ModelWorker):
     def is_done(self, shard: int) -> bool:
         """Whether the verdicts are there and whole."""
         return is_whole(self.run.stage_folder(STAGE), shard, ParityRecord)
+
+    def files(self, shard: int) -> list[str]:
+        """What `do` writes."""
+        return names_of(self.run, self.run.stage_folder(STAGE), shard)
 
 
 def unconfirmed(row: ParityRecord) -> list[Dropped]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpa_edge.engines import Facts, Job, Outcome
 from mpa_edge.engines.local import run_local
 from mpa_edge.engines.tries import poisoned
+from mpa_edge.packed import is_packed
 from mpa_edge.progress import say
+from mpa_edge.rows import dropped_path, part_path
 from mpa_edge.runs import peak_rss_bytes
 from mpa_edge.stages.run import Run, device_used, with_absolute_paths
 from mpa_edge.types import VLM, Drop
@@ -63,7 +66,9 @@ def read_ahead(items: Sequence[Item], opener: Callable[[Item], Image | Drop], bu
     held = 0
     for i, item in enumerate(items):
         image = opener(item)
-        held += 0 if isinstance(image, Drop) else 3 * image.width * image.height
+        if isinstance(image, Drop):
+            continue  # who reads ahead may be on a machine that does not see it: the worker looks for itself
+        held += 3 * image.width * image.height
         if held > budget_bytes:
             break
         opened[i] = image
@@ -74,6 +79,17 @@ def poisoned_counts(folder: Path) -> dict[str, int]:
     """Shards that are set aside, as a count of the manifest; none where there are none."""
     n = len(poisoned(folder))
     return {"poisoned_shards": n} if n else {}
+
+
+def witness(run: Run) -> tuple[Path, ...]:
+    """What a machine must see that opens the pictures: a missing folder would look like many broken pictures."""
+    found = (entry.path.absolute() for entry in run.entries if entry.drop is None)
+    return tuple(islice((path for path in found if not is_packed(path)), 1))
+
+
+def names_of(run: Run, folder: Path, shard: int) -> list[str]:
+    """Both files of a shard as paths in the run folder, as `write_part` writes them."""
+    return [path(folder, shard).relative_to(run.folder).as_posix() for path in (dropped_path, part_path)]
 
 
 class ModelWorker:

@@ -8,19 +8,23 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mpa_edge.engines import Engine, ray_engine
 from mpa_edge.engines.tries import poisoned
 from mpa_edge.errors import MpaError
 from mpa_edge.rows import part_path, read_dropped, read_parts
 from mpa_edge.runs import read_manifest
+from mpa_edge.stages import annotate
 from mpa_edge.stages.annotate import run_annotate
 from mpa_edge.stages.identify import run_identify
 from mpa_edge.types import PseudoAnnotation
 from tests.engines.conftest import asked, files_of
+from tests.engines.fakes import no_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.peer]
 
@@ -41,8 +45,8 @@ def ids(run) -> list[str]:
 
 
 def test_both_stages_leave_the_same_bytes_and_manifests(lab, cluster, capsys) -> None:
-    at_home = reference(lab)
-    run = lab.run("ray", Engine("ray", cluster.address))
+    at_home = reference(lab, annotate__votes=0)  # the teacher answers in identify, too
+    run = lab.run("ray", Engine("ray", cluster.address), annotate__votes=0)
     run_annotate(run)
     run_identify(run)
     assert files_of(run) == files_of(at_home)
@@ -80,7 +84,7 @@ def test_what_fails_is_set_aside_and_the_rest_is_done(lab, cluster, capsys) -> N
 
 def test_a_machine_dies_and_nobody_takes_its_place(lab, breakable, monkeypatch) -> None:
     at_home, machines = reference(lab), breakable
-    monkeypatch.setattr(ray_engine, "STALL_S", 4.0)
+    monkeypatch.setattr(ray_engine, "STALL_S", 10.0)
     run = lab.run("ray", Engine("ray", machines.address))
     diary = lab.obey(pause_s=0.3)
 
@@ -103,6 +107,7 @@ import sys
 from pathlib import Path
 import pytest
 from mpa_edge.engines import Engine
+from mpa_edge.stages import annotate
 from mpa_edge.stages.annotate import run_annotate
 from tests.engines.conftest import Lab
 lab = Lab(Path(sys.argv[1]), pytest.MonkeyPatch())
@@ -146,8 +151,6 @@ def _all_gone(diary: Path) -> None:
 
 
 def test_pictures_larger_than_the_object_store(lab, cluster) -> None:
-    from PIL import Image
-
     folder = lab.folder / "pictures"
     folder.mkdir()
     for i in range(16):
@@ -159,10 +162,30 @@ def test_pictures_larger_than_the_object_store(lab, cluster) -> None:
     assert files_of(run) == files_of(at_home)
 
 
-def test_a_user_error_in_an_actor_is_one_line_here(lab, cluster, monkeypatch) -> None:
-    from mpa_edge.stages import annotate
-    from tests.engines.fakes import no_model
+def test_machines_that_do_not_see_the_run_folder(lab, cluster, monkeypatch) -> None:
+    """What they need of it travels with the shard, and so does what they make."""
+    at_home = reference(lab)
+    run = lab.run("ray", Engine("ray", cluster.address))
+    as_it_is = ray_engine.Rounds._sent
 
+    def out_of_sight(rounds):
+        sent = as_it_is(rounds)
+        assert not sent.far
+        return replace(sent, sign=(Path("/nowhere") / sent.sign[0].name, sent.sign[1]), far=True)
+
+    monkeypatch.setattr(ray_engine.Rounds, "_sent", out_of_sight)
+    run_annotate(run)
+    run_identify(run)
+    assert files_of(run) == files_of(at_home)
+
+
+def test_a_machine_without_the_pictures_is_not_asked_about_them(lab, cluster, monkeypatch) -> None:
+    monkeypatch.setattr(annotate, "witness", lambda run: (Path("/nowhere/0.png"),))
+    with pytest.raises(MpaError, match="does not see /nowhere/0.png: put it where all machines"):
+        run_annotate(lab.run("ray", Engine("ray", cluster.address)))
+
+
+def test_a_user_error_in_an_actor_is_one_line_here(lab, cluster, monkeypatch) -> None:
     monkeypatch.setattr(annotate, "load", no_model)
     with pytest.raises(MpaError, match="^no such model: name another one$"):
         run_annotate(lab.run("ray", Engine("ray", cluster.address)))
