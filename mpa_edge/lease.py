@@ -45,9 +45,14 @@ class Lease:
         """Get the lock. MpaError where somebody else is at work; a dead owner's lock is free after one lease."""
         while not self._store.create(LOCK_NAME, self._said()):
             other = self._read()
-            if other is not None and not _is_dead_here(other):
+            if other is None:
+                time.sleep(self._lease_s / LOOKS)
+                continue
+            if other.get("owner") == self._me["owner"]:
+                break  # ours: only the answer to our first attempt was lost
+            if not _is_dead_here(other):
                 self._watch(other)
-            if other is not None and other == self._read():
+            if other == self._read():
                 self._store.delete([LOCK_NAME])
         time.sleep(SETTLE_S)
         found = self._read()

@@ -242,7 +242,7 @@ class Mirror:
                     name = os.path.relpath(entry.path, self.folder)
                     if entry.is_dir(follow_symlinks=False):
                         waiting += [Path(entry.path)] if is_mirrored(f"{name}/x") else []
-                    elif is_mirrored(name):
+                    elif entry.is_file() and is_mirrored(name):
                         with suppress(FileNotFoundError):
                             status = entry.stat()
                             found[name] = (status.st_size, status.st_mtime_ns)

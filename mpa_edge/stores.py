@@ -72,7 +72,8 @@ class Store:
 
         start = len(self._root) + 1
         found = self._patiently(look)
-        return {path[start:]: _stored(info) for path, info in found.items() if path[start:]}
+        names = ((path[start:], info) for path, info in found.items() if path[start:] and not path.endswith("/"))
+        return {_inside(self.url, name): _stored(info) for name, info in names}
 
     def read(self, name: str) -> bytes | None:
         """Content of one object; None where it is not there."""
@@ -226,6 +227,17 @@ def _missing(url: str, error: ImportError) -> MpaError:
     package = known_implementations.get(scheme, {}).get("class", "").partition(".")[0]
     package = {"s3fs": "s3fs", "gcsfs": "gcsfs", "adlfs": "adlfs"}.get(package, error.name or package)
     return MpaError(f"{scheme}:// needs a package that is missing: pip install {package}")
+
+
+def _inside(url: str, name: str) -> str:
+    """The name of an object as a path inside a folder; MpaError where it would lead out of it.
+
+    >>> _inside("s3://b/x", "1-annotate/part-00000.parquet")
+    '1-annotate/part-00000.parquet'
+    """
+    if name.startswith("/") or "\0" in name or ".." in name.split("/"):
+        raise MpaError(f"{url} holds {name!r}, a name that leads out of its folder: remove that object first")
+    return name
 
 
 def _protocols(fs: Any) -> tuple[str, ...]:

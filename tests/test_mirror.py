@@ -333,3 +333,24 @@ def test_a_lock_that_nobody_can_read_is_somebodys(url: str) -> None:
     lease.take()
     assert time.monotonic() - started >= 0.3
     lease.release()
+
+
+def test_a_lock_whose_answer_was_lost_is_ours(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def created_unheard(self: Store, name: str, data: bytes) -> bool:
+        create(self, name, data)
+        return False
+
+    create = Store.create
+    monkeypatch.setattr(Store, "create", created_unheard)
+    lease, started = Lease(Store(url), lease_s=30.0), time.monotonic()
+    lease.take()
+    assert time.monotonic() - started < 5
+    lease.release()
+
+
+def test_links_to_folders_are_no_files(url: str, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    copy_of(url, tmp_path / "a").pull()
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "other")
+    recorded(url, tmp_path / "a")
+    assert names(url) == set()

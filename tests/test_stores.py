@@ -131,3 +131,22 @@ def test_is_url() -> None:
     assert [is_url(text) for text in ("S3://b", "gs://b/x", "C:\\x", "openai:http://x#m", "a/b", Path("x"))] == [
         True, True, False, False, False, False,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["../evil", "1-annotate/../../evil", "/etc/evil", "a\0b"])
+def test_a_name_that_leads_out_is_refused(shaky: type[Shaky], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(Shaky, "find", lambda self, path, **_: {f"{path}/{name}": {"size": 1}})
+    with pytest.raises(MpaError, match="leads out of its folder"):
+        listing("shaky://x/4")
+
+
+def test_an_answer_with_a_status_is_final(shaky: type[Shaky], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refused(Exception):
+        response = type("Response", (), {"status_code": 403})
+
+    def find(*_: object, **__: object) -> None:
+        raise Refused("no")
+
+    monkeypatch.setattr(Shaky, "find", find)
+    with pytest.raises(MpaError, match="refuses these credentials"):
+        listing("shaky://x/5")
