@@ -47,6 +47,8 @@ ASSUMED = {
     "asker_requests_per_s": Factor(value=200, where="one process that asks: a planning value"),
     "server_link_bytes_per_s": Factor(value=3.0e9, where="25 Gbit/s into the machine that asks"),
     "row_bytes": Factor(value=400, where="as mpa_edge/planning/assumptions.yaml"),
+    "verdict_bytes": Factor(value=1536, where="one ParityRecord in memory, tracemalloc over 20,000"),
+    "host_bytes": Factor(value=256e9, where="memory of a small machine with GPUs"),
     "engine_start_s": Factor(value=30, where="Ray starts its processes, each GPU loads the teacher: a planning value"),
     "level_gpus": Factor(value=8, where="one machine: a student of 0.5B learns no faster across a network"),
     "level_efficiency": Factor(value=0.85, where="of 8 GPUs against one, gradients added up: a planning value"),
@@ -155,6 +157,10 @@ def loads(plan: Plan, machine: MachinePlan, gpus: int, shard_size: int) -> Itera
     yield Load(
         "writes of one prefix of a bucket", shards_per_s * 2, value("store_puts_per_s"), "PUT/s", "as the driver"
     )
+    yield Load(
+        "memory of level: it chooses among all verdicts", plan.work.counts.annotated * value("verdict_bytes"),
+        value("host_bytes"), "bytes", "nothing yet: at ten times as many pictures, choose in passes over the parts",
+    )  # fmt: skip
 
 
 def storage(plan: Plan, shard_size: int) -> dict[str, float]:

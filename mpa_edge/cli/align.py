@@ -33,6 +33,7 @@ def command(max_cost: float | None, overrides: tuple[str, ...], **arguments: Any
     Examples:
       $ mpa-edge align --images charts/ --out runs/mine
       $ mpa-edge align minicharts --dry-run
+      $ mpa-edge align minicharts --out s3://my-bucket/runs/mine --dry-run
       $ mpa-edge align my-recipe.yaml --images charts/ --cloud --bucket s3://my-bucket/runs --dry-run
     """
     if max_cost is not None:
