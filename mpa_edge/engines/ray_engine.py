@@ -52,7 +52,7 @@ class Rounds:
 
     def __init__(self, ray: Any, engine: Engine, job: Job, device: str) -> None:
         self._ray, self._engine, self._job, self._device = ray, engine, job, device
-        self._left = dict.fromkeys(job.todo)
+        self._left = set(job.todo)
         self._budget, self._facts, self._line = Budget(job), Facts(), "starting"
 
     def outcome(self) -> Outcome:
@@ -100,7 +100,7 @@ class Rounds:
             try:
                 seen = ray.get(ledger.look.remote(), timeout=LOOK_TIMEOUT_S)
             except ray.exceptions.RayError as error:
-                return _said(error)
+                return cause_of(error)
             self._line = seen.line()
             for event in seen.events:
                 self._hear(event, advance)
@@ -115,12 +115,7 @@ class Rounds:
         try:
             self._ray.get(running)
         except self._ray.exceptions.RayError as error:
-            text = _said(error)
-            if "No module named" in text:
-                raise MpaError(
-                    f"a machine of the Ray cluster lacks a package ({text}): install the same mpa-edge on all"
-                ) from error
-            return text
+            return cause_of(error)
         return "shards were lost"
 
     def _hear(self, event: Event, advance: Advance) -> None:
@@ -128,7 +123,7 @@ class Rounds:
             raise MpaError(event.text)
         if event.shard not in self._left:
             return  # written twice: both have the same bytes
-        del self._left[event.shard]
+        self._left.remove(event.shard)
         if event.kind == "aside":
             self._budget.set_aside(event.shard, event.tries, event.text)
         else:
@@ -157,7 +152,7 @@ class Rounds:
             needs = job.needs(shard) if far else ()
             return job.entries(shard), tuple((name, (job.root / name).read_bytes()) for name in needs)
 
-        blocks = (packed((i, luggage(i)) for i in block) for block in cut(self._left, size))
+        blocks = (packed((i, luggage(i)) for i in block) for block in cut(sorted(self._left), size))
         return cut(blocks, GROUP)
 
     def _sent(self) -> Any:
@@ -211,7 +206,16 @@ def cut(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield some
 
 
-def _said(error: BaseException) -> str:
-    """The last line of what Ray says, which is the cause."""
+def cause_of(error: BaseException) -> str:
+    """The last line of what Ray says, which is the cause. Raises MpaError where only the user can mend it.
+
+    >>> cause_of(RuntimeError("The actor died.\n\n  it was killed by SIGKILL\n"))
+    'RuntimeError: it was killed by SIGKILL'
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lacking = next((line for line in lines if "No module named" in line), None)
+    if lacking:
+        raise MpaError(
+            f"a machine of the Ray cluster lacks a package ({lacking}): install the same mpa-edge on all"
+        ) from error
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:300]

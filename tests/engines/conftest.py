@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,7 +66,7 @@ def root_importable() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def build(*cpus: int) -> Any:
+def build(*cpus: int, **head: Any) -> Any:
     """build(1, 1): a head without CPUs and two machines with one each, all of them real Ray nodes on this box."""
     from mpa_edge.engines.ray_cluster import SETTINGS as QUIET
 
@@ -73,16 +74,24 @@ def build(*cpus: int) -> Any:
     from ray.cluster_utils import Cluster
 
     room = {"object_store_memory": 80_000_000}
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **room})
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **room, **head})
     made.machines = [made.add_node(num_cpus=n, **room) for n in cpus]
     made.wait_for_nodes()
     return made
 
 
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
 @pytest.fixture(scope="module")
 def cluster(root_importable: None) -> Iterator[Any]:
-    """Two machines that stay."""
-    made = build(1, 1)
+    """Two machines that stay; `outside` is how a client that is no part of the cluster calls them."""
+    port = free_port()
+    made = build(1, 1, ray_client_server_port=port)
+    made.outside = f"ray://127.0.0.1:{port}"
     yield made
     made.shutdown()
 

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from mpa_edge.cli.main import main
 from mpa_edge.engines import ray_cluster
 from mpa_edge.engines.ray_cluster import ahead_bytes, block_size, pool, require_ray, store_bytes
+from mpa_edge.engines.ray_engine import cause_of
 from mpa_edge.errors import MpaError
 from mpa_edge.recipe import EngineConfig
 
@@ -66,3 +67,9 @@ def test_an_address_needs_the_engine(command) -> None:
     result = CliRunner().invoke(main, [command, "minicharts", "--ray-address", "auto"])
     assert result.exit_code == 2
     assert "--ray-address belongs to --engine ray: give both" in result.output
+
+
+def test_a_package_that_a_machine_lacks() -> None:
+    said = RuntimeError("The actor died.\nTraceback:\nModuleNotFoundError: No module named 'peft'\nmore words")
+    with pytest.raises(MpaError, match=r"lacks a package \(ModuleNotFoundError: No module named 'peft'\): install"):
+        cause_of(said)

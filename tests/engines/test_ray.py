@@ -163,9 +163,9 @@ def test_pictures_larger_than_the_object_store(lab, cluster) -> None:
 
 
 def test_machines_that_do_not_see_the_run_folder(lab, cluster, monkeypatch) -> None:
-    """What they need of it travels with the shard, and so does what they make."""
+    """Neither they nor the client are one place: what is needed travels with the shard, and so does what is made."""
     at_home = reference(lab)
-    run = lab.run("ray", Engine("ray", cluster.address))
+    run = lab.run("ray", Engine("ray", cluster.outside))
     as_it_is = ray_engine.Rounds._sent
 
     def out_of_sight(rounds):
