@@ -51,12 +51,12 @@ def connected(engine: Engine) -> Iterator[Any]:
 
     if ray.is_initialized():
         raise MpaError("this process is connected to a Ray cluster already: call ray.shutdown() first")
-    with _signals_kept():
-        try:
+    try:
+        with _signals_kept():
             _init(ray, engine)
-            yield ray
-        finally:
-            ray.shutdown()
+        yield ray
+    finally:
+        ray.shutdown()
 
 
 def _init(ray: Any, engine: Engine) -> None:

@@ -1,6 +1,6 @@
 """What runs inside a Ray cluster: Ray Data over the shards, a stage that reads pictures ahead, a pool of actors.
 
-    chunks of shards -> read tasks (open pictures, on CPUs) -> actors (one model each, write the parts) -> counts
+    blocks of shards -> readers (open pictures, on CPUs) -> actors (one model each, write the parts) -> counts
 
 A block is what one task of an actor takes: one shard, or several where there are a great many.
 """
@@ -50,7 +50,7 @@ class Plan:
     cpus: float
     """Of one actor."""
     readers: int
-    """Tasks at once that read ahead."""
+    """Actors that read ahead."""
     ahead_bytes: int
     """Pixels that one shard may have read ahead; the rest is read by the actor."""
 
@@ -131,8 +131,9 @@ class Coordinator:
         context.target_min_block_size = 1
         context.max_errored_blocks = -1  # a block that is lost is found missing, and done in another round
         source = Shards(groups, sent.read, plan.ahead_bytes)
+        # readers are actors, too: Ray ends idle workers after a second, and a fresh one takes seconds to start
         rows = ray.data.read_datasource(
-            source, override_num_blocks=len(source), concurrency=plan.readers, ray_remote_args={"num_cpus": 0}
+            source, override_num_blocks=len(source), num_cpus=0, compute=ActorPoolStrategy(size=plan.readers)
         ).map_batches(
             ShardActor, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=plan.cpus,
             num_gpus=plan.gpus, compute=ActorPoolStrategy(size=plan.actors), fn_constructor_args=(sent, ledger),
