@@ -209,7 +209,7 @@ def cut(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 def cause_of(error: BaseException) -> str:
     """The last line of what Ray says, which is the cause. Raises MpaError where only the user can mend it.
 
-    >>> cause_of(RuntimeError("The actor died.\n\n  it was killed by SIGKILL\n"))
+    >>> cause_of(RuntimeError("The actor died." + chr(10) + "  it was killed by SIGKILL"))
     'RuntimeError: it was killed by SIGKILL'
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
