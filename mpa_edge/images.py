@@ -15,11 +15,11 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mpa_edge.entries import DUPLICATE, Entries, ImageEntry
 from mpa_edge.errors import MpaError
 from mpa_edge.packed import is_packed, packed_bytes
 from mpa_edge.runs import atomic_write, sha256_stream
@@ -27,6 +27,8 @@ from mpa_edge.types import Drop
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+__all__ = ["DUPLICATE", "Entries", "ImageEntry", "Known", "open_image", "scan", "to_rgb"]
 
 # no EPS: Pillow would start Ghostscript for it
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
@@ -70,30 +72,10 @@ OTHER_SUFFIXES = frozenset(
 MAX_PIXELS = 89_478_485
 MAX_ASPECT = 200
 ID_DIGITS = 16
-DUPLICATE = "duplicate image"
 TICK_NS = 2_000_000_000  # file systems and network shares count time in steps of up to two seconds
 
 
-@dataclass(frozen=True, slots=True)
-class ImageEntry:
-    """One file of the images folder that calls itself an image. Kept small: there may be millions."""
-
-    id: str
-    """First 16 hex digits of the sha256 of the content; of the name where the content cannot be read."""
-    name: str
-    """Path relative to the folder, with forward slashes."""
-    root: Path
-    """The folder."""
-    drop: Drop | None = None
-    """Why it will not be used: duplicate, unreadable, unsupported; None for those that go on."""
-
-    @property
-    def path(self) -> Path:
-        """Where it is."""
-        return self.root / self.name
-
-
-def scan(folder: str | Path, known: Known | None = None) -> list[ImageEntry]:
+def scan(folder: str | Path, known: Known | None = None) -> Entries:
     """Every image below a folder, sorted by name; those that cannot be used carry their `drop`.
 
     Hidden files and files without an image suffix are ignored. Linked folders are followed, each folder once. A
@@ -105,61 +87,68 @@ def scan(folder: str | Path, known: Known | None = None) -> list[ImageEntry]:
     if not root.is_dir():
         raise MpaError(f"'{folder}' is not a folder: name the folder that holds the images, --images DIR")
     seen = known or Known(None)
-    entries = sorted((_examine(root, path, seen) for path in _walk(root, root, set())), key=lambda entry: entry.name)
-    if not entries:
+    found = Entries(root, (_examine(root, name, seen) for name in _walk(root, "", set())))
+    if not len(found):
         raise MpaError(f"no images in '{folder}': put .png or .jpg files there, or name another folder, --images DIR")
-    return _without_duplicates(entries)
+    found = found.sorted_by()
+    found.mark_duplicates()
+    return found
 
 
-def _walk(root: Path, folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path | ImageEntry]:
-    """Images of one folder and those below it; a folder that was seen before (links, loops) is left out."""
+def _walk(root: Path, inside: str, seen: set[tuple[int, int]]) -> Iterator[str | ImageEntry]:
+    """Names of the images of one folder and those below it; a folder seen before (links, loops) is left out.
+
+    Names are text, not paths: those take ten times as much time and memory.
+    """
+    folder = os.path.join(root, inside) if inside else str(root)
     try:
-        status = folder.stat()
+        status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:
             return
         seen.add((status.st_dev, status.st_ino))
-        names = sorted(os.listdir(folder))  # names: a list of paths takes ten times as much
+        names = sorted(os.listdir(folder))
     except OSError as error:
-        yield _entry(root, folder, Drop("unreadable folder", error.strerror or ""))
+        yield _entry(root, inside or ".", Drop("unreadable folder", error.strerror or ""))
         return
     for name in names:
         if name.startswith("."):
             continue
         suffix = os.path.splitext(name)[1].lower()
-        path = folder / name
-        if suffix not in READ_SUFFIXES and path.is_dir():
-            yield from _walk(root, path, seen)
+        below = f"{inside}/{name}" if inside else name
+        if suffix not in READ_SUFFIXES and os.path.isdir(os.path.join(root, below)):
+            yield from _walk(root, below, seen)
         elif suffix in READ_SUFFIXES or suffix in OTHER_SUFFIXES:
-            yield path
+            yield below
 
 
-def _entry(root: Path, path: Path, drop: Drop) -> ImageEntry:
+def _entry(root: Path, name: str, drop: Drop) -> ImageEntry:
     """An entry that nobody could read: its id is made from its name."""
-    raw = os.fsencode(path.relative_to(root).as_posix())
+    raw = os.fsencode(name)
     return ImageEntry(hashlib.sha256(raw).hexdigest()[:ID_DIGITS], raw.decode("utf-8", "replace"), root, drop)
 
 
-def _examine(root: Path, path: Path | ImageEntry, known: Known) -> ImageEntry:
+def _examine(root: Path, name: str | ImageEntry, known: Known) -> ImageEntry:
     """Hash one file, or say why that is not possible."""
-    if isinstance(path, ImageEntry):
-        return path
+    if isinstance(name, ImageEntry):
+        return name
     try:
-        path.name.encode()
+        name.rpartition("/")[2].encode()
     except UnicodeEncodeError:
-        return _entry(root, path, Drop("file name is not UTF-8"))
-    if path.suffix.lower() in OTHER_SUFFIXES:
-        return _entry(root, path, Drop("unsupported image type", path.suffix.lower()))
-    name = path.relative_to(root).as_posix()
+        return _entry(root, name, Drop("file name is not UTF-8"))
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in OTHER_SUFFIXES:
+        return _entry(root, name, Drop("unsupported image type", suffix))
+    path = os.path.join(root, name)
     if before := known.id_of(name, path):
         return ImageEntry(before, name, root)
     opened = _open_regular(path)
     if isinstance(opened, Drop):
-        return _entry(root, path, opened)
+        return _entry(root, name, opened)
     try:
         with opened as file:
             digest = sha256_stream(file)
     except OSError as error:
-        return _entry(root, path, Drop("unreadable file", error.strerror or ""))
+        return _entry(root, name, Drop("unreadable file", error.strerror or ""))
     return ImageEntry(digest[:ID_DIGITS], name, root)
 
 
@@ -169,9 +158,9 @@ def _mark(path: str | Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
-def _place(name: str) -> str:
+def _place(name: bytes) -> bytes:
     """Sorts names as `_walk` comes to them: a folder before what only begins with its name."""
-    return name.replace("/", "\0")
+    return name.replace(b"/", b"\0")
 
 
 class Known:
@@ -190,9 +179,9 @@ class Known:
                 name, digest, *mark = json.loads(line)
                 yield str(name), str(digest), mark
 
-    def id_of(self, name: str, path: Path) -> str | None:
+    def id_of(self, name: str, path: str | Path) -> str | None:
         """Id of a file that is what it was; None, and counted as missed, where it has to be read."""
-        while self._next is not None and _place(self._next[0]) < _place(name):
+        while self._next is not None and self._next[0] != name and _is_before(self._next[0], name):
             self._next = next(self._lines, None)
         with suppress(OSError):
             if self._next is not None and self._next[0] == name and _mark(path) == self._next[2]:
@@ -207,8 +196,9 @@ class Known:
         """
         if not self.missed:
             return
+        found = entries if isinstance(entries, Entries) else Entries(Path(), entries)
         with atomic_write(path) as file:
-            for entry in sorted(entries, key=lambda entry: _place(entry.name)):
+            for entry in found.sorted_by(_place):
                 if entry.drop is None or entry.drop.reason == DUPLICATE:
                     file.write(self._line(entry))
 
@@ -220,18 +210,12 @@ class Known:
         return b""
 
 
-def _without_duplicates(entries: list[ImageEntry]) -> list[ImageEntry]:
-    """Mark every further file of a content that was there before."""
-    first: dict[str, str] = {}
-    marked = []
-    for entry in entries:
-        if entry.drop is None and first.setdefault(entry.id, entry.name) != entry.name:
-            entry = replace(entry, drop=Drop(DUPLICATE, f"same content as {first[entry.id]}"))
-        marked.append(entry)
-    return marked
+def _is_before(one: str, other: str) -> bool:
+    """Whether `_walk` comes to a name before it comes to another."""
+    return one.replace("/", "\0") < other.replace("/", "\0")
 
 
-def _open_regular(path: Path) -> BufferedReader | Drop:
+def _open_regular(path: str | Path) -> BufferedReader | Drop:
     """Open a regular file that is not empty; a pipe or a device would wait for ever and is never read."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 PLAIN_EVERY_S = 10.0
 Advance = Callable[[int], None]
+Note = Callable[[], str]
 
 
 def say(line: str) -> None:
@@ -18,15 +19,18 @@ def say(line: str) -> None:
 
 
 @contextmanager
-def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
-    """Show how far a stage is; the value is a function that takes the number of further items done."""
+def progress(title: str, total: int, done: int = 0, note: Note = str) -> Iterator[Advance]:
+    """Show how far a stage is; the value is a function that takes the number of further items done.
+
+    `note` says what else there is to see at the moment; without items, the function only shows that.
+    """
     show = _bar if sys.stderr.isatty() else _lines
-    with show(title, total, done) as advance:
+    with show(title, total, done, note) as advance:
         yield advance
 
 
 @contextmanager
-def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
+def _bar(title: str, total: int, done: int, note: Note) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.progress import TimeRemainingColumn as Left
@@ -38,14 +42,15 @@ def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
         def render(self, task: Task) -> Text:
             return Text(f"{task.speed:.1f}/s" if task.speed else "")
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), Left())
+    title_, note_ = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
+    columns = (title_, BarColumn(), MofNCompleteColumn(), Rate(), Left(), note_)
     with Progress(*columns, console=Console(stderr=True), speed_estimate_period=60) as bar:
-        task = bar.add_task(title, total=total, completed=done)
-        yield lambda n: bar.update(task, advance=n)
+        task = bar.add_task(title, total=total, completed=done, note="")
+        yield lambda n: bar.update(task, advance=n, note=note())
 
 
 @contextmanager
-def _lines(title: str, total: int, done: int) -> Iterator[Advance]:
+def _lines(title: str, total: int, done: int, note: Note) -> Iterator[Advance]:
     started = last = time.monotonic()
     first = now_done = done
 
@@ -53,9 +58,10 @@ def _lines(title: str, total: int, done: int) -> Iterator[Advance]:
         nonlocal last, now_done
         now_done += n
         now = time.monotonic()
-        if now - last >= PLAIN_EVERY_S or now_done >= total:
+        if now - last >= PLAIN_EVERY_S or (n and now_done >= total):
             last = now
-            say(_line(title, now_done, total, (now_done - first) / max(now - started, 1e-9)))
+            line = _line(title, now_done, total, (now_done - first) / max(now - started, 1e-9))
+            say(", ".join(filter(None, (line, note()))))
 
     yield advance
 

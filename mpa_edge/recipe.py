@@ -293,6 +293,21 @@ class TeacherServerConfig(Section):
         return self
 
 
+class EngineConfig(Section):
+    """Who annotates and identifies: how shards that fail are met, and the actors of `--engine ray`."""
+
+    actors: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Actors of the Ray engine, one model each; null: one for each GPU (with gpus_per_actor), or for each machine."""
+    gpus_per_actor: Annotated[float, Field(ge=0.0, le=64.0)] | None = None
+    """GPUs of one actor; null: one where the cluster has some and `device` is not cpu."""
+    cpus_per_actor: Annotated[float, Field(gt=0.0, le=1024.0)] | None = None
+    """CPUs of one actor; null: one beside a GPU, else all of a machine."""
+    shard_tries: int = Field(3, ge=1, le=100)
+    """How often a shard may fail before it is set aside."""
+    error_budget: Share = 0.01
+    """Share of the shards that may be set aside (at least one may) before the run stops; 0: none."""
+
+
 class Recipe(Section):
     """How to align one student with one teacher on one task."""
 
@@ -326,6 +341,8 @@ class Recipe(Section):
     """The measurement."""
     teacher_server: TeacherServerConfig = TeacherServerConfig()
     """Only for a teacher behind a server."""
+    engine: EngineConfig = EngineConfig()
+    """Who runs which shard of annotate and identify; `--engine` chooses."""
 
     @model_validator(mode="after")
     def _student_is_here(self) -> Self:

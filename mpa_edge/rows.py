@@ -98,11 +98,12 @@ def shards_done(folder: Path, model: type[BaseModel]) -> set[int]:
     """Numbers of the shards that are whole and readable; a damaged one counts as not done."""
     found = (PART.fullmatch(path.name) for path in sorted(folder.glob("part-*.parquet")))
     shards = [int(match.group(1)) for match in found if match]
-    return {
-        shard
-        for shard in shards
-        if _readable(part_path(folder, shard), model) and _readable(dropped_path(folder, shard), Dropped)
-    }
+    return {shard for shard in shards if is_whole(folder, shard, model)}
+
+
+def is_whole(folder: Path, shard: int, model: type[BaseModel]) -> bool:
+    """Whether both files of a shard are there and readable."""
+    return _readable(part_path(folder, shard), model) and _readable(dropped_path(folder, shard), Dropped)
 
 
 def _readable(path: Path, model: type[BaseModel]) -> bool:

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mpa_edge import __version__
 from mpa_edge.errors import MpaError
+from mpa_edge.watchers import tell
 
 MANIFEST = "manifest.json"
 INPUTS = ".inputs.json"
@@ -196,7 +197,7 @@ def atomic_write(path: Path, need_bytes: int = MB) -> Iterator[IO[bytes]]:
 
     `need_bytes` is what the disk-full message asks for.
     """
-    temp = path.with_name(f".{path.name}.{os.getpid()}{TEMP_SUFFIX}")
+    temp = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}{TEMP_SUFFIX}")
     try:
         with disk_errors(path.parent, need_bytes):
             with temp.open("wb") as file:
@@ -393,7 +394,7 @@ class StageClock:
     def tick(self) -> float:
         """Write the sum so far and return it, seconds."""
         now = time.monotonic()
-        total = seconds_so_far(self._folder) + now - self._last
-        self._last = now
+        total, self._last = seconds_so_far(self._folder) + now - self._last, now
         write_json(self._folder / CLOCK, {"seconds": total})
+        tell(self._folder)
         return total

@@ -9,19 +9,23 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mpa_edge.cli._deploy import before_stages
 from mpa_edge.cli._options import is_verbose, print_json, run_options
+from mpa_edge.cli._remote import both_here, work_option
 
 if TYPE_CHECKING:
+    from mpa_edge.engines import Engine
+    from mpa_edge.stages.processes import Processes
     from mpa_edge.stages.run import Run
     from mpa_edge.types import AlignReport
 
 
-RUN_HELP = "Run folder.  [default: runs/NAME of the recipe]"
+RUN_HELP = "Run folder, or its URL (s3://BUCKET/FOLDER).  [default: runs/NAME of the recipe]"
 
 
 def stage_arguments(
@@ -32,6 +36,7 @@ def stage_arguments(
         click.argument("source", required=False, metavar=source),
         click.option("--images", type=click.Path(), metavar="DIR", help="Folder of unlabelled images."),
         click.option("--out", type=click.Path(), metavar=out, help=out_help),
+        work_option,
     )
     for option in reversed(options):
         function = option(function)
@@ -39,22 +44,37 @@ def stage_arguments(
 
 
 def run_named_stages(
+    names: tuple[str, ...], source: str | None, out: str | None, dry_run: bool, **arguments: Any
+) -> None:
+    """Run the stages in a run folder, or in the working copy of one behind a URL."""
+    with both_here(source, out, dry_run) as (local, local_out):
+        _run_here(names, source=local, out=local_out, dry_run=dry_run, **arguments)
+
+
+def _run_here(
     names: tuple[str, ...], source: str | None, images: str | None, out: str | None, overrides: tuple[str, ...],
-    limit: int | None, dry_run: bool, fresh: bool, as_json: bool,
+    limit: int | None, dry_run: bool, fresh: bool, as_json: bool, engine: Engine | None = None,
+    processes: Processes | None = None,
 ) -> None:  # fmt: skip
     """Open the run, run the stages or print the plan, print what came of it."""
+    from mpa_edge.stages.launch import join
     from mpa_edge.stages.pipeline import report, run_stages
     from mpa_edge.stages.plan import plan, preflight
     from mpa_edge.stages.run import open_run
 
     run = open_run(source, images=images, out=out, overrides=overrides, limit=limit)
+    run = replace(run, engine=engine) if engine else run
+    run = replace(run, processes=processes)
     if dry_run:
         preflight(run, names)
         before_stages(run, names)
         show_plan(plan(run), names, as_json)
         return
     with only_our_words(is_verbose()):
-        run_stages(run, names, fresh, before_stages(run, names))
+        if processes and processes.machine:
+            join(run, names)
+        else:
+            run_stages(run, names, fresh, before_stages(run, names))
     result = report(run)
     if as_json:
         print_json(result)

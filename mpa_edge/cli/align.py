@@ -6,11 +6,17 @@ from typing import Any
 
 import click
 
+from mpa_edge.cli._cloud import or_elsewhere
+from mpa_edge.cli._engine import engine_options
+from mpa_edge.cli._processes import process_options
 from mpa_edge.cli._stage import run_named_stages, stage_arguments
 
 
 @click.command("align")
+@or_elsewhere
 @stage_arguments
+@engine_options
+@process_options
 @click.option(
     "--max-cost",
     type=click.FloatRange(min=0, min_open=True),
@@ -27,6 +33,8 @@ def command(max_cost: float | None, overrides: tuple[str, ...], **arguments: Any
     Examples:
       $ mpa-edge align --images charts/ --out runs/mine
       $ mpa-edge align minicharts --dry-run
+      $ mpa-edge align minicharts --out s3://my-bucket/runs/mine --dry-run
+      $ mpa-edge align my-recipe.yaml --images charts/ --cloud --bucket s3://my-bucket/runs --dry-run
     """
     if max_cost is not None:
         overrides = (*overrides, f"teacher_server.max_cost={max_cost:.9f}")

@@ -9,6 +9,7 @@ import click
 
 from mpa_edge.cli._bench import bench_arguments, open_benches, show_plan
 from mpa_edge.cli._options import dry_run_option, fresh_option, is_verbose, json_option, print_json, verbose_option
+from mpa_edge.cli._remote import fetched
 from mpa_edge.cli._stage import only_our_words
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ EXIT_LOST = 3
 @fresh_option
 @json_option
 @verbose_option
+@fetched("run")
 def command(
     via: str | None, python: str | None, server: str | None, root: str | None, results: str | None, sweep: str | None,
     dry_run: bool, fresh: bool, as_json: bool, **asked: Any,

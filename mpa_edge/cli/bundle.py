@@ -9,6 +9,7 @@ import click
 
 from mpa_edge.cli._bench import bench_arguments, open_benches, show_plan
 from mpa_edge.cli._options import dry_run_option, is_verbose, json_option, print_json, verbose_option
+from mpa_edge.cli._remote import fetched
 from mpa_edge.cli._stage import only_our_words
 
 
@@ -18,6 +19,7 @@ from mpa_edge.cli._stage import only_our_words
 @dry_run_option
 @json_option
 @verbose_option
+@fetched("run")
 def command(out: str | None, dry_run: bool, as_json: bool, **asked: Any) -> None:
     """Pack models, questions, pictures and the runner for a device, with a hash of each file and of the whole.
 

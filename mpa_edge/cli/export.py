@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mpa_edge.cli._options import dry_run_option, fresh_option, is_verbose, json_option, print_json, verbose_option
+from mpa_edge.cli._remote import fetched
 from mpa_edge.cli._stage import only_our_words
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ WORDS = {"holds": "holds", "lost": "is lost", "inconclusive": "may be left or no
 @fresh_option
 @json_option
 @verbose_option
+@fetched("source")
 def command(source: str, repo: str | None, accuracy: int | None, dry_run: bool, as_json: bool, **asked: Any) -> None:
     """Write what a device runs: ONNX or GGUF files, quantized, verified against the checkpoint.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mpa_edge.cli._options import json_option, print_json, verbose_option
+from mpa_edge.cli._remote import fetched
 from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.runs import write_bytes
 
@@ -88,6 +89,7 @@ def show(found: Found, path: Path, markdown: bool, as_json: bool) -> None:
 @json_option
 @click.option("--fail-on-regression", is_flag=True, help="Exit 3 where the second run is worse beyond noise.")
 @verbose_option
+@fetched("runs")
 def command(runs: tuple[str, ...], out: str | None, markdown: bool, as_json: bool, fail_on_regression: bool) -> None:
     """Show what the benchmarks of RUN found: one HTML file that needs no network and runs no script.
 

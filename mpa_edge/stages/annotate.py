@@ -5,30 +5,50 @@ Method: arXiv 2509.16633, section on the Pseudo Annotator.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
+from pathlib import Path
+from typing import Any
 
 from PIL.Image import Image
 
+from mpa_edge.engines import Facts, Job, Outcome
+from mpa_edge.engines.local import run_local
+from mpa_edge.engines.tries import poisoned
 from mpa_edge.images import ImageEntry, open_image
 from mpa_edge.metrics import get_metric
 from mpa_edge.pictures import groups
-from mpa_edge.progress import progress, say
+from mpa_edge.progress import say
 from mpa_edge.recipe import AnnotateConfig
 from mpa_edge.rows import (
     count_reasons,
     count_rows,
     dropped_path,
     each_dropped,
+    is_whole,
     part_path,
     read_rows,
     shards_done,
     write_part,
 )
 from mpa_edge.runs import StageClock, finish, is_done, sha256_json, sha256_list
-from mpa_edge.stages.filters import blind, guessed, repeats, voted
-from mpa_edge.stages.run import Run, begin, device_used, memory_counts, stable_seed
+from mpa_edge.stages.drafts import STAGE, Draft, Noted, collect, left_out, row_id
+from mpa_edge.stages.filters import blind, guessed, voted
+from mpa_edge.stages.run import Run, begin, memory_counts, stable_seed
+from mpa_edge.stages.shards import (
+    ModelWorker,
+    anywhere,
+    engine_of,
+    facts,
+    names_of,
+    poisoned_counts,
+    portable,
+    read_ahead,
+    stays_here,
+    witness,
+)
 from mpa_edge.stages.teacher import (
     account,
     check_card,
@@ -43,13 +63,9 @@ from mpa_edge.stages.teacher import (
     usage_counts,
 )
 from mpa_edge.tasks import Task, answer_prompt
-from mpa_edge.tasks.parse import parse_annotation
-from mpa_edge.types import VLM, Drop, Dropped, PseudoAnnotation, Reply, Request
+from mpa_edge.types import VLM, Drop, Dropped, PseudoAnnotation, Request
 from mpa_edge.vlm import load
 from mpa_edge.vlm.server_reference import is_server
-
-STAGE = "annotate"
-Noted = tuple[PseudoAnnotation, Image]
 
 
 @dataclass(frozen=True)
@@ -62,64 +78,102 @@ class Again:
     """Those that are there."""
 
 
-@dataclass(frozen=True)
-class Draft:
-    """One annotation that was asked for: which image, which of its samples, and what came back."""
-
-    entry: ImageEntry
-    image: Image
-    sample: int
-    reply: Reply
-
-
 def run_annotate(run: Run, fresh: bool = False) -> None:
     """Write `1-annotate/`: one part of PseudoAnnotation rows a shard of images, with what was dropped and why."""
     folder = run.stage_folder(STAGE)
     inputs = annotate_inputs(run)
-    if not fresh and is_done(folder, inputs) and not (_lossy(run) and nothing_built_on(run, "identify")):
+    missing = nothing_built_on(run, "identify") and (poisoned(folder) or _lossy(run))
+    if not fresh and is_done(folder, inputs) and not missing:
         say("annotate: done before, nothing changed")
         return
     begin(STAGE, folder, inputs, fresh)
     run.remember_entries()
     clock, done = StageClock(folder), shards_done(folder, PseudoAnnotation)
     todo = [i for i in range(len(run.shards)) if i not in done]
+    if stays_here(run, STAGE, asks_server=is_server(run.recipe.teacher)):
+        outcome = _here(run, todo, clock)
+    else:
+        outcome = _on_engine(run, todo, clock)
+    _finish(run, inputs, outcome.facts)
+
+
+def _on_engine(run: Run, todo: Sequence[int], clock: StageClock) -> Outcome:
+    """Where many processes share the work, each loads the teacher itself."""
+    make = partial(_annotator, portable(run), load)
+    with engine_of(run) as do:
+        return do(_job(run, todo, make, lambda _: clock.tick()))
+
+
+def _here(run: Run, todo: Sequence[int], clock: StageClock) -> Outcome:
+    """The shards that are not done, then once more what a server left without an answer."""
     lossy = _lossy(run)
     needed = bool(todo) or any(is_spoilt(run, *_shard(run, i)) for i in lossy)
     teacher = if_there(lambda: _load(run, needed), needed) if todo or lossy else None
-    if teacher is not None:
-        check_card(run, teacher, write=True)
-        with account(run, STAGE, teacher) as save:
-            _ask_shards(teacher, run, todo, lambda: (clock.tick(), save()))
-        teacher.close()
-    _finish(run, inputs)
+    if teacher is None:
+        return Outcome(facts=facts(run))
+    worker = Annotator(run, teacher)
+    check_card(run, teacher, write=True)
+    with account(run, STAGE, teacher) as save:
+
+        def written(shard: int, again: bool = False) -> None:
+            clock.tick()
+            save()
+            require_answers(run, *_shard(run, shard), again)
+
+        outcome = run_local(_job(run, todo, lambda: worker, written), worker)
+        for i in _lossy(run):
+            # also a shard that a server spoilt is written: only what is missing is asked again
+            write_part(run.stage_folder(STAGE), i, *retry_shard(teacher, run, i), PseudoAnnotation)
+            written(i, again=True)
+    teacher.close()
+    return replace(outcome, facts=facts(run))
 
 
-def _load(run: Run, needed: bool) -> VLM:
+def _annotator(run: Run, loader: Callable[..., VLM], folder: Path | None = None) -> Annotator:
+    run = replace(run, folder=folder or run.folder)
+    return Annotator(run, _load(run, True, loader))
+
+
+def _load(run: Run, needed: bool, loader: Callable[..., VLM] | None = None) -> VLM:
     recipe = run.recipe
-    return load(
+    return (loader or load)(
         recipe.teacher, name="teacher", device=recipe.device, threads=recipe.threads,
         batch_size=recipe.annotate.batch_size, **teacher_options(run, patient=needed),
     )  # fmt: skip
 
 
-def _ask_shards(teacher: VLM, run: Run, todo: Sequence[int], written: Callable[[], object]) -> None:
-    """The shards that are not done, then once more what a server left without an answer."""
-    with progress("annotate", len(run.entries), len(run.entries) - sum(len(run.shards[i]) for i in todo)) as advance:
-        for i in todo:
-            _write(run, i, annotate_shard(teacher, run, run.shards[i]), written)
-            advance(len(run.shards[i]))
-    for i in _lossy(run):
-        _write(run, i, retry_shard(teacher, run, i), written, again=True)
+def _job(
+    run: Run, todo: Sequence[int], make: Callable[..., Annotator], written: Callable[[int], object]
+) -> Job:  # fmt: skip
+    return Job(
+        title=STAGE, folder=run.stage_folder(STAGE), total=len(run.shards), todo=todo, make=make, written=written,
+        entries=lambda i: anywhere(run.shards[i]), read=partial(_read_ahead, run.recipe.images.max_pixels),
+        weigh=run.shards.size_of, units=len(run.entries), config=run.recipe.engine,
+        sees=witness(run) if run.engine.name == "ray" else (),
+    )  # fmt: skip
 
 
-def _write(
-    run: Run, shard: int, made: tuple[list[PseudoAnnotation], list[Dropped]], written: Callable[[], object],
-    again: bool = False,
-) -> None:  # fmt: skip
-    """Write a shard, also one that a server spoilt: only what is missing is asked again."""
-    write_part(run.stage_folder(STAGE), shard, *made, PseudoAnnotation)
-    written()
-    require_answers(run, *_shard(run, shard), again)
+def _read_ahead(max_pixels: int, _shard: int, entries: Sequence[ImageEntry], budget_bytes: int) -> list[Any]:
+    """The pictures of a shard, for an engine that opens them apart from the model."""
+    return read_ahead(entries, lambda entry: entry.drop or open_image(entry.path, max_pixels), budget_bytes)
+
+
+class Annotator(ModelWorker):
+    """Writes the parts of annotate."""
+
+    def do(self, shard: int, entries: Sequence[ImageEntry], given: Sequence[Image | Drop | None] | None) -> None:
+        """Annotations of one shard, and what was left out, into the run folder."""
+        opened = dict(zip((entry.name for entry in entries), given or (), strict=False))
+        made = annotate_shard(self.vlm, self.run, entries, opened=opened)
+        write_part(self.run.stage_folder(STAGE), shard, *made, PseudoAnnotation)
+
+    def is_done(self, shard: int) -> bool:
+        """Whether the part is there and whole."""
+        return is_whole(self.run.stage_folder(STAGE), shard, PseudoAnnotation)
+
+    def files(self, shard: int) -> list[str]:
+        """What `do` writes."""
+        return names_of(self.run, self.run.stage_folder(STAGE), shard)
 
 
 def _shard(run: Run, shard: int) -> tuple[list[Dropped], int]:
@@ -163,16 +217,16 @@ def annotate_settings(run: Run) -> dict[str, str]:
     }
 
 
-def _finish(run: Run, inputs: dict[str, str]) -> None:
+def _finish(run: Run, inputs: dict[str, str], by: Facts) -> None:
     folder = run.stage_folder(STAGE)
     reasons = count_reasons(each_dropped(folder))
     broken = {row.image for row in each_dropped(folder) if row.id == row.image}
     counts = {"images": len(run.entries) - len(broken), "annotated": count_rows(folder)}
-    counts |= {"dropped": sum(reasons.values())}
+    counts |= {"dropped": sum(reasons.values())} | poisoned_counts(folder)
     finish(
         folder, STAGE, inputs=inputs, config=run.recipe.annotate, seed=run.recipe.seed,
-        counts=counts | usage_counts(run, STAGE) | memory_counts(), packages=("torch", "transformers", "openai"),
-        used=device_used(run.recipe.device),
+        counts=counts | usage_counts(run, STAGE) | memory_counts(by), packages=("torch", "transformers", "openai"),
+        used=by.used,
     )  # fmt: skip
     say(f"annotate: {counts['annotated']} question-answer pairs on {counts['images']} images, {_dropped_line(reasons)}")
 
@@ -183,13 +237,19 @@ def _dropped_line(reasons: dict[str, int]) -> str:
 
 
 def annotate_shard(
-    teacher: VLM, run: Run, entries: Sequence[ImageEntry], again: Again | None = None
-) -> tuple[list[PseudoAnnotation], list[Dropped]]:
-    """Annotations of one shard, and what was left out."""
+    teacher: VLM, run: Run, entries: Sequence[ImageEntry], again: Again | None = None,
+    opened: Mapping[str, Image | Drop | None] | None = None,
+) -> tuple[list[PseudoAnnotation], list[Dropped]]:  # fmt: skip
+    """Annotations of one shard, and what was left out. Pictures that are not `opened` before are opened in time."""
     rows: list[PseudoAnnotation] = []
     dropped: list[Dropped] = []
-    for opened in groups(entries, lambda entry: entry.drop or open_image(entry.path, run.recipe.images.max_pixels)):
-        more, refused = annotate_pictures(teacher, run, opened, again)
+
+    def picture(entry: ImageEntry) -> Image | Drop:
+        known = opened.get(entry.name) if opened else None
+        return known or entry.drop or open_image(entry.path, run.recipe.images.max_pixels)
+
+    for some in groups(entries, picture):
+        more, refused = annotate_pictures(teacher, run, some, again)
         rows += more
         dropped += refused
     return rows, dropped
@@ -216,11 +276,6 @@ def _samples(run: Run, entries: Sequence[ImageEntry]) -> Iterator[tuple[ImageEnt
     return product(entries, range(run.recipe.annotate.samples_per_image))
 
 
-def row_id(entry: ImageEntry, sample: int) -> str:
-    """Id of one annotation of an image."""
-    return f"{entry.id}-{sample:02d}"
-
-
 def kind_of(annotation: str, kinds: int) -> int:
     """Which of the task's prompts an annotation answered, by its id: prompts take turns.
 
@@ -235,7 +290,7 @@ def annotate_pictures(
 ) -> tuple[list[PseudoAnnotation], list[Dropped]]:
     """Annotations of the pictures that are in memory together."""
     config, task, seed = run.recipe.annotate, run.task, run.recipe.seed
-    dropped = [_dropped(entry.name, entry.name, image) for entry, image in opened if isinstance(image, Drop)]
+    dropped = [left_out(entry.name, entry.name, image) for entry, image in opened if isinstance(image, Drop)]
     asked = [
         (entry, image, sample, annotation_request(image, entry.id, sample, task, config, seed))
         for entry, image in opened
@@ -254,7 +309,7 @@ def annotate_pictures(
 def sift(kept: Sequence[Noted], judged: Sequence[PseudoAnnotation | Drop]) -> tuple[list[Noted], list[Dropped]]:
     """Annotations with their pictures, less those of which a judgement says why they are left out."""
     pairs = list(zip(kept, judged, strict=True))
-    dropped = [_dropped(row.id, row.image, said) for (row, _), said in pairs if isinstance(said, Drop)]
+    dropped = [left_out(row.id, row.image, said) for (row, _), said in pairs if isinstance(said, Drop)]
     return [(said, image) for (_, image), said in pairs if not isinstance(said, Drop)], dropped
 
 
@@ -271,51 +326,6 @@ def annotation_request(
         top_p=config.top_p,
         seed=stable_seed(seed, "annotate", image_id, sample),
     )
-
-
-def collect(
-    drafts: Sequence[Draft], task: Task, teacher: str, known: Sequence[PseudoAnnotation] = (), alike: float = 1.0
-) -> tuple[list[Noted], list[Dropped]]:
-    """Parse what the teacher wrote; cut, unreadable and repeated annotations are dropped with their reason.
-
-    `known` are there already; `alike` says from where on two questions about a picture are one.
-    """
-    kept: list[Noted] = []
-    dropped: list[Dropped] = []
-    seen: dict[str, list[tuple[str, str]]] = {}
-    for one in known:
-        seen.setdefault(one.image_id, []).append((one.question, one.answer))
-    for draft in drafts:
-        this, name = row_id(draft.entry, draft.sample), draft.entry.name
-        parsed = _parsed(draft.reply, task)
-        if isinstance(parsed, Drop):
-            dropped.append(_dropped(this, name, parsed))
-            continue
-        question, answer = parsed
-        earlier = seen.setdefault(draft.entry.id, [])
-        if repeats(question, answer, earlier, alike):
-            dropped.append(_dropped(this, name, Drop("duplicate question", question)))
-            continue
-        earlier.append((question, answer))
-        row = PseudoAnnotation(
-            id=this, image_id=draft.entry.id, image=name, question=question, answer=answer, votes=(), teacher=teacher
-        )
-        kept.append((row, draft.image))
-    return kept, dropped
-
-
-def _parsed(reply: Reply, task: Task) -> tuple[str, str] | Drop:
-    """(question, answer) of a reply, or why there is none."""
-    if reply.drop is not None:
-        return reply.drop
-    if reply.finish_reason == "filtered":
-        return Drop("withheld by the teacher's server")
-    parsed = parse_annotation(reply.text, task.max_answer_words)
-    if isinstance(parsed, Drop):
-        return parsed
-    if reply.finish_reason == "length":
-        return Drop("cut at max_new_tokens", reply.text[:200])
-    return parsed.question, parsed.answer
 
 
 def vote(teacher: VLM, kept: Sequence[Noted], run: Run) -> list[PseudoAnnotation | Drop]:
@@ -346,7 +356,3 @@ def look(teacher: VLM, kept: Sequence[Noted], run: Run) -> list[PseudoAnnotation
         [Request(grey[image.size], answer_prompt(run.task, row.question), limit) for row, image in kept]
     )
     return [guessed(row, reply, agrees) or row for (row, _), reply in zip(kept, replies, strict=True)]
-
-
-def _dropped(this: str, name: str, drop: Drop) -> Dropped:
-    return Dropped(id=this, image=name, stage=STAGE, reason=drop.reason, detail=drop.detail)

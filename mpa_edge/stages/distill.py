@@ -21,6 +21,7 @@ from mpa_edge.progress import progress
 from mpa_edge.rows import part_path, read_rows, write_rows
 from mpa_edge.runs import make_folder
 from mpa_edge.stages.given import IGNORE, answer_logits, by_row, in_batches
+from mpa_edge.stages.together import place, wait_for
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,11 +66,11 @@ def soft_labels(
     """The teacher's opinion of each row, by id; in parts, so that a kill costs one of them.
 
     `load` gives the model, its collator, and the number of tokens of its tokenizer; it is called only where parts are
-    missing.
+    missing. Of several processes each makes a share of the parts and waits for those of the others.
     """
     make_folder(folder)
-    starts = range(0, len(made), CHUNK)
-    todo = [i for i in range(len(starts)) if not part_path(folder, i).is_file()]
+    starts, (mine, of) = range(0, len(made), CHUNK), place()
+    todo = [i for i in range(len(starts)) if i % of == mine and not part_path(folder, i).is_file()]
     if todo:
         model, collate, n_words = load()
         with progress("level (teacher)", len(starts), len(starts) - len(todo)) as advance:
@@ -79,6 +80,7 @@ def soft_labels(
                 write_rows(part_path(folder, i), labels, SoftLabel)
                 tick()
                 advance(1)
+    wait_for([part_path(folder, i) for i in range(len(starts))])
     return {label.id: label for i in range(len(starts)) for label in read_rows(part_path(folder, i), SoftLabel)}
 
 
@@ -152,13 +154,16 @@ def distilling(weight: float) -> type:
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            soft = inputs.pop(SOFT, None)
-            if soft is None:
+            soft, n_processes = inputs.pop(SOFT, None), place()[1]
+            if soft is None and n_processes == 1:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             logits, labels = answer_logits(model, inputs)
             loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-            known = soft["known"]
-            apart = divergence(logits[known], soft["ids"][known], soft["logprobs"][known]).sum()
-            return (loss + weight * apart) / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+            if soft is not None:
+                known = soft["known"]
+                apart = divergence(logits[known], soft["ids"][known], soft["logprobs"][known]).sum()
+                loss = loss + weight * apart
+            # gradients are averaged over the processes, the tokens are those of all of them
+            return loss * n_processes / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
     return Distilling

@@ -21,9 +21,10 @@ def answer_logits(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]
     """(answer tokens, vocabulary) fp32 logits that predict the labelled tokens of a batch, and (answer tokens,) labels.
 
     Row after row. Logits are made from the first answer on only: over the tokens of a picture they would be gigabytes.
+    Both are empty where no row has an answer.
     """
     labels = batch["labels"]
-    n = labels.shape[1] - int((labels != IGNORE).any(0).nonzero()[0])
+    n = max(1, int((labels != IGNORE).any(0).cumsum(0).sign().sum()))
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     logits = model(**inputs, use_cache=False, logits_to_keep=n + 1).logits[:, -(n + 1) : -1]
     learned = labels[:, -n:] != IGNORE

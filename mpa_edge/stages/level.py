@@ -7,6 +7,7 @@ token probabilities. Training is TRL's SFTTrainer with a peft adapter.
 from __future__ import annotations
 
 import shutil
+from typing import TYPE_CHECKING
 
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
@@ -22,6 +23,9 @@ from mpa_edge.tasks import answer_prompt
 from mpa_edge.types import ParityRecord
 from mpa_edge.vlm import resolve
 from mpa_edge.vlm.interrupts import interrupts_held
+
+if TYPE_CHECKING:
+    from mpa_edge.stages import training
 
 STAGE = "level"
 CHECKPOINTS = "checkpoints"
@@ -46,17 +50,27 @@ def run_level(run: Run, fresh: bool = False) -> None:
     write_json(folder / LOSSES, outcome.losses)
     clock.tick()
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    used = device_used(run.recipe.device)
     counts = {
         "train": len(selection.train), "replayed": selection.replayed, "holdout": len(selection.holdout),
         "steps": outcome.steps, "best_step": outcome.best_step,
     }  # fmt: skip
     finish(
-        folder, STAGE, inputs=inputs, config=run.recipe.level, seed=run.recipe.seed, counts=counts | memory_counts(),
-        packages=("torch", "transformers", "peft", "trl", "accelerate"),
-        used=used | numbers_used(run.recipe.level, used.get("device", "cpu")),
+        folder, STAGE, inputs=inputs, config=run.recipe.level, seed=run.recipe.seed, counts=counts | _memory(outcome),
+        packages=("torch", "transformers", "peft", "trl", "accelerate"), used=outcome.used or _used(run),
     )  # fmt: skip
     say(f"level: {counts['train']} samples, {outcome.steps} steps, best at step {outcome.best_step}")
+
+
+def _used(run: Run) -> dict[str, str]:
+    """What trained in this process."""
+    used = device_used(run.recipe.device)
+    return used | numbers_used(run.recipe.level, used.get("device", "cpu"))
+
+
+def _memory(outcome: training.Outcome) -> dict[str, int]:
+    """Peak of the process that trained: this one, or the first of several."""
+    here = memory_counts()
+    return {"peak_rss_bytes": max(outcome.peak_rss_bytes, here["peak_rss_bytes"])}
 
 
 def level_inputs(run: Run) -> dict[str, str]:

@@ -13,6 +13,7 @@ from mpa_edge.stages import annotate, evaluate, identify, level, merge
 from mpa_edge.stages.plan import can_evaluate, preflight
 from mpa_edge.stages.run import Run, not_finished, remember
 from mpa_edge.types import AlignAccuracy, AlignReport
+from mpa_edge.watchers import tell
 
 STAGES: dict[str, Callable[[Run, bool], None]] = {
     "annotate": annotate.run_annotate,
@@ -46,6 +47,7 @@ def run_stages(
             if before and name in before:
                 before[name](run)
             STAGES[name](run, fresh)
+            tell(run.folder, settled=True)
 
 
 def _no_questions(run: Run, alone: bool) -> None:

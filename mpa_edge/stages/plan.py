@@ -7,10 +7,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mpa_edge.engines.ray_cluster import require_ray
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.families import family_of
 from mpa_edge.runs import FOLDERS, RUN_FILE, read_json, require_free
 from mpa_edge.stages.precision import require_packages
+from mpa_edge.stages.processes import require_possible
 from mpa_edge.stages.run import Run
 from mpa_edge.tasks import get_benchmark, get_task
 from mpa_edge.vlm import resolve
@@ -68,8 +70,8 @@ def _teacher_pass(run: Run, questions: int) -> str:
 
 
 def _length(run: Run) -> str:
-    level = run.recipe.level
-    return f"{level.max_steps} steps" if level.max_steps else f"{level.epochs:g} epochs of the gap"
+    level, spread = run.recipe.level, f" in {run.processes.count} processes" if run.processes else ""
+    return (f"{level.max_steps} steps" if level.max_steps else f"{level.epochs:g} epochs of the gap") + spread
 
 
 def _evaluation(run: Run) -> str:
@@ -105,8 +107,9 @@ def memory_bytes(run: Run) -> int | None:
     if teacher is None or student is None:
         return None
     # all weights free: gradients and two moments beside them; merging holds two copies
-    copies = 4 if run.recipe.level.method == "full" else 2
-    return LIBRARIES_BYTES + WORKSPACE_BYTES + 4 // BYTES_A_PARAMETER * max(teacher, copies * student)
+    copies, here = 4 if run.recipe.level.method == "full" else 2, run.processes.here if run.processes else 1
+    alone = LIBRARIES_BYTES + WORKSPACE_BYTES
+    return here * alone + 4 // BYTES_A_PARAMETER * max(teacher, here * copies * student)
 
 
 def weights_bytes(reference: str) -> int | None:
@@ -129,6 +132,8 @@ def weights_bytes(reference: str) -> int | None:
 def preflight(run: Run, names: Sequence[str]) -> None:
     """Everything that can be found wrong before a model is loaded or a file is written. Raises MpaError."""
     _check_folder(run.folder)
+    if run.engine.name == "ray":
+        require_ray(run.engine.address)
     _check_limit(run, names)
     run.task  # noqa: B018  (an unknown task is an error here, not in an hour)
     weights_bytes(run.recipe.teacher)
@@ -136,6 +141,8 @@ def preflight(run: Run, names: Sequence[str]) -> None:
     _check_family(run)
     if "level" in names and not run.finished("level"):
         require_packages(run.recipe.level)
+        if run.processes:
+            require_possible(run.processes, run.recipe)
     _check_server(run, names)
     _check_metric(run)
     if "evaluate" in names and not run.recipe.evaluate.generated:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mpa_edge.assets import load_recipe
+from mpa_edge.engines import LOCAL, Engine, Facts
+from mpa_edge.entries import Shards
 from mpa_edge.errors import MpaError
 from mpa_edge.images import ImageEntry, Known, scan
 from mpa_edge.nursery.render import MARK, render
@@ -34,9 +36,11 @@ from mpa_edge.runs import (
     write_bytes,
     write_json,
 )
+from mpa_edge.stages.processes import Processes
 from mpa_edge.stages.split import of_split
 from mpa_edge.tasks import Task, get_task
 from mpa_edge.vlm import fingerprint
+from mpa_edge.watchers import tell
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,10 @@ class Run:
     """Folder of images; None: as the recipe says."""
     limit: int | None = None
     """Use the first images only."""
+    processes: Processes | None = None
+    """Over how many processes training is spread; None: it happens in this one. What comes of it is the same."""
+    engine: Engine = LOCAL
+    """Who runs the shards of annotate and identify."""
 
     @cached_property
     def task(self) -> Task:
@@ -72,12 +80,12 @@ class Run:
         return render(folder, order.n, order.seed, order.style)
 
     @cached_property
-    def entries(self) -> list[ImageEntry]:
+    def entries(self) -> Sequence[ImageEntry]:
         """Every file of the images folder, or of its chosen split, that calls itself an image, sorted by name."""
         found = scan(self.images_folder, self.known)
         if self.recipe.images.split is not None:
             found = of_split(self.recipe, self.images_folder, found)
-        return found[: self.limit]
+        return found if self.limit is None else found[: self.limit]
 
     @cached_property
     def known(self) -> Known:
@@ -89,10 +97,9 @@ class Run:
         self.known.write(self.entries, self.folder / SEEN)
 
     @cached_property
-    def shards(self) -> list[list[ImageEntry]]:
+    def shards(self) -> Shards:
         """Groups of images; a shard is what is written, and what a crash can lose."""
-        size = self.recipe.annotate.shard_size
-        return [self.entries[i : i + size] for i in range(0, len(self.entries), size)]
+        return Shards(self.entries, self.recipe.annotate.shard_size)
 
     @cached_property
     def teacher_fingerprint(self) -> str:
@@ -165,7 +172,7 @@ def remember(run: Run) -> None:
     images = run.images or run.recipe.images.path
     write_json(run.folder / RUN_FILE, {"images": _absolute(images), "limit": run.limit})
     text = StringIO()
-    YAML(typ="safe", pure=True).dump(_with_absolute_paths(run.recipe.model_dump(mode="json")), text)
+    YAML(typ="safe", pure=True).dump(with_absolute_paths(run.recipe).model_dump(mode="json"), text)
     write_bytes(run.folder / RECIPE_FILE, text.getvalue().encode())
 
 
@@ -178,19 +185,21 @@ def _data(path: str | None) -> str | None:
     return _absolute(path) if path and Path(path).expanduser().exists() else path
 
 
-def _with_absolute_paths(recipe: dict[str, Any]) -> dict[str, Any]:
+def with_absolute_paths(used: Recipe) -> Recipe:
     """The same recipe, readable from any working folder."""
+    recipe = used.model_dump(mode="json")
     models = {key: _absolute(recipe[key]) for key in ("teacher", "student") if Path(recipe[key]).expanduser().is_dir()}
     images = recipe["images"] | {"path": _absolute(recipe["images"]["path"])}
     asked = recipe["evaluate"]
     evaluate = asked | {"questions": _absolute(asked["questions"]), "data": _data(asked["data"])}
-    return recipe | models | {"images": images, "evaluate": evaluate}
+    return Recipe.model_validate(recipe | models | {"images": images, "evaluate": evaluate})
 
 
 def begin(stage: str, folder: Path, inputs: Mapping[str, str], fresh: bool = False) -> None:
     """Make a stage folder ready for work, and say whether earlier work is built upon or thrown away."""
     before = read_json(folder / INPUTS)
     same = prepare(folder, inputs, fresh)
+    tell(folder, settled=True)  # what was thrown away must be gone everywhere before new parts take its place
     if isinstance(before, dict) and not fresh:
         changed = ", ".join(sorted(key for key in inputs if before.get(key) != inputs[key]))
         say(f"{stage}: going on where it was" if same else f"{stage}: made again, because of other {changed}")
@@ -226,6 +235,6 @@ def cpu_name() -> str:
     return next(named, platform.machine())
 
 
-def memory_counts() -> dict[str, int]:
-    """Peak memory of this process as a manifest count."""
-    return {"peak_rss_bytes": peak_rss_bytes()}
+def memory_counts(by: Facts | None = None) -> dict[str, int]:
+    """Peak memory as a manifest count: of this process, or of the largest one that did the work."""
+    return {"peak_rss_bytes": max(peak_rss_bytes(), by.peak_rss_bytes if by else 0)}

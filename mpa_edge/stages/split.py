@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mpa_edge.errors import MpaError
-from mpa_edge.images import ImageEntry
+from mpa_edge.images import Entries, ImageEntry
 from mpa_edge.questions.published import read_benchmark
 from mpa_edge.recipe import Recipe
 from mpa_edge.tasks import get_benchmark
 
 
-def of_split(recipe: Recipe, folder: Path, entries: Sequence[ImageEntry]) -> list[ImageEntry]:
+def of_split(recipe: Recipe, folder: Path, entries: Sequence[ImageEntry]) -> Entries:
     """The entries of `images.split`, of which only the pictures are taken, never the questions and answers.
 
     MpaError where the split's files are not in the folder, or nothing is left.
@@ -21,8 +21,9 @@ def of_split(recipe: Recipe, folder: Path, entries: Sequence[ImageEntry]) -> lis
     name, split = recipe.task, recipe.images.split
     wanted = pictures_of(name, str(folder), split)
     asked = pictures_of(recipe.evaluate.benchmark, recipe.evaluate.data, recipe.evaluate.split)
-    kept = [entry for entry in entries if os.path.abspath(entry.path) in wanted - asked]
-    if not kept:
+    taken, root = wanted - asked, os.path.abspath(folder)
+    kept = Entries(folder, (entry for entry in entries if os.path.normpath(f"{root}/{entry.name}") in taken))
+    if not len(kept):
         raise MpaError(
             f"{folder} holds no picture of {name} {split} that evaluation leaves: choose another images.split"
         )

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ from mpa_edge.stages.curriculum import LOSSES_BEFORE, easy_first, losses_before,
 from mpa_edge.stages.deployed import processor_of
 from mpa_edge.stages.disk import disk_guard
 from mpa_edge.stages.distill import SoftLabel, distilling, require_same_words, soft_labels
+from mpa_edge.stages.launch import launch
 from mpa_edge.stages.lessons import AnswerCollator, as_rows
 from mpa_edge.stages.precision import computes_in_bf16, load_student
 from mpa_edge.stages.run import Run, stable_seed
 from mpa_edge.stages.selection import Selection
+from mpa_edge.stages.together import agreed, blank, in_step, is_first, meet, place, wait_for
 from mpa_edge.types import ParityRecord
 from mpa_edge.vlm import checkpoint, resolve
 from mpa_edge.vlm.transformers import is_out_of_memory
@@ -45,6 +47,10 @@ class Outcome:
     """One entry a logged step: step, loss, learning_rate; and eval_loss where the held-out slice was looked at."""
     steps: int
     best_step: int
+    used: Mapping[str, str] = field(default_factory=dict)
+    """What did it, where that was not this process."""
+    peak_rss_bytes: int = 0
+    """Of the process that did it; 0 where it was this one."""
 
 
 class Watcher(TrainerCallback):
@@ -59,7 +65,10 @@ class Watcher(TrainerCallback):
         self.shown = state.global_step
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """A checkpoint was written whole: only then may a later run start from it."""
+        """A checkpoint was written whole, by all processes: only then may a later run start from it."""
+        meet()
+        if not is_first():
+            return
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
         self.clock.tick()
 
@@ -70,10 +79,10 @@ def train(run: Run, selection: Selection, checkpoints: Path, out: Path, clock: S
     Where memory runs out a step is made of smaller batches: it sees the same samples, and what was learned stays.
     """
     checkpoint.set_threads(run.recipe.threads)
-    at_once = run.recipe.level.batch_size
+    at_once = most = run.recipe.level.batch_size // (run.processes.count if run.processes else 1)
     while True:
         try:
-            return _train(run, selection, make_folder(checkpoints.resolve()), out, clock, at_once)
+            return attempt(run, selection, make_folder(checkpoints.resolve()), out, clock, at_once)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -82,7 +91,7 @@ def train(run: Run, selection: Selection, checkpoints: Path, out: Path, clock: S
                     "out of memory with one sample at a time: use a smaller student or a lower level.rank"
                 ) from error
         gc.collect()
-        at_once = largest_divisor(run.recipe.level.batch_size, at_once // 2)
+        at_once = largest_divisor(most, at_once // 2)
         say(f"out of memory: level goes on with {at_once} samples at a time, {run.recipe.level.batch_size} in a step")
 
 
@@ -95,12 +104,21 @@ def largest_divisor(n: int, limit: int) -> int:
     return max(d for d in range(1, limit + 1) if n % d == 0)
 
 
-def _train(run: Run, selection: Selection, checkpoints: Path, out: Path, clock: StageClock, at_once: int) -> Outcome:
-    """One attempt, with so many samples in memory at once."""
-    recipe, config = run.recipe, run.recipe.level
+def attempt(run: Run, selection: Selection, checkpoints: Path, out: Path, clock: StageClock, at_once: int) -> Outcome:
+    """One attempt, with so many samples in the memory of a process at once; here, or in processes of its own."""
     resume_from = last_checkpoint(checkpoints)
-    if resume_from and is_over(read_json(resume_from / STATE), config, len(selection.train)):
+    if resume_from and is_over(read_json(resume_from / STATE), run.recipe.level, len(selection.train)):
         return _take_best(resume_from, out)
+    if run.processes:
+        return Outcome(**launch(run, run.processes, checkpoints, out, at_once))
+    return learn(run, selection, checkpoints, out, clock, at_once)
+
+
+def learn(run: Run, selection: Selection, checkpoints: Path, out: Path, clock: StageClock, at_once: int) -> Outcome:
+    """Train in this process, alone or as one of several."""
+    recipe, config = run.recipe, run.recipe.level
+    taken_up = agreed((last := last_checkpoint(checkpoints)) and last.name) if is_first() else agreed(None)
+    resume_from = checkpoints / taken_up if taken_up else None
     device = checkpoint.pick_device(recipe.device)
     path = resolve(recipe.student)
     processor = checkpoint.load_processor(processor_of(run))
@@ -114,7 +132,8 @@ def _train(run: Run, selection: Selection, checkpoints: Path, out: Path, clock: 
         with progress("level", trainer.args.max_steps, start) as advance:
             trainer.add_callback(Watcher(clock, advance, start))
             trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-        _save(trainer, out)
+        if is_first():
+            _save(trainer, out)
     state = trainer.state
     return Outcome(
         _curve(state.log_history), state.global_step, _step_of(state.best_model_checkpoint) or state.global_step
@@ -147,6 +166,8 @@ def _easy_first(
 ) -> Selection:
     """The same samples in the order of what the untrained student finds easy; a fresh adapter changes nothing yet."""
     rows = selection.train
+    if not is_first():
+        wait_for([path])
 
     def measure() -> dict[str, float]:
         losses = row_losses(model, as_rows(rows, collate.processor, run), _collator(run, collate.processor), at_once)
@@ -194,9 +215,10 @@ def take_up(trainer: Any, resume_from: Path) -> int:
     """
     stored = read_json(resume_from / STATE)
     best = _step_of(stored.get("best_model_checkpoint"))
-    if best:
-        place = str(resume_from.with_name(f"checkpoint-{best}"))
-        write_json(resume_from / STATE, stored | {"best_model_checkpoint": place})
+    if best and is_first():
+        now_at = str(resume_from.with_name(f"checkpoint-{best}"))
+        write_json(resume_from / STATE, stored | {"best_model_checkpoint": now_at})
+    meet()
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, EarlyStoppingCallback):
             callback.early_stopping_patience_counter = _patience_used(stored)
@@ -268,10 +290,12 @@ def _trainer(
 
     disable_progress_bar()
     config, has_holdout, processor = run.recipe.level, bool(selection.holdout), collate.processor
-    trainer = (distilling(config.distill) if config.distill else SFTTrainer)(
+    kind = distilling(config.distill) if config.distill else SFTTrainer
+    rows, several = as_rows(selection.train, processor, run), place()[1] > 1
+    trainer = (in_step(kind) if several else kind)(
         model=model,
         args=_arguments(config, checkpoints, device, run.recipe.seed, len(selection.train), has_holdout, at_once),
-        train_dataset=Dataset.from_list(as_rows(selection.train, processor, run)),
+        train_dataset=Dataset.from_list([*rows, blank(rows[0])] if several else rows),
         eval_dataset=Dataset.from_list(as_rows(selection.holdout, processor, run)) if has_holdout else None,
         processing_class=processor,
         data_collator=collate,
@@ -300,7 +324,7 @@ def _arguments(
     return SFTConfig(
         output_dir=str(checkpoints), seed=seed, data_seed=seed, use_cpu=device == "cpu", report_to="none",
         max_steps=_planned_steps(config, n_train), per_device_train_batch_size=at_once,
-        gradient_accumulation_steps=config.batch_size // at_once, per_device_eval_batch_size=at_once,
+        gradient_accumulation_steps=config.batch_size // (at_once * place()[1]), per_device_eval_batch_size=at_once,
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine", warmup_steps=config.warmup_steps, weight_decay=config.weight_decay,
         eval_strategy=every, eval_steps=config.eval_steps, save_strategy="steps",
@@ -311,7 +335,7 @@ def _arguments(
         activation_checkpointing=config.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
         bf16=computes_in_bf16(config, device), use_liger_kernel=config.liger,
-        disable_tqdm=True, prediction_loss_only=True,
+        disable_tqdm=True, prediction_loss_only=True, ddp_find_unused_parameters=True,
         dataset_kwargs={"skip_prepare_dataset": True},
         train_sampling_strategy="sequential" if config.curriculum else "random",
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -34,6 +35,7 @@ def place(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F8
     from mpa_edge.stages.run import Run, remember
 
     monkeypatch.chdir(workplace)
+    monkeypatch.setenv("PATH", f"{workplace / 'bin'}{os.pathsep}{os.environ['PATH']}")
     render(workplace / "charts", 3, 7, "target")
     official.chartqa(workplace / "data" / "chartqa", "train")
     official.textvqa(workplace / "data" / "textvqa", split="train", rows=[official.textvqa_row(1, "1", "what is it?")])

@@ -1,0 +1,139 @@
+"""Connecting to a Ray cluster, never to a stranger's by accident, and how many actors fit into it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+import psutil
+
+from mpa_edge.engines import Engine
+from mpa_edge.errors import MpaError, missing_package
+from mpa_edge.recipe import EngineConfig
+
+MB = 1_000_000
+STORE_MB = (100, 2000)  # Ray refuses less than 75
+STORE_SHARE = 0.1
+AHEAD_BYTES = (MB, 384 * MB)
+CLIENT = "ray://"
+# read when Ray is imported: nothing is sent anywhere, and what its daemons say stays in its own log files
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+}
+Resources = dict[str, float]
+
+
+def require_ray(address: str | None = None) -> None:
+    """Raise MpaError where Ray, or what it needs for such an address, is not installed."""
+    for module in ("ray", "pandas", *(("grpc",) if (address or "").startswith(CLIENT) else ())):
+        if find_spec(module) is None:
+            raise missing_package(module, "ray")
+
+
+@contextmanager
+def connected(engine: Engine) -> Iterator[Any]:
+    """Ray, connected to the cluster of an address, or to one of this machine's own that ends with the block.
+
+    What RAY_ADDRESS says, or what else runs on this machine, is not used unless the address is `auto`.
+    """
+    require_ray(engine.address)
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        raise MpaError("this process is connected to a Ray cluster already: call ray.shutdown() first")
+    try:
+        with _signals_kept():
+            _init(ray, engine)
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _init(ray: Any, engine: Engine) -> None:
+    own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": store_bytes()}
+    own["num_cpus"] = max(2, len(os.sched_getaffinity(0)))
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        ray.init(address=engine.address or "local", **({} if engine.address else own), **quiet)
+    except Exception as error:  # each kind of address fails in its own way
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if engine.address:
+            raise MpaError(f"no Ray cluster at {engine.address} ({said}): check it with ray status") from error
+        raise MpaError(f"Ray does not start on this machine ({said}): use --engine local") from error
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray puts handlers of its own on some signals; ours come back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def store_bytes() -> int:
+    """Object store of our own cluster: a share of the memory, within what shared memory there is."""
+    shared = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else STORE_MB[1] * MB  # noqa: S108
+    wanted = min(STORE_SHARE * psutil.virtual_memory().total, 0.8 * shared, STORE_MB[1] * MB)
+    return int(max(wanted, STORE_MB[0] * MB))
+
+
+def pool(nodes: Sequence[Resources], config: EngineConfig, device: str) -> tuple[int, float, float]:
+    """(actors, GPUs of each, CPUs of each) for machines with these resources. MpaError where not one actor fits.
+
+    >>> pool([{"CPU": 32.0, "GPU": 8.0}, {"CPU": 32.0, "GPU": 8.0}], EngineConfig(), "auto")
+    (16, 1.0, 1.0)
+    >>> pool([{"CPU": 8.0}, {"CPU": 4.0}], EngineConfig(), "auto")
+    (3, 0.0, 4.0)
+    """
+    some_gpu = device != "cpu" and any(node.get("GPU", 0) >= 1 for node in nodes)
+    gpus = config.gpus_per_actor if config.gpus_per_actor is not None else float(some_gpu)
+    useful = [node for node in nodes if node.get("CPU", 0) > 0 and (not gpus or node.get("GPU", 0) > 0)]
+    whole = min((node["CPU"] for node in useful), default=1.0)
+    cpus = config.cpus_per_actor or (1.0 if gpus or config.actors else whole)
+    room = sum(_fit(node, gpus, cpus) for node in useful)
+    if not room:
+        raise MpaError(
+            f"no machine of the Ray cluster has {gpus:g} GPUs and {cpus:g} CPUs for an actor: use other "
+            f"engine.gpus_per_actor and engine.cpus_per_actor"
+        )
+    return min(config.actors or room, room), gpus, cpus
+
+
+def _fit(node: Resources, gpus: float, cpus: float) -> int:
+    by_cpu = node["CPU"] / cpus
+    return int(min(by_cpu, node["GPU"] / gpus) if gpus else by_cpu)
+
+
+def ahead_bytes(store: float, actors: int, readers: int) -> int:
+    """Pixels of one shard that may wait in the object store: all that wait together must leave most of it free.
+
+    >>> ahead_bytes(2e9, 1, 1), ahead_bytes(100e6, 2, 2)
+    (125000000, 3125000)
+    """
+    low, high = AHEAD_BYTES
+    return int(min(max(store / (8 * (actors + readers)), low), high))
+
+
+def block_size(todo: int, actors: int) -> int:
+    """Shards in one task of an actor: several where there are so many that none is left waiting at the end.
+
+    >>> block_size(1000, 16), block_size(10_000, 2), block_size(100, 2)
+    (1, 16, 1)
+    """
+    return min(max(todo // (64 * actors), 1), 16)
