@@ -31,7 +31,7 @@ venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt .ci/prepare
 	@python=$$(.ci/prepare) && { $(BIN)/python -c 'import pip' 2>/dev/null || "$$python" -m venv --clear .venv; }
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[align,export,onnx,gguf,openai,dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[align,export,onnx,gguf,openai,ray,s3,dev]'
 	@touch $@
 
 help:
