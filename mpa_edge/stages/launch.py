@@ -171,6 +171,7 @@ def arguments(asked: Processes, order: str) -> list[str]:
 def accelerate_launch(words: list[str], quiet: bool) -> None:
     """`accelerate launch`, in a process of its own; MpaError where a training process died or the words are refused."""
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     os.environ[LAUNCHER] = str(os.getpid())
@@ -183,6 +184,11 @@ def accelerate_launch(words: list[str], quiet: bool) -> None:
         launch_command(launch_command_parser().parse_args(words))
     except ChildFailedError as error:
         raise _died(*first_dead({rank: failure.exitcode for rank, failure in error.failures.items()})) from None
+    except SignalException as error:  # to the whole group, as batch systems send it
+        raise MpaError(
+            f"training was ended by signal {int(error.sigval)}: run the same command again, it goes on from the last "
+            f"checkpoint"
+        ) from None
     except CalledProcessError as error:
         raise _died(0, error.returncode) from None
     except (ValueError, AssertionError, ConnectionError) as error:

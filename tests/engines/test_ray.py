@@ -175,7 +175,7 @@ def test_machines_that_do_not_see_the_run_folder(lab, cluster, monkeypatch) -> N
 
     monkeypatch.setattr(ray_engine.Rounds, "_sent", out_of_sight)
     run_annotate(run)
-    run_identify(run)
+    run_identify(lab.run("ray", Engine("ray", cluster.address)))
     assert files_of(run) == files_of(at_home)
 
 
