@@ -19,9 +19,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,14 +166,15 @@ def seeds_of(document: dict[str, Any], arm: Arm) -> dict[str, Any]:
     return dict(known["seeds"]) if known is not None and known["set"] == list(arm.changes) else {}
 
 
-def add(out: Path, arm: Arm, seed: str, row: dict[str, Any], command: str) -> None:
+def add(out: Path, arm: Arm, seed: str, row: dict[str, Any], options: str) -> None:
     """One more result in the document, which the commands of other seeds may be writing as well."""
     with FileLock(out.with_name(f".{out.name}.lock")):
         known = document(out)
         seeds = seeds_of(known, arm) | {seed: row}
         known["arms"][arm.name] = {"set": list(arm.changes), "seeds": seeds}
-        whole = re.sub(r"--seeds \S+", f"--seeds {','.join(sorted(seeds))}", command)
-        write(out, known | {"command": whole, "machine": machine(), "steps": STEPS, "reference": REFERENCE})
+        every = sorted({seed for one in known["arms"].values() for seed in one["seeds"]})
+        command = f"python benchmarks/ablation.py {options} --seeds {','.join(every)} --out {out}"
+        write(out, known | {"command": command, "machine": machine(), "steps": STEPS, "reference": REFERENCE})
 
 
 @click.command()
@@ -198,7 +197,7 @@ def main(sources: Path, seeds: str, arms: str, threads: int, plain: int, work: P
             folder = work / f"seed-{seed}" / arm.name.replace(" ", "-").replace(",", "")
             folder.parent.mkdir(parents=True, exist_ok=True)
             row = measure(arm, sources / f"seed-{seed}", folder, threads, plain)
-            add(out, arm, seed, row, "python benchmarks/ablation.py " + " ".join(sys.argv[1:]))
+            add(out, arm, seed, row, f"{sources} --threads {threads} --plain {plain}")
             shutil.rmtree(folder)
             click.echo(f"seed {seed}, {arm.name}: {row}", err=True)
 

@@ -146,8 +146,8 @@ def document(result: dict[str, Any], ablation: dict[str, Any], export: dict[str,
             "## What to train on\n",
             (
                 f"`{ablation['command']}`: each option alone, {ablation['steps']} training steps in bf16 and the same "
-                f"questions on every line. A difference that changes its sign from seed to "
-                f"seed is none.\n"
+                f"questions on every line; the column Seeds says how often. A difference that changes its sign "
+                f"from seed to seed is none.\n"
             ),
             ablation_table(ablation),
         ]
