@@ -12,7 +12,7 @@ what `identify.student: as-deployed` is worth.
 
 What is measured lands in --out after each arm and seed. The same command goes on where it was, also inside an arm; an
 arm whose keys have changed is measured again, and `--fresh` begins anew. Seeds may run side by side, each a command of
-its own with the same --out. An arm that only trains takes about 90 s of one core.
+its own with the same --out. An arm that only trains takes about two minutes of one core.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def cost_table(runs: Sequence[dict[str, Any]]) -> str:
 def ablation_table(result: dict[str, Any]) -> str:
     """One row an arm: means of the seeds, and on each seed the difference to the recipe as it stands."""
     heading = ["Arm", "Changed", "Seeds", "Samples", "After", "Gain (points)", "Over the first line (points)",
-               "Exported, over the first line", "Plain style (points)", "Training s"]  # fmt: skip
+               "Exported, over the first line", "Plain style (points)"]  # fmt: skip
     reference = result["arms"].get(result["reference"], {"seeds": {}})
     return table(heading, [ablation_row(arm, row, reference) for arm, row in result["arms"].items() if row["seeds"]])
 
@@ -81,12 +81,11 @@ def ablation_table(result: dict[str, Any]) -> str:
 def ablation_row(arm: str, row: dict[str, Any], reference: dict[str, Any]) -> list[str]:
     """One arm; the difference is the mean of the seeds with the least and the largest one."""
     seeds = list(row["seeds"].values())
-    averages = {key: mean([one[key] for one in seeds]) for key in ("samples", "aligned", "gain", "plain", "seconds")}
+    averages = {key: mean([one[key] for one in seeds]) for key in ("samples", "aligned", "gain", "plain")}
     over = [spread(points_over(row, reference, key)) for key in ("aligned", "exported_aligned")]
     return [
         arm, " ".join(f"`{change}`" for change in row["set"]), str(len(seeds)), f"{averages['samples']:.0f}",
         percent(averages["aligned"]), points(averages["gain"]), *over, points(averages["plain"]),
-        f"{averages['seconds']:.0f}",
     ]  # fmt: skip
 
 
