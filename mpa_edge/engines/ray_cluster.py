@@ -68,7 +68,10 @@ def _init(ray: Any, engine: Engine) -> None:
     except Exception as error:  # each kind of address fails in its own way
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if engine.address:
-            raise MpaError(f"no Ray cluster at {engine.address} ({said}): check it with ray status") from error
+            raise MpaError(
+                f"no Ray cluster at {engine.address} ({said}): check it with ray status; one with tokens is joined with "
+                f"RAY_AUTH_MODE=token"
+            ) from error
         raise MpaError(f"Ray does not start on this machine ({said}): use --engine local") from error
 
 
