@@ -42,6 +42,7 @@ from scale_pictures import draw, link, remember
 MEGA = 1_000_000
 KILL_AT = 0.6
 LOOK_EVERY_S = 0.1
+SETTLED_S = 2.5  # files younger than the tick of a file system are read again by the next scan; a user's are older
 KILLED = "killed.json"
 PLACES = ("--folder", "--details")
 
@@ -306,6 +307,7 @@ def flat(n: int) -> dict[str, Any]:
     """One size, in a process of its own."""
     with place(None) as temporary:
         draw(temporary / "pictures", n)
+        time.sleep(SETTLED_S)
         words = [sys.executable, __file__, "--inner", str(temporary / "pictures"), str(temporary / "run")]
         done = subprocess.run(words, stdout=subprocess.PIPE, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
