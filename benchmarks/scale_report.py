@@ -70,7 +70,7 @@ def walls(run: dict[str, Any]) -> float:
 
 
 def _machine(run: dict[str, Any]) -> str:
-    return f"{run['machine']['cores']} cores, {run['machine']['cpu']}, shared with other work"
+    return f"{run['machine']['cores']} cores, {run['machine']['cpu']}"
 
 
 def flat_table(flat: dict[str, Any]) -> str:

@@ -37,6 +37,7 @@ FOLDER = ".processes"
 ORDER = "order.json"
 OUTCOME = "outcome.json"
 FAILED = "failed-{}.json"
+CONFIG = "accelerate.json"
 LAUNCHER = "MPA_EDGE_LAUNCHER"
 LOOK_EVERY_S = 1.0
 
@@ -148,6 +149,7 @@ def _pass_on(stage: Path, ended: Event) -> None:
 def _start(asked: Processes, folder: Path, order: Order) -> None:
     """Run the launcher until all processes have ended. MpaError or MemoryError where one failed."""
     write_json(folder / ORDER, order)
+    write_json(folder / CONFIG, plain_config(asked.count))
     try:
         run_apart(accelerate_launch, arguments(asked, str(folder / ORDER)), order.quiet)
     except (MpaError, RuntimeError) as error:
@@ -162,10 +164,19 @@ def arguments(asked: Processes, order: str) -> list[str]:
     """
     words = ["--num_processes", str(asked.count), "--num_machines", str(asked.machines)]
     words += ["--multi_gpu"] if asked.count > 1 else []
-    words += ["--config_file", asked.config] if asked.config else ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    words += ["--config_file", asked.config or str(Path(order).with_name(CONFIG))]
     if asked.machines == 1:
         words += ["--main_process_port", "0"]  # any free one: the usual port may be another training's
     return [*words, "--module", "mpa_edge.stages.rank", order]
+
+
+def plain_config(count: int) -> dict[str, Any]:
+    """What accelerate is told without a user's file; it would take that of `accelerate config`, made for other work."""
+    kind = "MULTI_GPU" if count > 1 else "NO"
+    return {
+        "compute_environment": "LOCAL_MACHINE", "distributed_type": kind, "mixed_precision": "no", "use_cpu": False,
+        "debug": False, "num_processes": count,
+    }  # fmt: skip
 
 
 def accelerate_launch(words: list[str], quiet: bool) -> None:

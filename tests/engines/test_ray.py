@@ -179,6 +179,30 @@ def test_machines_that_do_not_see_the_run_folder(lab, cluster, monkeypatch) -> N
     assert files_of(run) == files_of(at_home)
 
 
+@pytest.mark.parametrize("far", [False, True])
+def test_a_shard_that_two_write_at_once_is_there_once(lab, cluster, monkeypatch, far) -> None:
+    """As when a machine that was thought lost still writes: each shard goes to both actors at the same time."""
+    at_home = reference(lab)
+    run = lab.run("ray", Engine("ray", cluster.address), engine__shard_tries=5)
+    groups, sent = ray_engine.Rounds._groups, ray_engine.Rounds._sent
+    hidden = (Path("/nowhere") / "inputs.json", b"")
+
+    def doubled(rounds, *args):
+        return ([block for block in group for _ in range(2)] for group in groups(rounds, *args))
+
+    monkeypatch.setattr(ray_engine.Rounds, "_groups", doubled)
+    if far:
+        monkeypatch.setattr(
+            ray_engine.Rounds, "_sent", lambda rounds: replace(sent(rounds), sign=hidden, far=True)
+        )
+    diary = lab.obey("twice", pause_s=0.5)
+    run_annotate(run)
+    assert max(asked(diary).values()) > 2, "no shard was done twice"
+    run_identify(lab.run("ray"))
+    assert files_of(run) == files_of(at_home)
+    assert len(ids(run)) == len(set(ids(run))) == 64
+
+
 def test_a_machine_without_the_pictures_is_not_asked_about_them(lab, cluster, monkeypatch) -> None:
     monkeypatch.setattr(annotate, "witness", lambda run: (Path("/nowhere/0.png"),))
     with pytest.raises(MpaError, match="does not see /nowhere/0.png: put it where all machines"):
