@@ -1,4 +1,4 @@
-"""Recipes in documents are valid, and the tables of docs/recipes.md and docs/nursery.md are those of the code."""
+"""What YAML documents show is valid, and the tables of docs/recipes.md and docs/nursery.md are those of the code."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from mpa_edge.assets import parse_yaml
 from mpa_edge.recipe import Recipe
 from mpa_edge.recipe_errors import keys, problems
+from mpa_edge.stages.processes import processes
 from mpa_edge.types import Sample
 from tests.docs import nursery_table, recipe_table
 from tests.docs.markdown import DOCUMENTS, ROOT, blocks, name_of
@@ -20,8 +21,16 @@ DOCTESTS = [name for name, text in TEXTS.items() if ">>> " in text]
 
 
 @pytest.mark.parametrize(("name", "text"), YAML, ids=[name for name, _ in YAML])
-def test_recipes_are_valid(name: str, text: str) -> None:
-    assert problems(parse_yaml(text, name), Recipe) == []
+def test_what_is_shown_is_valid(name: str, text: str, tmp_path) -> None:
+    """Recipes, and a configuration of accelerate, which says so in its first key."""
+    shown = parse_yaml(text, name)
+    if "compute_environment" in shown:
+        (tmp_path / "config.yaml").write_text(text)
+        asked = processes(None, str(tmp_path / "config.yaml"))
+        assert asked is not None
+        assert (asked.count, asked.machines) == (shown["num_processes"], shown["num_machines"])
+        return
+    assert problems(shown, Recipe) == []
 
 
 def test_there_are_recipes_to_check() -> None:

@@ -192,9 +192,7 @@ def test_a_shard_that_two_write_at_once_is_there_once(lab, cluster, monkeypatch,
 
     monkeypatch.setattr(ray_engine.Rounds, "_groups", doubled)
     if far:
-        monkeypatch.setattr(
-            ray_engine.Rounds, "_sent", lambda rounds: replace(sent(rounds), sign=hidden, far=True)
-        )
+        monkeypatch.setattr(ray_engine.Rounds, "_sent", lambda rounds: replace(sent(rounds), sign=hidden, far=True))
     diary = lab.obey("twice", pause_s=0.5)
     run_annotate(run)
     assert max(asked(diary).values()) > 2, "no shard was done twice"
