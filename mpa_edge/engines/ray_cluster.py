@@ -69,8 +69,8 @@ def _init(ray: Any, engine: Engine) -> None:
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if engine.address:
             raise MpaError(
-                f"no Ray cluster at {engine.address} ({said}): check it with ray status; one with tokens is joined with "
-                f"RAY_AUTH_MODE=token"
+                f"no Ray cluster at {engine.address} ({said}): check it with ray status; one with tokens is joined "
+                f"with RAY_AUTH_MODE=token"
             ) from error
         raise MpaError(f"Ray does not start on this machine ({said}): use --engine local") from error
 
