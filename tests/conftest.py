@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+import secrets
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Ray reads this once in a process, and every cluster that it meets must ask for the same token
+if "RAY_AUTH_MODE" not in os.environ:
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(16))
+# whoever is started in the background by a shell ignores Ctrl-C, and so would the programs that the tests start
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 from PIL import Image

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -62,12 +61,8 @@ def asked(diary: Path, model: str = "teacher") -> Counter[int]:
 
 @pytest.fixture(scope="session")
 def root_importable() -> None:
-    """Processes of a cluster import the models of these tests, and all clusters ask for the same token.
-
-    Ray gives a cluster of its own tokens, and the process that began one asks every later cluster for them.
-    """
+    """Processes of a cluster import the models of these tests."""
     root = str(Path(__file__).parents[2])
-    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(16))
     os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
