@@ -28,6 +28,8 @@ COUNT = (
     "n=$(cat out.jsonl 2>/dev/null | wc -l); "
     'while [ $n -lt {n} ]; do n=$((n + 1)); echo "$n" >>out.jsonl; sleep {s}; done'
 )
+
+pytestmark = pytest.mark.slow  # processes that are waited for, stopped and killed
 COMMAND = COUNT.format(n=15, s=0.04)
 EXPECTED = [str(n + 1) for n in range(15)]
 

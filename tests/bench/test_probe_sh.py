@@ -17,6 +17,8 @@ import pytest
 from mpa_edge.bench.probe import read_probe, read_watch
 from tests.bench import trees
 
+pytestmark = pytest.mark.slow  # processes that are waited for, stopped and killed
+
 PROBE = Path(__file__).parents[2] / "export" / "runners" / "probe.sh"
 SHELLS = [["dash"], ["busybox", "sh"]]
 Command = list[str]

@@ -22,6 +22,8 @@ from mpa_edge.bench.upload import PACK_BYTES, remove, send
 from mpa_edge.errors import MpaError
 from tests.bench.peers import AdbPeer, SshPeer, adbd, sshd
 
+pytestmark = pytest.mark.slow  # processes that are waited for, stopped and killed
+
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()

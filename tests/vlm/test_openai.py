@@ -15,7 +15,7 @@ from tests.vlm import fault_server as faults
 from tests.vlm.fault_server import says, serving, status
 from tests.vlm.openai_asked import SOON, one_reply, request, vlm_of
 
-pytestmark = pytest.mark.usefixtures("impatient_client")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("impatient_client")]  # time-outs are waited for
 
 
 def test_picture_first_as_bytes_then_text_and_the_limits() -> None:
