@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ STORE_MB = (100, 2000)  # Ray refuses less than 75
 STORE_SHARE = 0.1
 AHEAD_BYTES = (MB, 384 * MB)
 CLIENT = "ray://"
+AUTO = "auto"
+CONNECT_S = 5.0
 # read when Ray is imported: nothing is sent anywhere, and what its daemons say stays in its own log files
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -45,6 +48,8 @@ def connected(engine: Engine) -> Iterator[Any]:
     What RAY_ADDRESS says, or what else runs on this machine, is not used unless the address is `auto`.
     """
     require_ray(engine.address)
+    if engine.address:
+        _require_there(engine.address)
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray
@@ -59,6 +64,28 @@ def connected(engine: Engine) -> Iterator[Any]:
         ray.shutdown()
 
 
+def _require_there(address: str) -> None:
+    """Raise MpaError where nobody listens at HOST:PORT: Ray itself would try for five minutes."""
+    if address == AUTO:
+        address = os.environ.get("RAY_ADDRESS", AUTO)
+    if address == AUTO:
+        return
+    host, _, port = address.removeprefix(CLIENT).rpartition(":")
+    if not host or not port.isdigit():
+        raise MpaError(f"'{address}' is no address of a Ray cluster: write auto, HOST:PORT or ray://HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise _nobody(address, str(error)) from error
+
+
+def _nobody(address: str, said: str) -> MpaError:
+    return MpaError(
+        f"no Ray cluster at {address} ({said}): check it with ray status; one with tokens is joined with "
+        f"RAY_AUTH_MODE=token"
+    )
+
+
 def _init(ray: Any, engine: Engine) -> None:
     own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": store_bytes()}
     own["num_cpus"] = max(2, len(os.sched_getaffinity(0)))
@@ -68,10 +95,7 @@ def _init(ray: Any, engine: Engine) -> None:
     except Exception as error:  # each kind of address fails in its own way
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if engine.address:
-            raise MpaError(
-                f"no Ray cluster at {engine.address} ({said}): check it with ray status; one with tokens is joined "
-                f"with RAY_AUTH_MODE=token"
-            ) from error
+            raise _nobody(engine.address, said) from error
         raise MpaError(f"Ray does not start on this machine ({said}): use --engine local") from error
 
 

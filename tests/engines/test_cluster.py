@@ -6,11 +6,12 @@ import pytest
 from click.testing import CliRunner
 
 from mpa_edge.cli.main import main
-from mpa_edge.engines import ray_cluster
-from mpa_edge.engines.ray_cluster import ahead_bytes, block_size, pool, require_ray, store_bytes
+from mpa_edge.engines import Engine, ray_cluster
+from mpa_edge.engines.ray_cluster import ahead_bytes, block_size, connected, pool, require_ray, store_bytes
 from mpa_edge.engines.ray_engine import cause_of
 from mpa_edge.errors import MpaError
 from mpa_edge.recipe import EngineConfig
+from tests.engines.conftest import free_port
 
 CPUS = {"CPU": 8.0, "memory": 1.0}
 GPUS = {"CPU": 32.0, "GPU": 8.0}
@@ -67,6 +68,22 @@ def test_an_address_needs_the_engine(command) -> None:
     result = CliRunner().invoke(main, [command, "minicharts", "--ray-address", "auto"])
     assert result.exit_code == 2
     assert "--ray-address belongs to --engine ray: give both" in result.output
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "[::1]:{}", "auto", "127.0.0.1:99999"])
+def test_nobody_listens_there(monkeypatch, address) -> None:
+    address = address.format(free_port())
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
+    says = r"no Ray cluster at .* \(.+\): check it with ray status; one with tokens is"
+    with pytest.raises(MpaError, match=says), connected(Engine("ray", address)):
+        pass
+
+
+@pytest.mark.parametrize("address", ["head", "head:", ":6379", "http://head/", "local"])
+def test_no_address(address) -> None:
+    says = f"'{address}' is no address of a Ray cluster: write auto, HOST:PORT or ray://"
+    with pytest.raises(MpaError, match=says), connected(Engine("ray", address)):
+        pass
 
 
 def test_a_package_that_a_machine_lacks() -> None:
