@@ -6,9 +6,11 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -31,6 +33,11 @@ SETTINGS = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
 }
+LAST_WORDS = "import sys; sys.stdin.buffer.read() or sys.stderr.write(sys.argv[1])"
+GONE = (
+    "this program was ended from outside, by its Ray cluster that went away or by a kill: run the same command again, "
+    "what is done is kept"
+)
 Resources = dict[str, float]
 
 
@@ -59,7 +66,8 @@ def connected(engine: Engine) -> Iterator[Any]:
     try:
         with _signals_kept():
             _init(ray, engine)
-        yield ray
+        with _last_words(GONE):
+            yield ray
     finally:
         ray.shutdown()
 
@@ -111,6 +119,21 @@ def _signals_kept() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _last_words(text: str) -> Iterator[None]:
+    """Somebody says `text` on stderr where this process ends within the block: Ray ends it without a word.
+
+    That is what Ray does as soon as the machine's own daemon is gone. The one who says it waits for its pipe to close.
+    """
+    words = [sys.executable, "-ISc", LAST_WORDS, f"error: {text}\n"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True) as witness:
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                witness.communicate(b"alive")
 
 
 def store_bytes() -> int:

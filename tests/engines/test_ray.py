@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mpa_edge.engines import Engine, ray_engine
+from mpa_edge.engines import Engine, ray_cluster, ray_engine
 from mpa_edge.engines.tries import poisoned
 from mpa_edge.errors import MpaError
 from mpa_edge.rows import part_path, read_dropped, read_parts
@@ -118,7 +118,8 @@ run_annotate(lab.run("ray", Engine("ray"), engine__actors=2))
 
 def test_the_driver_is_killed_and_either_engine_goes_on(lab, root_importable) -> None:
     at_home = reference(lab)
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(lab.folder)], stderr=subprocess.DEVNULL)
+    with (lab.folder / "said").open("w") as said:
+        driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(lab.folder)], stderr=said)
     run, diary = lab.run("ray"), lab.folder / "diary"
     parts = run.stage_folder("annotate")
     while len(list(parts.glob("part-*.parquet"))) < 3:
@@ -127,6 +128,7 @@ def test_the_driver_is_killed_and_either_engine_goes_on(lab, root_importable) ->
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     _all_gone(diary)
+    assert (lab.folder / "said").read_text().endswith(f"error: {ray_cluster.GONE}\n")
     done = {int(path.stem.partition("-")[2]) for path in parts.glob("part-*.parquet")}
     assert 3 <= len(done) < 8
     left = 8 - len(done)
