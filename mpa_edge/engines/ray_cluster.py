@@ -27,11 +27,13 @@ AHEAD_BYTES = (MB, 384 * MB)
 CLIENT = "ray://"
 AUTO = "auto"
 CONNECT_S = 5.0
-# read when Ray is imported: nothing is sent anywhere, and what its daemons say stays in its own log files
+# read when Ray is imported: nothing is sent anywhere, what its daemons say stays in its own log files, and a cluster
+# may take its time to start the process that serves a client
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+    "RAY_CLIENT_INITIAL_CONNECTION_TIMEOUT_S": "15",
 }
 LAST_WORDS = "import sys; sys.stdin.buffer.read() or sys.stderr.write(sys.argv[1])"
 GONE = (

@@ -197,7 +197,8 @@ def test_a_shard_that_two_write_at_once_is_there_once(lab, cluster, monkeypatch,
         monkeypatch.setattr(ray_engine.Rounds, "_sent", lambda rounds: replace(sent(rounds), sign=hidden, far=True))
     diary = lab.obey("twice", pause_s=0.5)
     run_annotate(run)
-    assert max(asked(diary).values()) > 2, "no shard was done twice"
+    # near, the second one often finds the shard done and leaves it
+    assert not far or min(asked(diary).values()) > 2, "a shard was done once only"
     run_identify(lab.run("ray"))
     assert files_of(run) == files_of(at_home)
     assert len(ids(run)) == len(set(ids(run))) == 64
