@@ -9,8 +9,9 @@ import pytest
 
 from mpa_edge.cli.main import exit_code
 from mpa_edge.errors import MpaError
+from mpa_edge.runs import write_json
 from mpa_edge.stages import launch, processes
-from mpa_edge.stages.launch import Failure, _reason, arguments
+from mpa_edge.stages.launch import CONFIG, Failure, _reason, arguments, plain_config
 from mpa_edge.stages.plan import memory_bytes, plan, preflight
 from mpa_edge.stages.processes import Processes, require_possible
 from tests.stages.conftest import recipe_with
@@ -133,6 +134,19 @@ def test_the_words_for_accelerate_are_words_it_knows(tmp_path) -> None:
     path = written(tmp_path, TWO_MACHINES)
     of_two = parser.parse_args(arguments(processes.processes(None, path), "order.json"))
     assert (of_two.config_file, of_two.main_process_port) == (path, None)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_accelerate_reads_our_configuration_and_not_the_users(tmp_path, count) -> None:
+    """What `accelerate config` left in the user's cache was made for other work."""
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    write_json(tmp_path / CONFIG, plain_config(count))
+    asked = launch_command_parser().parse_args(arguments(Processes(count), str(tmp_path / "order.json")))
+    assert asked.config_file == str(tmp_path / CONFIG)
+    read = load_config_from_file(asked.config_file)
+    assert (read.num_processes, read.mixed_precision, read.use_cpu) == (count, "no", False)
 
 
 def test_the_reason_is_the_one_that_explains_the_others(tmp_path) -> None:
