@@ -76,10 +76,9 @@ def connected(engine: Engine) -> Iterator[Any]:
 
 def _require_there(address: str) -> None:
     """Raise MpaError where nobody listens at HOST:PORT: Ray itself would try for five minutes."""
+    address = os.environ.get("RAY_ADDRESS", AUTO) if address == AUTO else address
     if address == AUTO:
-        address = os.environ.get("RAY_ADDRESS", AUTO)
-    if address == AUTO:
-        return
+        return  # Ray looks for one on this machine, and says at once that there is none
     host, _, port = address.removeprefix(CLIENT).rpartition(":")
     if not host or not port.isdigit():
         raise MpaError(f"'{address}' is no address of a Ray cluster: write auto, HOST:PORT or ray://HOST:PORT")

@@ -102,6 +102,18 @@ def fake_load(orders: Orders, _reference: str, *, name: str, **_: Any) -> FakeVL
     return FakeVLM(name, orders)
 
 
+@dataclass(frozen=True)
+class Forgetful:
+    """Makes workers that never find a shard done: whoever gets one writes it, even if another has."""
+
+    make: Callable[..., Any]
+
+    def __call__(self, *args: Any) -> Any:
+        worker = self.make(*args)
+        worker.is_done = lambda _shard: False
+        return worker
+
+
 def no_model(_reference: str, **_: Any) -> FakeVLM:
     """What `load` does where a user named a model that is not there."""
     raise MpaError("no such model: name another one")
