@@ -117,7 +117,7 @@ def against_base(run: Run, source: Path, model: str, prefix: str = "") -> dict[s
     """Accuracy of a model on the run's held-out questions, and its gain over the student of the finished run."""
     from mpa_edge.evaluation import mean, predict
     from mpa_edge.metrics.paired import bootstrap_ci95
-    from mpa_edge.rows import read_rows
+    from mpa_edge.runs.parquet import read_rows
     from mpa_edge.stages.evaluate import questions
     from mpa_edge.types import Prediction
     from mpa_edge.vlm import load

@@ -24,7 +24,7 @@ from mpa_edge.planning.calibrate import this_machine
 from mpa_edge.planning.plan import DRAWN_PX, make_plan
 from mpa_edge.planning.records import device_file
 from mpa_edge.planning.roofline import Machine
-from mpa_edge.runs import FOLDERS, read_manifest
+from mpa_edge.runs.manifest import FOLDERS, read_manifest
 from mpa_edge.stages.pipeline import run_stages
 from mpa_edge.stages.run import Run, cpu_name
 from mpa_edge.types import Request

@@ -71,7 +71,8 @@ def drive(size: Size, folder: Path) -> dict[str, Any]:
 
     mpa_edge.vlm.load = scale_models.Scripted  # type: ignore[assignment]
     from mpa_edge.engines import Engine
-    from mpa_edge.runs import FOLDERS, peak_rss_bytes, read_manifest
+    from mpa_edge.runs.manifest import FOLDERS, read_manifest
+    from mpa_edge.runs.memory import peak_rss_bytes
     from mpa_edge.stages.pipeline import run_stages
     from mpa_edge.stages.run import open_run
 
@@ -282,8 +283,9 @@ def inner(pictures: Path, out: Path) -> dict[str, Any]:
             return [scale_models.Reply(self._say(request), "stop", 3) for request in requests]
 
     mpa_edge.vlm.load = Prompt  # type: ignore[assignment]
-    from mpa_edge.rows import part_path
-    from mpa_edge.runs import MANIFEST, peak_rss_bytes
+    from mpa_edge.runs.parquet import part_path
+    from mpa_edge.runs.manifest import MANIFEST
+    from mpa_edge.runs.memory import peak_rss_bytes
     from mpa_edge.stages import annotate, identify
     from mpa_edge.stages.run import Run, open_run
 

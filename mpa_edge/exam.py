@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpa_edge.apart import run_apart
+from mpa_edge.runs.isolation import run_apart
 from mpa_edge.errors import MpaError
 from mpa_edge.evaluation import predict, question_set
 from mpa_edge.progress import progress
 from mpa_edge.recipe import Recipe
-from mpa_edge.rows import part_path, read_parts, read_rows, write_rows
-from mpa_edge.runs import FOLDERS, make_folder, read_manifest, sha256_json
+from mpa_edge.runs.parquet import part_path, read_parts, read_rows, write_rows
+from mpa_edge.runs.files import make_folder, sha256_json
+from mpa_edge.runs.manifest import FOLDERS, read_manifest
 from mpa_edge.tasks import get_task
 from mpa_edge.types import Prediction, Sample
 from mpa_edge.vlm import fingerprint, load

@@ -25,7 +25,9 @@ from mpa_edge.metrics import get_metric
 from mpa_edge.metrics.paired import bootstrap_ci95
 from mpa_edge.progress import progress
 from mpa_edge.questions import QuestionSet
-from mpa_edge.runs import MB, disk_errors, make_folder, peak_rss_bytes, read_json, sha256_json, versions, write_json
+from mpa_edge.runs.files import MB, disk_errors, make_folder, read_json, sha256_json, write_json
+from mpa_edge.runs.manifest import versions
+from mpa_edge.runs.memory import peak_rss_bytes
 from mpa_edge.tasks import Task, answer_prompt
 from mpa_edge.types import VLM, Drop, Reply, Sample
 

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from mpa_edge.errors import MpaError
-from mpa_edge.lease import LOCK_NAME
-from mpa_edge.mirror import is_mirrored
-from mpa_edge.stores import Store, listing
+from mpa_edge.runs.remote.lease import LOCK_NAME
+from mpa_edge.runs.remote.mirror import is_mirrored
+from mpa_edge.runs.remote.stores import Store, listing
 from tests.store_server import BUCKET, StoreServer, environment, running
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]

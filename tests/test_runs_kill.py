@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge import rows, runs
+from mpa_edge.runs import parquet
+from mpa_edge import runs
 from mpa_edge.types import Sample
 
 SHARDS = 60
@@ -29,12 +30,12 @@ with runs.run_lock(Path(sys.argv[1])):
         sys.exit()
     runs.prepare(folder, inputs)
     clock = runs.StageClock(folder)
-    done = rows.shards_done(folder, Sample)
+    done = parquet.shards_done(folder, Sample)
     for shard in range(int(sys.argv[2])):
         if shard not in done:
             found = [Sample(id=f"{shard}-{i}", image="a.png", question="q" * 999, answers=("x",)) for i in range(20)]
             lost = [Dropped(id=str(shard), image="a.png", stage="annotate", reason="no answer", detail="")]
-            rows.write_part(folder, shard, found, lost, Sample)
+            parquet.write_part(folder, shard, found, lost, Sample)
             clock.tick()
     runs.finish(folder, "annotate", inputs=inputs, config={}, seed=0, counts={"rows": 1})
 """
@@ -60,11 +61,11 @@ def test_twenty_kills_lose_and_double_nothing(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         kills += process.wait() == -signal.SIGKILL
         for path in (run / "1-annotate").glob("part-*.parquet"):
-            assert len(rows.read_rows(path, Sample)) == 20
+            assert len(parquet.read_rows(path, Sample)) == 20
     assert kills >= 5
     assert start(run).wait() == 0
     folder = run / "1-annotate"
     assert runs.is_done(folder, {"recipe": "aa"})
-    assert [row.id for row in rows.read_parts(folder, Sample)] == [f"{s}-{i}" for s in range(SHARDS) for i in range(20)]
-    assert len(rows.read_dropped(folder)) == SHARDS
+    assert [row.id for row in parquet.read_parts(folder, Sample)] == [f"{s}-{i}" for s in range(SHARDS) for i in range(20)]
+    assert len(parquet.read_dropped(folder)) == SHARDS
     assert list(run.rglob("*.tmp")) == []

@@ -12,7 +12,7 @@ import pytest
 from mpa_edge.errors import MpaError
 from mpa_edge.metrics import get_metric
 from mpa_edge.questions.published import read_benchmark
-from mpa_edge.runs import read_json
+from mpa_edge.runs.files import read_json
 from mpa_edge.sheet import CHUNK, Quiz, results_path, run_quiz
 from mpa_edge.tasks import get_benchmark, get_task
 from mpa_edge.types import Reply, Request

@@ -21,7 +21,7 @@ from mpa_edge.bench.timing import drift, figures, in_rounds, level, loads, timed
 from mpa_edge.bench.validity import cautions, invalid_reasons, overall
 from mpa_edge.images import open_image
 from mpa_edge.metrics.gain import MARGIN, accuracy_result, judge, not_worse
-from mpa_edge.runs import atomic_write, make_folder, write_bytes, write_json
+from mpa_edge.runs.files import atomic_write, make_folder, write_bytes, write_json
 from mpa_edge.tasks import get_task
 from mpa_edge.types import Drop, Prediction, Record
 

@@ -29,7 +29,9 @@ from mpa_edge.bench.upload import remove, send
 from mpa_edge.errors import MpaError
 from mpa_edge.exam import Exam, answers_of_run, open_exam
 from mpa_edge.progress import progress, say
-from mpa_edge.runs import clear, make_folder, read_json, run_lock, write_json
+from mpa_edge.runs.files import make_folder, read_json, write_json
+from mpa_edge.runs.lock import run_lock
+from mpa_edge.runs.manifest import clear
 from mpa_edge.tasks import answer_prompt, get_task
 from mpa_edge.types import Prediction
 

@@ -135,7 +135,7 @@ class Journal:
         self.lines.append(line)
 
     def _append(self, rest: bytes) -> None:
-        from mpa_edge.runs import MB, disk_errors
+        from mpa_edge.runs.files import MB, disk_errors
 
         with disk_errors(self.path.parent, MB):
             while rest:

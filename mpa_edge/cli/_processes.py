@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mpa_edge.errors import MpaError
-from mpa_edge.stores import is_url
+from mpa_edge.runs.remote.stores import is_url
 
 COUNT_HELP = "Train in N processes, a GPU each, on all machines together; what is learned stays the same."
 CONFIG_HELP = "Configuration file of accelerate, for several machines and what else it can; goes to it as it is."

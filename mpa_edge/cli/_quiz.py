@@ -144,7 +144,7 @@ def _own_task(asked: Asked, model: str, recipe: Recipe) -> Task:
 
 def _run_of(model: str) -> Path | None:
     """The run that a model's folder lies in."""
-    from mpa_edge.runs import RUN_FILE
+    from mpa_edge.runs.manifest import RUN_FILE
 
     folders = Path(model).resolve().parents
     return next((folder for folder in folders[:3] if (folder / RUN_FILE).is_file()), None)
@@ -153,7 +153,7 @@ def _run_of(model: str) -> Path | None:
 def recipe_for(model: str, overrides: tuple[str, ...], limit: int | None) -> Recipe:
     """The recipe of the run that a model lies in, else the built-in one; --limit is the number of questions."""
     from mpa_edge.assets import load_recipe
-    from mpa_edge.runs import RECIPE_FILE
+    from mpa_edge.runs.manifest import RECIPE_FILE
 
     run = _run_of(model)
     recipe = load_recipe(str(run / RECIPE_FILE) if run else "minicharts", overrides)

@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from mpa_edge.errors import MpaError
-from mpa_edge.runs import RUN_FILE
-from mpa_edge.stores import is_url
+from mpa_edge.runs.manifest import RUN_FILE
+from mpa_edge.runs.remote.stores import is_url
 
 WORK_KEY = "mpa_edge.work"
 
@@ -40,7 +40,7 @@ def here(run: str | None, new: bool = False) -> Iterator[str | None]:
     if run is None or not is_url(run):
         yield run
         return
-    from mpa_edge.mirror import working_copy
+    from mpa_edge.runs.remote.mirror import working_copy
 
     with working_copy(run, click.get_current_context().meta.get(WORK_KEY)) as folder:
         if not new and not (folder / RUN_FILE).is_file():
@@ -56,7 +56,7 @@ def both_here(source: str | None, out: str | None, dry_run: bool) -> Iterator[tu
     if is_url(source) and is_url(out):
         raise MpaError(f"{source} and {out} are two runs behind URLs: give --out a folder of this machine")
     if dry_run and is_url(out):
-        from mpa_edge.mirror import work_folder
+        from mpa_edge.runs.remote.mirror import work_folder
 
         yield source, str(work_folder(str(out)))
         return

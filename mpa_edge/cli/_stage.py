@@ -124,7 +124,7 @@ def so_far(result: AlignReport, asked: bool) -> str:
 
 def show_result(run: Run, result: AlignReport) -> None:
     """Tables of a finished run, or how far it is."""
-    from mpa_edge.runs import read_json
+    from mpa_edge.runs.files import read_json
     from mpa_edge.stages.teacher import total_usage, usage_line
 
     if (used := total_usage(run)) is not None:

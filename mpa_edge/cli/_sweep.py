@@ -29,7 +29,7 @@ def sweep(text: str, asked: dict[str, Any], reach: Reach, fresh: bool) -> tuple[
     from mpa_edge.bench.records import SWEEP
     from mpa_edge.bench.report.read import read_bench
     from mpa_edge.bench.sweep import axes_of, point_of, settings, slug, sweep_of
-    from mpa_edge.runs import write_json
+    from mpa_edge.runs.files import write_json
 
     source, target = open_run(asked["run"]), load_target(asked["target"] or DEFAULT_TARGET)
     axes = axes_of(text)

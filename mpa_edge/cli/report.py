@@ -11,7 +11,7 @@ import click
 from mpa_edge.cli._options import json_option, print_json, verbose_option
 from mpa_edge.cli._remote import fetched
 from mpa_edge.errors import MpaError, VerificationError
-from mpa_edge.runs import write_bytes
+from mpa_edge.runs.files import write_bytes
 
 if TYPE_CHECKING:
     from mpa_edge.bench.report import BenchData, Comparison

@@ -13,8 +13,10 @@ from mpa_edge.cloud.secrets import redactor
 from mpa_edge.cloud.state import Launched, write_state
 from mpa_edge.cloud.travel import COPY
 from mpa_edge.errors import MpaError
-from mpa_edge.runs import FOLDERS, LOCK, MANIFEST, TEMP_SUFFIX, damaged, make_folder, read_manifest
-from mpa_edge.stores import Store, Stored, download, listing
+from mpa_edge.runs.files import TEMP_SUFFIX, make_folder
+from mpa_edge.runs.lock import LOCK
+from mpa_edge.runs.manifest import FOLDERS, MANIFEST, damaged, read_manifest
+from mpa_edge.runs.remote.stores import Store, Stored, download, listing
 
 LEASE = ".lock.json"
 SMALL_BYTES = 1_000_000

@@ -19,7 +19,8 @@ from mpa_edge.cloud.secrets import redactor, secret_names
 from mpa_edge.cloud.state import RUNS, Launched, require_unused, write_state
 from mpa_edge.cloud.travel import MOST_COPIED_BYTES, PICTURE_BYTES, Mount, travel
 from mpa_edge.errors import MpaError
-from mpa_edge.runs import RUN_FILE, make_folder, write_bytes
+from mpa_edge.runs.files import make_folder, write_bytes
+from mpa_edge.runs.manifest import RUN_FILE
 
 Show = Callable[[str, bool], None]
 DEFAULT_RECIPE = "minicharts"

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mpa_edge.cloud.job import CLOUD
 from mpa_edge.errors import MpaError
-from mpa_edge.runs import RUN_FILE, read_json, write_json
+from mpa_edge.runs.files import read_json, write_json
+from mpa_edge.runs.manifest import RUN_FILE
 
 FILE = "job.json"
 RUNS = Path("runs")

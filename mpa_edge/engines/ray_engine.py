@@ -19,7 +19,8 @@ from mpa_edge.engines.ray_ledger import Event, Ledger
 from mpa_edge.engines.tries import Budget, forgive
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import Advance, progress, say
-from mpa_edge.runs import INPUTS, make_folder, write_bytes
+from mpa_edge.runs.files import make_folder, write_bytes
+from mpa_edge.runs.manifest import INPUTS
 
 GROUP = 64  # blocks behind one reference
 LOOK_S = 0.5

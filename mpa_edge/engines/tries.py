@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mpa_edge.engines import Job
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
-from mpa_edge.runs import read_json, write_json
+from mpa_edge.runs.files import read_json, write_json
 
 AT_ONCE = (MpaError, MemoryError)
 NAME = re.compile(r"poisoned-(\d{5,})\.json")

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mpa_edge.runs import read_json
+from mpa_edge.runs.files import read_json
 from mpa_edge.target import ImageBudget
 
 

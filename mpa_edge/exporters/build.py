@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mpa_edge.apart import run_apart
+from mpa_edge.runs.isolation import run_apart
 from mpa_edge.exporters.budget import image_values
 from mpa_edge.exporters.layout import file_name
 from mpa_edge.exporters.source import Source
 from mpa_edge.progress import say
-from mpa_edge.runs import INPUTS, atomic_write, disk_errors, make_folder, read_json, sha256_file, write_json
+from mpa_edge.runs.files import atomic_write, disk_errors, make_folder, read_json, sha256_file, write_json
+from mpa_edge.runs.manifest import INPUTS
 from mpa_edge.scheme import ONNX_COMPONENTS, CalibrationConfig, Component, Scheme
 from mpa_edge.target import ImageBudget
 

@@ -18,8 +18,9 @@ from onnxruntime.quantization import CalibrationDataReader
 
 from mpa_edge.errors import MpaError
 from mpa_edge.images import open_image
-from mpa_edge.rows import read_parts
-from mpa_edge.runs import FOLDERS, RENDERED, RUN_FILE, make_folder, read_json
+from mpa_edge.runs.parquet import read_parts
+from mpa_edge.runs.files import make_folder, read_json
+from mpa_edge.runs.manifest import FOLDERS, RENDERED, RUN_FILE
 from mpa_edge.scheme import Component
 from mpa_edge.types import Drop, ParityRecord, Request
 

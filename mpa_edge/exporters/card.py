@@ -12,7 +12,8 @@ from mpa_edge.exporters.manifest import CARD, ExportManifest
 from mpa_edge.exporters.sizes import full_bytes
 from mpa_edge.exporters.snippets import snippets
 from mpa_edge.exporters.source import Source
-from mpa_edge.runs import FOLDERS, read_manifest, write_bytes
+from mpa_edge.runs.files import write_bytes
+from mpa_edge.runs.manifest import FOLDERS, read_manifest
 
 QUESTION = "What is shown?"
 LIBRARY = {"onnx": "transformers.js", "gguf": "gguf", "hybrid": "mpa-edge"}

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.manifest import CARD, read_export_manifest
-from mpa_edge.runs import MANIFEST, sha256_file
+from mpa_edge.runs.files import sha256_file
+from mpa_edge.runs.manifest import MANIFEST
 
 TOKEN = "HF_TOKEN"
 HIDDEN = "[token]"

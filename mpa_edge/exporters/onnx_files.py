@@ -13,7 +13,7 @@ import onnx
 from onnx import ModelProto, TensorProto, ValueInfoProto
 from onnxruntime.quantization.onnx_model import ONNXModel
 
-from mpa_edge.runs import disk_errors, fsync_folder
+from mpa_edge.runs.files import disk_errors, fsync_folder
 
 EMBEDDED_BYTES = 1_900_000_000
 """Weights above this go into a file of their own: a protobuf ends at 2 GB."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpa_edge.apart import run_apart
+from mpa_edge.runs.isolation import run_apart
 from mpa_edge.assets import load_scheme
 from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.exporters.build import MADE, Workshop, build, discard_parts
@@ -30,7 +30,10 @@ from mpa_edge.exporters.preflight import check_possible, check_processor, disk_n
 from mpa_edge.exporters.source import Source
 from mpa_edge.exporters.verify import verify
 from mpa_edge.progress import say
-from mpa_edge.runs import StageClock, clear, peak_rss_bytes, prepare, require_free, run_lock, sha256_json, versions
+from mpa_edge.runs.files import require_free, sha256_json
+from mpa_edge.runs.lock import run_lock
+from mpa_edge.runs.manifest import StageClock, clear, prepare, versions
+from mpa_edge.runs.memory import peak_rss_bytes
 from mpa_edge.scheme import Scheme
 from mpa_edge.target import ImageBudget, Target
 

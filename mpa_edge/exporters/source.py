@@ -12,7 +12,8 @@ from mpa_edge.assets import load_recipe
 from mpa_edge.errors import MpaError
 from mpa_edge.families import Family, family_of
 from mpa_edge.recipe import Recipe
-from mpa_edge.runs import EXPORTS, FOLDERS, RECIPE_FILE, RUN_FILE, read_json, read_manifest
+from mpa_edge.runs.files import read_json
+from mpa_edge.runs.manifest import EXPORTS, FOLDERS, RECIPE_FILE, RUN_FILE, read_manifest
 from mpa_edge.tasks import answer_prompt, get_task
 from mpa_edge.vlm import checkpoint, fingerprint, resolve
 

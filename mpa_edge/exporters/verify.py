@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpa_edge.apart import run_apart
+from mpa_edge.runs.isolation import run_apart
 from mpa_edge.artifact import read_artifact
 from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.exporters.budget import image_values

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mpa_edge.nursery import world
 from mpa_edge.nursery.draw import STYLES, paint
-from mpa_edge.runs import disk_errors, make_folder, read_json, write_bytes, write_json
+from mpa_edge.runs.files import disk_errors, make_folder, read_json, write_bytes, write_json
 from mpa_edge.types import Sample
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from mpa_edge.errors import MpaError
 from mpa_edge.planning.records import model_file
 from mpa_edge.planning.seen import Seen, Size, mean, seen
 from mpa_edge.planning.shapes import Config, Shapes, read_shapes
-from mpa_edge.runs import read_json
+from mpa_edge.runs.files import read_json
 from mpa_edge.vlm import resolve
 from mpa_edge.vlm.server_reference import is_server, parse
 

@@ -22,7 +22,7 @@ from mpa_edge.metrics import get_metric
 from mpa_edge.pictures import groups
 from mpa_edge.progress import say
 from mpa_edge.recipe import AnnotateConfig
-from mpa_edge.rows import (
+from mpa_edge.runs.parquet import (
     count_reasons,
     count_rows,
     dropped_path,
@@ -33,7 +33,8 @@ from mpa_edge.rows import (
     shards_done,
     write_part,
 )
-from mpa_edge.runs import StageClock, finish, is_done, sha256_json, sha256_list
+from mpa_edge.runs.files import sha256_json, sha256_list
+from mpa_edge.runs.manifest import StageClock, finish, is_done
 from mpa_edge.stages.drafts import STAGE, Draft, Noted, collect, left_out, row_id
 from mpa_edge.stages.filters import blind, guessed, voted
 from mpa_edge.stages.run import Run, begin, memory_counts, stable_seed

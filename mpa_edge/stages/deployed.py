@@ -10,7 +10,8 @@ from pathlib import Path
 
 from mpa_edge.artifact import is_artifact
 from mpa_edge.errors import MpaError
-from mpa_edge.runs import MANIFEST, read_json, sha256_json, write_json
+from mpa_edge.runs.files import read_json, sha256_json, write_json
+from mpa_edge.runs.manifest import MANIFEST
 from mpa_edge.stages.run import Run
 from mpa_edge.vlm import resolve
 

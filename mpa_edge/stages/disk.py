@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mpa_edge.runs import disk_errors, disk_full
+from mpa_edge.runs.files import disk_errors, disk_full
 
 # safetensors words it as the operating system does; torch.save only knows that fewer bytes arrived
 PHRASES = ("No space left", "File too large", "Disk quota exceeded", "file write failed", "unexpected pos")

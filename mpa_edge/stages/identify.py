@@ -23,8 +23,9 @@ from mpa_edge.images import open_image
 from mpa_edge.metrics import get_metric
 from mpa_edge.pictures import groups
 from mpa_edge.progress import say
-from mpa_edge.rows import dropped_path, each_row, is_whole, part_path, read_rows, shards_done, write_part
-from mpa_edge.runs import StageClock, finish, is_done, make_folder, sha256_json
+from mpa_edge.runs.parquet import dropped_path, each_row, is_whole, part_path, read_rows, shards_done, write_part
+from mpa_edge.runs.files import make_folder, sha256_json
+from mpa_edge.runs.manifest import StageClock, finish, is_done
 from mpa_edge.stages.deployed import deployed_inputs, student_of
 from mpa_edge.stages.run import Run, begin, memory_counts
 from mpa_edge.stages.shards import (

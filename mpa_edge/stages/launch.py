@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from mpa_edge.apart import run_apart
+from mpa_edge.runs.isolation import run_apart
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
 from mpa_edge.recipe import Recipe
-from mpa_edge.runs import CLOCK, make_folder, read_json, seconds_so_far, write_json
+from mpa_edge.runs.files import make_folder, read_json, write_json
+from mpa_edge.runs.manifest import CLOCK, seconds_so_far
 from mpa_edge.stages.processes import Processes, require_possible
-from mpa_edge.watchers import tell
+from mpa_edge.runs.write_hooks import tell
 
 if TYPE_CHECKING:
     from mpa_edge.stages.run import Run

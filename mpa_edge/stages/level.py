@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
-from mpa_edge.rows import read_parts
-from mpa_edge.runs import StageClock, finish, is_done, sha256_json, write_json
+from mpa_edge.runs.parquet import read_parts
+from mpa_edge.runs.files import sha256_json, write_json
+from mpa_edge.runs.manifest import StageClock, finish, is_done
 from mpa_edge.stages.annotate import kind_of
 from mpa_edge.stages.deployed import deployed_inputs
 from mpa_edge.stages.precision import numbers_used

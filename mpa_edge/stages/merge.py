@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.images import open_image
 from mpa_edge.progress import say
-from mpa_edge.runs import StageClock, clear, finish, is_done, make_folder, sha256_json, write_json
+from mpa_edge.runs.files import make_folder, sha256_json, write_json
+from mpa_edge.runs.manifest import StageClock, clear, finish, is_done
 from mpa_edge.stages.disk import disk_guard
 from mpa_edge.stages.level import ADAPTER
 from mpa_edge.stages.run import Run, begin, memory_counts

@@ -7,13 +7,16 @@ from itertools import chain
 
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
-from mpa_edge.rows import count_reasons, read_dropped
-from mpa_edge.runs import FOLDERS, damaged, peak_rss_bytes, read_json, read_manifest, run_lock
+from mpa_edge.runs.parquet import count_reasons, read_dropped
+from mpa_edge.runs.files import read_json
+from mpa_edge.runs.lock import run_lock
+from mpa_edge.runs.manifest import FOLDERS, damaged, read_manifest
+from mpa_edge.runs.memory import peak_rss_bytes
 from mpa_edge.stages import annotate, evaluate, identify, level, merge
 from mpa_edge.stages.plan import can_evaluate, preflight
 from mpa_edge.stages.run import Run, not_finished, remember
 from mpa_edge.types import AlignAccuracy, AlignReport
-from mpa_edge.watchers import tell
+from mpa_edge.runs.write_hooks import tell
 
 STAGES: dict[str, Callable[[Run, bool], None]] = {
     "annotate": annotate.run_annotate,

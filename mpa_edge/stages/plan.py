@@ -10,7 +10,8 @@ from typing import Any
 from mpa_edge.engines.ray_cluster import require_ray
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.families import family_of
-from mpa_edge.runs import FOLDERS, RUN_FILE, read_json, require_free
+from mpa_edge.runs.files import read_json, require_free
+from mpa_edge.runs.manifest import FOLDERS, RUN_FILE
 from mpa_edge.stages.precision import require_packages
 from mpa_edge.stages.processes import require_possible
 from mpa_edge.stages.run import Run

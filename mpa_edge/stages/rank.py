@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpa_edge.apart import die_with_parent
+from mpa_edge.runs.isolation import die_with_parent
 from mpa_edge.errors import MpaError
 from mpa_edge.stages.launch import FAILED, LAUNCHER, OUTCOME, Failure, Order
 
@@ -26,7 +26,7 @@ def main(path: Path) -> int:
     try:
         work(order, path.parent)
     except Exception as error:
-        from mpa_edge.runs import write_json
+        from mpa_edge.runs.files import write_json
 
         write_json(path.with_name(FAILED.format(rank)), failure(error))
         return 1
@@ -76,7 +76,8 @@ def work(order: Order, folder: Path) -> None:
     import torch
     from accelerate import PartialState
 
-    from mpa_edge.runs import StageClock, write_json
+    from mpa_edge.runs.files import write_json
+    from mpa_edge.runs.manifest import StageClock
     from mpa_edge.stages import training
     from mpa_edge.stages.level import choose
     from mpa_edge.stages.together import agreed

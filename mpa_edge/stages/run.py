@@ -19,7 +19,8 @@ from mpa_edge.images import ImageEntry, Known, scan
 from mpa_edge.nursery.render import MARK, render
 from mpa_edge.progress import say
 from mpa_edge.recipe import Recipe
-from mpa_edge.runs import (
+from mpa_edge.runs.files import read_json, sha256_json, write_bytes, write_json
+from mpa_edge.runs.manifest import (
     FOLDERS,
     INPUTS,
     MANIFEST,
@@ -28,19 +29,15 @@ from mpa_edge.runs import (
     RUN_FILE,
     SEEN,
     clear,
-    peak_rss_bytes,
     prepare,
-    read_json,
     read_manifest,
-    sha256_json,
-    write_bytes,
-    write_json,
 )
+from mpa_edge.runs.memory import peak_rss_bytes
 from mpa_edge.stages.processes import Processes
 from mpa_edge.stages.split import of_split
 from mpa_edge.tasks import Task, get_task
 from mpa_edge.vlm import fingerprint
-from mpa_edge.watchers import tell
+from mpa_edge.runs.write_hooks import tell
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpa_edge.runs import atomic_write
+from mpa_edge.runs.files import atomic_write
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
-from mpa_edge.rows import count_reasons
-from mpa_edge.runs import INPUTS, read_json, write_json
+from mpa_edge.runs.parquet import count_reasons
+from mpa_edge.runs.files import read_json, write_json
+from mpa_edge.runs.manifest import INPUTS
 from mpa_edge.stages.run import Run
 from mpa_edge.types import VLM, Dropped, TeacherUsage
 from mpa_edge.vlm.openai_cost import add

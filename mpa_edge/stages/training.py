@@ -18,7 +18,8 @@ from mpa_edge.errors import MpaError
 from mpa_edge.families import family_of
 from mpa_edge.progress import Advance, progress, say
 from mpa_edge.recipe import LevelConfig
-from mpa_edge.runs import StageClock, make_folder, read_json, write_json
+from mpa_edge.runs.files import make_folder, read_json, write_json
+from mpa_edge.runs.manifest import StageClock
 from mpa_edge.stages.curriculum import LOSSES_BEFORE, easy_first, losses_before, row_losses
 from mpa_edge.stages.deployed import processor_of
 from mpa_edge.stages.disk import disk_guard

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpa_edge.artifact import is_artifact, read_artifact
 from mpa_edge.errors import MpaError, missing_package
-from mpa_edge.runs import sha256_file, sha256_json
+from mpa_edge.runs.files import sha256_file, sha256_json
 from mpa_edge.vlm.interrupts import interrupts_held
 from mpa_edge.vlm.server_reference import is_server, parse
 

@@ -15,7 +15,8 @@ from mpa_edge.bench.plan import DEVICE, Bench, Effort, Reach
 from mpa_edge.bench.records import ANSWERS, BENCH, AnswerRow, BenchReport
 from mpa_edge.evaluation import question_set
 from mpa_edge.images import open_image
-from mpa_edge.runs import FOLDERS, read_json
+from mpa_edge.runs.files import read_json
+from mpa_edge.runs.manifest import FOLDERS
 from mpa_edge.tasks import answer_prompt, get_task
 from mpa_edge.types import Request
 from mpa_edge.vlm import load, resolve

@@ -13,7 +13,7 @@ from mpa_edge.cli._deploy import before_stages
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters import pipeline
 from mpa_edge.exporters.pipeline import Order
-from mpa_edge.runs import make_folder
+from mpa_edge.runs.files import make_folder
 from mpa_edge.stages.deployed import deployed_folder
 from mpa_edge.stages.run import Run, open_run
 from mpa_edge.vlm import resolve

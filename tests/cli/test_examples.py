@@ -17,7 +17,8 @@ from PIL import Image
 
 from mpa_edge.assets import load_recipe
 from mpa_edge.cli import main as cli
-from mpa_edge.runs import finish, make_folder
+from mpa_edge.runs.files import make_folder
+from mpa_edge.runs.manifest import finish
 from mpa_edge.stages.run import Run, remember
 from mpa_edge.vlm import WEIGHTS
 from tests.bench import made_up

@@ -12,7 +12,8 @@ import pytest
 
 from mpa_edge.assets import load_recipe
 from mpa_edge.cli.main import exit_code
-from mpa_edge.runs import finish, read_json, sha256_file
+from mpa_edge.runs.files import read_json, sha256_file
+from mpa_edge.runs.manifest import finish
 from mpa_edge.stages.run import Run, remember
 from mpa_edge.vlm import WEIGHTS
 

@@ -12,7 +12,8 @@ import pytest
 from mpa_edge.cli.main import exit_code
 from mpa_edge.cloud import program
 from mpa_edge.cloud.state import Launched, read_state, write_state
-from mpa_edge.runs import finish, make_folder
+from mpa_edge.runs.files import make_folder
+from mpa_edge.runs.manifest import finish
 from tests.cloud.fakes import Fake, install, path_without
 
 CANARY = "hf_canary_0001"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mpa_edge.cloud import skypilot
-from mpa_edge.rows import read_rows
+from mpa_edge.runs.parquet import read_rows
 from mpa_edge.types import PseudoAnnotation
 from tests.cloud.made import rendered
 from tests.docs.markdown import ROOT

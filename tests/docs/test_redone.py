@@ -13,7 +13,7 @@ from mpa_edge.artifact import ARTIFACT
 from mpa_edge.assets import load_recipe
 from mpa_edge.recipe import Recipe
 from mpa_edge.recipe_errors import field_at, keys, model_of
-from mpa_edge.runs import make_folder, write_json
+from mpa_edge.runs.files import make_folder, write_json
 from mpa_edge.stages import deployed
 from mpa_edge.stages.annotate import annotate_inputs
 from mpa_edge.stages.evaluate import evaluate_inputs

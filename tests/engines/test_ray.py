@@ -17,8 +17,8 @@ from PIL import Image
 from mpa_edge.engines import Engine, ray_cluster, ray_engine
 from mpa_edge.engines.tries import poisoned
 from mpa_edge.errors import MpaError
-from mpa_edge.rows import part_path, read_dropped, read_parts
-from mpa_edge.runs import read_manifest
+from mpa_edge.runs.parquet import part_path, read_dropped, read_parts
+from mpa_edge.runs.manifest import read_manifest
 from mpa_edge.stages import annotate
 from mpa_edge.stages.annotate import run_annotate
 from mpa_edge.stages.identify import run_identify

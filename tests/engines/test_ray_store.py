@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from mpa_edge.engines import Engine
-from mpa_edge.mirror import listing, working_copy
+from mpa_edge.runs.remote.mirror import listing, working_copy
 from mpa_edge.stages.annotate import run_annotate
 from mpa_edge.stages.identify import run_identify
 from tests.engines.conftest import asked, files_of

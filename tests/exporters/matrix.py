@@ -22,8 +22,8 @@ from mpa_edge.exporters.layout import write_layout
 from mpa_edge.exporters.preflight import check_possible
 from mpa_edge.exporters.probes import drawn
 from mpa_edge.exporters.source import Source
-from mpa_edge.rows import write_part
-from mpa_edge.runs import EXPORTS, FOLDERS, RENDERED
+from mpa_edge.runs.parquet import write_part
+from mpa_edge.runs.manifest import EXPORTS, FOLDERS, RENDERED
 from mpa_edge.scheme import Scheme
 from mpa_edge.types import ParityRecord
 from tests.docs.markdown import ROOT

@@ -15,8 +15,9 @@ from mpa_edge.exporters.calibrate import Feeds, Recorder, calibrate, chosen_rows
 from mpa_edge.exporters.quantize import quantize_component
 from mpa_edge.exporters.source import Source, open_source
 from mpa_edge.nursery.render import pictures
-from mpa_edge.rows import write_part
-from mpa_edge.runs import FOLDERS, RENDERED, RUN_FILE, write_json
+from mpa_edge.runs.parquet import write_part
+from mpa_edge.runs.files import write_json
+from mpa_edge.runs.manifest import FOLDERS, RENDERED, RUN_FILE
 from mpa_edge.types import ParityRecord
 from tests.vlm.exported import STUDENT, checkpoint, onnx_folder
 

@@ -18,7 +18,8 @@ from mpa_edge.exporters.card import card, write_card
 from mpa_edge.exporters.licences import front_matter
 from mpa_edge.exporters.source import Source, open_source
 from mpa_edge.nursery.render import render
-from mpa_edge.runs import FOLDERS, Manifest, write_json
+from mpa_edge.runs.files import write_json
+from mpa_edge.runs.manifest import FOLDERS, Manifest
 from mpa_edge.scheme import Scheme, Tolerance
 from mpa_edge.vlm import WEIGHTS
 from tests.exporters import hand_made

@@ -16,7 +16,7 @@ from mpa_edge.exporters.manifest import is_exported, read_export_manifest
 from mpa_edge.exporters.parity import Parity, ParityDetails
 from mpa_edge.exporters.pipeline import Order, choose_schemes, run_export
 from mpa_edge.exporters.source import Source, open_source
-from mpa_edge.runs import read_json
+from mpa_edge.runs.files import read_json
 from mpa_edge.vlm import WEIGHTS
 
 SAME = Parity(
@@ -199,7 +199,7 @@ def test_a_missing_package_is_named(source: Source, monkeypatch: pytest.MonkeyPa
 def test_a_full_disk_is_said_before_anything_is_made(
     source: Source, factory: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mpa_edge.runs.free_bytes", lambda _: 1000)
+    monkeypatch.setattr("mpa_edge.runs.files.free_bytes", lambda _: 1000)
     with pytest.raises(MpaError, match="disk full at .*: free [0-9]+ MB"):
         run_export(order(source, "onnx-int8"))
     assert factory.made == []

@@ -9,7 +9,7 @@ import pytest
 from mpa_edge.assets import load_recipe
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.source import open_source
-from mpa_edge.runs import RUN_FILE, finish
+from mpa_edge.runs.manifest import RUN_FILE, finish
 from mpa_edge.stages.run import Run, remember
 from mpa_edge.vlm import WEIGHTS
 

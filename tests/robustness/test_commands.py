@@ -15,7 +15,8 @@ import pytest
 
 from mpa_edge.assets import root
 from mpa_edge.nursery.render import render
-from mpa_edge.runs import read_json, read_manifest
+from mpa_edge.runs.files import read_json
+from mpa_edge.runs.manifest import read_manifest
 from mpa_edge.stages.run import FOLDERS
 from mpa_edge.types import AlignReport
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.runs import TEMP_SUFFIX, output_files, read_manifest
+from mpa_edge.runs.files import TEMP_SUFFIX
+from mpa_edge.runs.manifest import output_files, read_manifest
 from mpa_edge.stages.run import FOLDERS
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from mpa_edge.exporters.manifest import ExportManifest, is_exported, read_export_manifest
-from mpa_edge.runs import LOCK, read_json, run_lock
+from mpa_edge.runs.files import read_json
+from mpa_edge.runs.lock import LOCK, run_lock
 from mpa_edge.vlm import WEIGHTS
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from mpa_edge.runs import read_json
+from mpa_edge.runs.files import read_json
 
 pytestmark = pytest.mark.slow
 

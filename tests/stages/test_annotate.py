@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mpa_edge.rows import count_reasons, read_dropped, read_parts
-from mpa_edge.runs import read_manifest
+from mpa_edge.runs.parquet import count_reasons, read_dropped, read_parts
+from mpa_edge.runs.manifest import read_manifest
 from mpa_edge.stages import annotate
 from mpa_edge.stages.annotate import annotation_request, run_annotate
 from mpa_edge.stages.run import stable_seed

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from mpa_edge.errors import MpaError
 from mpa_edge.recipe import IdentifyConfig
-from mpa_edge.rows import read_parts
-from mpa_edge.runs import make_folder, read_json, write_json
+from mpa_edge.runs.parquet import read_parts
+from mpa_edge.runs.files import make_folder, read_json, write_json
 from mpa_edge.stages import annotate, pipeline
 from mpa_edge.stages.annotate import run_annotate
 from mpa_edge.stages.deployed import FOLDER, deployed_folder, deployed_inputs, note, processor_of, student_of

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from mpa_edge.errors import MpaError
 from mpa_edge.nursery.models import build_model, build_processor
 from mpa_edge.recipe import Recipe
-from mpa_edge.runs import StageClock, make_folder, read_json
+from mpa_edge.runs.files import make_folder, read_json
+from mpa_edge.runs.manifest import StageClock
 from mpa_edge.stages import distill, training
 from mpa_edge.stages.curriculum import LOSSES_BEFORE, easy_first, losses_before, row_losses
 from mpa_edge.stages.distill import SOFT, SoftLabel, divergence, opinions, require_same_words, stacked
@@ -307,7 +308,7 @@ def test_pictures_are_what_the_losses_depend_on(loaded, run, pictures) -> None:
 
 
 def test_soft_labels_can_be_written(tmp_path) -> None:
-    from mpa_edge.rows import read_rows, write_rows
+    from mpa_edge.runs.parquet import read_rows, write_rows
 
     label = SoftLabel(id="1", tokens=(4, 2), top=2, ids=(4, 9, 2, 1), logprobs=(-0.5, -1.0, -0.25, -2.0))
     write_rows(tmp_path / "x.parquet", [label], SoftLabel)

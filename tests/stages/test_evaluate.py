@@ -11,8 +11,9 @@ from mpa_edge import evaluation
 from mpa_edge.assets import load_recipe
 from mpa_edge.errors import MpaError
 from mpa_edge.evaluation import by_kind, read_samples
-from mpa_edge.rows import read_rows
-from mpa_edge.runs import read_json, read_manifest, write_json
+from mpa_edge.runs.parquet import read_rows
+from mpa_edge.runs.files import read_json, write_json
+from mpa_edge.runs.manifest import read_manifest
 from mpa_edge.stages import evaluate
 from mpa_edge.stages.evaluate import run_evaluate, summarise
 from mpa_edge.stages.plan import preflight

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpa_edge.runs import StageClock
+from mpa_edge.runs.manifest import StageClock
 from mpa_edge.stages import merge, training
 from mpa_edge.stages.selection import Selection
 from mpa_edge.types import ParityRecord, Request

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from mpa_edge.errors import MpaError
 from mpa_edge.recipe import AnnotateConfig
-from mpa_edge.rows import count_reasons, read_dropped, read_parts
+from mpa_edge.runs.parquet import count_reasons, read_dropped, read_parts
 from mpa_edge.stages.annotate import run_annotate
 from mpa_edge.stages.filters import GREY, alikeness, repeats, sure
 from mpa_edge.tasks import get_task

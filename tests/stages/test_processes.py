@@ -9,7 +9,7 @@ import pytest
 
 from mpa_edge.cli.main import exit_code
 from mpa_edge.errors import MpaError
-from mpa_edge.runs import write_json
+from mpa_edge.runs.files import write_json
 from mpa_edge.stages import launch, processes
 from mpa_edge.stages.launch import CONFIG, Failure, _reason, arguments, plain_config
 from mpa_edge.stages.plan import memory_bytes, plan, preflight

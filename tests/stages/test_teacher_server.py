@@ -17,8 +17,8 @@ from mpa_edge.cli import main as cli
 from mpa_edge.errors import MpaError
 from mpa_edge.recipe import Recipe
 from mpa_edge.recipe_errors import problems
-from mpa_edge.rows import read_dropped, read_parts
-from mpa_edge.runs import read_manifest
+from mpa_edge.runs.parquet import read_dropped, read_parts
+from mpa_edge.runs.manifest import read_manifest
 from mpa_edge.stages import identify
 from mpa_edge.stages.annotate import run_annotate
 from mpa_edge.stages.identify import run_identify

@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 import mpa_edge
 from mpa_edge.errors import MpaError
 from mpa_edge.nursery.models import build_model, build_processor
-from mpa_edge.runs import StageClock, make_folder, read_json, read_manifest, write_json
+from mpa_edge.runs.files import make_folder, read_json, write_json
+from mpa_edge.runs.manifest import StageClock, read_manifest
 from mpa_edge.stages import launch, rank, training
 from mpa_edge.stages.annotate import run_annotate
 from mpa_edge.stages.given import IGNORE, answer_logits

@@ -14,7 +14,8 @@ from transformers import EarlyStoppingCallback
 from mpa_edge.errors import MpaError
 from mpa_edge.nursery.models import END, build_model, build_processor
 from mpa_edge.recipe import LevelConfig
-from mpa_edge.runs import StageClock, make_folder, read_json, write_json
+from mpa_edge.runs.files import make_folder, read_json, write_json
+from mpa_edge.runs.manifest import StageClock
 from mpa_edge.stages import training
 from mpa_edge.stages.given import IGNORE
 from mpa_edge.stages.lessons import AnswerCollator, as_rows

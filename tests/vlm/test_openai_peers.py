@@ -20,7 +20,7 @@ from mpa_edge.assets import load_recipe
 from mpa_edge.evaluation import question_set
 from mpa_edge.images import open_image
 from mpa_edge.recipe import EvaluateConfig, Recipe
-from mpa_edge.rows import read_dropped, read_parts
+from mpa_edge.runs.parquet import read_dropped, read_parts
 from mpa_edge.stages.annotate import run_annotate
 from mpa_edge.stages.identify import run_identify
 from mpa_edge.stages.run import Run

@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from mpa_edge.apart import run_apart
+from mpa_edge.runs.isolation import run_apart
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.gguf.fetch import converter_folder
 from mpa_edge.exporters.gguf.mmproj import NAMES, write_mmproj
 from mpa_edge.exporters.gguf.pre_tokenizer import pre_tokenizer_name
 from mpa_edge.exporters.gguf.stage import stage
-from mpa_edge.runs import TEMP_SUFFIX, disk_errors, fsync_folder, make_folder, read_json
+from mpa_edge.runs.files import TEMP_SUFFIX, disk_errors, fsync_folder, make_folder, read_json
 
 GgufComponent = Literal["language", "mmproj"]
 PRECISIONS: dict[GgufComponent, tuple[str, ...]] = {

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mpa_edge.errors import MpaError
-from mpa_edge.runs import MB, disk_errors, make_folder, require_free, sha256_file
+from mpa_edge.runs.files import MB, disk_errors, make_folder, require_free, sha256_file
 
 VERSION = "0.3.36"
 SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"

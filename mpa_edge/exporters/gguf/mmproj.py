@@ -15,7 +15,7 @@ import numpy as np
 
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.gguf.stage import image_processor
-from mpa_edge.runs import read_json
+from mpa_edge.runs.files import read_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mpa_edge.errors import MpaError
-from mpa_edge.runs import make_folder, read_json, write_json
+from mpa_edge.runs.files import make_folder, read_json, write_json
 
 # llama.cpp's converter chooses the language model's class by this name; transformers leaves it out of a nested config
 TEXT_ARCHITECTURES = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mpa_edge.errors import MpaError
-from mpa_edge.runs import read_json
+from mpa_edge.runs.files import read_json
 
 KINDS = {
     "idefics3": "idefics3",

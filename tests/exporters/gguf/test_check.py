@@ -7,7 +7,7 @@ import pytest
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.gguf.check import check_gguf_possible
 from mpa_edge.exporters.gguf.stage import image_processor
-from mpa_edge.runs import read_json
+from mpa_edge.runs.files import read_json
 from mpa_edge.vlm import WEIGHTS
 
 STUDENT = WEIGHTS / "student"

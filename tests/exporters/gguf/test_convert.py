@@ -12,7 +12,7 @@ import pytest
 
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.gguf import convert, read_header
-from mpa_edge.runs import read_json, sha256_file, write_json
+from mpa_edge.runs.files import read_json, sha256_file, write_json
 from tests.exporters.gguf.made import STUDENT, checkpoint, converted
 from tests.families import zoo
 

@@ -15,7 +15,7 @@ import pytest
 
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.gguf import fetch
-from mpa_edge.runs import sha256_file
+from mpa_edge.runs.files import sha256_file
 
 INSIDE = f"llama_cpp_python-{fetch.VERSION}/vendor/llama.cpp/"
 SCRIPT = "convert_hf_to_gguf.py"

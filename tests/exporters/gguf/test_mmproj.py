@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.gguf import read_header
 from mpa_edge.exporters.gguf.mmproj import tensor_name, vision_depth, write_mmproj
-from mpa_edge.runs import read_json, write_json
+from mpa_edge.runs.files import read_json, write_json
 from tests.families import zoo
 
 

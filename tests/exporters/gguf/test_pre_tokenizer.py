@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from mpa_edge.exporters.gguf.pre_tokenizer import pre_tokenizer_name
-from mpa_edge.runs import read_json
+from mpa_edge.runs.files import read_json
 from mpa_edge.vlm import WEIGHTS
 
 # as the tokenizer.json files of Qwen2 and Llama 3 have them

@@ -8,7 +8,7 @@ import pytest
 
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.gguf.stage import image_processor, stage, staged_config
-from mpa_edge.runs import write_json
+from mpa_edge.runs.files import write_json
 from mpa_edge.vlm import WEIGHTS
 
 STUDENT = WEIGHTS / "student"

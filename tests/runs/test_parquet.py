@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from mpa_edge import rows
+from mpa_edge.runs import parquet
 from mpa_edge.errors import MpaError
 from mpa_edge.types import Dropped, ParityRecord, Prediction, PseudoAnnotation, Sample
 
@@ -34,70 +34,70 @@ DROPPED = Dropped(id="1", image="a", stage="annotate", reason="no answer", detai
 def test_rows_come_back_as_they_were(tmp_path: Path, row, n: int) -> None:
     path = tmp_path / "part=1" / "x.parquet"
     path.parent.mkdir()
-    rows.write_rows(path, [row] * n, type(row))
-    assert rows.read_rows(path, type(row)) == [row] * n
-    assert pq.read_schema(path).equals(rows.schema_of(type(row)))
+    parquet.write_rows(path, [row] * n, type(row))
+    assert parquet.read_rows(path, type(row)) == [row] * n
+    assert pq.read_schema(path).equals(parquet.schema_of(type(row)))
 
 
 def test_the_same_rows_are_the_same_bytes(tmp_path: Path) -> None:
-    rows.write_rows(tmp_path / "a", [NOTE], PseudoAnnotation)
-    rows.write_rows(tmp_path / "b", [NOTE], PseudoAnnotation)
+    parquet.write_rows(tmp_path / "a", [NOTE], PseudoAnnotation)
+    parquet.write_rows(tmp_path / "b", [NOTE], PseudoAnnotation)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_parts(tmp_path: Path) -> None:
     second = NOTE.model_copy(update={"id": "2"})
-    rows.write_part(tmp_path, 100_000, [second], [], PseudoAnnotation)
-    rows.write_part(tmp_path, 2, [NOTE], [DROPPED, DROPPED], PseudoAnnotation)
-    rows.write_part(tmp_path, 3, [], [], PseudoAnnotation)
-    assert rows.shards_done(tmp_path, PseudoAnnotation) == {2, 3, 100_000}
-    assert [row.id for row in rows.read_parts(tmp_path, PseudoAnnotation)] == ["1", "2"]
-    assert rows.count_reasons(rows.read_dropped(tmp_path)) == {"no answer": 2}
+    parquet.write_part(tmp_path, 100_000, [second], [], PseudoAnnotation)
+    parquet.write_part(tmp_path, 2, [NOTE], [DROPPED, DROPPED], PseudoAnnotation)
+    parquet.write_part(tmp_path, 3, [], [], PseudoAnnotation)
+    assert parquet.shards_done(tmp_path, PseudoAnnotation) == {2, 3, 100_000}
+    assert [row.id for row in parquet.read_parts(tmp_path, PseudoAnnotation)] == ["1", "2"]
+    assert parquet.count_reasons(parquet.read_dropped(tmp_path)) == {"no answer": 2}
 
 
 @pytest.mark.parametrize("harm", ["truncated", "empty", "other record", "no dropped file"])
 def test_a_damaged_part_is_not_done(tmp_path: Path, harm: str) -> None:
-    rows.write_part(tmp_path, 1, [NOTE], [], PseudoAnnotation)
-    path = rows.part_path(tmp_path, 1)
+    parquet.write_part(tmp_path, 1, [NOTE], [], PseudoAnnotation)
+    path = parquet.part_path(tmp_path, 1)
     if harm == "truncated":
         path.write_bytes(path.read_bytes()[:-10])
     elif harm == "empty":
         path.write_bytes(b"")
     elif harm == "other record":
-        rows.write_rows(path, [SAMPLE], Sample)
+        parquet.write_rows(path, [SAMPLE], Sample)
     else:
-        rows.dropped_path(tmp_path, 1).unlink()
-    assert rows.shards_done(tmp_path, PseudoAnnotation) == set()
+        parquet.dropped_path(tmp_path, 1).unlink()
+    assert parquet.shards_done(tmp_path, PseudoAnnotation) == set()
     if harm != "no dropped file":
         with pytest.raises(MpaError, match="same command again|--fresh"):
-            rows.read_parts(tmp_path, PseudoAnnotation)
+            parquet.read_parts(tmp_path, PseudoAnnotation)
 
 
 def test_a_kill_between_the_two_files_leaves_the_shard_undone(tmp_path: Path) -> None:
-    rows.write_rows(rows.dropped_path(tmp_path, 1), [DROPPED], Dropped)
-    assert rows.shards_done(tmp_path, PseudoAnnotation) == set()
+    parquet.write_rows(parquet.dropped_path(tmp_path, 1), [DROPPED], Dropped)
+    assert parquet.shards_done(tmp_path, PseudoAnnotation) == set()
 
 
 def test_files_from_before_a_column_with_a_default_are_read(tmp_path: Path) -> None:
-    rows.write_part(tmp_path, 1, [NOTE], [], PseudoAnnotation)
-    path = rows.part_path(tmp_path, 1)
+    parquet.write_part(tmp_path, 1, [NOTE], [], PseudoAnnotation)
+    path = parquet.part_path(tmp_path, 1)
     table = pq.read_table(path)
     pq.write_table(table.drop_columns(["logprob"]), path)
-    assert rows.shards_done(tmp_path, PseudoAnnotation) == {1}
-    assert rows.read_rows(path, PseudoAnnotation) == [NOTE]
+    assert parquet.shards_done(tmp_path, PseudoAnnotation) == {1}
+    assert parquet.read_rows(path, PseudoAnnotation) == [NOTE]
     pq.write_table(table.drop_columns(["logprob", "votes"]), path)
-    assert rows.shards_done(tmp_path, PseudoAnnotation) == set()
+    assert parquet.shards_done(tmp_path, PseudoAnnotation) == set()
 
 
 def test_rows_are_counted_and_read_one_shard_at_a_time(tmp_path: Path, monkeypatch) -> None:
     lost = Dropped(id="x", image="x.png", stage="annotate", reason="empty", detail="")
     for shard, n in enumerate((2, 0, 3)):
-        rows.write_part(tmp_path, shard, [lost] * n, [lost] * (n + 1), Dropped)
-    assert rows.count_rows(tmp_path) == 5
-    read, opened = rows.read_rows, []
+        parquet.write_part(tmp_path, shard, [lost] * n, [lost] * (n + 1), Dropped)
+    assert parquet.count_rows(tmp_path) == 5
+    read, opened = parquet.read_rows, []
     monkeypatch.setattr(rows, "read_rows", lambda path, model: opened.append(path.name) or read(path, model))
-    one_by_one = rows.each_row(tmp_path, Dropped)
+    one_by_one = parquet.each_row(tmp_path, Dropped)
     next(one_by_one)
     assert opened == ["part-00000.parquet"]
     assert list(one_by_one) == [lost] * 4
-    assert list(rows.each_dropped(tmp_path)) == rows.read_dropped(tmp_path) == [lost] * 8
+    assert list(parquet.each_dropped(tmp_path)) == parquet.read_dropped(tmp_path) == [lost] * 8

@@ -21,7 +21,7 @@ from typing import Any
 
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
-from mpa_edge.stores import Store
+from mpa_edge.runs.remote.stores import Store
 
 LOCK_NAME = ".lock.json"
 LEASE_S = 40.0

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mpa_edge.errors import MpaError, VerificationError
-from mpa_edge.runs import FULL, peak_rss_bytes
+from mpa_edge.runs.files import FULL
+from mpa_edge.runs.memory import peak_rss_bytes
 
 Result = TypeVar("Result")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpa_edge.apart import run_apart
+from mpa_edge.runs.isolation import run_apart
 from mpa_edge.errors import MpaError, VerificationError
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from mpa_edge.errors import MpaError
-from mpa_edge.stores import Store, download, is_url, listing, upload
+from mpa_edge.runs.remote.stores import Store, download, is_url, listing, upload
 
 COUNT = itertools.count()
 

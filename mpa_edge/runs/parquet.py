@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel
 
 from mpa_edge.errors import MpaError
-from mpa_edge.runs import write_bytes
+from mpa_edge.runs.files import write_bytes
 from mpa_edge.types import Dropped
 
 if TYPE_CHECKING:

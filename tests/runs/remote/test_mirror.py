@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge import mirror
+from mpa_edge.runs.remote import mirror
 from mpa_edge.errors import MpaError
-from mpa_edge.lease import LOCK_NAME, Lease
-from mpa_edge.mirror import Mirror, listing, work_folder, working_copy
-from mpa_edge.runs import INPUTS, MANIFEST, finish, prepare, write_bytes
-from mpa_edge.stores import Store
-from mpa_edge.watchers import WATCHERS, tell
+from mpa_edge.runs.remote.lease import LOCK_NAME, Lease
+from mpa_edge.runs.remote.mirror import Mirror, listing, work_folder, working_copy
+from mpa_edge.runs.files import write_bytes
+from mpa_edge.runs.manifest import INPUTS, MANIFEST, finish, prepare
+from mpa_edge.runs.remote.stores import Store
+from mpa_edge.runs.write_hooks import WATCHERS, tell
 
 COUNT = itertools.count()
 STAGE = "1-annotate"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mpa_edge.errors import MpaError
-from mpa_edge.runs import TEMP_SUFFIX, disk_errors, make_folder
+from mpa_edge.runs.files import TEMP_SUFFIX, disk_errors, make_folder
 
 URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 RETRY_S = 60.0

@@ -1,0 +1,1 @@
+"""The run folder, the only memory between stages: atomic files, one lock, manifests, parquet parts."""

@@ -1,0 +1,158 @@
+"""Atomic files, content hashes and the disk: what every part of the program writes with."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import BaseModel
+
+from mpa_edge.errors import MpaError
+from mpa_edge.runs.manifest import damaged
+
+TEMP_SUFFIX = ".tmp"
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+MB = 1_000_000
+HASHED_AT_ONCE = 2**18
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's content."""
+    with path.open("rb") as file:
+        return sha256_stream(file)
+
+
+def sha256_stream(file: IO[bytes]) -> str:
+    """Hex digest of what is left of a stream. Devices run this with Python 3.10, which has no hashlib.file_digest."""
+    digest = hashlib.sha256()
+    while part := file.read(HASHED_AT_ONCE):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hex digest of a value, independent of key order. Pydantic models are taken by their fields."""
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def sha256_list(values: Iterable[Any]) -> str:
+    """The same digest as `sha256_json` of a list, without the list in memory.
+
+    >>> sha256_list(iter([["a", 1], True])) == sha256_json([["a", 1], True])
+    True
+    """
+    digest, between = hashlib.sha256(b"["), b""
+    for value in values:
+        digest.update(between + json.dumps(value, sort_keys=True, ensure_ascii=True).encode())
+        between = b", "
+    digest.update(b"]")
+    return digest.hexdigest()
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space for this user on the disk of a folder that need not exist yet."""
+    while not folder.exists():
+        folder = folder.absolute().parent
+    return shutil.disk_usage(folder).free
+
+
+def require_free(folder: Path, need_bytes: int) -> None:
+    """Raise MpaError where the disk cannot take `need_bytes` more."""
+    if free_bytes(folder) < need_bytes:
+        raise disk_full(folder, need_bytes)
+
+
+def disk_full(folder: Path, need_bytes: int) -> MpaError:
+    """The error for a write that did not fit."""
+    short = need_bytes
+    with suppress(OSError):
+        short = max(need_bytes - free_bytes(folder), min(need_bytes, MB))
+    return MpaError(
+        f"disk full at {folder}: free {max(1, -(-short // MB))} MB and run the same command again; nothing is lost"
+    )
+
+
+@contextmanager
+def disk_errors(folder: Path, need_bytes: int) -> Iterator[None]:
+    """Turn a full disk (or a quota, or a file size limit) inside the block into an MpaError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise disk_full(folder, need_bytes) from error
+        raise
+
+
+def make_folder(folder: Path) -> Path:
+    """Create a folder with its parents. Raises MpaError where that is not possible."""
+    try:
+        with disk_errors(folder, MB):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MpaError(f"cannot make folder {folder} ({error.strerror}): choose another --out") from error
+    return folder
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename in this folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_write(path: Path, need_bytes: int = MB) -> Iterator[IO[bytes]]:
+    """A binary file that gets its name only when it is complete and on the disk; on any error nothing is left.
+
+    `need_bytes` is what the disk-full message asks for.
+    """
+    temp = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}{TEMP_SUFFIX}")
+    try:
+        with disk_errors(path.parent, need_bytes):
+            with temp.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temp, path)
+            fsync_folder(path.parent)
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file atomically."""
+    with atomic_write(path, len(data)) as file:
+        file.write(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON document (or a pydantic model) atomically, with sorted keys and a final newline."""
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    write_bytes(path, (json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """A JSON document; None where the file is missing or damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def sweep(folder: Path) -> int:
+    """Remove the temporary files that a killed process left anywhere below; returns how many."""
+    leftovers = list(folder.rglob(f".*{TEMP_SUFFIX}"))
+    for path in leftovers:
+        path.unlink(missing_ok=True)
+    return len(leftovers)

@@ -1,0 +1,185 @@
+"""What a run folder is made of, and what makes a stage folder done: a manifest that is written last.
+
+A stage folder is done when its `manifest.json` is there, names the same inputs, and every output still has its hash.
+Anything else is redone, but only what is missing: `prepare` decides what may stay.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mpa_edge import __version__
+from mpa_edge.runs.files import make_folder, read_json, sha256_file, sha256_json, sweep, write_json
+from mpa_edge.runs.lock import LOCK
+from mpa_edge.runs.write_hooks import tell
+
+MANIFEST = "manifest.json"
+INPUTS = ".inputs.json"
+CLOCK = ".seconds.json"
+EXPORTS = "exports"
+# what a run folder is made of; whatever reads a run knows no more of the stages than this
+RECIPE_FILE = "recipe.yaml"
+RUN_FILE = "run.json"
+RENDERED = "images"
+SEEN = ".images.jsonl"
+FOLDERS = {
+    "annotate": "1-annotate",
+    "identify": "2-identify",
+    "level": "3-level",
+    "merge": "merged",
+    "evaluate": "evaluate",
+}
+
+
+class Manifest(BaseModel):
+    """What made a stage folder. Written last: a folder without one is not finished."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = 1
+    """Of this document."""
+    stage: str
+    """annotate, identify, level, merge or evaluate."""
+    inputs: dict[str, str]
+    """Everything the result depends on: name -> sha256."""
+    outputs: dict[str, str]
+    """Every file of the folder: path inside it -> sha256."""
+    config_sha256: str
+    """Hash of the part of the recipe that the stage read."""
+    versions: dict[str, str]
+    """Python, mpa-edge and the libraries that did the work."""
+    seed: int
+    """Seed of the stage."""
+    seconds: float
+    """Wall seconds, all attempts together."""
+    counts: dict[str, int]
+    """Rows made, dropped, and whatever else the stage counts."""
+    used: dict[str, str] = {}
+    """What did the work: device and numbers, whatever `auto` stood for; empty where no model ran in this process."""
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Python, mpa-edge and the named distributions that are installed."""
+    found = {"python": platform.python_version(), "mpa-edge": __version__}
+    for name in packages:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a stage folder; None where it is missing or damaged."""
+    try:
+        return Manifest.model_validate(read_json(folder / MANIFEST))
+    except ValidationError:
+        return None
+
+
+def damaged(folder: Path, manifest: Manifest) -> list[str]:
+    """Outputs that are missing or are not what they were."""
+    files = manifest.outputs.items()
+    return [name for name, digest in files if not (folder / name).is_file() or sha256_file(folder / name) != digest]
+
+
+def is_done(folder: Path, inputs: Mapping[str, str]) -> bool:
+    """Present manifest, unchanged inputs, unchanged outputs: the stage can be skipped."""
+    manifest = read_manifest(folder)
+    return manifest is not None and manifest.inputs == dict(inputs) and not damaged(folder, manifest)
+
+
+def prepare(folder: Path, inputs: Mapping[str, str], fresh: bool = False) -> bool:
+    """Make a stage folder ready for work; True where what is already there may be built upon.
+
+    With other inputs (or `fresh`) the old content goes; with the same ones only damaged files and the manifest do.
+    """
+    make_folder(folder)
+    sweep(folder)
+    same = not fresh and read_json(folder / INPUTS) == dict(inputs)
+    manifest = read_manifest(folder)
+    for name in damaged(folder, manifest) if same and manifest else ():
+        (folder / name).unlink(missing_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    if not same:
+        clear(folder)
+        write_json(folder / INPUTS, dict(inputs))
+    return same
+
+
+def clear(folder: Path) -> None:
+    """Remove everything inside a folder; the manifest goes first, so that a kill in between cannot leave a lie."""
+    for name in (MANIFEST, INPUTS):
+        (folder / name).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if path.name == LOCK:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def output_files(folder: Path) -> list[Path]:
+    """Every visible file below a stage folder but the manifest, sorted."""
+    found = ((path, path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    seen = (path for path, inside in found if not any(part.startswith(".") for part in inside.parts))
+    return sorted(path for path in seen if path.name != MANIFEST)
+
+
+def finish(
+    folder: Path,
+    stage: str,
+    *,
+    inputs: Mapping[str, str],
+    config: Any,
+    seed: int,
+    counts: Mapping[str, int],
+    packages: Sequence[str] = (),
+    files: Sequence[Path] | None = None,
+    used: Mapping[str, str] | None = None,
+) -> Manifest:
+    """Hash the outputs (all files of the folder unless `files` are named) and write the manifest: the stage is done."""
+    paths = output_files(folder) if files is None else files
+    manifest = Manifest(
+        stage=stage,
+        inputs=dict(inputs),
+        outputs={path.relative_to(folder).as_posix(): sha256_file(path) for path in paths},
+        config_sha256=sha256_json(config),
+        versions=versions(*packages),
+        seed=seed,
+        seconds=round(seconds_so_far(folder), 3),
+        counts=dict(counts),
+        used=dict(used or {}),
+    )
+    write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def seconds_so_far(folder: Path) -> float:
+    """Wall seconds of all attempts at a stage, as last written by its clock."""
+    stored = read_json(folder / CLOCK)
+    return float(stored["seconds"]) if isinstance(stored, dict) and "seconds" in stored else 0.0
+
+
+class StageClock:
+    """Adds up the wall seconds of a stage over all attempts. Call `tick` after each shard: a kill loses no more."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._last = time.monotonic()
+
+    def tick(self) -> float:
+        """Write the sum so far and return it, seconds."""
+        now = time.monotonic()
+        total, self._last = seconds_so_far(self._folder) + now - self._last, now
+        write_json(self._folder / CLOCK, {"seconds": total})
+        tell(self._folder)
+        return total
