@@ -61,12 +61,12 @@ def main() -> None:
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def accuracy(run: str, n: int, out: Path) -> None:
     """All schemes on the held-out questions."""
-    from mpa_edge import assets
+    from mpa_edge.config import library
 
-    schemes = assets.names("schemes")
+    schemes = library.names("schemes")
     result = export(run, *(part for name in schemes for part in ("--as", name)), "--accuracy", str(n))
     command = f"python benchmarks/export.py accuracy {run} --out {out}"
-    titles = {name: assets.load_scheme(name) for name in schemes}
+    titles = {name: library.load_scheme(name) for name in schemes}
     for one in result["exports"]:
         scheme = titles[one["scheme"]]
         manifest = json.loads((Path(one["path"]) / "manifest.json").read_text())

@@ -19,7 +19,7 @@ from typing import Any
 import click
 from PIL import Image
 
-from mpa_edge.assets import load_recipe
+from mpa_edge.config.library import load_recipe
 from mpa_edge.planning.calibrate import this_machine
 from mpa_edge.planning.plan import DRAWN_PX, make_plan
 from mpa_edge.planning.records import device_file

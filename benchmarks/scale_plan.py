@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from mpa_edge.assets import load_recipe
+from mpa_edge.config.library import load_recipe
 from mpa_edge.planning.estimate import HOUR_S, MachinePlan
 from mpa_edge.planning.plan import Plan, machines, make_plan
 from mpa_edge.planning.records import Factor

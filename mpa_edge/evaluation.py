@@ -18,7 +18,7 @@ from mpa_edge.progress import progress, say
 from mpa_edge.questions import QuestionSet, left_out
 from mpa_edge.questions.own import read_samples
 from mpa_edge.questions.published import read_benchmark
-from mpa_edge.recipe import EvaluateConfig, Recipe
+from mpa_edge.config.recipe import EvaluateConfig, Recipe
 from mpa_edge.runs.memory import peak_rss_bytes
 from mpa_edge.tasks import Task, answer_prompt, get_benchmark, get_task
 from mpa_edge.types import VLM, Drop, Prediction, Reply, Request, Sample

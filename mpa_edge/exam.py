@@ -10,7 +10,7 @@ from mpa_edge.runs.isolation import run_apart
 from mpa_edge.errors import MpaError
 from mpa_edge.evaluation import predict, question_set
 from mpa_edge.progress import progress
-from mpa_edge.recipe import Recipe
+from mpa_edge.config.recipe import Recipe
 from mpa_edge.runs.parquet import part_path, read_parts, read_rows, write_rows
 from mpa_edge.runs.files import make_folder, sha256_json
 from mpa_edge.runs.manifest import FOLDERS, read_manifest

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from mpa_edge.bench.records import BudgetLine, Figure, MemoryResult
-from mpa_edge.target import Budgets
+from mpa_edge.config.target import Budgets
 
 Name = Literal["memory_bytes", "ttft_s", "tokens_per_s"]
 

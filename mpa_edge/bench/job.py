@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-from mpa_edge import assets
+from mpa_edge.config import library
 from mpa_edge.bench.lines import ERRORS, OUT
 from mpa_edge.bench.transports import Done, Transport
 from mpa_edge.bench.transports.patience import PATIENCE_S, patiently
@@ -66,7 +66,7 @@ class Job:
 
     def _start(self, command: str, copy: Path | None) -> State:
         if self._poll().state not in ("running", "ended"):
-            program = assets.root() / "export" / "runners" / "job.sh"
+            program = library.root() / "export" / "runners" / "job.sh"
             self._transport.push(program, f"{self.folder}/job.sh", timeout_s=CALL_S)
             if copy is not None and copy.is_file():
                 self._give_back(copy)

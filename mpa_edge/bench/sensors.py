@@ -12,7 +12,7 @@ from mpa_edge.bench.probe import read_probe as read_probe
 from mpa_edge.bench.probe import read_watch as read_watch
 from mpa_edge.bench.records import EnergyResult, Environment, Unreadable
 from mpa_edge.bench.tegrastats import Reading, parse, total_power_w
-from mpa_edge.target import Thermal
+from mpa_edge.config.target import Thermal
 
 # instruction sets that change the speed, or the very result, of quantized arithmetic
 X86 = (

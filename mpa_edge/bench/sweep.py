@@ -9,7 +9,7 @@ from mpa_edge.bench.budgets import within
 from mpa_edge.bench.pareto import marked, recommend
 from mpa_edge.bench.records import BenchReport, Sweep, SweepPoint
 from mpa_edge.errors import MpaError
-from mpa_edge.target import ImageBudget, Target
+from mpa_edge.config.target import ImageBudget, Target
 
 Setting = dict[str, str | int]
 AXES = ("threads", "image_budget", "scheme")

@@ -8,7 +8,7 @@ from mpa_edge.bench.probe import Probe, known
 from mpa_edge.bench.records import BenchWord
 from mpa_edge.bench.sensors import count_cores, hottest
 from mpa_edge.metrics.gain import Word
-from mpa_edge.target import Thermal
+from mpa_edge.config.target import Thermal
 
 # a share of all cores that other programs may keep busy before it is said
 BUSY_SHARE = 0.3

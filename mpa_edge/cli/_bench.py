@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from mpa_edge.bench.plan import Bench, Reach
     from mpa_edge.exporters.manifest import ExportManifest
     from mpa_edge.exporters.source import Source
-    from mpa_edge.recipe import Recipe
-    from mpa_edge.scheme import Scheme
-    from mpa_edge.target import Target
+    from mpa_edge.config.recipe import Recipe
+    from mpa_edge.config.scheme import Scheme
+    from mpa_edge.config.target import Target
 
 DEFAULT_TARGET = "cpu"
 
@@ -58,7 +58,7 @@ def open_benches(
     no_base: bool, threads: int | None, reach: Reach | None = None,
 ) -> list[Bench]:  # fmt: skip
     """One benchmark for each scheme. What is not exported yet is exported now, and base in the same scheme as well."""
-    from mpa_edge.assets import load_target
+    from mpa_edge.config.library import load_target
     from mpa_edge.bench.plan import Bench, Effort, Reach
 
     source, chosen = open_run(run), load_target(target or DEFAULT_TARGET)
@@ -127,7 +127,7 @@ def exported_base(source: Source, artifact: Path, target: Target) -> Path:
     from mpa_edge.bench.plan import FOLDER
     from mpa_edge.exporters.pipeline import Order, finished, run_export
     from mpa_edge.exporters.source import open_source
-    from mpa_edge.scheme import Scheme
+    from mpa_edge.config.scheme import Scheme
 
     manifest = finished(artifact)
     folder, recipe = aligned_run(source)
@@ -139,7 +139,7 @@ def exported_base(source: Source, artifact: Path, target: Target) -> Path:
 
 def target_of(manifest: ExportManifest, target: Target) -> Target | None:
     """The target that an export was made for."""
-    from mpa_edge.assets import load_target
+    from mpa_edge.config.library import load_target
 
     if manifest.target is None or manifest.target == target.name:
         return None if manifest.target is None else target
@@ -148,7 +148,7 @@ def target_of(manifest: ExportManifest, target: Target) -> Target | None:
 
 def show_plan(asked: dict[str, Any], via: str = "hand") -> None:
     """What would be measured; nothing is exported, sent or asked."""
-    from mpa_edge.assets import load_target
+    from mpa_edge.config.library import load_target
 
     source, target = open_run(asked["run"]), load_target(asked["target"] or DEFAULT_TARGET)
     schemes = [scheme.name for scheme in chosen_schemes(source, asked["schemes"], target)]

@@ -26,7 +26,7 @@ def before_stages(run: Run, names: Sequence[str]) -> dict[str, Callable[[Run], N
 
 def order_of(run: Run) -> Order:
     """The export that the recipe asks for."""
-    from mpa_edge.assets import load_target
+    from mpa_edge.config.library import load_target
     from mpa_edge.exporters.pipeline import Order, choose_schemes
     from mpa_edge.exporters.source import open_source
     from mpa_edge.stages.deployed import exports_folder

@@ -16,7 +16,7 @@ from mpa_edge.errors import MpaError
 
 if TYPE_CHECKING:
     from mpa_edge.questions import QuestionSet
-    from mpa_edge.recipe import Recipe
+    from mpa_edge.config.recipe import Recipe
     from mpa_edge.sheet import Quiz
     from mpa_edge.tasks import Task
 
@@ -152,7 +152,7 @@ def _run_of(model: str) -> Path | None:
 
 def recipe_for(model: str, overrides: tuple[str, ...], limit: int | None) -> Recipe:
     """The recipe of the run that a model lies in, else the built-in one; --limit is the number of questions."""
-    from mpa_edge.assets import load_recipe
+    from mpa_edge.config.library import load_recipe
     from mpa_edge.runs.manifest import RECIPE_FILE
 
     run = _run_of(model)

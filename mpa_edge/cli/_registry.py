@@ -9,10 +9,10 @@ import pkgutil
 from pathlib import Path
 from typing import Any
 
-from mpa_edge import assets
+from mpa_edge.config import library
 from mpa_edge.errors import MpaError
 
-FILE_KINDS: tuple[assets.Kind, ...] = ("recipes", "targets", "schemes")
+FILE_KINDS: tuple[library.Kind, ...] = ("recipes", "targets", "schemes")
 MODULE_KINDS = {"tasks": "TASK", "families": "FAMILY"}
 KINDS = (*FILE_KINDS, *MODULE_KINDS)
 
@@ -34,26 +34,26 @@ def modules(kind: str) -> dict[str, Any]:
 
 def names(kind: str) -> list[str]:
     """Everything of one kind."""
-    return list(modules(kind)) if kind in MODULE_KINDS else assets.names(as_file_kind(kind))
+    return list(modules(kind)) if kind in MODULE_KINDS else library.names(as_file_kind(kind))
 
 
-def as_file_kind(kind: str) -> assets.Kind:
+def as_file_kind(kind: str) -> library.Kind:
     """Narrow a kind to one that is stored in files."""
     return next(known for known in FILE_KINDS if known == kind)
 
 
-def file_kind(name: str) -> assets.Kind:
+def file_kind(name: str) -> library.Kind:
     """Kind of a name, or of somebody's own file: by its keys, then by the folder that it lies in, else a recipe."""
     path = Path(name)
     if path.suffix not in (".yaml", ".yml") and len(path.parts) == 1:
         return next((kind for kind in FILE_KINDS if name in names(kind)), "recipes")
     near = next((kind for kind in FILE_KINDS if path.resolve().parent.name == kind), FILE_KINDS[0])
     try:
-        document = assets.load_yaml(path, name) if path.is_file() else None
+        document = library.load_yaml(path, name) if path.is_file() else None
     except MpaError:
         return near
     keys = set(document) if isinstance(document, dict) else set()
-    fits = {kind: len(keys & set(assets.model_of_kind(kind).model_fields)) for kind in FILE_KINDS}
+    fits = {kind: len(keys & set(library.model_of_kind(kind).model_fields)) for kind in FILE_KINDS}
     return max(FILE_KINDS, key=lambda kind: (fits[kind], kind == near))
 
 
@@ -61,7 +61,7 @@ def title(kind: str, name: str) -> str:
     """One line about something: its title, or the first comment of its file."""
     if kind in MODULE_KINDS:
         return str(getattr(modules(kind)[name], "title", ""))
-    document = assets.load_yaml(assets.find(as_file_kind(kind), name), name)
+    document = library.load_yaml(library.find(as_file_kind(kind), name), name)
     return str(document.get("title", "")) if isinstance(document, dict) else ""
 
 

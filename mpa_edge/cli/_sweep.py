@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from mpa_edge.bench.records import Sweep
     from mpa_edge.bench.sweep import Setting
     from mpa_edge.exporters.source import Source
-    from mpa_edge.scheme import Scheme
-    from mpa_edge.target import Target
+    from mpa_edge.config.scheme import Scheme
+    from mpa_edge.config.target import Target
 
 
 def sweep(text: str, asked: dict[str, Any], reach: Reach, fresh: bool) -> tuple[Sweep, Path]:
     """Measure every setting that is possible; the document and its path. What was measured before stays."""
-    from mpa_edge.assets import load_target
+    from mpa_edge.config.library import load_target
     from mpa_edge.bench.pipeline import run_bench
     from mpa_edge.bench.plan import FOLDER
     from mpa_edge.bench.records import SWEEP

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mpa_edge import assets
+from mpa_edge.config import library
 from mpa_edge.cli import _registry
 from mpa_edge.cli._options import json_option, print_json, set_option, verbose_option
 from mpa_edge.errors import MpaError
 
 if TYPE_CHECKING:
-    from mpa_edge.target import SchemeChoice, Target
+    from mpa_edge.config.target import SchemeChoice, Target
 
 RUNS_ON = {"onnx": ("onnxruntime", "tensorrt"), "gguf": ("llama.cpp",)}
 NEEDS = {"onnx": ("onnx",), "gguf": ("gguf",), "hybrid": ("onnx", "gguf")}
@@ -22,18 +22,18 @@ NEEDS = {"onnx": ("onnx",), "gguf": ("gguf",), "hybrid": ("onnx", "gguf")}
 def problems(name: str, overrides: tuple[str, ...]) -> list[str]:
     """Every mistake of one document; what it names must exist, too."""
     kind = _registry.file_kind(name)
-    found = assets.kind_problems(kind, name, overrides)
+    found = library.kind_problems(kind, name, overrides)
     if found or kind == "schemes":
         return found
-    label = f"{assets.SINGULAR[kind]} '{assets.find(kind, name).stem}'"
-    wrong = _task(name, overrides) if kind == "recipes" else _schemes(assets.load_target(name, overrides))
+    label = f"{library.SINGULAR[kind]} '{library.find(kind, name).stem}'"
+    wrong = _task(name, overrides) if kind == "recipes" else _schemes(library.load_target(name, overrides))
     return [f"{label}: {line}" for line in wrong]
 
 
 def _task(name: str, overrides: tuple[str, ...]) -> Iterator[str]:
     from mpa_edge.vlm.server_reference import is_server, parse
 
-    recipe, tasks = assets.load_recipe(name, overrides), _registry.names("tasks")
+    recipe, tasks = library.load_recipe(name, overrides), _registry.names("tasks")
     if tasks and recipe.task not in tasks:
         yield f"no task '{recipe.task}' (known: {', '.join(tasks)})"
     try:
@@ -52,10 +52,10 @@ def _schemes(target: Target) -> Iterator[str]:
 
 
 def _scheme(target: Target, choice: SchemeChoice) -> Iterator[str]:
-    from mpa_edge.recipe_errors import problems as problems_of
-    from mpa_edge.scheme import Scheme
+    from mpa_edge.config.validation import problems as problems_of
+    from mpa_edge.config.scheme import Scheme
 
-    scheme = assets.load_scheme(choice.name)
+    scheme = library.load_scheme(choice.name)
     resolved = scheme.model_dump() | {"components": choice.components}
     yield from (f"scheme '{choice.name}': {line}" for line in problems_of(resolved, Scheme))
     if scheme.control:

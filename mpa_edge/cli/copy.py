@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from mpa_edge import assets, runs
+from mpa_edge.config import library
+from mpa_edge import runs
 from mpa_edge.cli import _registry
 from mpa_edge.cli._options import verbose_option
 from mpa_edge.errors import MpaError
@@ -45,7 +46,7 @@ def command(name: str, dest: str, force: bool) -> None:
       $ mpa-edge check my-charts.yaml
       $ mpa-edge copy jetson my-robot.yaml
     """
-    source, target = assets.find(_registry.file_kind(name), name), Path(dest)
+    source, target = library.find(_registry.file_kind(name), name), Path(dest)
     if target.suffix not in (".yaml", ".yml"):
         raise MpaError(f"'{dest}' does not end in .yaml: these files are YAML, write {target.stem}.yaml")
     if target.exists() and not force:

@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from mpa_edge import __version__, assets
+from mpa_edge import __version__
+from mpa_edge.config import library
 from mpa_edge.cli._options import json_option, print_json, verbose_option
 
 # one package of an extra stands for all of it
@@ -46,7 +47,7 @@ def installed(package: str) -> str | None:
 
 def known_good() -> dict[str, str]:
     """What mpa-edge was tested with; empty where the list did not travel along."""
-    path = assets.root() / "constraints.txt"
+    path = library.root() / "constraints.txt"
     return pins(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 

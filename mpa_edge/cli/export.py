@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from mpa_edge.exporters.manifest import ExportManifest
     from mpa_edge.exporters.pipeline import Order
-    from mpa_edge.scheme import Component
+    from mpa_edge.config.scheme import Component
 
 DEFAULT_TARGET = "cpu"
 WORDS = {"holds": "holds", "lost": "is lost", "inconclusive": "may be left or not"}
@@ -79,7 +79,7 @@ def make_order(
     revision: str | None, fresh: bool,
 ) -> Order:  # fmt: skip
     """Names on the command line -> what is to be done. MpaError where something of it is not possible."""
-    from mpa_edge.assets import load_target
+    from mpa_edge.config.library import load_target
     from mpa_edge.exporters.pipeline import Order, choose_schemes
     from mpa_edge.exporters.source import open_source
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mpa_edge import assets
+from mpa_edge.config import library
 from mpa_edge.cli._options import json_option, print_json, set_option, verbose_option
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def command(
     """
     from mpa_edge.planning.plan import as_document, machines, make_plan
 
-    asked = assets.load_recipe(recipe, overrides)
+    asked = library.load_recipe(recipe, overrides)
     made = make_plan(asked, images, lambda: machines(devices, asked.threads, price), assume)
     if as_json:
         print_json(as_document(made, explain))

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from mpa_edge import assets
+from mpa_edge.config import library
 from mpa_edge.cli import _registry
 from mpa_edge.cli._options import json_option, print_json, set_option, verbose_option
 from mpa_edge.errors import MpaError
 
-LOADERS = {"recipes": assets.load_recipe, "targets": assets.load_target, "schemes": assets.load_scheme}
+LOADERS = {"recipes": library.load_recipe, "targets": library.load_target, "schemes": library.load_scheme}
 
 
 @click.command("show")
@@ -47,7 +47,7 @@ def command(name: str, kind: str | None, overrides: tuple[str, ...], as_json: bo
     elif as_json or overrides:
         print_json(LOADERS[chosen](name, overrides))
     else:
-        click.echo(assets.find(_registry.as_file_kind(chosen), name).read_text(encoding="utf-8"), nl=False)
+        click.echo(library.find(_registry.as_file_kind(chosen), name).read_text(encoding="utf-8"), nl=False)
 
 
 def _show_module(values: dict[str, object], as_json: bool) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mpa_edge import __version__
-from mpa_edge.assets import find, load_recipe, names
+from mpa_edge.config.library import find, load_recipe, names
 from mpa_edge.cloud import hfjobs, program, skypilot
 from mpa_edge.cloud.job import CLOUD, Job, write_kit
 from mpa_edge.cloud.machine import needs

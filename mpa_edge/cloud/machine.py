@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mpa_edge.assets import load_yaml
+from mpa_edge.config.library import load_yaml
 from mpa_edge.errors import MpaError
 from mpa_edge.planning.estimate import HOUR_S, MachinePlan
 from mpa_edge.planning.known import BYTES_ON_DISK
@@ -18,7 +18,7 @@ from mpa_edge.planning.memory import FLOAT_BYTES, LIBRARIES_BYTES
 from mpa_edge.planning.plan import Plan, machines, make_plan
 from mpa_edge.planning.records import Device, Price, Record, device_file
 from mpa_edge.planning.roofline import Machine
-from mpa_edge.recipe import Recipe
+from mpa_edge.config.recipe import Recipe
 
 GB = 1e9
 SYSTEM_BYTES = 40e9

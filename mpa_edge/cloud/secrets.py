@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from mpa_edge.errors import MpaError
-from mpa_edge.recipe import Recipe
+from mpa_edge.config.recipe import Recipe
 from mpa_edge.vlm.server_reference import DEFAULT_KEY, is_private_way, is_server, parse
 
 HUB_TOKEN = "HF_TOKEN"

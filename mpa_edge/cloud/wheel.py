@@ -15,7 +15,7 @@ from io import BytesIO
 from pathlib import Path
 
 import mpa_edge
-from mpa_edge.assets import root
+from mpa_edge.config.library import root
 from mpa_edge.errors import MpaError
 
 PACKAGE = Path(mpa_edge.__file__).parent

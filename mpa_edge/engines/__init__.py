@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from mpa_edge.recipe import EngineConfig
+from mpa_edge.config.recipe import EngineConfig
 
 if TYPE_CHECKING:
     from mpa_edge.engines.tries import Poisoned

@@ -15,7 +15,7 @@ from mpa_edge.exporters.source import Source
 from mpa_edge.metrics.gain import judge
 from mpa_edge.metrics.paired import bootstrap_ci95
 from mpa_edge.progress import say
-from mpa_edge.recipe import Recipe
+from mpa_edge.config.recipe import Recipe
 from mpa_edge.runs.lock import run_lock
 from mpa_edge.types import Prediction
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mpa_edge.runs.files import read_json
-from mpa_edge.target import ImageBudget
+from mpa_edge.config.target import ImageBudget
 
 
 def processor_values(checkpoint: Path) -> dict[str, Any]:

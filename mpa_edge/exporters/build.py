@@ -16,8 +16,8 @@ from mpa_edge.exporters.source import Source
 from mpa_edge.progress import say
 from mpa_edge.runs.files import atomic_write, disk_errors, make_folder, read_json, sha256_file, write_json
 from mpa_edge.runs.manifest import INPUTS
-from mpa_edge.scheme import ONNX_COMPONENTS, CalibrationConfig, Component, Scheme
-from mpa_edge.target import ImageBudget
+from mpa_edge.config.scheme import ONNX_COMPONENTS, CalibrationConfig, Component, Scheme
+from mpa_edge.config.target import ImageBudget
 
 MADE = ".made.json"
 DATA = "_data"

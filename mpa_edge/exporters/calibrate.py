@@ -21,13 +21,13 @@ from mpa_edge.images import open_image
 from mpa_edge.runs.parquet import read_parts
 from mpa_edge.runs.files import make_folder, read_json
 from mpa_edge.runs.manifest import FOLDERS, RENDERED, RUN_FILE
-from mpa_edge.scheme import Component
+from mpa_edge.config.scheme import Component
 from mpa_edge.types import Drop, ParityRecord, Request
 
 if TYPE_CHECKING:
     from mpa_edge.exporters.source import Source
-    from mpa_edge.recipe import Recipe
-    from mpa_edge.target import ImageBudget
+    from mpa_edge.config.recipe import Recipe
+    from mpa_edge.config.target import ImageBudget
 
 Arrays = dict[str, NDArray[Any]]
 CONTEXT_TOKENS = 131_072
@@ -94,7 +94,7 @@ def images_folder(run: Path, recipe: Recipe) -> Path:
 
 def _fp32_export(source: Source, graphs: Mapping[Component, Path], folder: Path, budget: ImageBudget | None) -> None:
     """A whole export in full precision, its weights shared with `graphs`."""
-    from mpa_edge.assets import load_scheme
+    from mpa_edge.config.library import load_scheme
     from mpa_edge.exporters.layout import file_name, write_layout
 
     for component, graph in graphs.items():

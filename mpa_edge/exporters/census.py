@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mpa_edge.exporters.adapter import Adapter
 from mpa_edge.exporters.weights import Look, Stored, exported, flat, look
-from mpa_edge.scheme import Component
+from mpa_edge.config.scheme import Component
 
 Array = NDArray[Any]
 Part = Literal["vision", "connector", "embed", "language", "head"]

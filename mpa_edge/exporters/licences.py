@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpa_edge.assets import parse_yaml
+from mpa_edge.config.library import parse_yaml
 from mpa_edge.errors import MpaError
 from mpa_edge.vlm import resolve
 from mpa_edge.vlm.server_reference import is_server, parse

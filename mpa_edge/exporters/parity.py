@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from mpa_edge.scheme import Tolerance
+from mpa_edge.config.scheme import Tolerance
 from mpa_edge.types import Record, Trace
 
 Array = NDArray[Any]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mpa_edge.runs.isolation import run_apart
-from mpa_edge.assets import load_scheme
+from mpa_edge.config.library import load_scheme
 from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.exporters.build import MADE, Workshop, build, discard_parts
 from mpa_edge.exporters.card import write_card
@@ -34,8 +34,8 @@ from mpa_edge.runs.files import require_free, sha256_json
 from mpa_edge.runs.lock import run_lock
 from mpa_edge.runs.manifest import StageClock, clear, prepare, versions
 from mpa_edge.runs.memory import peak_rss_bytes
-from mpa_edge.scheme import Scheme
-from mpa_edge.target import ImageBudget, Target
+from mpa_edge.config.scheme import Scheme
+from mpa_edge.config.target import ImageBudget, Target
 
 PARTS, BUILDING, OLD = ".parts", ".building-", ".old-"
 LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript", "gguf", "llama-cpp-python")

@@ -10,8 +10,8 @@ from mpa_edge.exporters.budget import image_values
 from mpa_edge.exporters.sizes import predict_sizes
 from mpa_edge.exporters.source import Source
 from mpa_edge.runs.files import read_json
-from mpa_edge.scheme import ONNX_COMPONENTS, Scheme
-from mpa_edge.target import ImageBudget
+from mpa_edge.config.scheme import ONNX_COMPONENTS, Scheme
+from mpa_edge.config.target import ImageBudget
 from mpa_edge.vlm import checkpoint
 
 NEEDS = {

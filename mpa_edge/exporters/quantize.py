@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpa_edge.errors import MpaError, missing_package
-from mpa_edge.scheme import CalibrationConfig, Component, Scheme
+from mpa_edge.config.scheme import CalibrationConfig, Component, Scheme
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -21,7 +21,7 @@ from mpa_edge.vlm.trace import pixels_digest
 
 if TYPE_CHECKING:
     from mpa_edge.exporters.source import Source
-    from mpa_edge.target import ImageBudget
+    from mpa_edge.config.target import ImageBudget
     from mpa_edge.types import Pixels
 
 Array = NDArray[Any]

@@ -9,7 +9,7 @@ from mpa_edge.exporters.gguf.plan import planned_bytes, tensor_bytes
 from mpa_edge.exporters.source import Source
 from mpa_edge.exporters.tensors import Weight, is_tied, read_weights, used
 from mpa_edge.runs.files import read_json
-from mpa_edge.scheme import ONNX_COMPONENTS, Component, Scheme
+from mpa_edge.config.scheme import ONNX_COMPONENTS, Component, Scheme
 
 Sizes = Mapping[str, Mapping[Component, int]]
 COMPONENTS: tuple[Component, ...] = ("vision", "mmproj", "embed", "decoder", "language")

@@ -8,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mpa_edge.assets import load_recipe
+from mpa_edge.config.library import load_recipe
 from mpa_edge.errors import MpaError
 from mpa_edge.families import Family, family_of
-from mpa_edge.recipe import Recipe
+from mpa_edge.config.recipe import Recipe
 from mpa_edge.runs.files import read_json
 from mpa_edge.runs.manifest import EXPORTS, FOLDERS, RECIPE_FILE, RUN_FILE, read_manifest
 from mpa_edge.tasks import answer_prompt, get_task

@@ -19,8 +19,8 @@ from mpa_edge.vlm import resolve
 
 if TYPE_CHECKING:
     from mpa_edge.artifact import Artifact
-    from mpa_edge.scheme import Scheme, Tolerance
-    from mpa_edge.target import ImageBudget
+    from mpa_edge.config.scheme import Scheme, Tolerance
+    from mpa_edge.config.target import ImageBudget
     from mpa_edge.types import Trace, TraceableVLM
 
 HEADLINES: dict[Mismatch, str] = {

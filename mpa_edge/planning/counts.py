@@ -10,7 +10,7 @@ from mpa_edge.planning.known import KnownModel
 from mpa_edge.planning.memory import Tuned
 from mpa_edge.planning.records import Assumptions
 from mpa_edge.planning.seen import Seen
-from mpa_edge.recipe import LevelConfig, Recipe
+from mpa_edge.config.recipe import LevelConfig, Recipe
 from mpa_edge.tasks import get_task
 
 CHUNK = 200  # questions that evaluate hands to a model at once

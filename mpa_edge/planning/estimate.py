@@ -27,7 +27,7 @@ from mpa_edge.planning.roofline import (
     vision_flops,
 )
 from mpa_edge.planning.seen import Seen
-from mpa_edge.recipe import Recipe
+from mpa_edge.config.recipe import Recipe
 
 HOUR_S = 3600.0
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from mpa_edge.planning.roofline import COPIES, Batch
 from mpa_edge.planning.seen import Seen
 from mpa_edge.planning.shapes import Shapes, Stack
-from mpa_edge.recipe import LevelConfig
+from mpa_edge.config.recipe import LevelConfig
 
 LIBRARIES_BYTES = {"cpu": 1_150_000_000, "gpu": 700_000_000}
 """torch, transformers, trl and what the C library keeps (docs/results.json, 3 seeds); on a GPU the driver's context."""

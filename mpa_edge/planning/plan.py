@@ -17,7 +17,7 @@ from mpa_edge.planning.memory import tuned
 from mpa_edge.planning.records import Assumptions, Price, assumptions, device_file, find_device
 from mpa_edge.planning.roofline import Machine
 from mpa_edge.planning.seen import Size
-from mpa_edge.recipe import Recipe
+from mpa_edge.config.recipe import Recipe
 from mpa_edge.types import Drop
 
 HERE = "here"

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mpa_edge.assets import load_yaml
+from mpa_edge.config.library import load_yaml
 from mpa_edge.errors import MpaError
 
 FOLDER = Path(__file__).parent

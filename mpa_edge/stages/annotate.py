@@ -21,7 +21,7 @@ from mpa_edge.images import ImageEntry, open_image
 from mpa_edge.metrics import get_metric
 from mpa_edge.pictures import groups
 from mpa_edge.progress import say
-from mpa_edge.recipe import AnnotateConfig
+from mpa_edge.config.recipe import AnnotateConfig
 from mpa_edge.runs.parquet import (
     count_reasons,
     count_rows,

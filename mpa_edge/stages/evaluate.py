@@ -10,7 +10,7 @@ from typing import Any
 from mpa_edge.evaluation import by_kind, mean, predict, question_set, questions_file
 from mpa_edge.metrics.paired import bootstrap_ci95, flips, mcnemar_p
 from mpa_edge.progress import progress, say
-from mpa_edge.recipe import EvaluateConfig
+from mpa_edge.config.recipe import EvaluateConfig
 from mpa_edge.runs.parquet import part_path, read_parts, read_rows, write_rows
 from mpa_edge.runs.files import make_folder, sha256_file, sha256_json, write_json
 from mpa_edge.runs.manifest import StageClock, finish, is_done

@@ -15,7 +15,7 @@ from mpa_edge.metrics.lenient import normalized
 from mpa_edge.types import Drop, PseudoAnnotation, Reply
 
 if TYPE_CHECKING:
-    from mpa_edge.recipe import AnnotateConfig
+    from mpa_edge.config.recipe import AnnotateConfig
 
 GREY = (128, 128, 128)
 WORD = re.compile(r"\w+")

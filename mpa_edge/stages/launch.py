@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from mpa_edge.runs.isolation import run_apart
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
-from mpa_edge.recipe import Recipe
+from mpa_edge.config.recipe import Recipe
 from mpa_edge.runs.files import make_folder, read_json, write_json
 from mpa_edge.runs.manifest import CLOCK, seconds_so_far
 from mpa_edge.stages.processes import Processes, require_possible

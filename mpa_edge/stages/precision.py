@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from mpa_edge.errors import MpaError, missing_package
-from mpa_edge.recipe import LevelConfig
+from mpa_edge.config.recipe import LevelConfig
 
 # option of level -> (package, extra that brings it)
 PACKAGES = {"quantize": ("bitsandbytes", "qlora"), "liger": ("liger_kernel", "liger")}

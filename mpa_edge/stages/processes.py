@@ -15,7 +15,7 @@ from mpa_edge.errors import MpaError
 from mpa_edge.stages.precision import computes_in_bf16
 
 if TYPE_CHECKING:
-    from mpa_edge.recipe import Recipe
+    from mpa_edge.config.recipe import Recipe
 
 # the others shard one model over several GPUs, which a small one does not need
 KINDS = ("NO", "MULTI_CPU", "MULTI_GPU")

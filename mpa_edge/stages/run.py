@@ -11,14 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mpa_edge.assets import load_recipe
+from mpa_edge.config.library import load_recipe
 from mpa_edge.engines import LOCAL, Engine, Facts
 from mpa_edge.entries import Shards
 from mpa_edge.errors import MpaError
 from mpa_edge.images import ImageEntry, Known, scan
 from mpa_edge.nursery.render import MARK, render
 from mpa_edge.progress import say
-from mpa_edge.recipe import Recipe
+from mpa_edge.config.recipe import Recipe
 from mpa_edge.runs.files import read_json, sha256_json, write_bytes, write_json
 from mpa_edge.runs.manifest import (
     FOLDERS,

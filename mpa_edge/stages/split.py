@@ -9,7 +9,7 @@ from pathlib import Path
 from mpa_edge.errors import MpaError
 from mpa_edge.images import Entries, ImageEntry
 from mpa_edge.questions.published import read_benchmark
-from mpa_edge.recipe import Recipe
+from mpa_edge.config.recipe import Recipe
 from mpa_edge.tasks import get_benchmark
 
 

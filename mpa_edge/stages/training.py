@@ -17,7 +17,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from mpa_edge.errors import MpaError
 from mpa_edge.families import family_of
 from mpa_edge.progress import Advance, progress, say
-from mpa_edge.recipe import LevelConfig
+from mpa_edge.config.recipe import LevelConfig
 from mpa_edge.runs.files import make_folder, read_json, write_json
 from mpa_edge.runs.manifest import StageClock
 from mpa_edge.stages.curriculum import LOSSES_BEFORE, easy_first, losses_before, row_losses

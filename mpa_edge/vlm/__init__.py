@@ -14,7 +14,7 @@ from mpa_edge.vlm.interrupts import interrupts_held
 from mpa_edge.vlm.server_reference import is_server, parse
 
 if TYPE_CHECKING:
-    from mpa_edge.recipe import TeacherServerConfig
+    from mpa_edge.config.recipe import TeacherServerConfig
     from mpa_edge.types import VLM
 
 NURSERY_PREFIX = "nursery:"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-    from mpa_edge.scheme import Component
+    from mpa_edge.config.scheme import Component
     from mpa_edge.types import Pixels
 
 Loaded = TypeVar("Loaded")

@@ -16,7 +16,7 @@ import openai
 
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
-from mpa_edge.recipe import TeacherServerConfig
+from mpa_edge.config.recipe import TeacherServerConfig
 from mpa_edge.types import Drop, Reply, Request, TeacherUsage, Timing
 from mpa_edge.vlm.openai_cost import Meter, Prices
 from mpa_edge.vlm.openai_gate import Gate, Pass, backoff_s

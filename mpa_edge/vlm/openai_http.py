@@ -9,7 +9,7 @@ from typing import Any
 
 import openai
 
-from mpa_edge.recipe import TeacherServerConfig
+from mpa_edge.config.recipe import TeacherServerConfig
 from mpa_edge.types import Drop
 from mpa_edge.vlm.openai_gate import retry_after_s
 from mpa_edge.vlm.openai_reply import CONNECTION, MAX_BODY_BYTES, UNUSABLE, excerpt

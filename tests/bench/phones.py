@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from mpa_edge.artifact import read_artifact
-from mpa_edge.assets import load_target
+from mpa_edge.config.library import load_target
 from mpa_edge.bench.bundle import Bundle, Question, make_bundle
 from mpa_edge.bench.lines import JobOrder, Line, Step, read_lines
 from mpa_edge.bench.phone import drive

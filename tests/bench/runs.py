@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors.numpy import load_file, save_file
 
-from mpa_edge.assets import load_recipe
+from mpa_edge.config.library import load_recipe
 from mpa_edge.runs.manifest import finish
 from mpa_edge.stages.run import Run, remember
 from mpa_edge.vlm import WEIGHTS

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.assets import load_recipe, load_target
+from mpa_edge.config.library import load_recipe, load_target
 from mpa_edge.bench.pipeline import run_bench
 from mpa_edge.bench.plan import DEVICE, Bench, Effort, Reach
 from mpa_edge.bench.records import ANSWERS, BENCH, AnswerRow, BenchReport

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mpa_edge.bench.budgets import at_least, at_most, budget_lines, within
 from mpa_edge.bench.records import MemoryResult
 from mpa_edge.bench.timing import figure
-from mpa_edge.target import Budgets
+from mpa_edge.config.target import Budgets
 
 BUDGETS = Budgets(memory_bytes=1_000_000_000, ttft_s=2.0, tokens_per_s=20.0)
 MEMORY = MemoryResult(peak_bytes=750_000_000, method="VmHWM")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.assets import load_scheme
+from mpa_edge.config.library import load_scheme
 from mpa_edge.bench.bundle import Question, make_bundle, pack, read_bundle, weight_files
 from mpa_edge.bench.light import light_files
 from mpa_edge.bench.lines import JobOrder, Step, from_json

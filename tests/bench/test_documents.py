@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mpa_edge.assets import load_recipe, load_target
+from mpa_edge.config.library import load_recipe, load_target
 from mpa_edge.bench import documents
 from mpa_edge.bench.documents import Evidence, report_of, write_documents
 from mpa_edge.bench.lines import JobOrder, Line

@@ -24,7 +24,7 @@ from mpa_edge.bench.sensors import (
 )
 from mpa_edge.bench.validity import cautions, invalid_reasons, overall
 from mpa_edge.errors import MpaError
-from mpa_edge.target import Thermal
+from mpa_edge.config.target import Thermal
 from tests.bench import trees
 from tests.bench.test_probe_sh import said
 

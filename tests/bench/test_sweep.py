@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpa_edge.assets import load_target
+from mpa_edge.config.library import load_target
 from mpa_edge.bench.records import BenchReport
 from mpa_edge.bench.sweep import axes_of, budget_for, point_of, settings, slug, sweep_of
 from mpa_edge.errors import MpaError

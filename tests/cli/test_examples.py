@@ -15,7 +15,7 @@ import click
 import pytest
 from PIL import Image
 
-from mpa_edge.assets import load_recipe
+from mpa_edge.config.library import load_recipe
 from mpa_edge.cli import main as cli
 from mpa_edge.runs.files import make_folder
 from mpa_edge.runs.manifest import finish

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.assets import load_recipe
+from mpa_edge.config.library import load_recipe
 from mpa_edge.cli.main import exit_code
 from mpa_edge.runs.files import read_json, sha256_file
 from mpa_edge.runs.manifest import finish

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge import assets
+from mpa_edge.config import library
 from mpa_edge.cli.doctor import pins
 from mpa_edge.cli.main import exit_code
 
@@ -33,9 +33,9 @@ def test_list_says_what_there_is(capsys) -> None:
 
 def test_show_is_the_file_and_json_is_the_record(capsys) -> None:
     assert exit_code(["show", "minicharts", "--kind", "recipes"]) == 0
-    assert capsys.readouterr().out == assets.find("recipes", "minicharts").read_text()
+    assert capsys.readouterr().out == library.find("recipes", "minicharts").read_text()
     assert exit_code(["show", "minicharts", "--kind", "recipes", "--json", "--set", "level.rank=3"]) == 0
-    assert one_document(capsys) == assets.load_recipe("minicharts", ["level.rank=3"]).model_dump(mode="json")
+    assert one_document(capsys) == library.load_recipe("minicharts", ["level.rank=3"]).model_dump(mode="json")
 
 
 def test_show_says_where_else_the_name_is(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +68,7 @@ def test_a_mistake_is_one_line(capsys, argv: list[str], text: str) -> None:
 def test_copy_then_edit_then_check(capsys) -> None:
     assert exit_code(["copy", "minicharts", "new/My Charts.yaml"]) == 0
     path = Path("new/My Charts.yaml")
-    original = assets.find("recipes", "minicharts").read_text()
+    original = library.find("recipes", "minicharts").read_text()
     assert path.read_text() == original.replace("name: minicharts", "name: my-charts", 1)
     assert exit_code(["copy", "minicharts", str(path)]) == 1
     assert exit_code(["copy", "minicharts", str(path), "--force"]) == 0
@@ -117,21 +117,21 @@ def test_doctor_knows_this_machine(capsys) -> None:
 def test_constraints_pin_every_package_that_a_checkout_needs() -> None:
     import tomllib
 
-    project = tomllib.loads((assets.root() / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((library.root() / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     wanted = [*project["dependencies"], *extras["align"], *extras["dev"]]
-    known = pins((assets.root() / "constraints.txt").read_text())
+    known = pins((library.root() / "constraints.txt").read_text())
     names = {item.split(">")[0].split("=")[0].split("<")[0].lower().replace("_", "-") for item in wanted}
     assert names - set(known) == set()
 
 
 @pytest.mark.parametrize("kind", ["targets", "schemes"])
-def test_every_target_and_scheme_is_valid_and_shown_with_its_defaults(capsys, kind: assets.Kind) -> None:
-    names = assets.names(kind)
+def test_every_target_and_scheme_is_valid_and_shown_with_its_defaults(capsys, kind: library.Kind) -> None:
+    names = library.names(kind)
     assert names
     assert exit_code(["check", *names, "--json"]) == 0, capsys.readouterr()
     assert one_document(capsys) == {"ok": True, "problems": {name: [] for name in names}}
-    load = assets.load_target if kind == "targets" else assets.load_scheme
+    load = library.load_target if kind == "targets" else library.load_scheme
     for name in names:
         assert load(name).name == name
         assert load(name).title
@@ -140,8 +140,8 @@ def test_every_target_and_scheme_is_valid_and_shown_with_its_defaults(capsys, ki
 
 
 def test_every_file_says_what_it_is_and_its_command() -> None:
-    for name in assets.names("targets"):
-        first = assets.find("targets", name).read_text().splitlines()[:2]
+    for name in library.names("targets"):
+        first = library.find("targets", name).read_text().splitlines()[:2]
         assert first[0] == f"# mpa-edge export runs/minicharts --target {name}"
         assert first[1].startswith("# ")
 
@@ -161,7 +161,7 @@ def test_a_copy_of_a_target_or_a_scheme_is_known_by_its_keys(capsys, name: str, 
 
 def test_a_target_of_what_is_not_there_is_found_out(capsys) -> None:
     """Every mistake at once: an unknown scheme, foreign components, a negative control, no runtime for a format."""
-    text = assets.find("targets", "cpu").read_text().replace("name: cpu", "name: mine")
+    text = library.find("targets", "cpu").read_text().replace("name: cpu", "name: mine")
     head, _, rest = text.partition("schemes:\n")
     tail = rest[rest.index("image:") :]
     choices = (
@@ -182,7 +182,7 @@ def test_a_target_of_what_is_not_there_is_found_out(capsys) -> None:
 
 
 def test_a_value_without_a_source_is_found_out(capsys) -> None:
-    text = assets.find("targets", "cpu").read_text()
+    text = library.find("targets", "cpu").read_text()
     Path("mine.yaml").write_text("\n".join(line for line in text.splitlines() if not line.startswith("  budgets: ")))
     assert exit_code(["check", "mine.yaml"]) == 1
     assert "sources.budgets has no source" in capsys.readouterr().err

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from mpa_edge import assets
+from mpa_edge.config import library
 from mpa_edge.exporters.sizes import full_bytes, predict_sizes
 from mpa_edge.exporters.source import Source
-from mpa_edge.scheme import Scheme
-from mpa_edge.target import Target
+from mpa_edge.config.scheme import Scheme
+from mpa_edge.config.target import Target
 from mpa_edge.vlm import WEIGHTS
 from tests.docs.markdown import ROOT
 from tests.docs.recipe_table import section
@@ -29,7 +29,7 @@ def schemes() -> str:
     """Name, what it is, bits of each component, and the size for the built-in student."""
     source = Source("student", WEIGHTS / "student", Path("never-written"))
     rows = ["| Scheme | What it is | Bits | Size |", "|---|---|---|---:|"]
-    for scheme in map(assets.load_scheme, assets.names("schemes")):
+    for scheme in map(library.load_scheme, library.names("schemes")):
         sizes = predict_sizes(source, scheme)
         share = sum(sizes.values()) / sum(full_bytes(source, part) for part in sizes)
         bits = ", ".join(f"{part} {precision}" for part, precision in scheme.components.items())
@@ -44,7 +44,7 @@ def targets() -> str:
         "| Target | What it is | Schemes, best first | Tiles | Context | Memory | TTFT | tok/s |",
         "|---|---|---|---:|---:|---:|---:|---:|",
     ]
-    found = [assets.load_target(name) for name in assets.names("targets")]
+    found = [library.load_target(name) for name in library.names("targets")]
     for target in sorted(found, key=lambda one: (one.kind != "class", one.name)):
         chosen = ", ".join(f"`{choice.name}`" for choice in target.schemes)
         budgets = target.budgets

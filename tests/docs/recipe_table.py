@@ -9,8 +9,8 @@ import re
 
 from pydantic import BaseModel
 
-from mpa_edge.recipe import Recipe
-from mpa_edge.recipe_errors import model_of, must_be, shown
+from mpa_edge.config.recipe import Recipe
+from mpa_edge.config.validation import model_of, must_be, shown
 from tests.docs.markdown import ROOT
 
 DOCUMENT = ROOT / "docs" / "recipes.md"

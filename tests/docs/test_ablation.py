@@ -8,8 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from mpa_edge.assets import load_recipe
-from mpa_edge.recipe import AnnotateConfig, LevelConfig
+from mpa_edge.config.library import load_recipe
+from mpa_edge.config.recipe import AnnotateConfig, LevelConfig
 from tests.docs.markdown import ROOT
 
 

@@ -30,7 +30,7 @@ def path_of(words: list[str]) -> tuple[str, ...]:
 @pytest.fixture
 def place(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
     """Where the documents' commands run: charts/, photos/, runs/mine, predictions.jsonl."""
-    from mpa_edge.assets import load_recipe
+    from mpa_edge.config.library import load_recipe
     from mpa_edge.nursery.render import render
     from mpa_edge.stages.run import Run, remember
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mpa_edge import assets
+from mpa_edge.config import library
 from mpa_edge.exporters.snippets import NOT_IN_JAVASCRIPT, THREE_AXES
 from mpa_edge.families import families
 from tests.docs import export_table
@@ -20,8 +20,8 @@ def test_the_tables_are_todays(path) -> None:
 
 def test_everything_is_in_a_table() -> None:
     export, targets = (path.read_text(encoding="utf-8") for path in PATHS)
-    assert all(f"| `{name}` |" in export for name in assets.names("schemes"))
-    assert all(f"| `{name}` |" in targets for name in assets.names("targets"))
+    assert all(f"| `{name}` |" in export for name in library.names("schemes"))
+    assert all(f"| `{name}` |" in targets for name in library.names("targets"))
     for key in ("tolerance", "calibration", "sources", "image", "thermal"):
         assert key in export + targets
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mpa_edge import assets
+from mpa_edge.config import library
 from mpa_edge.families import families
 from tests.exporters import matrix
 
@@ -17,7 +17,7 @@ def test_the_table_is_the_record() -> None:
 @pytest.mark.parametrize("model", matrix.MODELS)
 def test_every_scheme_was_measured(model: str) -> None:
     cells = matrix.recorded()[model]
-    assert sorted(cells) == assets.names("schemes")
+    assert sorted(cells) == library.names("schemes")
     assert {cell["result"] for cell in cells.values()} <= {"equal", "refused"}
     assert all(cell["result"] == "equal" for name, cell in cells.items() if name.startswith("onnx"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mpa_edge import assets
+from mpa_edge.config import library
 from mpa_edge.families import family_of
 from mpa_edge.planning.records import model_file
 from mpa_edge.tasks import benchmark_names, get_benchmark, get_task
@@ -21,12 +21,12 @@ def test_a_recipe_is_its_row_of_the_table(name: str) -> None:
 def test_five_students_by_four_benchmarks() -> None:
     assert len(recipe_files.STUDENTS) == 5
     assert sorted(recipe_files.BENCHES) == benchmark_names()
-    assert set(recipe_files.names()) < set(assets.names("recipes"))
+    assert set(recipe_files.names()) < set(library.names("recipes"))
 
 
 @pytest.mark.parametrize("name", recipe_files.names())
 def test_a_recipe_trains_on_one_split_and_is_asked_about_another(name: str) -> None:
-    recipe = assets.load_recipe(name)
+    recipe = library.load_recipe(name)
     assert get_task(recipe.task).metric == get_task(recipe.evaluate.benchmark or "").metric
     splits = get_benchmark(recipe.task).splits
     assert recipe.images.split in [split.name for split in splits]

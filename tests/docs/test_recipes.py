@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from mpa_edge.assets import parse_yaml
-from mpa_edge.recipe import Recipe
-from mpa_edge.recipe_errors import keys, problems
+from mpa_edge.config.library import parse_yaml
+from mpa_edge.config.recipe import Recipe
+from mpa_edge.config.validation import keys, problems
 from mpa_edge.stages.processes import processes
 from mpa_edge.types import Sample
 from tests.docs import nursery_table, recipe_table

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from mpa_edge.artifact import ARTIFACT
-from mpa_edge.assets import load_recipe
-from mpa_edge.recipe import Recipe
-from mpa_edge.recipe_errors import field_at, keys, model_of
+from mpa_edge.config.library import load_recipe
+from mpa_edge.config.recipe import Recipe
+from mpa_edge.config.validation import field_at, keys, model_of
 from mpa_edge.runs.files import make_folder, write_json
 from mpa_edge.stages import deployed
 from mpa_edge.stages.annotate import annotate_inputs

@@ -8,7 +8,7 @@ from typing import Any
 from mpa_edge.artifact import Artifact, PromptParts, Tokens, write_artifact
 from mpa_edge.exporters.layout import file_name
 from mpa_edge.exporters.manifest import AccuracyFigures, ExportManifest, entry, outputs_of, write_export_manifest
-from mpa_edge.scheme import Scheme
+from mpa_edge.config.scheme import Scheme
 
 PARITY = {
     "tokens_equal": True, "image_tokens_equal": True, "vision_cosine_min": 0.99912, "max_abs_logit_diff": 0.25,

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from mpa_edge import assets
-from mpa_edge.assets import load_recipe
+from mpa_edge.config import library
+from mpa_edge.config.library import load_recipe
 from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.exporters import build, reference, verify
 from mpa_edge.exporters.layout import write_layout
@@ -24,7 +24,7 @@ from mpa_edge.exporters.probes import drawn
 from mpa_edge.exporters.source import Source
 from mpa_edge.runs.parquet import write_part
 from mpa_edge.runs.manifest import EXPORTS, FOLDERS, RENDERED
-from mpa_edge.scheme import Scheme
+from mpa_edge.config.scheme import Scheme
 from mpa_edge.types import ParityRecord
 from tests.docs.markdown import ROOT
 from tests.families import zoo
@@ -122,7 +122,7 @@ def shown(cell: Cell | None) -> str:
 
 def table() -> str:
     """One row a scheme, one column a model; then why a cell was refused."""
-    cells, schemes = recorded(), assets.names("schemes")
+    cells, schemes = recorded(), library.names("schemes")
     head = [TITLES.get(model, model) for model in MODELS]
     lines = [f"| Scheme | {' | '.join(head)} |", "|---" * (1 + len(MODELS)) + "|"]
     for scheme in schemes:

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from mpa_edge.assets import load_recipe, load_scheme
+from mpa_edge.config.library import load_recipe, load_scheme
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.calibrate import Feeds, Recorder, calibrate, chosen_rows, images_folder, one_pass
 from mpa_edge.exporters.quantize import quantize_component

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from mpa_edge.artifact import Artifact, read_artifact
-from mpa_edge.assets import load_recipe, load_scheme
+from mpa_edge.config.library import load_recipe, load_scheme
 from mpa_edge.exporters.card import card, write_card
 from mpa_edge.exporters.licences import front_matter
 from mpa_edge.exporters.source import Source, open_source
 from mpa_edge.nursery.render import render
 from mpa_edge.runs.files import write_json
 from mpa_edge.runs.manifest import FOLDERS, Manifest
-from mpa_edge.scheme import Scheme, Tolerance
+from mpa_edge.config.scheme import Scheme, Tolerance
 from mpa_edge.vlm import WEIGHTS
 from tests.exporters import hand_made
 from tests.exporters.javascript import client

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.assets import load_scheme
+from mpa_edge.config.library import load_scheme
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.hub import push, to_upload
 from tests.exporters import fake_hub, hand_made

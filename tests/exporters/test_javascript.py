@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpa_edge.assets import load_scheme
+from mpa_edge.config.library import load_scheme
 from mpa_edge.exporters.layout import file_name, write_layout
 from mpa_edge.exporters.probes import drawn
 from mpa_edge.exporters.quantize import quantize_component

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from mpa_edge.artifact import Artifact, read_artifact
-from mpa_edge.assets import load_scheme
+from mpa_edge.config.library import load_scheme
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.layout import file_name, prompt_parts, write_layout
 from mpa_edge.exporters.probes import drawn
 from mpa_edge.exporters.source import Source, open_source
-from mpa_edge.scheme import Scheme
-from mpa_edge.target import ImageBudget
+from mpa_edge.config.scheme import Scheme
+from mpa_edge.config.target import ImageBudget
 from mpa_edge.vlm.checkpoint import chat_prompt, load_processor, without_special_tokens
 from mpa_edge.vlm.pixels import prepare
 from tests.vlm.exported import checkpoint
@@ -178,7 +178,7 @@ def test_end_tokens_without_a_generation_config_are_the_configs(tmp_path: Path) 
 
 
 def test_a_run_brings_its_own_way_to_ask(tmp_path: Path) -> None:
-    from mpa_edge.assets import load_recipe
+    from mpa_edge.config.library import load_recipe
 
     recipe = load_recipe("textvqa") if "textvqa" in _recipes() else load_recipe(_recipes()[0])
     recipe = recipe.model_copy(update={"identify": recipe.identify.model_copy(update={"max_new_tokens": 5})})
@@ -194,7 +194,7 @@ def test_a_run_brings_its_own_way_to_ask(tmp_path: Path) -> None:
 
 
 def _recipes() -> list[str]:
-    from mpa_edge.assets import names
+    from mpa_edge.config.library import names
 
     return names("recipes")
 

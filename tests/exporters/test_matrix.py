@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge import assets
-from mpa_edge.assets import load_scheme
+from mpa_edge.config import library
+from mpa_edge.config.library import load_scheme
 from tests.exporters import matrix
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(1200)]
@@ -18,7 +18,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("matrix")
 
 
-@pytest.mark.parametrize("scheme", assets.names("schemes"))
+@pytest.mark.parametrize("scheme", library.names("schemes"))
 @pytest.mark.parametrize("model", matrix.MODELS)
 def test_the_same_model(model: str, scheme: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     matrix.in_one_process(monkeypatch)

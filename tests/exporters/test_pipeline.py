@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mpa_edge.assets import load_scheme, load_target
+from mpa_edge.config.library import load_scheme, load_target
 from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.exporters import build, pipeline
 from mpa_edge.exporters.manifest import is_exported, read_export_manifest

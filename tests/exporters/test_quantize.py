@@ -12,11 +12,11 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from mpa_edge.assets import load_scheme
+from mpa_edge.config.library import load_scheme
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters import onnx_files
 from mpa_edge.exporters.quantize import quantize_component
-from mpa_edge.scheme import Scheme
+from mpa_edge.config.scheme import Scheme
 
 HIDDEN, WIDE, ROWS = 64, 96, 40
 SCHEME = load_scheme("onnx-q4")

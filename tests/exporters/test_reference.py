@@ -12,7 +12,7 @@ from mpa_edge.exporters import reference as truth
 from mpa_edge.exporters.probes import Probes, probes
 from mpa_edge.exporters.reference import Checkpoint, Reference, Seen, read_reference, write_reference
 from mpa_edge.exporters.source import Source
-from mpa_edge.target import ImageBudget
+from mpa_edge.config.target import ImageBudget
 from mpa_edge.types import Request, Trace
 from mpa_edge.vlm.trace import pixels_digest
 from tests.vlm.exported import checkpoint

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from mpa_edge.assets import load_scheme, names, root
+from mpa_edge.config.library import load_scheme, names, root
 from mpa_edge.exporters.layout import file_name
 
 ONNX = [name for name in names("schemes") if name.startswith("onnx-")]

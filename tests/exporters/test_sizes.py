@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.assets import load_scheme, names
+from mpa_edge.config.library import load_scheme, names
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.budget import image_values
 from mpa_edge.exporters.gguf.convert import convert

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.assets import load_recipe
+from mpa_edge.config.library import load_recipe
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.source import open_source
 from mpa_edge.runs.manifest import RUN_FILE, finish

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from mpa_edge.artifact import ARTIFACT
-from mpa_edge.assets import load_recipe, load_scheme
+from mpa_edge.config.library import load_recipe, load_scheme
 from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.exporters import reference as truth
 from mpa_edge.exporters import verify as gate

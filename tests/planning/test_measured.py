@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mpa_edge.assets import load_recipe
+from mpa_edge.config.library import load_recipe
 from mpa_edge.planning.plan import make_plan
 from mpa_edge.planning.records import Device, device_file
 from mpa_edge.planning.roofline import Machine

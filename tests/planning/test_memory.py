@@ -19,7 +19,7 @@ from mpa_edge.planning.memory import (
     weights_bytes,
 )
 from mpa_edge.planning.roofline import Batch
-from mpa_edge.recipe import LevelConfig
+from mpa_edge.config.recipe import LevelConfig
 from tests.planning.test_roofline import LANGUAGE, PICTURE, SMALL, VISION
 
 BIG = known_model("Qwen/Qwen2-VL-2B-Instruct").shapes

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.assets import root
+from mpa_edge.config.library import root
 from mpa_edge.nursery.render import render
 from mpa_edge.runs.files import read_json
 from mpa_edge.runs.manifest import read_manifest

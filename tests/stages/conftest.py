@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mpa_edge.assets import apply_overrides, load_recipe
-from mpa_edge.recipe import Recipe
+from mpa_edge.config.library import apply_overrides, load_recipe
+from mpa_edge.config.recipe import Recipe
 from mpa_edge.stages import annotate, evaluate, identify
 from mpa_edge.stages.run import Run
 from mpa_edge.types import Reply, Request

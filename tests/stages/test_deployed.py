@@ -10,7 +10,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from mpa_edge.errors import MpaError
-from mpa_edge.recipe import IdentifyConfig
+from mpa_edge.config.recipe import IdentifyConfig
 from mpa_edge.runs.parquet import read_parts
 from mpa_edge.runs.files import make_folder, read_json, write_json
 from mpa_edge.stages import annotate, pipeline

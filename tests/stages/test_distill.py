@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from mpa_edge.errors import MpaError
 from mpa_edge.nursery.models import build_model, build_processor
-from mpa_edge.recipe import Recipe
+from mpa_edge.config.recipe import Recipe
 from mpa_edge.runs.files import make_folder, read_json
 from mpa_edge.runs.manifest import StageClock
 from mpa_edge.stages import distill, training

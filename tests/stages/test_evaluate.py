@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from mpa_edge import evaluation
-from mpa_edge.assets import load_recipe
+from mpa_edge.config.library import load_recipe
 from mpa_edge.errors import MpaError
 from mpa_edge.evaluation import by_kind, read_samples
 from mpa_edge.runs.parquet import read_rows

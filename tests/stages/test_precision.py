@@ -11,7 +11,7 @@ from torch import nn
 
 from mpa_edge.errors import MpaError
 from mpa_edge.families import family_of
-from mpa_edge.recipe import LevelConfig
+from mpa_edge.config.recipe import LevelConfig
 from mpa_edge.runs.manifest import StageClock
 from mpa_edge.stages import plan, precision, training
 from mpa_edge.stages.run import device_used

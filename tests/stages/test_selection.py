@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from mpa_edge.recipe import LevelConfig
+from mpa_edge.config.recipe import LevelConfig
 from mpa_edge.stages.selection import select
 from mpa_edge.types import ParityRecord
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.assets import load_recipe
+from mpa_edge.config.library import load_recipe
 from mpa_edge.errors import MpaError
-from mpa_edge.recipe import ImagesConfig, RenderConfig
+from mpa_edge.config.recipe import ImagesConfig, RenderConfig
 from mpa_edge.stages.run import Run
 from tests.questions import official
 

@@ -15,8 +15,8 @@ import pytest
 
 from mpa_edge.cli import main as cli
 from mpa_edge.errors import MpaError
-from mpa_edge.recipe import Recipe
-from mpa_edge.recipe_errors import problems
+from mpa_edge.config.recipe import Recipe
+from mpa_edge.config.validation import problems
 from mpa_edge.runs.parquet import read_dropped, read_parts
 from mpa_edge.runs.manifest import read_manifest
 from mpa_edge.stages import identify

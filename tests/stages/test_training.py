@@ -13,7 +13,7 @@ from transformers import EarlyStoppingCallback
 
 from mpa_edge.errors import MpaError
 from mpa_edge.nursery.models import END, build_model, build_processor
-from mpa_edge.recipe import LevelConfig
+from mpa_edge.config.recipe import LevelConfig
 from mpa_edge.runs.files import make_folder, read_json, write_json
 from mpa_edge.runs.manifest import StageClock
 from mpa_edge.stages import training

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import mpa_edge.exporters
-from mpa_edge.assets import load_scheme
+from mpa_edge.config.library import load_scheme
 from mpa_edge.exporters.layout import file_name, write_layout
 from mpa_edge.exporters.onnx_export import export_component
 from mpa_edge.exporters.source import Source, open_source

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from mpa_edge.recipe import TeacherServerConfig
+from mpa_edge.config.recipe import TeacherServerConfig
 from mpa_edge.types import Request
 from mpa_edge.vlm.openai import OpenAIVLM
 from tests.vlm import fault_server as faults

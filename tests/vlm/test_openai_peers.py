@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.assets import load_recipe
+from mpa_edge.config.library import load_recipe
 from mpa_edge.evaluation import question_set
 from mpa_edge.images import open_image
-from mpa_edge.recipe import EvaluateConfig, Recipe
+from mpa_edge.config.recipe import EvaluateConfig, Recipe
 from mpa_edge.runs.parquet import read_dropped, read_parts
 from mpa_edge.stages.annotate import run_annotate
 from mpa_edge.stages.identify import run_identify

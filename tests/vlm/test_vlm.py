@@ -14,7 +14,7 @@ import pytest
 
 from mpa_edge import vlm
 from mpa_edge.errors import MpaError
-from mpa_edge.scheme import Format
+from mpa_edge.config.scheme import Format
 from mpa_edge.vlm import fingerprint, resolve
 
 

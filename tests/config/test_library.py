@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge import assets
+from mpa_edge.config import library
 from mpa_edge.errors import MpaError
-from mpa_edge.recipe import LevelConfig, Recipe
+from mpa_edge.config.recipe import LevelConfig, Recipe
 
 MINIMAL = "schema_version: 1\nname: mine\ntask: minicharts\nteacher: nursery:teacher\nstudent: nursery:student\n"
 
@@ -18,7 +18,7 @@ def recipe(tmp_path: Path):
     def check(more: str = "", base: str = MINIMAL) -> list[str]:
         path = tmp_path / "x.yaml"
         path.write_text(base + more)
-        return assets.recipe_problems(str(path))
+        return library.recipe_problems(str(path))
 
     return check
 
@@ -27,10 +27,10 @@ def test_a_minimal_recipe_is_enough(recipe) -> None:
     assert recipe() == []
 
 
-@pytest.mark.parametrize("name", assets.names("recipes"))
+@pytest.mark.parametrize("name", library.names("recipes"))
 def test_every_shipped_recipe_is_valid_and_named_after_its_file(name: str) -> None:
-    assert assets.load_recipe(name).name == name
-    assert (assets.root() / "recipes" / f"{name}.yaml").read_text().startswith("# mpa-edge align ")
+    assert library.load_recipe(name).name == name
+    assert (library.root() / "recipes" / f"{name}.yaml").read_text().startswith("# mpa-edge align ")
 
 
 @pytest.mark.parametrize(
@@ -95,39 +95,39 @@ def test_every_mistake_is_said(recipe) -> None:
 def test_broken_documents_are_one_line(tmp_path: Path, text: bytes, expected: str) -> None:
     path = tmp_path / "x.yaml"
     path.write_bytes(text)
-    (line,) = assets.recipe_problems(str(path))
+    (line,) = library.recipe_problems(str(path))
     assert expected in line
     assert "\n" not in line
 
 
 def test_names_and_paths_are_interchangeable(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text(assets.find("recipes", "minicharts").read_text())
-    assert assets.load_recipe(str(path)) == assets.load_recipe("minicharts")
+    path.write_text(library.find("recipes", "minicharts").read_text())
+    assert library.load_recipe(str(path)) == library.load_recipe("minicharts")
 
 
 def test_an_unknown_name_gets_the_nearest_one() -> None:
     with pytest.raises(MpaError, match=r"no recipe 'minichart' \(did you mean 'minicharts'\?\)"):
-        assets.find("recipes", "minichart")
+        library.find("recipes", "minichart")
     with pytest.raises(MpaError, match="no file 'nowhere/x.yaml'"):
-        assets.find("recipes", "nowhere/x.yaml")
+        library.find("recipes", "nowhere/x.yaml")
     with pytest.raises(MpaError, match="see mpa-edge list targets"):
-        assets.find("targets", "zzz")
+        library.find("targets", "zzz")
 
 
 def test_load_recipe_says_the_first_mistake_and_how_many_more(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(MINIMAL + "seed: -1\nlevel: {rank: 0}\n")
     with pytest.raises(MpaError, match=r"seed is -1: .* \(and 1 more: mpa-edge check .*x.yaml\)"):
-        assets.load_recipe(str(path))
+        library.load_recipe(str(path))
 
 
 def test_overrides_are_validated_like_the_file() -> None:
-    changed = assets.load_recipe(
+    changed = library.load_recipe(
         "minicharts", ["level.rank=8", "images.render=null", "images.path=x", "level.targets=[vision]"]
     )
     assert (changed.level.rank, changed.images.path, changed.level.targets) == (8, "x", ("vision",))
-    assert assets.load_recipe("minicharts", ["level.learning_rate=1e-4"]).level.learning_rate == 1e-4
+    assert library.load_recipe("minicharts", ["level.learning_rate=1e-4"]).level.learning_rate == 1e-4
 
 
 @pytest.mark.parametrize(
@@ -144,14 +144,14 @@ def test_overrides_are_validated_like_the_file() -> None:
 )
 def test_a_wrong_override_is_one_line(override: str, expected: str) -> None:
     with pytest.raises(MpaError) as error:
-        assets.load_recipe("minicharts", [override])
+        library.load_recipe("minicharts", [override])
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_overrides_do_not_change_their_input() -> None:
     raw = {"level": {"rank": 1}}
-    assert assets.apply_overrides(raw, ["level.rank=2"]) == {"level": {"rank": 2}}
+    assert library.apply_overrides(raw, ["level.rank=2"]) == {"level": {"rank": 2}}
     assert raw == {"level": {"rank": 1}}
 
 

@@ -13,9 +13,9 @@ from mpa_edge.errors import MpaError
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from mpa_edge.recipe import Recipe
-    from mpa_edge.scheme import Scheme
-    from mpa_edge.target import Target
+    from mpa_edge.config.recipe import Recipe
+    from mpa_edge.config.scheme import Scheme
+    from mpa_edge.config.target import Target
 
 Kind = Literal["recipes", "targets", "schemes"]
 FOLDERS: dict[Kind, str] = {"recipes": "recipes", "targets": "targets", "schemes": "export/schemes"}
@@ -108,21 +108,21 @@ def apply_overrides(raw: Any, overrides: Sequence[str]) -> Any:
 def model_of_kind(kind: Kind) -> type[BaseModel]:
     """The schema of one kind of document."""
     if kind == "recipes":
-        from mpa_edge.recipe import Recipe
+        from mpa_edge.config.recipe import Recipe
 
         return Recipe
     if kind == "targets":
-        from mpa_edge.target import Target
+        from mpa_edge.config.target import Target
 
         return Target
-    from mpa_edge.scheme import Scheme
+    from mpa_edge.config.scheme import Scheme
 
     return Scheme
 
 
 def kind_problems(kind: Kind, name_or_path: str, overrides: Sequence[str] = ()) -> list[str]:
     """Every mistake of a document, one line each, ready to print; empty where it is valid."""
-    from mpa_edge.recipe_errors import problems
+    from mpa_edge.config.validation import problems
 
     try:
         label, raw = _read(kind, name_or_path, overrides)
@@ -159,7 +159,7 @@ def _load(kind: Kind, name_or_path: str, overrides: Sequence[str]) -> Any:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        from mpa_edge.recipe_errors import explain_all
+        from mpa_edge.config.validation import explain_all
 
         lines = explain_all(error, model)
         more = f" (and {len(lines) - 1} more: mpa-edge check {name_or_path})" if len(lines) > 1 else ""
