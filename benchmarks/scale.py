@@ -17,7 +17,7 @@ shards, then the last one of annotate is thrown away and the stage started again
 same process, until the teacher is asked (listing the pictures, finding what is done).
 
 --compare: the same pictures on both engines with one worker; Ray's own start, measured apart, is taken off.
-Not measured: models, and what pictures of a real size take while they are open (mpa_edge/pictures.py bounds that).
+Not measured: models, and what pictures of a real size take while they are open (mpa_edge/images/cache.py bounds that).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 from PIL.Image import Image
 
-from mpa_edge.images import open_image
+from mpa_edge.images.folder import open_image
 from mpa_edge.metrics import get_metric
 from mpa_edge.tasks import answer_prompt, get_task
 from mpa_edge.tasks.parse import ParsedAnnotation, parse_annotation

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from mpa_edge.errors import MpaError
-from mpa_edge.images import open_image
+from mpa_edge.images.folder import open_image
 from mpa_edge.metrics import get_metric
 from mpa_edge.metrics.paired import bootstrap_ci95
 from mpa_edge.nursery.render import ANSWERS, render
-from mpa_edge.pictures import groups
+from mpa_edge.images.cache import groups
 from mpa_edge.progress import progress, say
 from mpa_edge.questions import QuestionSet, left_out
 from mpa_edge.questions.own import read_samples

@@ -26,8 +26,8 @@ from mpa_edge.bench.lines import ORDER, JobOrder, Step, to_json
 from mpa_edge.bench.runner import QUESTIONS
 from mpa_edge.bench.worker import pixels_mark
 from mpa_edge.errors import MpaError
-from mpa_edge.images import MAX_PIXELS, READ_SUFFIXES, open_image
-from mpa_edge.packed import is_packed, packed_bytes
+from mpa_edge.images.folder import MAX_PIXELS, READ_SUFFIXES, open_image
+from mpa_edge.images.parquet import is_packed, packed_bytes
 from mpa_edge.runs.files import atomic_write, disk_errors, make_folder, read_json, sha256_file, write_json
 from mpa_edge.runs.manifest import MANIFEST
 from mpa_edge.config.target import Target

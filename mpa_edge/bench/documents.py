@@ -19,7 +19,7 @@ from mpa_edge.bench.report.samples import pick
 from mpa_edge.bench.sensors import energy_of, environment, throttled
 from mpa_edge.bench.timing import drift, figures, in_rounds, level, loads, timed
 from mpa_edge.bench.validity import cautions, invalid_reasons, overall
-from mpa_edge.images import open_image
+from mpa_edge.images.folder import open_image
 from mpa_edge.metrics.gain import MARGIN, accuracy_result, judge, not_worse
 from mpa_edge.runs.files import atomic_write, make_folder, write_bytes, write_json
 from mpa_edge.tasks import get_task

@@ -24,7 +24,7 @@ from mpa_edge.bench.memory import Watcher, as_values
 from mpa_edge.bench.page_cache import drop
 from mpa_edge.bench.runner import read_questions
 from mpa_edge.errors import MpaError
-from mpa_edge.images import open_image
+from mpa_edge.images.folder import open_image
 from mpa_edge.types import VLM, Drop, Reply, Request
 from mpa_edge.vlm import RUNTIMES, load
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader
 
 from mpa_edge.errors import MpaError
-from mpa_edge.images import open_image
+from mpa_edge.images.folder import open_image
 from mpa_edge.runs.parquet import read_parts
 from mpa_edge.runs.files import make_folder, read_json
 from mpa_edge.runs.manifest import FOLDERS, RENDERED, RUN_FILE

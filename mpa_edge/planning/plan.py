@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mpa_edge.errors import MpaError
-from mpa_edge.images import open_image, scan
+from mpa_edge.images.folder import open_image, scan
 from mpa_edge.planning.calibrate import this_machine
 from mpa_edge.planning.counts import Figure, count, count_figures, disk, prompts
 from mpa_edge.planning.estimate import HOUR_S, MachinePlan, Work, figures_of, on_machine

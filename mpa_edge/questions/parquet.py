@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mpa_edge.errors import MpaError
-from mpa_edge.packed import image_column, packed_bytes
+from mpa_edge.images.parquet import image_column, packed_bytes
 from mpa_edge.questions.benchmark import Benchmark
 from mpa_edge.questions.row import Row
 from mpa_edge.types import Drop

@@ -17,9 +17,9 @@ from PIL.Image import Image
 from mpa_edge.engines import Facts, Job, Outcome
 from mpa_edge.engines.local import run_local
 from mpa_edge.engines.tries import poisoned
-from mpa_edge.images import ImageEntry, open_image
+from mpa_edge.images.folder import ImageEntry, open_image
 from mpa_edge.metrics import get_metric
-from mpa_edge.pictures import groups
+from mpa_edge.images.cache import groups
 from mpa_edge.progress import say
 from mpa_edge.config.recipe import AnnotateConfig
 from mpa_edge.runs.parquet import (

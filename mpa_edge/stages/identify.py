@@ -19,9 +19,9 @@ from mpa_edge.engines import Facts, Job, Outcome, Worker, merged
 from mpa_edge.engines.local import run_local
 from mpa_edge.engines.tries import poisoned
 from mpa_edge.errors import MpaError
-from mpa_edge.images import open_image
+from mpa_edge.images.folder import open_image
 from mpa_edge.metrics import get_metric
-from mpa_edge.pictures import groups
+from mpa_edge.images.cache import groups
 from mpa_edge.progress import say
 from mpa_edge.runs.parquet import dropped_path, each_row, is_whole, part_path, read_rows, shards_done, write_part
 from mpa_edge.runs.files import make_folder, sha256_json

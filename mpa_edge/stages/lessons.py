@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mpa_edge.errors import MpaError
-from mpa_edge.images import open_image
-from mpa_edge.pictures import PictureCache
+from mpa_edge.images.folder import open_image
+from mpa_edge.images.cache import PictureCache
 from mpa_edge.stages.distill import SOFT, SoftLabel, stacked
 from mpa_edge.stages.given import IGNORE
 from mpa_edge.stages.run import Run

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpa_edge.errors import MpaError, VerificationError
-from mpa_edge.images import open_image
+from mpa_edge.images.folder import open_image
 from mpa_edge.progress import say
 from mpa_edge.runs.files import make_folder, sha256_json, write_json
 from mpa_edge.runs.manifest import StageClock, clear, finish, is_done

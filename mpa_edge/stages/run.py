@@ -13,9 +13,9 @@ from typing import Any
 
 from mpa_edge.config.library import load_recipe
 from mpa_edge.engines import LOCAL, Engine, Facts
-from mpa_edge.entries import Shards
+from mpa_edge.images.index import Shards
 from mpa_edge.errors import MpaError
-from mpa_edge.images import ImageEntry, Known, scan
+from mpa_edge.images.folder import ImageEntry, Known, scan
 from mpa_edge.nursery.render import MARK, render
 from mpa_edge.progress import say
 from mpa_edge.config.recipe import Recipe

@@ -8,7 +8,7 @@ import pytest
 
 from mpa_edge.bench.bundle import Bundle, Question, make_bundle
 from mpa_edge.evaluation import read_samples
-from mpa_edge.images import open_image
+from mpa_edge.images.folder import open_image
 from mpa_edge.nursery.render import ANSWERS, render
 from mpa_edge.types import Request
 from mpa_edge.vlm import load

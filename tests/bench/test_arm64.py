@@ -14,7 +14,7 @@ from mpa_edge.bench.pipeline import run_bench
 from mpa_edge.bench.plan import DEVICE, Bench, Effort, Reach
 from mpa_edge.bench.records import ANSWERS, BENCH, AnswerRow, BenchReport
 from mpa_edge.evaluation import question_set
-from mpa_edge.images import open_image
+from mpa_edge.images.folder import open_image
 from mpa_edge.runs.files import read_json
 from mpa_edge.runs.manifest import FOLDERS
 from mpa_edge.tasks import answer_prompt, get_task

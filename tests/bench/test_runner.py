@@ -15,7 +15,7 @@ import pytest
 
 from mpa_edge.bench import page_cache
 from mpa_edge.bench.lines import JobOrder, Step
-from mpa_edge.images import open_image
+from mpa_edge.images.folder import open_image
 from mpa_edge.types import Request
 from mpa_edge.vlm import load
 from tests.bench.bundles import answers_of, job, lines_of

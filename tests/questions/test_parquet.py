@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from mpa_edge import packed
+from mpa_edge.images import parquet
 from mpa_edge.errors import MpaError
-from mpa_edge.images import open_image
+from mpa_edge.images.folder import open_image
 from mpa_edge.questions.published import read_benchmark
 from mpa_edge.tasks import get_benchmark
 from mpa_edge.types import Drop
@@ -18,9 +18,9 @@ from tests.questions import official
 
 @pytest.fixture(autouse=True)
 def nothing_open():
-    packed._cursor.cache_clear()
+    parquet._cursor.cache_clear()
     yield
-    packed._cursor.cache_clear()
+    parquet._cursor.cache_clear()
 
 
 def read(name: str, data: Path, split: str | None = None, limit: int | None = None):
@@ -132,7 +132,7 @@ def test_only_what_is_needed_is_read(tmp_path: Path) -> None:
     """In order, every cell is decoded once: the cursor never goes back."""
     schema = {"image": pa.binary()}
     path = official.parquet(tmp_path / "x.parquet", [{"image": bytes([i])} for i in range(200)], schema, group=50)
-    cursor = packed.Cursor(str(path))
+    cursor = parquet.Cursor(str(path))
     seeks: list[int] = []
     seek = cursor._seek
     cursor._seek = lambda group: (seeks.append(group), seek(group))  # type: ignore[method-assign]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mpa_edge import progress
 from mpa_edge.errors import MpaError
-from mpa_edge.pictures import PictureCache, groups
+from mpa_edge.images.cache import PictureCache, groups
 from mpa_edge.stages.disk import disk_guard
 from mpa_edge.types import Drop
 from mpa_edge.vlm.interrupts import interrupts_held

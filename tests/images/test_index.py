@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpa_edge.entries import DUPLICATE, Entries, ImageEntry, Shards
+from mpa_edge.images.index import DUPLICATE, Entries, ImageEntry, Shards
 from mpa_edge.types import Drop
 
 ROOT = Path("somewhere")
