@@ -115,7 +115,7 @@ def manifest(folder: Path, stage: str) -> dict[str, Any]:
 
 def against_base(run: Run, source: Path, model: str, prefix: str = "") -> dict[str, Any]:
     """Accuracy of a model on the run's held-out questions, and its gain over the student of the finished run."""
-    from mpa_edge.evaluation import mean, predict
+    from mpa_edge.evaluation.predict import mean, predict
     from mpa_edge.metrics.paired import bootstrap_ci95
     from mpa_edge.runs.parquet import read_rows
     from mpa_edge.stages.evaluate import questions

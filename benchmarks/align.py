@@ -102,7 +102,7 @@ def counting(spent: dict[str, float]) -> Iterator[None]:
 
 def plain_style(references: dict[str, str], n: int) -> dict[str, Any]:
     """Models on n questions in the plain style: accuracy in all and by kind."""
-    from mpa_edge.evaluation import by_kind, predict, read_samples
+    from mpa_edge.evaluation.predict import by_kind, predict, read_samples
     from mpa_edge.nursery.render import ANSWERS, render
     from mpa_edge.config.recipe import PILLOW_PIXEL_CAP
     from mpa_edge.tasks import get_task

@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from mpa_edge.evaluation import by_kind, predict, read_samples
+from mpa_edge.evaluation.predict import by_kind, predict, read_samples
 from mpa_edge.nursery import world
 from mpa_edge.nursery.render import ANSWERS, pictures, render
 from mpa_edge.config.recipe import AnnotateConfig

@@ -27,7 +27,7 @@ from mpa_edge.bench.transports import Transport
 from mpa_edge.bench.transports.connect import connect
 from mpa_edge.bench.upload import remove, send
 from mpa_edge.errors import MpaError
-from mpa_edge.exam import Exam, answers_of_run, open_exam
+from mpa_edge.evaluation.compare import Exam, answers_of_run, open_exam
 from mpa_edge.progress import progress, say
 from mpa_edge.runs.files import make_folder, read_json, write_json
 from mpa_edge.runs.lock import run_lock

@@ -17,7 +17,7 @@ from mpa_edge.errors import MpaError
 if TYPE_CHECKING:
     from mpa_edge.questions import QuestionSet
     from mpa_edge.config.recipe import Recipe
-    from mpa_edge.sheet import Quiz
+    from mpa_edge.evaluation.answer_log import Quiz
     from mpa_edge.tasks import Task
 
 NURSERY = "nursery:"
@@ -56,7 +56,7 @@ class Asked:
 def evaluate_questions(asked: Asked) -> None:
     """Read the questions, ask the model, print its score."""
     from mpa_edge.questions import left_out
-    from mpa_edge.sheet import run_quiz
+    from mpa_edge.evaluation.answer_log import run_quiz
 
     model = _checked(asked)
     recipe = recipe_for(model, asked.overrides, None)
@@ -102,7 +102,7 @@ def _checked(asked: Asked) -> str:
 def _quiz(asked: Asked, model: str, recipe: Recipe) -> Quiz:
     """Questions and how they are asked."""
     from mpa_edge.questions.published import read_benchmark
-    from mpa_edge.sheet import Quiz
+    from mpa_edge.evaluation.answer_log import Quiz
     from mpa_edge.tasks import get_benchmark, get_task
 
     data = str(asked.data)

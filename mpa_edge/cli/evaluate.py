@@ -69,7 +69,7 @@ def evaluate_model(model: str, overrides: tuple[str, ...], limit: int | None, dr
     """Ask one model and print how it did; nothing is kept."""
     from tempfile import TemporaryDirectory
 
-    from mpa_edge.evaluation import examine
+    from mpa_edge.evaluation.predict import examine
     from mpa_edge.vlm import load
 
     recipe = recipe_for(model, overrides, limit)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mpa_edge.artifact import read_artifact
 from mpa_edge.errors import MpaError
-from mpa_edge.evaluation import mean
-from mpa_edge.exam import Exam, answers_of_run, ask, open_exam
+from mpa_edge.evaluation.predict import mean
+from mpa_edge.evaluation.compare import Exam, answers_of_run, ask, open_exam
 from mpa_edge.exporters.card import write_card
 from mpa_edge.exporters.manifest import AccuracyFigures, read_export_manifest, write_export_manifest
 from mpa_edge.exporters.source import Source

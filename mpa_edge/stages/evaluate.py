@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mpa_edge.evaluation import by_kind, mean, predict, question_set, questions_file
+from mpa_edge.evaluation.predict import by_kind, mean, predict, question_set, questions_file
 from mpa_edge.metrics.paired import bootstrap_ci95, flips, mcnemar_p
 from mpa_edge.progress import progress, say
 from mpa_edge.config.recipe import EvaluateConfig

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mpa_edge.bench.records import METRICS
 from mpa_edge.bench.report.read import read_bench
-from mpa_edge.evaluation import predict, read_samples
+from mpa_edge.evaluation.predict import predict, read_samples
 from mpa_edge.runs.files import read_json
 from mpa_edge.tasks import answer_prompt, get_task
 from mpa_edge.types import Request

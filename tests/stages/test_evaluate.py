@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from mpa_edge import evaluation
+from mpa_edge.evaluation import predict
 from mpa_edge.config.library import load_recipe
 from mpa_edge.errors import MpaError
-from mpa_edge.evaluation import by_kind, read_samples
+from mpa_edge.evaluation.predict import by_kind, read_samples
 from mpa_edge.runs.parquet import read_rows
 from mpa_edge.runs.files import read_json, write_json
 from mpa_edge.runs.manifest import read_manifest
@@ -179,11 +179,11 @@ def test_a_changed_questions_file_is_noticed(shelf, run, pictures) -> None:
 @pytest.fixture
 def benchmark_run(make_run, run, tmp_path):
     """A run that is evaluated on a small ChartQA."""
-    evaluation._benchmark_questions.cache_clear()
+    predict._benchmark_questions.cache_clear()
     data = official.chartqa(tmp_path / "chartqa")
     made = make_run(task="chartqa", evaluate__benchmark="chartqa", evaluate__data=str(data), evaluate__n=4)
     yield made
-    evaluation._benchmark_questions.cache_clear()
+    predict._benchmark_questions.cache_clear()
 
 
 def test_a_recipe_may_name_a_benchmark(shelf, benchmark_run, capsys) -> None:
@@ -208,7 +208,7 @@ def test_a_benchmark_that_moved_is_the_same_one(benchmark_run, tmp_path) -> None
     moved = replace(benchmark_run, recipe=benchmark_run.recipe.model_copy(update={"evaluate": config}))
     assert evaluate.evaluate_inputs(moved) == before
     (tmp_path / "elsewhere" / "test" / "png" / "166.png").unlink()
-    evaluation._benchmark_questions.cache_clear()
+    predict._benchmark_questions.cache_clear()
     assert evaluate.evaluate_inputs(moved)["questions"] != "" != before["questions"]
 
 
@@ -218,7 +218,7 @@ def test_a_benchmark_is_scored_by_its_own_metric(make_run, tmp_path) -> None:
     with pytest.raises(MpaError, match=r"task okvqa is scored by vqa-accuracy, chartqa is not: use task: chartqa$"):
         preflight(other, ("annotate",))
     wrong = make_run(task="chartqa", evaluate__benchmark="chartqa", evaluate__data=str(tmp_path))
-    evaluation._benchmark_questions.cache_clear()
+    predict._benchmark_questions.cache_clear()
     preflight(wrong, ("annotate", "evaluate"))  # a folder deeper is found, too
     nothing = make_run(task="chartqa", evaluate__benchmark="chartqa", evaluate__data=str(tmp_path / "pictures"))
     with pytest.raises(MpaError, match="holds no chartqa test split"):

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from mpa_edge.config.library import load_recipe
-from mpa_edge.evaluation import question_set
+from mpa_edge.evaluation.predict import question_set
 from mpa_edge.images.folder import open_image
 from mpa_edge.config.recipe import EvaluateConfig, Recipe
 from mpa_edge.runs.parquet import read_dropped, read_parts

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mpa_edge.errors import MpaError
-from mpa_edge.evaluation import ask, mean
+from mpa_edge.evaluation.predict import ask, mean
 from mpa_edge.metrics import get_metric
 from mpa_edge.metrics.paired import bootstrap_ci95
 from mpa_edge.progress import progress

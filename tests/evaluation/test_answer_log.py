@@ -13,7 +13,7 @@ from mpa_edge.errors import MpaError
 from mpa_edge.metrics import get_metric
 from mpa_edge.questions.published import read_benchmark
 from mpa_edge.runs.files import read_json
-from mpa_edge.sheet import CHUNK, Quiz, results_path, run_quiz
+from mpa_edge.evaluation.answer_log import CHUNK, Quiz, results_path, run_quiz
 from mpa_edge.tasks import get_benchmark, get_task
 from mpa_edge.types import Reply, Request
 from tests.questions import official

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mpa_edge.runs.isolation import run_apart
 from mpa_edge.errors import MpaError
-from mpa_edge.evaluation import predict, question_set
+from mpa_edge.evaluation.predict import predict, question_set
 from mpa_edge.progress import progress
 from mpa_edge.config.recipe import Recipe
 from mpa_edge.runs.parquet import part_path, read_parts, read_rows, write_rows
