@@ -71,7 +71,8 @@ def counting(spent: dict[str, float]) -> Iterator[None]:
     from transformers import GenerationMixin
     from trl import SFTTrainer
 
-    from mpa_edge.vlm import prefix, transformers
+    from mpa_edge.vlm.transformers import prefix_cache
+    from mpa_edge.vlm.transformers.model import model
 
     def timed(owner: Any, name: str) -> tuple[Any, str, Any]:
         original = getattr(owner, name)

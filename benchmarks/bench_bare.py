@@ -35,7 +35,7 @@ def onnx_loop(folder: Path, artifact: Artifact, threads: int) -> Loop:
     """Three sessions and a loop."""
     from onnxruntime import InferenceSession, RunOptions
 
-    from mpa_edge.vlm.sessions import options
+    from mpa_edge.vlm.onnxruntime.sessions import options
 
     paths: dict[str, str] = {name: str(folder / file) for name, file in artifact.files.items()}
     vision, decoder = (InferenceSession(paths[name], options(threads)) for name in ("vision", "decoder"))
@@ -79,7 +79,7 @@ def onnx_loop(folder: Path, artifact: Artifact, threads: int) -> Loop:
 
 def gguf_loop(folder: Path, artifact: Artifact, threads: int) -> Loop:
     """llama.cpp's own helper and a loop; the model is loaded as the product does it."""
-    from mpa_edge.vlm.llamacpp import LlamaCppVLM, stays_as_scaled
+    from mpa_edge.vlm.llama_cpp.model import LlamaCppVLM, stays_as_scaled
 
     vlm = LlamaCppVLM(folder, name="bare", threads=threads)
     lib, mtmd, context, size = vlm.language.lib, vlm.projector.mtmd, vlm.language.context, vlm.language.n_vocabulary

@@ -29,7 +29,8 @@ from align import machine
 from PIL import Image
 from shapes import TEXT, build
 
-from mpa_edge.vlm import checkpoint, resolve
+from mpa_edge.vlm.transformers import checkpoint
+from mpa_edge.vlm import resolve
 
 CALLS = 20
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from mpa_edge.types import Request
-from mpa_edge.vlm import checkpoint, prefix
-from mpa_edge.vlm.decoding import Batch, Row
-from mpa_edge.vlm.transformers import TransformersVLM
+from mpa_edge.vlm.transformers import checkpoint, prefix_cache
+from mpa_edge.vlm.transformers.decoding import Batch, Row
+from mpa_edge.vlm.transformers.model import TransformersVLM
 
 STEPS, COPIES = 32, 10
 COPIED_BYTES = {"cpu": 256_000_000, "cuda": 4_000_000_000}
@@ -54,11 +54,11 @@ def bandwidth(device: str) -> float:
 def _batch(vlm: TransformersVLM, image: Image.Image, rows: int) -> Batch:
     vlm.answer([Request(image, "What?", 1)])
     token = vlm.processor.image_token
-    parts = prefix.split(checkpoint.chat_prompt(vlm.processor, "What?"), token)
+    parts = prefix_cache.split(checkpoint.chat_prompt(vlm.processor, "What?"), token)
     kept = vlm.store.get(image, parts[0]) if parts else None
     if parts is None or kept is None:
         raise SystemExit(f"{vlm.name} keeps no prefix of a picture: there is nothing to decode behind")
-    tail = prefix.tail_ids(vlm.processor.tokenizer, token, parts[1])
+    tail = prefix_cache.tail_ids(vlm.processor.tokenizer, token, parts[1])
     batch = Batch(vlm.model, [Row(kept, tail, 2 * STEPS + COPIES)] * rows)
     batch.first([tail] * rows)
     return batch

@@ -18,8 +18,8 @@ from PIL import Image
 
 from mpa_edge.types import Request
 from mpa_edge.vlm import load
-from mpa_edge.vlm.llama_answer import Picture
-from mpa_edge.vlm.llamacpp import LlamaCppVLM
+from mpa_edge.vlm.llama_cpp.answer import Picture
+from mpa_edge.vlm.llama_cpp.model import LlamaCppVLM
 from mpa_edge.vlm.pixels import prepare
 from mpa_edge.vlm.prompts import PromptTokenizer, prompt_text
 
@@ -225,7 +225,7 @@ def torch_arm(checkpoint: Path, vlm: Any, image: Image.Image, threads: int) -> A
     """The checkpoint in fp32 with scaled_dot_product_attention, a bare loop."""
     import torch
 
-    from mpa_edge.vlm.checkpoint import load_model, set_threads
+    from mpa_edge.vlm.transformers.checkpoint import load_model, set_threads
 
     set_threads(threads)
     model: Any = load_model(str(checkpoint), "cpu").float()

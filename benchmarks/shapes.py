@@ -56,7 +56,7 @@ def build(name: str, folder: str | Path, seed: int = 0) -> Path:
 
 def _processor() -> Any:
     from mpa_edge.vlm import resolve
-    from mpa_edge.vlm.checkpoint import load_processor
+    from mpa_edge.vlm.transformers.checkpoint import load_processor
 
     processor = load_processor(resolve("nursery:student"))
     processor.image_processor.size = {"longest_edge": LONGEST_PX}

@@ -42,8 +42,9 @@ from shapes import TEXT, build
 from throughput_arms import Ours, PublishedLoop, Said, Steps, Work, opened
 
 from mpa_edge.nursery.render import render
-from mpa_edge.vlm import checkpoint, resolve
-from mpa_edge.vlm.transformers import TransformersVLM
+from mpa_edge.vlm.transformers import checkpoint
+from mpa_edge.vlm import resolve
+from mpa_edge.vlm.transformers.model import TransformersVLM
 
 Arm = Callable[[Work], Any]
 # every arm is the one before it with one piece more; the first is the reference

@@ -17,8 +17,10 @@ from mpa_edge.metrics import get_metric
 from mpa_edge.tasks import answer_prompt, get_task
 from mpa_edge.tasks.parse import ParsedAnnotation, parse_annotation
 from mpa_edge.types import Drop, Request
-from mpa_edge.vlm import checkpoint, decoding, resolve, transformers
-from mpa_edge.vlm.transformers import TransformersVLM
+from mpa_edge.vlm.transformers import checkpoint, decoding
+from mpa_edge.vlm import resolve
+from mpa_edge.vlm.transformers.model import model
+from mpa_edge.vlm.transformers.model import TransformersVLM
 
 TASK = get_task("minicharts")
 PUBLISHED_BATCH = 8
@@ -211,7 +213,7 @@ class Ours:
 @contextmanager
 def _switched(steps: Steps) -> Iterator[None]:
     """Parts of ours switched off by putting the plain thing in their place."""
-    order: Callable[..., Any] = transformers.in_order if steps.sort else lambda asked, *_: list(asked)
+    order: Callable[..., Any] = model.in_order if steps.sort else lambda asked, *_: list(asked)
     with (
         mock.patch.object(transformers, "in_order", order),
         mock.patch.object(decoding, "SHRINK_AT", decoding.SHRINK_AT if steps.shrink else 0.0),

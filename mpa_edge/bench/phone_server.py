@@ -18,8 +18,8 @@ from mpa_edge.bench.transports import Done, LinkError, Transport
 from mpa_edge.bench.transports.patience import patiently
 from mpa_edge.bench.worker import parse_cores
 from mpa_edge.errors import MpaError
-from mpa_edge.vlm.llama_http import LlamaServer, ServerGoneError, WrongServerError
-from mpa_edge.vlm.llama_server import LlamaServerVLM
+from mpa_edge.vlm.llama_cpp.http import LlamaServer, ServerGoneError, WrongServerError
+from mpa_edge.vlm.llama_cpp.server import LlamaServerVLM
 
 SHORT_S = 30.0
 POLL_S, LOOK_S, WATCH_EVERY_S = 0.05, 1.0, 3.0

@@ -31,7 +31,7 @@ def problems(name: str, overrides: tuple[str, ...]) -> list[str]:
 
 
 def _task(name: str, overrides: tuple[str, ...]) -> Iterator[str]:
-    from mpa_edge.vlm.server_reference import is_server, parse
+    from mpa_edge.vlm.openai.reference import is_server, parse
 
     recipe, tasks = library.load_recipe(name, overrides), _registry.names("tasks")
     if tasks and recipe.task not in tasks:

@@ -13,7 +13,7 @@ from mpa_edge.cloud.travel import IMAGES, KIT, OUT, Travel
 from mpa_edge.cloud.wheel import CONSTRAINTS, build_wheel, constraints, wheel_name
 from mpa_edge.config.recipe import Recipe
 from mpa_edge.runs.files import make_folder, write_bytes
-from mpa_edge.vlm.server_reference import is_server
+from mpa_edge.vlm.openai.reference import is_server
 
 CLOUD = "cloud"
 RECIPE = "recipe.yaml"

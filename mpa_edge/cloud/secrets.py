@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from mpa_edge.errors import MpaError
 from mpa_edge.config.recipe import Recipe
-from mpa_edge.vlm.server_reference import DEFAULT_KEY, is_private_way, is_server, parse
+from mpa_edge.vlm.openai.reference import DEFAULT_KEY, is_private_way, is_server, parse
 
 HUB_TOKEN = "HF_TOKEN"
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

@@ -25,8 +25,8 @@ MAX_DOCUMENT_BYTES = 1_000_000
 
 def root() -> Path:
     """Folder that holds recipes/, targets/ and export/: inside the wheel, else the checkout."""
-    installed = Path(__file__).parent / "_assets"
-    return installed if installed.is_dir() else Path(__file__).parent.parent
+    installed = Path(__file__).parents[1] / "_assets"
+    return installed if installed.is_dir() else Path(__file__).parents[2]
 
 
 def names(kind: Kind) -> list[str]:

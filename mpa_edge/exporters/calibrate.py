@@ -56,7 +56,7 @@ def calibrate(
 
     `graphs` are the fp32 graphs. MpaError for a plain checkpoint, and where no question or picture is left.
     """
-    from mpa_edge.vlm.onnx import OnnxVLM
+    from mpa_edge.vlm.onnxruntime.model import OnnxVLM
 
     if source.run is None or source.recipe is None:
         raise MpaError(f"'{source.name}' has no questions to measure static ranges on: export a run, or as onnx-int8")

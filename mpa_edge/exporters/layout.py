@@ -65,7 +65,7 @@ def write_layout(
     of transformers.js. Returns what artifact.json says. MpaError where the checkpoint's chat template does not put the
     picture once before the question.
     """
-    from mpa_edge.vlm.checkpoint import load_processor
+    from mpa_edge.vlm.transformers.checkpoint import load_processor
 
     processor = load_processor(str(source.checkpoint))
     config = full_config(source.checkpoint)
@@ -150,7 +150,7 @@ def _javascript(scheme: Scheme, config: dict[str, Any], folder: Path, files: dic
 
 def prompt_parts(processor: Any) -> PromptParts:
     """The chat template filled in around one picture and one question. MpaError where it takes them in another way."""
-    from mpa_edge.vlm.checkpoint import chat_prompt
+    from mpa_edge.vlm.transformers.checkpoint import chat_prompt
 
     before, found, after = chat_prompt(processor, QUESTION).partition(QUESTION)
     placeholder = str(processor.image_token)

@@ -11,7 +11,7 @@ from typing import Any
 from mpa_edge.config.library import parse_yaml
 from mpa_edge.errors import MpaError
 from mpa_edge.vlm import resolve
-from mpa_edge.vlm.server_reference import is_server, parse
+from mpa_edge.vlm.openai.reference import is_server, parse
 
 UNKNOWN = "unknown"
 MAX_CARD_BYTES = 1_000_000

@@ -52,7 +52,7 @@ def load_part(checkpoint: Path, component: Component) -> Any:
     """
     from transformers import AutoConfig
 
-    from mpa_edge.vlm.checkpoint import load_model
+    from mpa_edge.vlm.transformers.checkpoint import load_model
 
     config = AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=False)
     if component != "decoder":

@@ -12,7 +12,7 @@ from mpa_edge.exporters.source import Source
 from mpa_edge.runs.files import read_json
 from mpa_edge.config.scheme import ONNX_COMPONENTS, Scheme
 from mpa_edge.config.target import ImageBudget
-from mpa_edge.vlm import checkpoint
+from mpa_edge.vlm.transformers import checkpoint
 
 NEEDS = {
     "onnx": (("torch", "align"), ("transformers", "align"), ("onnx", "export"), ("onnxruntime", "export"),

@@ -81,7 +81,7 @@ class Checkpoint:
     def __init__(self, folder: Path, image_changes: dict[str, Any], threads: int | None) -> None:
         from transformers import AutoImageProcessor, GenerationConfig
 
-        from mpa_edge.vlm import checkpoint
+        from mpa_edge.vlm.transformers import checkpoint
 
         checkpoint.set_threads(threads)
         self.processor = checkpoint.load_processor(str(folder))

@@ -15,7 +15,8 @@ from mpa_edge.config.recipe import Recipe
 from mpa_edge.runs.files import read_json
 from mpa_edge.runs.manifest import EXPORTS, FOLDERS, RECIPE_FILE, RUN_FILE, read_manifest
 from mpa_edge.tasks import answer_prompt, get_task
-from mpa_edge.vlm import checkpoint, fingerprint, resolve
+from mpa_edge.vlm.transformers import checkpoint
+from mpa_edge.vlm import fingerprint, resolve
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # no pickles: they are programs

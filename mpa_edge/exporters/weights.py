@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpa_edge.errors import MpaError
-from mpa_edge.gguf_header import read_header
+from mpa_edge.vlm.llama_cpp.gguf_header import read_header
 
 Array = NDArray[Any]
 GRID = 96

@@ -14,7 +14,7 @@ from mpa_edge.planning.seen import Seen, Size, mean, seen
 from mpa_edge.planning.shapes import Config, Shapes, read_shapes
 from mpa_edge.runs.files import read_json
 from mpa_edge.vlm import resolve
-from mpa_edge.vlm.server_reference import is_server, parse
+from mpa_edge.vlm.openai.reference import is_server, parse
 
 BYTES_ON_DISK = 2  # as checkpoints are published: fp16 or bf16
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")

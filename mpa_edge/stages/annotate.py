@@ -66,7 +66,7 @@ from mpa_edge.stages.teacher import (
 from mpa_edge.tasks import Task, answer_prompt
 from mpa_edge.types import VLM, Drop, Dropped, PseudoAnnotation, Request
 from mpa_edge.vlm import load
-from mpa_edge.vlm.server_reference import is_server
+from mpa_edge.vlm.openai.reference import is_server
 
 
 @dataclass(frozen=True)

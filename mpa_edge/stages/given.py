@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpa_edge.errors import MpaError
-from mpa_edge.vlm.transformers import is_out_of_memory
+from mpa_edge.vlm.transformers.model import is_out_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor

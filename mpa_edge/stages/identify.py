@@ -54,7 +54,7 @@ from mpa_edge.stages.teacher import (
 from mpa_edge.tasks import answer_prompt
 from mpa_edge.types import VLM, Drop, Dropped, ParityRecord, PseudoAnnotation, Reply, Request, Verdict
 from mpa_edge.vlm import load
-from mpa_edge.vlm.server_reference import is_server
+from mpa_edge.vlm.openai.reference import is_server
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -16,7 +16,7 @@ from mpa_edge.stages.given import IGNORE
 from mpa_edge.stages.run import Run
 from mpa_edge.tasks import answer_prompt
 from mpa_edge.types import Drop, ParityRecord
-from mpa_edge.vlm import checkpoint
+from mpa_edge.vlm.transformers import checkpoint
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -23,7 +23,7 @@ from mpa_edge.stages.soften import soften
 from mpa_edge.tasks import answer_prompt
 from mpa_edge.types import ParityRecord
 from mpa_edge.vlm import resolve
-from mpa_edge.vlm.interrupts import interrupts_held
+from mpa_edge.vlm.transformers.interrupts import interrupts_held
 
 if TYPE_CHECKING:
     from mpa_edge.stages import training

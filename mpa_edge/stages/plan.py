@@ -17,7 +17,7 @@ from mpa_edge.stages.processes import require_possible
 from mpa_edge.stages.run import Run
 from mpa_edge.tasks import get_benchmark, get_task
 from mpa_edge.vlm import resolve
-from mpa_edge.vlm.server_reference import is_server, key_for, parse
+from mpa_edge.vlm.openai.reference import is_server, key_for, parse
 
 PICTURE_BYTES = 20_000  # a minichart as PNG takes 4 to 20 kB
 ROW_BYTES = 400  # one row of parquet through all stages

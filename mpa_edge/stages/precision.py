@@ -43,7 +43,7 @@ def weights_in(config: LevelConfig, device: str) -> str:
 
 def load_student(path: str, config: LevelConfig, device: str) -> Any:
     """The student's weights in the numbers that the recipe asks for. MpaError where this machine cannot."""
-    from mpa_edge.vlm import checkpoint
+    from mpa_edge.vlm.transformers import checkpoint
 
     require_packages(config)
     if config.liger and device == "cpu":

@@ -122,7 +122,7 @@ def _check_machines(asked: Processes, stored: Mapping[str, Any]) -> None:
 
 def require_possible(asked: Processes, recipe: Recipe) -> None:
     """MpaError where this recipe cannot be trained so on this machine. Looks for GPUs, loads no model."""
-    from mpa_edge.vlm.checkpoint import pick_device
+    from mpa_edge.vlm.transformers.checkpoint import pick_device
 
     level, device = recipe.level, pick_device(recipe.device)
     if level.batch_size % asked.count:

@@ -51,7 +51,7 @@ def failure(error: Exception) -> Failure:
     >>> failure(MpaError("no: do that")).kind, failure(MemoryError()).kind, failure(KeyError("x")).message
     ('user', 'memory', "KeyError: 'x'")
     """
-    from mpa_edge.vlm.transformers import is_out_of_memory
+    from mpa_edge.vlm.transformers.model import is_out_of_memory
 
     if isinstance(error, MpaError):
         return Failure(kind="user", message=str(error))
@@ -81,7 +81,7 @@ def work(order: Order, folder: Path) -> None:
     from mpa_edge.stages import training
     from mpa_edge.stages.level import choose
     from mpa_edge.stages.together import agreed
-    from mpa_edge.vlm import checkpoint
+    from mpa_edge.vlm.transformers import checkpoint
 
     device = checkpoint.pick_device(order.recipe.device)
     if device == "cuda":

@@ -20,7 +20,7 @@ Tensors = dict[str, "Tensor"]
 
 def soften(tuned: Path, base: str, strength: float) -> None:
     """Keep `strength` of the change that training made, in the files of an adapter or of a whole model."""
-    from mpa_edge.vlm import checkpoint
+    from mpa_edge.vlm.transformers import checkpoint
 
     if strength == 1.0:
         return

@@ -31,8 +31,9 @@ from mpa_edge.stages.run import Run, stable_seed
 from mpa_edge.stages.selection import Selection
 from mpa_edge.stages.together import agreed, blank, in_step, is_first, meet, place, wait_for
 from mpa_edge.types import ParityRecord
-from mpa_edge.vlm import checkpoint, resolve
-from mpa_edge.vlm.transformers import is_out_of_memory
+from mpa_edge.vlm.transformers import checkpoint
+from mpa_edge.vlm import resolve
+from mpa_edge.vlm.transformers.model import is_out_of_memory
 
 COMPLETE = "complete"
 STATE = "trainer_state.json"

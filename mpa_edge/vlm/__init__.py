@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from mpa_edge.artifact import is_artifact, read_artifact
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.runs.files import sha256_file, sha256_json
-from mpa_edge.vlm.interrupts import interrupts_held
-from mpa_edge.vlm.server_reference import is_server, parse
+from mpa_edge.vlm.transformers.interrupts import interrupts_held
+from mpa_edge.vlm.openai.reference import is_server, parse
 
 if TYPE_CHECKING:
     from mpa_edge.config.recipe import TeacherServerConfig
@@ -24,8 +24,8 @@ MODEL_SUFFIXES = (".json", ".safetensors", ".jinja", ".txt", ".model")
 EXPORT_SUFFIXES = (".onnx", ".onnx_data", ".gguf")
 # format of an export -> module and class that run it
 RUNTIMES = {
-    "onnx": ("mpa_edge.vlm.onnx", "OnnxVLM"),
-    "gguf": ("mpa_edge.vlm.llamacpp", "LlamaCppVLM"),
+    "onnx": ("mpa_edge.vlm.onnxruntime.model", "OnnxVLM"),
+    "gguf": ("mpa_edge.vlm.llama_cpp.model", "LlamaCppVLM"),
     "hybrid": ("mpa_edge.vlm.hybrid", "HybridVLM"),
 }
 
@@ -102,7 +102,7 @@ def load(
         return _load_export(Path(resolve(reference)), name, threads)
     try:
         with interrupts_held():
-            from mpa_edge.vlm.transformers import TransformersVLM
+            from mpa_edge.vlm.transformers.model import TransformersVLM
     except ModuleNotFoundError as error:
         raise missing_package(str(error.name).partition(".")[0], "align") from error
     return TransformersVLM(resolve(reference), name=name, device=device, threads=threads, batch_size=batch_size)
@@ -111,7 +111,7 @@ def load(
 def _load_server(reference: str, name: str, config: TeacherServerConfig | None, spent_before: float) -> VLM:
     """A model behind a server, as soon as the server answers."""
     try:
-        from mpa_edge.vlm.openai import OpenAIVLM
+        from mpa_edge.vlm.openai.client import OpenAIVLM
     except ModuleNotFoundError as error:
         raise missing_package("openai", "openai") from error
     server = parse(reference)

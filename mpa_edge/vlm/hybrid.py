@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.vlm.clock import Clock
-from mpa_edge.vlm.llama_answer import LlamaAnswers, Picture
-from mpa_edge.vlm.llama_language import Piece
+from mpa_edge.vlm.llama_cpp.answer import LlamaAnswers, Picture
+from mpa_edge.vlm.llama_cpp.language import Piece
 from mpa_edge.vlm.pixels import prepare
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class HybridVLM(LlamaAnswers):
 
     def _load_vision(self) -> Any:
         try:
-            from mpa_edge.vlm.sessions import VisionEncoder
+            from mpa_edge.vlm.onnxruntime.sessions import VisionEncoder
         except ModuleNotFoundError as error:
             raise missing_package(str(error.name).partition(".")[0], "onnx") from error
         return VisionEncoder(self.file("vision"), self.language.threads)

@@ -19,7 +19,7 @@ from mpa_edge.exporters.quantize import quantize_component
 from mpa_edge.exporters.reference import Checkpoint
 from mpa_edge.exporters.source import open_source
 from mpa_edge.types import Request
-from mpa_edge.vlm.onnx import OnnxVLM
+from mpa_edge.vlm.onnxruntime.model import OnnxVLM
 from tests.exporters import javascript
 from tests.vlm.exported import checkpoint, onnx_folder
 

@@ -17,7 +17,7 @@ from mpa_edge.exporters.probes import drawn
 from mpa_edge.exporters.source import Source, open_source
 from mpa_edge.config.scheme import Scheme
 from mpa_edge.config.target import ImageBudget
-from mpa_edge.vlm.checkpoint import chat_prompt, load_processor, without_special_tokens
+from mpa_edge.vlm.transformers.checkpoint import chat_prompt, load_processor, without_special_tokens
 from mpa_edge.vlm.pixels import prepare
 from tests.vlm.exported import checkpoint
 

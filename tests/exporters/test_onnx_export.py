@@ -18,7 +18,7 @@ from mpa_edge.exporters.graphs import build, known
 from mpa_edge.exporters.onnx_export import export_component, load_part
 from mpa_edge.exporters.probes import drawn
 from mpa_edge.families import families
-from mpa_edge.vlm.checkpoint import chat_prompt, load_processor
+from mpa_edge.vlm.transformers.checkpoint import chat_prompt, load_processor
 from tests.exporters.numpy_loop import FILES, NumpyLoop, session
 from tests.vlm.exported import checkpoint, onnx_folder
 

@@ -22,7 +22,7 @@ from mpa_edge.exporters import reference as truth
 from mpa_edge.exporters import verify as gate
 from mpa_edge.exporters.parity import Parity, ParityDetails
 from mpa_edge.exporters.source import Source
-from mpa_edge.vlm import onnx as runtime
+from mpa_edge.vlm.onnxruntime import model as runtime
 from mpa_edge.vlm import resolve
 from tests.exporters.small_weights import aligned, quantize
 from tests.vlm.exported import onnx_folder

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mpa_edge.errors import MpaError
 from mpa_edge.families import Family, families, family_of
-from mpa_edge.vlm import checkpoint
+from mpa_edge.vlm.transformers import checkpoint
 from tests.families import zoo
 
 MODEL_TYPES = sorted(t for family in families().values() for t in family.model_types)

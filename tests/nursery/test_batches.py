@@ -10,7 +10,7 @@ from mpa_edge.nursery import batches, models, world
 from mpa_edge.nursery.batches import BAR_FACTS, CELL_CLASSES, CHARACTERS, IGNORE, Encoder, Mix
 from mpa_edge.nursery.draw import CELL_PX, Glyph, paint
 from mpa_edge.nursery.render import pictures
-from mpa_edge.vlm import checkpoint
+from mpa_edge.vlm.transformers import checkpoint
 
 ASKS, ANSWERS = Mix(0.5, 5, 4, asks=True), Mix(0.5, 6, 4, asks=False)
 LENGTH = 216

@@ -44,7 +44,8 @@ def test_peft_trains_as_many() -> None:
     from peft import get_peft_model
 
     from mpa_edge.families import family_of
-    from mpa_edge.vlm import checkpoint, resolve
+    from mpa_edge.vlm.transformers import checkpoint
+    from mpa_edge.vlm import resolve
 
     level = LevelConfig(rank=8, targets=("language", "vision", "connector"))
     model = checkpoint.load_model(resolve("nursery:student"), "cpu")

@@ -78,7 +78,8 @@ def test_torch_counts_as_many_operations(name: str) -> None:
     from PIL import Image
     from torch.utils.flop_counter import FlopCounterMode
 
-    from mpa_edge.vlm import checkpoint, resolve
+    from mpa_edge.vlm.transformers import checkpoint
+    from mpa_edge.vlm import resolve
 
     processor, model = checkpoint.load_processor(resolve(name)), checkpoint.load_model(resolve(name), "cpu")
     model.set_attn_implementation("eager")  # the counter knows products, not fused attention

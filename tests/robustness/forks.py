@@ -36,7 +36,7 @@ def warm_up() -> None:
     _ = (trl.SFTTrainer, trl.SFTConfig, transformers.AutoProcessor, transformers.AutoModelForImageTextToText)
     from mpa_edge.cli import _stage  # noqa: F401
     from mpa_edge.stages import pipeline, training  # noqa: F401
-    from mpa_edge.vlm import transformers as vlm  # noqa: F401
+    from mpa_edge.vlm.transformers.model import model as vlm  # noqa: F401
 
     warm_up_export()
 
@@ -47,7 +47,8 @@ def warm_up_export() -> None:
     import onnxscript
 
     from mpa_edge.exporters import onnx_files, pipeline, quantize
-    from mpa_edge.vlm import llamacpp, onnx
+    from mpa_edge.vlm.llama_cpp import model
+    from mpa_edge.vlm.onnxruntime import model
 
     _ = (onnxruntime, onnxscript, onnx_files, pipeline, quantize, llamacpp, onnx)
     # its steps are forked as well: each would import the same libraries again, for seconds

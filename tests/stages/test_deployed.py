@@ -21,7 +21,8 @@ from mpa_edge.stages.level import level_inputs
 from mpa_edge.stages.plan import plan
 from mpa_edge.tasks import get_task
 from mpa_edge.types import ParityRecord
-from mpa_edge.vlm import checkpoint, load, resolve
+from mpa_edge.vlm.transformers import checkpoint
+from mpa_edge.vlm import load, resolve
 from tests.stages.conftest import Shelf
 from tests.vlm.exported import onnx_folder
 

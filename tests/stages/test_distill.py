@@ -23,7 +23,7 @@ from mpa_edge.stages.given import IGNORE, answer_logits, by_row, in_batches
 from mpa_edge.stages.lessons import AnswerCollator, as_rows
 from mpa_edge.stages.level import level_inputs
 from mpa_edge.stages.selection import Selection
-from mpa_edge.vlm import checkpoint
+from mpa_edge.vlm.transformers import checkpoint
 from tests.stages.test_training import losses, records
 
 

@@ -14,7 +14,7 @@ from mpa_edge.nursery.models import build_model, build_processor
 from mpa_edge.runs.files import write_json
 from mpa_edge.stages import merge as merging
 from mpa_edge.stages.merge import check_census, check_logits, merge, probes, run_merge
-from mpa_edge.vlm import checkpoint
+from mpa_edge.vlm.transformers import checkpoint
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -13,7 +13,7 @@ from mpa_edge.errors import MpaError
 from mpa_edge.images.cache import PictureCache, groups
 from mpa_edge.stages.disk import disk_guard
 from mpa_edge.types import Drop
-from mpa_edge.vlm.interrupts import interrupts_held
+from mpa_edge.vlm.transformers.interrupts import interrupts_held
 
 
 def test_groups_fit_the_budget() -> None:

@@ -28,7 +28,7 @@ from mpa_edge.stages.run import Run
 from mpa_edge.stages.teacher import total_usage
 from mpa_edge.tasks import get_task
 from mpa_edge.types import Dropped, ParityRecord, PseudoAnnotation
-from mpa_edge.vlm import openai_gate
+from mpa_edge.vlm.openai.client import circuit_breaker
 from tests.stages.conftest import FakeVLM, recipe_with
 from tests.vlm import fault_server as faults
 from tests.vlm.fault_server import FaultServer, says, serving, status

@@ -22,7 +22,7 @@ from mpa_edge.stages.lessons import AnswerCollator, as_rows
 from mpa_edge.stages.selection import Selection
 from mpa_edge.stages.training import COMPLETE, largest_divisor, last_checkpoint
 from mpa_edge.types import ParityRecord, Request
-from mpa_edge.vlm import checkpoint
+from mpa_edge.vlm.transformers import checkpoint
 
 ANSWERS = ("7", "red", "42", "no", "-5", "3.5", "U.S.", "a  b", "blue circle")
 
@@ -78,8 +78,8 @@ def test_only_the_answer_and_its_end_token_are_learned(run, processor, pictures)
 
 def test_the_prompt_is_the_one_that_the_models_are_asked_with(run, processor, pictures, student, monkeypatch) -> None:
     """Token for token: what stands before the labels is what answers start from, with shared prefixes and without."""
-    from mpa_edge.vlm import transformers
-    from mpa_edge.vlm.transformers import TransformersVLM
+    from mpa_edge.vlm.transformers.model import model
+    from mpa_edge.vlm.transformers.model import TransformersVLM
 
     rows = as_rows(records(3), processor, run)
     batch = AnswerCollator(processor, pictures, 10_000)(rows)
@@ -94,7 +94,7 @@ def test_the_prompt_is_the_one_that_the_models_are_asked_with(run, processor, pi
     vlm.model.generate = spy
     images = [Image.open(pictures / row.image).convert("RGB") for row in records(3)]
     requests = [Request(image, row.question, max_new_tokens=1) for image, row in zip(images, records(3), strict=True)]
-    behind, decode = [], transformers.decode
+    behind, decode = [], model.decode
 
     def watched(model, rows, *rest):
         behind.extend([*row.prefix.ids, *row.tail] for row in rows)

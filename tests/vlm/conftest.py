@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mpa_edge.nursery import models
-from mpa_edge.vlm import checkpoint, openai_gate
+from mpa_edge.vlm.transformers import checkpoint
+from mpa_edge.vlm.openai.client import circuit_breaker
 
 
 @pytest.fixture(scope="session")

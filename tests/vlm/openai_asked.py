@@ -8,7 +8,7 @@ from PIL import Image
 
 from mpa_edge.config.recipe import TeacherServerConfig
 from mpa_edge.types import Request
-from mpa_edge.vlm.openai import OpenAIVLM
+from mpa_edge.vlm.openai.client import OpenAIVLM
 from tests.vlm import fault_server as faults
 from tests.vlm.fault_server import FaultServer, serving
 

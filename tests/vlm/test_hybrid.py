@@ -125,7 +125,7 @@ def test_a_language_model_of_another_width_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_runtime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.delitem(sys.modules, "mpa_edge.vlm.sessions", raising=False)
+    monkeypatch.delitem(sys.modules, "mpa_edge.vlm.onnxruntime.sessions", raising=False)
     with pytest.raises(MpaError, match=r"onnxruntime is missing: pip install 'mpa-edge\[onnx\]'"):
         HybridVLM(hybrid_folder("student"), name="x", threads=1)
 

@@ -14,7 +14,7 @@ from mpa_edge.artifact import Artifact
 from mpa_edge.exporters.probes import drawn
 from mpa_edge.nursery.render import pictures
 from mpa_edge.types import Request, Trace
-from mpa_edge.vlm.llamacpp import LlamaCppVLM
+from mpa_edge.vlm.llama_cpp.model import LlamaCppVLM
 from mpa_edge.vlm.prompts import prompt_text
 from tests.vlm.independent_client import MARKER
 from tests.vlm.llama_exported import gguf_folder

@@ -15,8 +15,8 @@ from mpa_edge import vlm
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.probes import drawn
 from mpa_edge.types import Request
-from mpa_edge.vlm.onnx import OnnxVLM
-from mpa_edge.vlm.onnx_decoder import Decoder
+from mpa_edge.vlm.onnxruntime.model import OnnxVLM
+from mpa_edge.vlm.onnxruntime.decoder import Decoder
 from tests.vlm import exported
 
 pytestmark = pytest.mark.slow
@@ -106,7 +106,7 @@ def test_threads_come_from_the_caller_then_the_target_then_the_machine(a_copy: P
     assert OnnxVLM(a_copy, name="it", threads=2).threads == 2
     assert OnnxVLM(a_copy, name="it").threads == 1
     exported.change(a_copy, threads=None)
-    monkeypatch.setattr("mpa_edge.vlm.sessions.os.sched_getaffinity", lambda _: {0, 3})
+    monkeypatch.setattr("mpa_edge.vlm.onnxruntime.sessions.os.sched_getaffinity", lambda _: {0, 3})
     assert OnnxVLM(a_copy, name="it").threads == 2
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from mpa_edge import vlm as registry
 from mpa_edge.errors import MpaError
 from mpa_edge.types import Request
-from mpa_edge.vlm.openai import OpenAIVLM
+from mpa_edge.vlm.openai.client import OpenAIVLM
 from tests.vlm import fault_server as faults
 from tests.vlm.fault_server import FaultServer, says, serving, status
 from tests.vlm.openai_asked import KEY, SOON, one_reply, request, vlm_of
@@ -178,10 +178,10 @@ def test_special_tokens_go_neither_out_nor_in() -> None:
 
 
 def test_one_picture_is_packed_once_for_all_its_questions(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mpa_edge.vlm import openai_picture
+    from mpa_edge.vlm.openai.client import image
 
     packed: list[int] = []
-    real = openai_picture.encoded
+    real = image.encoded
     monkeypatch.setattr(openai_picture, "encoded", lambda *given: packed.append(1) or real(*given))
     image = Image.new("RGB", (8, 8))
     with serving() as server:
@@ -210,7 +210,7 @@ def test_without_the_package_the_line_says_what_to_install() -> None:
 
 
 def test_neither_torch_nor_transformers_is_needed() -> None:
-    code = "import sys, mpa_edge.vlm.openai; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    code = "import sys, mpa_edge.vlm.openai.client; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"
 

@@ -16,12 +16,13 @@ from PIL import Image
 
 from mpa_edge.errors import MpaError
 from mpa_edge.types import Drop, TeacherUsage
-from mpa_edge.vlm import fingerprint, openai_gate, resolve
-from mpa_edge.vlm.openai_cost import Meter, Prices, add
-from mpa_edge.vlm.openai_gate import FAILURES_IN_A_ROW, Gate, backoff_s, retry_after_s
-from mpa_edge.vlm.openai_picture import Pictures, data_uri
-from mpa_edge.vlm.openai_reply import Answer, excerpt, is_failure, read_answer, without_special
-from mpa_edge.vlm.server_reference import key_for, parse
+from mpa_edge.vlm import fingerprint, resolve
+from mpa_edge.vlm.openai.client import circuit_breaker
+from mpa_edge.vlm.openai.cost import Meter, Prices, add
+from mpa_edge.vlm.openai.circuit_breaker import FAILURES_IN_A_ROW, Gate, backoff_s, retry_after_s
+from mpa_edge.vlm.openai.image import Pictures, data_uri
+from mpa_edge.vlm.openai.reply import Answer, excerpt, is_failure, read_answer, without_special
+from mpa_edge.vlm.openai.reference import key_for, parse
 from tests.vlm.fault_server import document
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -177,7 +178,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     async def sleep(seconds: float) -> None:
         made.now += seconds
 
-    monkeypatch.setattr(openai_gate.asyncio, "sleep", sleep)
+    monkeypatch.setattr(circuit_breaker.asyncio, "sleep", sleep)
     return made
 
 

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from mpa_edge.types import Request
-from mpa_edge.vlm import checkpoint, prefix
-from mpa_edge.vlm.room import BatchSize
-from mpa_edge.vlm.transformers import TransformersVLM
+from mpa_edge.vlm.transformers import checkpoint, prefix_cache
+from mpa_edge.vlm.transformers.batch_size import BatchSize
+from mpa_edge.vlm.transformers.model import TransformersVLM
 from tests.families import zoo
 
 QUESTIONS = (
@@ -74,13 +74,13 @@ def test_the_prompt_in_two_parts_has_the_tokens_of_the_whole(vlm: TransformersVL
     for image, question in zip(drawn, QUESTIONS, strict=True):
         text = checkpoint.chat_prompt(vlm.processor, question)
         made = vlm.processor(text=[text], images=[[image]], add_special_tokens=False, return_tensors="pt")
-        head, tail = prefix.split(text, token)
-        before = prefix.prepare(vlm.processor, head, image)["input_ids"][0].tolist()
-        assert [*before, *prefix.tail_ids(vlm.processor.tokenizer, token, tail)] == made["input_ids"][0].tolist()
+        head, tail = prefix_cache.split(text, token)
+        before = prefix_cache.prepare(vlm.processor, head, image)["input_ids"][0].tolist()
+        assert [*before, *prefix_cache.tail_ids(vlm.processor.tokenizer, token, tail)] == made["input_ids"][0].tolist()
 
 
 def test_every_model_type_that_shares_is_compared_here() -> None:
-    assert sorted(prefix.LOOKS_BACK) == sorted(zoo.MODEL_TYPES)
+    assert sorted(prefix_cache.LOOKS_BACK) == sorted(zoo.MODEL_TYPES)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def one() -> TransformersVLM:
 def test_without_room_for_prefixes_and_with_single_requests_it_is_the_same(one: TransformersVLM, drawn) -> None:
     requests = requests_about(drawn)
     expected = one.answer(requests)
-    store, one.store = one.store, prefix.PrefixStore(0)
+    store, one.store = one.store, prefix_cache.PrefixStore(0)
     one.batch = BatchSize(1)
     assert same(one.answer(requests), expected)
     one.store, one.batch = store, BatchSize(64)
@@ -108,7 +108,7 @@ def test_a_penalty_of_the_checkpoint_counts_as_in_generate(one: TransformersVLM,
 
 def test_a_model_without_prefixes_answers_whole_prompts(one: TransformersVLM, drawn, monkeypatch) -> None:
     def no_prefix(*_: object) -> None:
-        raise prefix.NoPrefixError
+        raise prefix_cache.NoPrefixError
 
     requests = requests_about(drawn)
     expected = one.answer(requests)

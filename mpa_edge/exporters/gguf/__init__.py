@@ -4,7 +4,7 @@ from mpa_edge.exporters.gguf.check import check_gguf_possible
 from mpa_edge.exporters.gguf.convert import convert
 from mpa_edge.exporters.gguf.plan import plan, planned_bytes, predicted_bytes
 from mpa_edge.exporters.gguf.quantize import quantize_gguf
-from mpa_edge.gguf_header import Header, TensorInfo, read_header
+from mpa_edge.vlm.llama_cpp.gguf_header import Header, TensorInfo, read_header
 
 __all__ = [
     "Header",

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from mpa_edge.gguf_header import BLOCKS, Header
+from mpa_edge.vlm.llama_cpp.gguf_header import BLOCKS, Header
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -11,7 +11,7 @@ from typing import Any
 from mpa_edge.runs.isolation import run_apart
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.exporters.gguf.plan import DEFAULT_TYPES, gqa_of, plan, predicted_bytes, shapes_of
-from mpa_edge.gguf_header import Header, read_header
+from mpa_edge.vlm.llama_cpp.gguf_header import Header, read_header
 from mpa_edge.runs.files import MB, TEMP_SUFFIX, disk_errors, fsync_folder, make_folder, require_free
 
 LOG_LINES = 20

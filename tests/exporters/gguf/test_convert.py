@@ -62,8 +62,8 @@ def reference_features(folder: Path, pixels: dict[str, Any]) -> np.ndarray:
 
 
 def features(which: str, precision: str, image: Any) -> np.ndarray:
-    from mpa_edge.vlm.llama_language import LanguageModel
-    from mpa_edge.vlm.llama_picture import Projector
+    from mpa_edge.vlm.llama_cpp.language import LanguageModel
+    from mpa_edge.vlm.llama_cpp.vision import Projector
 
     language = LanguageModel(converted(which, "language"), context_tokens=512, threads=1)
     projector = Projector(converted(which, "mmproj", precision), language, 0, any_size=which.startswith("qwen"))
@@ -111,7 +111,7 @@ def test_llama_cpp_sees_what_the_checkpoint_sees(which: str, precision: str, cos
 def test_llama_cpp_cuts_text_as_the_checkpoint_does(which: str) -> None:
     from transformers import AutoTokenizer
 
-    from mpa_edge.vlm.llama_language import LanguageModel
+    from mpa_edge.vlm.llama_cpp.language import LanguageModel
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint(which))
     model = LanguageModel(converted(which, "language"), context_tokens=512, threads=1)

@@ -9,7 +9,7 @@ from mpa_edge.errors import MpaError
 from mpa_edge.exporters.gguf import convert, plan, planned_bytes, predicted_bytes, quantize_gguf, read_header
 from mpa_edge.exporters.gguf.plan import DEFAULT_TYPES, gqa_of, shapes_of
 from mpa_edge.exporters.gguf.quantize import notes
-from mpa_edge.gguf_header import Header, TensorInfo
+from mpa_edge.vlm.llama_cpp.gguf_header import Header, TensorInfo
 from tests.exporters.gguf.headers import gguf, tensor, text, write
 from tests.exporters.gguf.made import converted
 from tests.families import zoo

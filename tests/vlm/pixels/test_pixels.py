@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mpa_edge.errors import MpaError
-from mpa_edge.vlm import checkpoint, pixels
+from mpa_edge.vlm.transformers import checkpoint
+from mpa_edge.vlm import pixels
 from tests.docs.markdown import ROOT
 from tests.families import zoo
 
