@@ -77,7 +77,7 @@ def drive(size: Size, folder: Path) -> dict[str, Any]:
     from mpa_edge.stages.run import open_run
 
     values = {
-        "images.render": "null", "annotate.shard_size": size.shard_size, "annotate.samples_per_image": 1,
+        "images.render": "null", "stage.shard_size": size.shard_size, "stage.samples_per_image": 1,
         "engine.actors": size.actors, "engine.cpus_per_actor": 1.0 / size.actors, "device": "cpu",
     }  # fmt: skip
     overrides = [f"{key}={value}" for key, value in values.items()]
@@ -286,14 +286,15 @@ def inner(pictures: Path, out: Path) -> dict[str, Any]:
     from mpa_edge.runs.parquet import part_path
     from mpa_edge.runs.manifest import MANIFEST
     from mpa_edge.runs.memory import peak_rss_bytes
-    from mpa_edge.stages import annotate, identify
+    from mpa_edge.stages.annotate.stage import stage
+    from mpa_edge.stages import identify
     from mpa_edge.stages.run import Run, open_run
 
     def opened() -> Run:
         return open_run("minicharts", images=str(pictures), out=str(out), overrides=("images.render=null",))
 
     started, run = time.perf_counter(), opened()
-    annotate.run_annotate(run)
+    stage.run_annotate(run)
     identify.run_identify(run)
     run_s, peak, last = time.perf_counter() - started, peak_rss_bytes(), len(run.shards) - 1
     folder = run.stage_folder("annotate")
@@ -301,7 +302,7 @@ def inner(pictures: Path, out: Path) -> dict[str, Any]:
     part_path(folder, last).unlink()
     first_asked.clear()
     started = time.perf_counter()
-    annotate.run_annotate(opened())
+    stage.run_annotate(opened())
     return {"run_s": run_s, "peak_rss_bytes": peak, "resume_s": first_asked["teacher"] - started}
 
 

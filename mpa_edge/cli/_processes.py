@@ -22,7 +22,7 @@ def process_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--accelerate-config", type=click.Path(), metavar="FILE", help=CONFIG_HELP)
     @wraps(function)
     def with_processes(num_processes: int | None, accelerate_config: str | None, **arguments: Any) -> Any:
-        from mpa_edge.stages.processes import processes
+        from mpa_edge.stages.level.processes import processes
 
         asked = processes(num_processes, accelerate_config)
         if asked and asked.machines > 1 and (is_url(arguments["source"]) or is_url(arguments["out"])):

@@ -20,7 +20,7 @@ from mpa_edge.cli._remote import both_here, work_option
 
 if TYPE_CHECKING:
     from mpa_edge.engines import Engine
-    from mpa_edge.stages.processes import Processes
+    from mpa_edge.stages.level.processes import Processes
     from mpa_edge.stages.run import Run
     from mpa_edge.types import AlignReport
 
@@ -57,7 +57,7 @@ def _run_here(
     processes: Processes | None = None,
 ) -> None:  # fmt: skip
     """Open the run, run the stages or print the plan, print what came of it."""
-    from mpa_edge.stages.launch import join
+    from mpa_edge.stages.level.launch import join
     from mpa_edge.stages.pipeline import report, run_stages
     from mpa_edge.stages.plan import plan, preflight
     from mpa_edge.stages.run import open_run

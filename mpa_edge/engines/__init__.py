@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from mpa_edge.config.recipe import EngineConfig
 
 if TYPE_CHECKING:
-    from mpa_edge.engines.tries import Poisoned
+    from mpa_edge.engines.retries import Poisoned
 
 
 @dataclass(frozen=True)

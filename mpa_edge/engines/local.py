@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mpa_edge.engines import Job, Outcome, Worker
-from mpa_edge.engines.tries import Budget, attempt, forgive, tries_line
+from mpa_edge.engines.retries import Budget, attempt, forgive, tries_line
 from mpa_edge.progress import progress
 
 

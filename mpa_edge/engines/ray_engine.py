@@ -16,7 +16,7 @@ from mpa_edge import __version__
 from mpa_edge.engines import Engine, Facts, Job, Outcome, merged
 from mpa_edge.engines.ray_cluster import CLIENT, ahead_bytes, block_size, connected, pool
 from mpa_edge.engines.ray_ledger import Event, Ledger
-from mpa_edge.engines.tries import Budget, forgive
+from mpa_edge.engines.retries import Budget, forgive
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import Advance, progress, say
 from mpa_edge.runs.files import make_folder, write_bytes

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mpa_edge.engines import Facts
-from mpa_edge.engines.tries import tries_line
+from mpa_edge.engines.retries import tries_line
 
 BEAT_S = 1.0
 ALIVE_S = 8.0

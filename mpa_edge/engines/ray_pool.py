@@ -30,7 +30,7 @@ from ray.data.block import BlockMetadata
 from mpa_edge import __version__
 from mpa_edge.engines import Worker
 from mpa_edge.engines.ray_ledger import BEAT_S
-from mpa_edge.engines.tries import AT_ONCE, reason_of
+from mpa_edge.engines.retries import AT_ONCE, reason_of
 from mpa_edge.errors import MpaError
 
 EXIT_CODE = 70

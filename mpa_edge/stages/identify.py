@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from mpa_edge.engines import Facts, Job, Outcome, Worker, merged
 from mpa_edge.engines.local import run_local
-from mpa_edge.engines.tries import poisoned
+from mpa_edge.engines.retries import poisoned
 from mpa_edge.errors import MpaError
 from mpa_edge.images.folder import open_image
 from mpa_edge.metrics import get_metric

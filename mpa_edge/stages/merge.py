@@ -17,7 +17,7 @@ from mpa_edge.progress import say
 from mpa_edge.runs.files import make_folder, sha256_json, write_json
 from mpa_edge.runs.manifest import StageClock, clear, finish, is_done
 from mpa_edge.stages.disk import disk_guard
-from mpa_edge.stages.level import ADAPTER
+from mpa_edge.stages.level.stage import ADAPTER
 from mpa_edge.stages.run import Run, begin, memory_counts
 from mpa_edge.tasks import answer_prompt
 from mpa_edge.types import Drop

@@ -12,24 +12,26 @@ from mpa_edge.runs.files import read_json
 from mpa_edge.runs.lock import run_lock
 from mpa_edge.runs.manifest import FOLDERS, damaged, read_manifest
 from mpa_edge.runs.memory import peak_rss_bytes
-from mpa_edge.stages import annotate, evaluate, identify, level, merge
+from mpa_edge.stages.annotate.stage import stage
+from mpa_edge.stages import evaluate, identify, merge
+from mpa_edge.stages.level.stage import stage
 from mpa_edge.stages.plan import can_evaluate, preflight
 from mpa_edge.stages.run import Run, not_finished, remember
 from mpa_edge.types import AlignAccuracy, AlignReport
 from mpa_edge.runs.write_hooks import tell
 
 STAGES: dict[str, Callable[[Run, bool], None]] = {
-    "annotate": annotate.run_annotate,
+    "annotate": stage.run_annotate,
     "identify": identify.run_identify,
-    "level": level.run_level,
+    "level": stage.run_level,
     "merge": merge.run_merge,
     "evaluate": evaluate.run_evaluate,
 }
 # what a finished stage must have been made from; the images themselves are not read again
 MADE_FROM: dict[str, Callable[[Run], dict[str, str]]] = {
-    "annotate": annotate.annotate_settings,
+    "annotate": stage.annotate_settings,
     "identify": identify.identify_inputs,
-    "level": level.level_inputs,
+    "level": stage.level_inputs,
     "merge": merge.merge_inputs,
 }
 

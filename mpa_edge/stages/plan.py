@@ -12,8 +12,8 @@ from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.families import family_of
 from mpa_edge.runs.files import read_json, require_free
 from mpa_edge.runs.manifest import FOLDERS, RUN_FILE
-from mpa_edge.stages.precision import require_packages
-from mpa_edge.stages.processes import require_possible
+from mpa_edge.stages.level.precision import require_packages
+from mpa_edge.stages.level.processes import require_possible
 from mpa_edge.stages.run import Run
 from mpa_edge.tasks import get_benchmark, get_task
 from mpa_edge.vlm import resolve

@@ -33,7 +33,7 @@ from mpa_edge.runs.manifest import (
     read_manifest,
 )
 from mpa_edge.runs.memory import peak_rss_bytes
-from mpa_edge.stages.processes import Processes
+from mpa_edge.stages.level.processes import Processes
 from mpa_edge.stages.split import of_split
 from mpa_edge.tasks import Task, get_task
 from mpa_edge.vlm import fingerprint

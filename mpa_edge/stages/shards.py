@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpa_edge.engines import Facts, Job, Outcome
 from mpa_edge.engines.local import run_local
-from mpa_edge.engines.tries import poisoned
+from mpa_edge.engines.retries import poisoned
 from mpa_edge.images.parquet import is_packed
 from mpa_edge.progress import say
 from mpa_edge.runs.parquet import dropped_path, part_path

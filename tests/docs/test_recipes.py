@@ -10,7 +10,7 @@ import pytest
 from mpa_edge.config.library import parse_yaml
 from mpa_edge.config.recipe import Recipe
 from mpa_edge.config.validation import keys, problems
-from mpa_edge.stages.processes import processes
+from mpa_edge.stages.level.processes import processes
 from mpa_edge.types import Sample
 from tests.docs import nursery_table, recipe_table
 from tests.docs.markdown import DOCUMENTS, ROOT, blocks, name_of

@@ -15,10 +15,10 @@ from mpa_edge.config.recipe import Recipe
 from mpa_edge.config.validation import field_at, keys, model_of
 from mpa_edge.runs.files import make_folder, write_json
 from mpa_edge.stages import deployed
-from mpa_edge.stages.annotate import annotate_inputs
+from mpa_edge.stages.annotate.stage import annotate_inputs
 from mpa_edge.stages.evaluate import evaluate_inputs
 from mpa_edge.stages.identify import identify_inputs
-from mpa_edge.stages.level import level_inputs
+from mpa_edge.stages.level.stage import level_inputs
 from mpa_edge.stages.run import Run
 from tests.docs.markdown import ROOT
 from tests.questions.official import textvqa

@@ -6,11 +6,11 @@ import pytest
 
 from mpa_edge.engines import Facts, Job
 from mpa_edge.engines.local import run_local
-from mpa_edge.engines.tries import poisoned, poisoned_path
+from mpa_edge.engines.retries import poisoned, poisoned_path
 from mpa_edge.errors import MpaError
 from mpa_edge.config.recipe import EngineConfig
 from mpa_edge.runs.manifest import read_manifest
-from mpa_edge.stages.annotate import run_annotate
+from mpa_edge.stages.annotate.stage import run_annotate
 from mpa_edge.stages.identify import run_identify
 from tests.engines.conftest import asked, files_of
 

@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 
 from mpa_edge.engines import Engine, ray_cluster, ray_engine
-from mpa_edge.engines.tries import poisoned
+from mpa_edge.engines.retries import poisoned
 from mpa_edge.errors import MpaError
 from mpa_edge.runs.parquet import part_path, read_dropped, read_parts
 from mpa_edge.runs.manifest import read_manifest
-from mpa_edge.stages import annotate
-from mpa_edge.stages.annotate import run_annotate
+from mpa_edge.stages.annotate.stage import stage
+from mpa_edge.stages.annotate.stage import run_annotate
 from mpa_edge.stages.identify import run_identify
 from mpa_edge.types import PseudoAnnotation
 from tests.engines.conftest import asked, files_of
@@ -108,7 +108,7 @@ from pathlib import Path
 import pytest
 from mpa_edge.engines import Engine
 from mpa_edge.stages import annotate
-from mpa_edge.stages.annotate import run_annotate
+from mpa_edge.stages.annotate.stage import run_annotate
 from tests.engines.conftest import Lab
 lab = Lab(Path(sys.argv[1]), pytest.MonkeyPatch())
 lab.obey(pause_s=0.2)

@@ -13,7 +13,7 @@ import pytest
 
 from mpa_edge.engines import Engine
 from mpa_edge.runs.remote.mirror import listing, working_copy
-from mpa_edge.stages.annotate import run_annotate
+from mpa_edge.stages.annotate.stage import run_annotate
 from mpa_edge.stages.identify import run_identify
 from tests.engines.conftest import asked, files_of
 from tests.store_server import BUCKET, StoreServer, running
@@ -28,7 +28,7 @@ from pathlib import Path
 import pytest
 from mpa_edge.engines import Engine
 from mpa_edge.mirror import working_copy
-from mpa_edge.stages.annotate import run_annotate
+from mpa_edge.stages.annotate.stage import run_annotate
 from tests.engines.conftest import Lab
 lab = Lab(Path(sys.argv[1]), pytest.MonkeyPatch())
 lab.obey(pause_s=0.5)

@@ -35,7 +35,8 @@ def warm_up() -> None:
 
     _ = (trl.SFTTrainer, trl.SFTConfig, transformers.AutoProcessor, transformers.AutoModelForImageTextToText)
     from mpa_edge.cli import _stage  # noqa: F401
-    from mpa_edge.stages import pipeline, training  # noqa: F401
+    from mpa_edge.stages import pipeline
+    from mpa_edge.stages.level import training  # noqa: F401
     from mpa_edge.vlm.transformers.model import model as vlm  # noqa: F401
 
     warm_up_export()

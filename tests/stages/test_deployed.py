@@ -13,11 +13,12 @@ from mpa_edge.errors import MpaError
 from mpa_edge.config.recipe import IdentifyConfig
 from mpa_edge.runs.parquet import read_parts
 from mpa_edge.runs.files import make_folder, read_json, write_json
-from mpa_edge.stages import annotate, pipeline
-from mpa_edge.stages.annotate import run_annotate
+from mpa_edge.stages.annotate.stage import stage
+from mpa_edge.stages import pipeline
+from mpa_edge.stages.annotate.stage import run_annotate
 from mpa_edge.stages.deployed import FOLDER, deployed_folder, deployed_inputs, note, processor_of, student_of
 from mpa_edge.stages.identify import answer_request, identify_inputs, run_identify
-from mpa_edge.stages.level import level_inputs
+from mpa_edge.stages.level.stage import level_inputs
 from mpa_edge.stages.plan import plan
 from mpa_edge.tasks import get_task
 from mpa_edge.types import ParityRecord

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from mpa_edge.runs.manifest import StageClock
-from mpa_edge.stages import merge, training
-from mpa_edge.stages.selection import Selection
+from mpa_edge.stages import merge
+from mpa_edge.stages.level import training
+from mpa_edge.stages.level.selection import Selection
 from mpa_edge.types import ParityRecord, Request
 from mpa_edge.vlm import load
 from tests.families import zoo

@@ -7,7 +7,7 @@ import pytest
 from mpa_edge.errors import MpaError
 from mpa_edge.runs.parquet import read_dropped, read_parts
 from mpa_edge.runs.manifest import read_manifest
-from mpa_edge.stages.annotate import run_annotate
+from mpa_edge.stages.annotate.stage import run_annotate
 from mpa_edge.stages.identify import confirmed, run_identify, verdict
 from mpa_edge.tasks import get_task
 from mpa_edge.types import ParityRecord

@@ -6,7 +6,7 @@ import pytest
 
 from mpa_edge.errors import MpaError
 from mpa_edge.stages import pipeline
-from mpa_edge.stages.annotate import run_annotate
+from mpa_edge.stages.annotate.stage import run_annotate
 from mpa_edge.stages.identify import run_identify
 from mpa_edge.stages.pipeline import report, run_stages
 from mpa_edge.stages.plan import can_evaluate, disk_bytes, memory_bytes, plan, preflight

@@ -20,7 +20,7 @@ from mpa_edge.config.validation import problems
 from mpa_edge.runs.parquet import read_dropped, read_parts
 from mpa_edge.runs.manifest import read_manifest
 from mpa_edge.stages import identify
-from mpa_edge.stages.annotate import run_annotate
+from mpa_edge.stages.annotate.stage import run_annotate
 from mpa_edge.stages.identify import run_identify
 from mpa_edge.stages.pipeline import check_earlier, report
 from mpa_edge.stages.plan import memory_bytes, plan, preflight

@@ -21,7 +21,7 @@ from mpa_edge.evaluation.predict import question_set
 from mpa_edge.images.folder import open_image
 from mpa_edge.config.recipe import EvaluateConfig, Recipe
 from mpa_edge.runs.parquet import read_dropped, read_parts
-from mpa_edge.stages.annotate import run_annotate
+from mpa_edge.stages.annotate.stage import run_annotate
 from mpa_edge.stages.identify import run_identify
 from mpa_edge.stages.run import Run
 from mpa_edge.stages.teacher import total_usage

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpa_edge.errors import MpaError
-from mpa_edge.stages.precision import computes_in_bf16
+from mpa_edge.stages.level.precision import computes_in_bf16
 
 if TYPE_CHECKING:
     from mpa_edge.config.recipe import Recipe

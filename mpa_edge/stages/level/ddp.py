@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
-from mpa_edge.stages.given import IGNORE, answer_logits
+from mpa_edge.stages.level.answer_logits import IGNORE, answer_logits
 
 POLL_S = 0.2
 Rows = Sequence[Mapping[str, Any]]

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from mpa_edge.errors import MpaError
 from mpa_edge.config.recipe import AnnotateConfig
 from mpa_edge.runs.parquet import count_reasons, read_dropped, read_parts
-from mpa_edge.stages.annotate import run_annotate
-from mpa_edge.stages.filters import GREY, alikeness, repeats, sure
+from mpa_edge.stages.annotate.stage import run_annotate
+from mpa_edge.stages.annotate.filters import GREY, alikeness, repeats, sure
 from mpa_edge.tasks import get_task
 from mpa_edge.types import PseudoAnnotation
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from PIL.Image import Image
 
 from mpa_edge.images.folder import ImageEntry
-from mpa_edge.stages.filters import repeats
+from mpa_edge.stages.annotate.filters import repeats
 from mpa_edge.tasks import Task
 from mpa_edge.tasks.parse import parse_annotation
 from mpa_edge.types import Drop, Dropped, PseudoAnnotation, Reply

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from mpa_edge.config.recipe import LevelConfig
-from mpa_edge.stages.selection import select
+from mpa_edge.stages.level.selection import select
 from mpa_edge.types import ParityRecord
 
 VERDICTS = ("gap", "parity", "unverified")

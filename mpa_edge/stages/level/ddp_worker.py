@@ -1,4 +1,4 @@
-"""One of several training processes, as accelerate starts it: `python -m mpa_edge.stages.rank ORDER.json`."""
+"""One of several training processes, as accelerate starts it: `python -m mpa_edge.stages.level.ddp_worker ORDER.json`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from mpa_edge.runs.isolation import die_with_parent
 from mpa_edge.errors import MpaError
-from mpa_edge.stages.launch import FAILED, LAUNCHER, OUTCOME, Failure, Order
+from mpa_edge.stages.level.launch import FAILED, LAUNCHER, OUTCOME, Failure, Order
 
 if TYPE_CHECKING:
     from mpa_edge.stages.run import Run
-    from mpa_edge.stages.training import Outcome
+    from mpa_edge.stages.level.training import Outcome
 
 
 def main(path: Path) -> int:
@@ -78,9 +78,9 @@ def work(order: Order, folder: Path) -> None:
 
     from mpa_edge.runs.files import write_json
     from mpa_edge.runs.manifest import StageClock
-    from mpa_edge.stages import training
-    from mpa_edge.stages.level import choose
-    from mpa_edge.stages.together import agreed
+    from mpa_edge.stages.level import training
+    from mpa_edge.stages.level.stage import choose
+    from mpa_edge.stages.level.ddp import agreed
     from mpa_edge.vlm.transformers import checkpoint
 
     device = checkpoint.pick_device(order.recipe.device)
@@ -106,7 +106,7 @@ def _run(order: Order, recipe: Any) -> Run:
 
 def summary(run: Run, outcome: Outcome, device: str, count: int) -> dict[str, Any]:
     """For the manifest: what training came to, and what did it."""
-    from mpa_edge.stages.precision import numbers_used
+    from mpa_edge.stages.level.precision import numbers_used
     from mpa_edge.stages.run import device_used, memory_counts
 
     used = device_used(run.recipe.device) | numbers_used(run.recipe.level, device) | {"processes": str(count)}

@@ -10,10 +10,10 @@ import pytest
 from mpa_edge.cli.main import exit_code
 from mpa_edge.errors import MpaError
 from mpa_edge.runs.files import write_json
-from mpa_edge.stages import launch, processes
-from mpa_edge.stages.launch import CONFIG, Failure, _reason, arguments, plain_config
+from mpa_edge.stages.level import launch, processes
+from mpa_edge.stages.level.launch import CONFIG, Failure, _reason, arguments, plain_config
 from mpa_edge.stages.plan import memory_bytes, plan, preflight
-from mpa_edge.stages.processes import Processes, require_possible
+from mpa_edge.stages.level.processes import Processes, require_possible
 from tests.stages.conftest import recipe_with
 
 TWO_MACHINES = """
@@ -129,7 +129,7 @@ def test_the_words_for_accelerate_are_words_it_knows(tmp_path) -> None:
     alone = parser.parse_args(arguments(Processes(2), "order.json"))
     assert (alone.num_processes, alone.multi_gpu, alone.main_process_port) == (2, True, 0)
     assert (alone.module, alone.training_script, alone.training_script_args) == (
-        True, "mpa_edge.stages.rank", ["order.json"],
+        True, "mpa_edge.stages.level.ddp_worker", ["order.json"],
     )  # fmt: skip
     path = written(tmp_path, TWO_MACHINES)
     of_two = parser.parse_args(arguments(processes.processes(None, path), "order.json"))

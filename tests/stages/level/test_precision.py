@@ -13,9 +13,10 @@ from mpa_edge.errors import MpaError
 from mpa_edge.families import family_of
 from mpa_edge.config.recipe import LevelConfig
 from mpa_edge.runs.manifest import StageClock
-from mpa_edge.stages import plan, precision, training
+from mpa_edge.stages import plan
+from mpa_edge.stages.level import precision, training
 from mpa_edge.stages.run import device_used
-from mpa_edge.stages.selection import Selection
+from mpa_edge.stages.level.selection import Selection
 from tests.families import zoo
 from tests.stages.test_families import records
 

@@ -28,7 +28,7 @@ from mpa_edge.progress import say
 from mpa_edge.config.recipe import Recipe
 from mpa_edge.runs.files import make_folder, read_json, write_json
 from mpa_edge.runs.manifest import CLOCK, seconds_so_far
-from mpa_edge.stages.processes import Processes, require_possible
+from mpa_edge.stages.level.processes import Processes, require_possible
 from mpa_edge.runs.write_hooks import tell
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def arguments(asked: Processes, order: str) -> list[str]:
     words += ["--config_file", asked.config or str(Path(order).with_name(CONFIG))]
     if asked.machines == 1:
         words += ["--main_process_port", "0"]  # any free one: the usual port may be another training's
-    return [*words, "--module", "mpa_edge.stages.rank", order]
+    return [*words, "--module", "mpa_edge.stages.level.ddp_worker", order]
 
 
 def plain_config(count: int) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from mpa_edge.errors import MpaError
 from mpa_edge.progress import progress
 from mpa_edge.runs.parquet import part_path, read_rows, write_rows
 from mpa_edge.runs.files import make_folder
-from mpa_edge.stages.given import IGNORE, answer_logits, by_row, in_batches
-from mpa_edge.stages.together import place, wait_for
+from mpa_edge.stages.level.answer_logits import IGNORE, answer_logits, by_row, in_batches
+from mpa_edge.stages.level.ddp import place, wait_for
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,13 +16,13 @@ from mpa_edge.nursery.models import build_model, build_processor
 from mpa_edge.config.recipe import Recipe
 from mpa_edge.runs.files import make_folder, read_json
 from mpa_edge.runs.manifest import StageClock
-from mpa_edge.stages import distill, training
-from mpa_edge.stages.curriculum import LOSSES_BEFORE, easy_first, losses_before, row_losses
-from mpa_edge.stages.distill import SOFT, SoftLabel, divergence, opinions, require_same_words, stacked
-from mpa_edge.stages.given import IGNORE, answer_logits, by_row, in_batches
-from mpa_edge.stages.lessons import AnswerCollator, as_rows
-from mpa_edge.stages.level import level_inputs
-from mpa_edge.stages.selection import Selection
+from mpa_edge.stages.level import distill, training
+from mpa_edge.stages.level.curriculum import LOSSES_BEFORE, easy_first, losses_before, row_losses
+from mpa_edge.stages.level.distill import SOFT, SoftLabel, divergence, opinions, require_same_words, stacked
+from mpa_edge.stages.level.answer_logits import IGNORE, answer_logits, by_row, in_batches
+from mpa_edge.stages.level.dataset import AnswerCollator, as_rows
+from mpa_edge.stages.level.stage import level_inputs
+from mpa_edge.stages.level.selection import Selection
 from mpa_edge.vlm.transformers import checkpoint
 from tests.stages.test_training import losses, records
 

@@ -16,7 +16,7 @@ from PIL.Image import Image
 
 from mpa_edge.engines import Facts, Job, Outcome
 from mpa_edge.engines.local import run_local
-from mpa_edge.engines.tries import poisoned
+from mpa_edge.engines.retries import poisoned
 from mpa_edge.images.folder import ImageEntry, open_image
 from mpa_edge.metrics import get_metric
 from mpa_edge.images.cache import groups
@@ -35,8 +35,8 @@ from mpa_edge.runs.parquet import (
 )
 from mpa_edge.runs.files import sha256_json, sha256_list
 from mpa_edge.runs.manifest import StageClock, finish, is_done
-from mpa_edge.stages.drafts import STAGE, Draft, Noted, collect, left_out, row_id
-from mpa_edge.stages.filters import blind, guessed, voted
+from mpa_edge.stages.annotate.parsing import STAGE, Draft, Noted, collect, left_out, row_id
+from mpa_edge.stages.annotate.filters import blind, guessed, voted
 from mpa_edge.stages.run import Run, begin, memory_counts, stable_seed
 from mpa_edge.stages.shards import (
     ModelWorker,

@@ -20,16 +20,16 @@ from mpa_edge.progress import Advance, progress, say
 from mpa_edge.config.recipe import LevelConfig
 from mpa_edge.runs.files import make_folder, read_json, write_json
 from mpa_edge.runs.manifest import StageClock
-from mpa_edge.stages.curriculum import LOSSES_BEFORE, easy_first, losses_before, row_losses
+from mpa_edge.stages.level.curriculum import LOSSES_BEFORE, easy_first, losses_before, row_losses
 from mpa_edge.stages.deployed import processor_of
 from mpa_edge.stages.disk import disk_guard
-from mpa_edge.stages.distill import SoftLabel, distilling, require_same_words, soft_labels
-from mpa_edge.stages.launch import launch
-from mpa_edge.stages.lessons import AnswerCollator, as_rows
-from mpa_edge.stages.precision import computes_in_bf16, load_student
+from mpa_edge.stages.level.distill import SoftLabel, distilling, require_same_words, soft_labels
+from mpa_edge.stages.level.launch import launch
+from mpa_edge.stages.level.dataset import AnswerCollator, as_rows
+from mpa_edge.stages.level.precision import computes_in_bf16, load_student
 from mpa_edge.stages.run import Run, stable_seed
-from mpa_edge.stages.selection import Selection
-from mpa_edge.stages.together import agreed, blank, in_step, is_first, meet, place, wait_for
+from mpa_edge.stages.level.selection import Selection
+from mpa_edge.stages.level.ddp import agreed, blank, in_step, is_first, meet, place, wait_for
 from mpa_edge.types import ParityRecord
 from mpa_edge.vlm.transformers import checkpoint
 from mpa_edge.vlm import resolve

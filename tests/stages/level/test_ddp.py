@@ -24,21 +24,21 @@ from mpa_edge.errors import MpaError
 from mpa_edge.nursery.models import build_model, build_processor
 from mpa_edge.runs.files import make_folder, read_json, write_json
 from mpa_edge.runs.manifest import StageClock, read_manifest
-from mpa_edge.stages import launch, rank, training
-from mpa_edge.stages.annotate import run_annotate
-from mpa_edge.stages.given import IGNORE, answer_logits
+from mpa_edge.stages.level import launch, ddp_worker, training
+from mpa_edge.stages.annotate.stage import run_annotate
+from mpa_edge.stages.level.answer_logits import IGNORE, answer_logits
 from mpa_edge.stages.identify import run_identify
-from mpa_edge.stages.lessons import AnswerCollator, as_rows
-from mpa_edge.stages.level import run_level
-from mpa_edge.stages.processes import Processes, processes
+from mpa_edge.stages.level.dataset import AnswerCollator, as_rows
+from mpa_edge.stages.level.stage import run_level
+from mpa_edge.stages.level.processes import Processes, processes
 from mpa_edge.stages.run import Run, remember
-from mpa_edge.stages.selection import Selection
-from mpa_edge.stages.together import EvenOrder, agreed, blank, place
+from mpa_edge.stages.level.selection import Selection
+from mpa_edge.stages.level.ddp import EvenOrder, agreed, blank, place
 from mpa_edge.tasks import get_task
 from tests.stages.test_training import ANSWERS, records
 
 ROOT = Path(mpa_edge.__file__).parent.parent
-RANK_MODULE = "mpa_edge.stages.rank"
+RANK_MODULE = "mpa_edge.stages.level.ddp_worker"
 PATIENCE_S = 120.0
 
 
@@ -288,7 +288,7 @@ def test_what_ends_a_training_process_is_written_down(make_run, tmp_path, monkey
     run = replace(make_run(), processes=Processes(2))
     order = launch._order(run, Processes(2), tmp_path / "checkpoints", tmp_path / "adapter", 2)
     write_json(tmp_path / launch.ORDER, order.model_copy(update={"quiet": False}))
-    assert rank.main(tmp_path / launch.ORDER) == 1
+    assert ddp_worker.main(tmp_path / launch.ORDER) == 1
     said = launch.Failure.model_validate(read_json(tmp_path / launch.FAILED.format(0)))
     assert said.kind == kind
     assert str(error) in said.message

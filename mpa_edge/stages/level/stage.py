@@ -14,19 +14,19 @@ from mpa_edge.progress import say
 from mpa_edge.runs.parquet import read_parts
 from mpa_edge.runs.files import sha256_json, write_json
 from mpa_edge.runs.manifest import StageClock, finish, is_done
-from mpa_edge.stages.annotate import kind_of
+from mpa_edge.stages.annotate.stage import kind_of
 from mpa_edge.stages.deployed import deployed_inputs
-from mpa_edge.stages.precision import numbers_used
+from mpa_edge.stages.level.precision import numbers_used
 from mpa_edge.stages.run import Run, begin, device_used, memory_counts
-from mpa_edge.stages.selection import Selection, select
-from mpa_edge.stages.soften import soften
+from mpa_edge.stages.level.selection import Selection, select
+from mpa_edge.stages.level.interpolate import soften
 from mpa_edge.tasks import answer_prompt
 from mpa_edge.types import ParityRecord
 from mpa_edge.vlm import resolve
 from mpa_edge.vlm.transformers.interrupts import interrupts_held
 
 if TYPE_CHECKING:
-    from mpa_edge.stages import training
+    from mpa_edge.stages.level import training
 
 STAGE = "level"
 CHECKPOINTS = "checkpoints"
@@ -44,7 +44,7 @@ def run_level(run: Run, fresh: bool = False) -> None:
     begin(STAGE, folder, inputs, fresh)
     clock = StageClock(folder)
     with interrupts_held():
-        from mpa_edge.stages import training
+        from mpa_edge.stages.level import training
 
     outcome = training.train(run, selection, folder / CHECKPOINTS, folder / ADAPTER, clock)
     soften(folder / ADAPTER, resolve(run.recipe.student), run.recipe.level.strength)

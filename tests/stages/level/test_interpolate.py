@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from mpa_edge.families import family_of
 from mpa_edge.nursery.models import build_model, build_processor
 from mpa_edge.config.recipe import LevelConfig
-from mpa_edge.stages.soften import between, scaled, soften
+from mpa_edge.stages.level.interpolate import between, scaled, soften
 
 
 @pytest.fixture(scope="module")

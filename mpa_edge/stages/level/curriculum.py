@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mpa_edge.runs.files import read_json, write_json
-from mpa_edge.stages.given import answer_logits, by_row, in_batches
+from mpa_edge.stages.level.answer_logits import answer_logits, by_row, in_batches
 from mpa_edge.types import ParityRecord
 
 LOSSES_BEFORE = "student-losses.json"
