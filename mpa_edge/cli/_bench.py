@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mpa_edge.bench.plan import Bench, Reach
-    from mpa_edge.exporters.manifest import ExportManifest
+    from mpa_edge.exporters.publish.manifest import ExportManifest
     from mpa_edge.exporters.source import Source
     from mpa_edge.config.recipe import Recipe
     from mpa_edge.config.scheme import Scheme
@@ -113,7 +113,7 @@ def chosen_schemes(source: Source, names: Sequence[str], target: Target) -> tupl
 
 def exported(source: Source, scheme: Scheme, target: Target) -> Path:
     """An export of the run as it lies there, else made now for this target."""
-    from mpa_edge.exporters.manifest import read_export_manifest
+    from mpa_edge.exporters.publish.manifest import read_export_manifest
     from mpa_edge.exporters.pipeline import Order, run_export
 
     folder = source.exports / scheme.name

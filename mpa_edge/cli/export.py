@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from mpa_edge.exporters.manifest import ExportManifest
+    from mpa_edge.exporters.publish.manifest import ExportManifest
     from mpa_edge.exporters.pipeline import Order
     from mpa_edge.config.scheme import Component
 
@@ -51,7 +51,7 @@ def command(source: str, repo: str | None, accuracy: int | None, dry_run: bool, 
     order = make_order(source, **asked)
     if dry_run:
         return show_plan(order, as_json)
-    from mpa_edge.exporters import accuracy as exam
+    from mpa_edge.exporters.verify import accuracy as exam
     from mpa_edge.exporters.pipeline import report_of, run_export
 
     with only_our_words(is_verbose()):
@@ -68,7 +68,7 @@ def command(source: str, repo: str | None, accuracy: int | None, dry_run: bool, 
 
 def upload(folders: list[Path], repo: str) -> list[str]:
     """Each export into a repository of its own: their files have the same names."""
-    from mpa_edge.exporters.hub import push
+    from mpa_edge.exporters.publish.hub import push
 
     names = [repo] if len(folders) == 1 else [f"{repo}-{folder.name}" for folder in folders]
     return [push(folder, name) for folder, name in zip(folders, names, strict=True)]

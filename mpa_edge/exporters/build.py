@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from mpa_edge.runs.isolation import run_apart
 from mpa_edge.exporters.budget import image_values
-from mpa_edge.exporters.layout import file_name
+from mpa_edge.exporters.publish.layout import file_name
 from mpa_edge.exporters.source import Source
 from mpa_edge.progress import say
 from mpa_edge.runs.files import atomic_write, disk_errors, make_folder, read_json, sha256_file, write_json
@@ -96,7 +96,7 @@ def _component(shop: Workshop, scheme: Scheme, component: Component, out: Path) 
 
 
 def _onnx(shop: Workshop, scheme: Scheme, component: Component, out: Path) -> list[str]:
-    from mpa_edge.exporters.quantize import quantize_component
+    from mpa_edge.exporters.onnx.quantize import quantize_component
 
     full, precision = _graph(shop, component), scheme.components[component]
     if precision == "fp32":
@@ -109,7 +109,7 @@ def _onnx(shop: Workshop, scheme: Scheme, component: Component, out: Path) -> li
 
 def _graph(shop: Workshop, component: Component) -> Path:
     """The full-precision graph of a component, made once for all schemes."""
-    from mpa_edge.exporters.onnx_export import export_component
+    from mpa_edge.exporters.onnx.export import export_component
 
     path = make_folder(shop.parts / "onnx" / component) / Path(file_name("onnx", component, "fp32")).name
     if not shop.has_part(path):
@@ -120,7 +120,7 @@ def _graph(shop: Workshop, component: Component) -> Path:
 
 def _calibration(shop: Workshop, scheme: Scheme) -> Path:
     """Inputs of the graphs on the run's own pictures, made once."""
-    from mpa_edge.exporters.calibrate import calibrate
+    from mpa_edge.exporters.onnx.calibrate import calibrate
 
     graphs = {name: _graph(shop, name) for name in ("vision", "embed", "decoder")}
     n = (scheme.calibration or CalibrationConfig()).n

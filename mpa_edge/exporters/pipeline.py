@@ -15,9 +15,9 @@ from mpa_edge.runs.isolation import run_apart
 from mpa_edge.config.library import load_scheme
 from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.exporters.build import MADE, Workshop, build, discard_parts
-from mpa_edge.exporters.card import write_card
-from mpa_edge.exporters.layout import write_layout
-from mpa_edge.exporters.manifest import (
+from mpa_edge.exporters.publish.card import write_card
+from mpa_edge.exporters.publish.layout import write_layout
+from mpa_edge.exporters.publish.manifest import (
     ExportManifest,
     entry,
     is_exported,
@@ -25,10 +25,10 @@ from mpa_edge.exporters.manifest import (
     read_export_manifest,
     write_export_manifest,
 )
-from mpa_edge.exporters.parity import Parity
+from mpa_edge.exporters.verify.parity import Parity
 from mpa_edge.exporters.preflight import check_possible, check_processor, disk_need_bytes
 from mpa_edge.exporters.source import Source
-from mpa_edge.exporters.verify import verify
+from mpa_edge.exporters.verify.gate import verify
 from mpa_edge.progress import say
 from mpa_edge.runs.files import require_free, sha256_json
 from mpa_edge.runs.lock import run_lock

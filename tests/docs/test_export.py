@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mpa_edge.config import library
-from mpa_edge.exporters.snippets import NOT_IN_JAVASCRIPT, THREE_AXES
+from mpa_edge.exporters.publish.snippets import NOT_IN_JAVASCRIPT, THREE_AXES
 from mpa_edge.families import families
 from tests.docs import export_table
 

@@ -6,8 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from mpa_edge.artifact import Artifact, PromptParts, Tokens, write_artifact
-from mpa_edge.exporters.layout import file_name
-from mpa_edge.exporters.manifest import AccuracyFigures, ExportManifest, entry, outputs_of, write_export_manifest
+from mpa_edge.exporters.publish.layout import file_name
+from mpa_edge.exporters.publish.manifest import (
+    AccuracyFigures,
+    ExportManifest,
+    entry,
+    outputs_of,
+    write_export_manifest,
+)
 from mpa_edge.config.scheme import Scheme
 
 PARITY = {

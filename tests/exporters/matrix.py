@@ -17,10 +17,12 @@ import pytest
 from mpa_edge.config import library
 from mpa_edge.config.library import load_recipe
 from mpa_edge.errors import MpaError, VerificationError
-from mpa_edge.exporters import build, reference, verify
-from mpa_edge.exporters.layout import write_layout
+from mpa_edge.exporters import build
+from mpa_edge.exporters.verify import reference
+from mpa_edge.exporters.verify.gate import gate
+from mpa_edge.exporters.publish.layout import write_layout
 from mpa_edge.exporters.preflight import check_possible
-from mpa_edge.exporters.probes import drawn
+from mpa_edge.exporters.verify.probes import drawn
 from mpa_edge.exporters.source import Source
 from mpa_edge.runs.parquet import write_part
 from mpa_edge.runs.manifest import EXPORTS, FOLDERS, RENDERED
@@ -69,7 +71,7 @@ def measure(source: Source, scheme: Scheme) -> Cell:
     build.build(build.Workshop(source, folder, parts, None, 1), scheme)
     write_layout(source, scheme, folder, None, CONTEXT_TOKENS, 1)
     try:
-        parity, details = verify.verify(source, folder, scheme, None, 1, parts)
+        parity, details = gate.verify(source, folder, scheme, None, 1, parts)
     except VerificationError as error:
         return {"result": "failed", "reason": str(error)}
     figures = {**parity.model_dump(), "relative_logit_diff": details.relative_logit_diff}

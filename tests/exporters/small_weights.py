@@ -76,7 +76,7 @@ def save_onnx(folder: Path, weights: Weights, precision: str = "fp32") -> Path:
 
 
 def quantize(path: Path, component: str, precision: str) -> None:
-    from mpa_edge.exporters.quantize import quantize_component
+    from mpa_edge.exporters.onnx.quantize import quantize_component
 
     full = path.rename(path.with_suffix(".full"))
     scheme: Any = SimpleNamespace(block_size=32, calibration=None)
@@ -117,7 +117,7 @@ def save_gguf(folder: Path, weights: Weights, precision: str = "F16") -> Path:
     import gguf
     from gguf.quants import quantize as pack
 
-    from mpa_edge.exporters.census import interleaved
+    from mpa_edge.exporters.verify.census import interleaved
 
     folder.mkdir(parents=True, exist_ok=True)
     kind = gguf.GGMLQuantizationType[precision]

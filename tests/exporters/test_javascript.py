@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from mpa_edge.config.library import load_scheme
-from mpa_edge.exporters.layout import file_name, write_layout
-from mpa_edge.exporters.probes import drawn
-from mpa_edge.exporters.quantize import quantize_component
-from mpa_edge.exporters.reference import Checkpoint
+from mpa_edge.exporters.publish.layout import file_name, write_layout
+from mpa_edge.exporters.verify.probes import drawn
+from mpa_edge.exporters.onnx.quantize import quantize_component
+from mpa_edge.exporters.verify.reference import Checkpoint
 from mpa_edge.exporters.source import open_source
 from mpa_edge.types import Request
 from mpa_edge.vlm.onnxruntime.model import OnnxVLM
@@ -121,12 +121,12 @@ def test_a_question_that_reads_another_picture_gets_another_answer(tmp_path: Pat
 
 
 def test_weights_outside_the_graph_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mpa_edge.exporters import onnx_export
+    from mpa_edge.exporters.onnx import export
 
     monkeypatch.setattr(onnx_export, "EMBEDDED_BYTES", 1000)
     folder = tmp_path / "outside"
     shutil.copytree(onnx_folder("student"), folder, ignore=shutil.ignore_patterns("decoder*"))
-    onnx_export.export_component(checkpoint("student"), "decoder", folder / file_name("onnx", "decoder", "fp32"))
+    export.export_component(checkpoint("student"), "decoder", folder / file_name("onnx", "decoder", "fp32"))
     write_layout(open_source(str(checkpoint("student")), out="runs"), load_scheme("onnx-fp32"), folder, None, 2048, 1)
     config = json.loads((folder / "config.json").read_text())
     assert config["transformers.js_config"]["use_external_data_format"] == {"decoder_model_merged.onnx": 1}

@@ -12,8 +12,8 @@ import pytest
 from mpa_edge.config.library import load_scheme, load_target
 from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.exporters import build, pipeline
-from mpa_edge.exporters.manifest import is_exported, read_export_manifest
-from mpa_edge.exporters.parity import Parity, ParityDetails
+from mpa_edge.exporters.publish.manifest import is_exported, read_export_manifest
+from mpa_edge.exporters.verify.parity import Parity, ParityDetails
 from mpa_edge.exporters.pipeline import Order, choose_schemes, run_export
 from mpa_edge.exporters.source import Source, open_source
 from mpa_edge.runs.files import read_json

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from mpa_edge.config.library import load_scheme, names, root
-from mpa_edge.exporters.layout import file_name
+from mpa_edge.exporters.publish.layout import file_name
 
 ONNX = [name for name in names("schemes") if name.startswith("onnx-")]
 # @huggingface/transformers 4.3, src/utils/dtypes.js: what its file names end in

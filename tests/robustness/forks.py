@@ -47,7 +47,8 @@ def warm_up_export() -> None:
     import onnxruntime.quantization.matmul_nbits_quantizer
     import onnxscript
 
-    from mpa_edge.exporters import onnx_files, pipeline, quantize
+    from mpa_edge.exporters.onnx import files, quantize
+    from mpa_edge.exporters import pipeline
     from mpa_edge.vlm.llama_cpp import model
     from mpa_edge.vlm.onnxruntime import model
 

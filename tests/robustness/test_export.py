@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.exporters.manifest import ExportManifest, is_exported, read_export_manifest
+from mpa_edge.exporters.publish.manifest import ExportManifest, is_exported, read_export_manifest
 from mpa_edge.runs.files import read_json
 from mpa_edge.runs.lock import LOCK, run_lock
 from mpa_edge.vlm import WEIGHTS

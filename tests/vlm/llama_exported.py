@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mpa_edge.config.library import load_scheme
 from mpa_edge.exporters.build import Workshop, build
-from mpa_edge.exporters.layout import write_layout
+from mpa_edge.exporters.publish.layout import write_layout
 from mpa_edge.exporters.source import Source, open_source
 from mpa_edge.runs.files import sha256_json
 from mpa_edge.config.scheme import Scheme, Tolerance

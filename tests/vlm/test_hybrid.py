@@ -14,8 +14,8 @@ from PIL import Image
 
 from mpa_edge.artifact import read_artifact, write_artifact
 from mpa_edge.errors import MpaError
-from mpa_edge.exporters.probes import drawn
-from mpa_edge.exporters.reference import Checkpoint, Seen
+from mpa_edge.exporters.verify.probes import drawn
+from mpa_edge.exporters.verify.reference import Checkpoint, Seen
 from mpa_edge.nursery.render import pictures
 from mpa_edge.types import Request
 from mpa_edge.vlm import load

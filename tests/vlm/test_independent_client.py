@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mpa_edge.artifact import Artifact
-from mpa_edge.exporters.probes import drawn
+from mpa_edge.exporters.verify.probes import drawn
 from mpa_edge.nursery.render import pictures
 from mpa_edge.types import Request, Trace
 from mpa_edge.vlm.llama_cpp.model import LlamaCppVLM

@@ -13,7 +13,7 @@ import pytest
 
 from mpa_edge import vlm
 from mpa_edge.errors import MpaError
-from mpa_edge.exporters.probes import drawn
+from mpa_edge.exporters.verify.probes import drawn
 from mpa_edge.types import Request
 from mpa_edge.vlm.onnxruntime.model import OnnxVLM
 from mpa_edge.vlm.onnxruntime.decoder import Decoder

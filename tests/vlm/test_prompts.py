@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mpa_edge.artifact import Artifact, PromptParts, Tokens
-from mpa_edge.exporters.layout import known_tokens, prompt_parts
+from mpa_edge.exporters.publish.layout import known_tokens, prompt_parts
 from mpa_edge.nursery import models
 from mpa_edge.runs.files import read_json
 from mpa_edge.vlm.transformers import checkpoint

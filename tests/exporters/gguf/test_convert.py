@@ -95,7 +95,7 @@ SIZES = {
 def test_llama_cpp_sees_what_the_checkpoint_sees(which: str, precision: str, cosine: float) -> None:
     from transformers import AutoImageProcessor
 
-    from mpa_edge.exporters.probes import drawn
+    from mpa_edge.exporters.verify.probes import drawn
 
     image = drawn(*SIZES.get(which, (224, 168)), seed=3)
     processor = AutoImageProcessor.from_pretrained(checkpoint(which), backend="pil")

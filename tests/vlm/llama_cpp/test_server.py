@@ -19,7 +19,7 @@ from PIL import Image
 
 from mpa_edge.artifact import Artifact, read_artifact
 from mpa_edge.errors import MpaError
-from mpa_edge.exporters.probes import drawn
+from mpa_edge.exporters.verify.probes import drawn
 from mpa_edge.nursery.render import pictures
 from mpa_edge.types import Request
 from mpa_edge.vlm.llama_cpp.http import LlamaServer, ServerGoneError, ServerSlowError, WrongServerError

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from mpa_edge.errors import MpaError
-from mpa_edge.exporters.probes import drawn
-from mpa_edge.exporters.reference import Checkpoint, Seen
+from mpa_edge.exporters.verify.probes import drawn
+from mpa_edge.exporters.verify.reference import Checkpoint, Seen
 from mpa_edge.types import Reply, Request, Trace
 from mpa_edge.vlm.onnxruntime.model import OnnxVLM
 from tests.vlm import exported

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpa_edge.exporters import reference as truth
-from mpa_edge.exporters.probes import Probes, probes
-from mpa_edge.exporters.reference import Checkpoint, Reference, Seen, read_reference, write_reference
+from mpa_edge.exporters.verify import reference as truth
+from mpa_edge.exporters.verify.probes import Probes, probes
+from mpa_edge.exporters.verify.reference import Checkpoint, Reference, Seen, read_reference, write_reference
 from mpa_edge.exporters.source import Source
 from mpa_edge.config.target import ImageBudget
 from mpa_edge.types import Request, Trace

@@ -13,10 +13,10 @@ import onnx
 import pytest
 
 from mpa_edge.errors import MpaError
-from mpa_edge.exporters import onnx_export
+from mpa_edge.exporters.onnx import export
 from mpa_edge.exporters.graphs import build, known
-from mpa_edge.exporters.onnx_export import export_component, load_part
-from mpa_edge.exporters.probes import drawn
+from mpa_edge.exporters.onnx.export import export_component, load_part
+from mpa_edge.exporters.verify.probes import drawn
 from mpa_edge.families import families
 from mpa_edge.vlm.transformers.checkpoint import chat_prompt, load_processor
 from tests.exporters.numpy_loop import FILES, NumpyLoop, session

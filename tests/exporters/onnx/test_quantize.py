@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mpa_edge.config.library import load_scheme
 from mpa_edge.errors import MpaError
-from mpa_edge.exporters import onnx_files
-from mpa_edge.exporters.quantize import quantize_component
+from mpa_edge.exporters.onnx import files
+from mpa_edge.exporters.onnx.quantize import quantize_component
 from mpa_edge.config.scheme import Scheme
 
 HIDDEN, WIDE, ROWS = 64, 96, 40

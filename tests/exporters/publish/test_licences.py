@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.exporters.licences import Licence, front_matter, licence_of
+from mpa_edge.exporters.publish.licences import Licence, front_matter, licence_of
 
 APACHE = "\n                                 Apache License\n                           Version 2.0, January 2004\n"
 

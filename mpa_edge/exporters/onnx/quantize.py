@@ -72,26 +72,26 @@ def quantize_component(
     try:
         import onnxruntime  # noqa: F401
 
-        from mpa_edge.exporters import onnx_files
+        from mpa_edge.exporters.onnx import files
     except ModuleNotFoundError as error:
         raise missing_package(str(error.name), "export") from error
-    with onnx_files.work_folder(out) as folder, _quiet():
+    with files.work_folder(out) as folder, _quiet():
         job = Job(component, precision, scheme, calibration, folder)
-        source, made = onnx_files.prepare(fp32, folder), folder / out.name
+        source, made = files.prepare(fp32, folder), folder / out.name
         notes = _make(source, job, made)
-        onnx_files.publish(made, out)
+        files.publish(made, out)
     return notes
 
 
 def _make(source: Path, job: Job, out: Path) -> list[str]:
     """Quantize and write; the graph leaves the memory when this returns."""
-    from mpa_edge.exporters import onnx_files
+    from mpa_edge.exporters.onnx import files
 
     precision = EMBED_FALLBACK.get(job.precision, job.precision) if job.component == "embed" else job.precision
     model = METHODS[precision](source, job)
-    notes = [] if precision in ("fp32", "fp16") else onnx_files.kept_wide(model, source, job.component)
-    onnx_files.sort(model)
-    onnx_files.save(model, out)
+    notes = [] if precision in ("fp32", "fp16") else files.kept_wide(model, source, job.component)
+    files.sort(model)
+    files.save(model, out)
     return notes
 
 
@@ -106,7 +106,7 @@ def _fp16(source: Path, job: Job) -> ModelProto:
 
 
 def _halved(model: ModelProto, job: Job) -> ModelProto:
-    from mpa_edge.exporters.half import to_half
+    from mpa_edge.exporters.onnx.half import to_half
 
     return to_half(model, FULL_PRECISION_IO.get(job.component))
 
@@ -115,7 +115,7 @@ def _int8(source: Path, job: Job) -> ModelProto:
     """Weights in int8, activations quantized while running. Embeddings are looked up in uint8 and scaled after that."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    from mpa_edge.exporters.onnx_files import is_large
+    from mpa_edge.exporters.onnx.files import is_large
 
     embed, target = job.component == "embed", job.folder / "quantized.onnx"
     quantize_dynamic(
@@ -177,8 +177,8 @@ def _static(source: Path, job: Job, activations: str, symmetric: bool) -> ModelP
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    from mpa_edge.exporters.calibrate import Feeds
-    from mpa_edge.exporters.onnx_files import is_large
+    from mpa_edge.exporters.onnx.calibrate import Feeds
+    from mpa_edge.exporters.onnx.files import is_large
 
     if job.calibration is None:
         raise MpaError(f"{job.precision} needs calibration data: export a run, or choose a scheme without qdq")

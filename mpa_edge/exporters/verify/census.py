@@ -17,8 +17,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mpa_edge.exporters.adapter import Adapter
-from mpa_edge.exporters.weights import Look, Stored, exported, flat, look
+from mpa_edge.exporters.verify.adapter import Adapter
+from mpa_edge.exporters.verify.weights import Look, Stored, exported, flat, look
 from mpa_edge.config.scheme import Component
 
 Array = NDArray[Any]

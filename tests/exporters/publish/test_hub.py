@@ -12,7 +12,7 @@ import pytest
 
 from mpa_edge.config.library import load_scheme
 from mpa_edge.errors import MpaError
-from mpa_edge.exporters.hub import push, to_upload
+from mpa_edge.exporters.publish.hub import push, to_upload
 from tests.exporters import fake_hub, hand_made
 from tests.exporters.fake_hub import TOKEN, Hub
 
@@ -20,7 +20,7 @@ PUSH = """
 import sys
 from pathlib import Path
 from mpa_edge.errors import MpaError
-from mpa_edge.exporters.hub import push
+from mpa_edge.exporters.publish.hub import push
 try:
     print(push(Path(sys.argv[1]), sys.argv[2], private=True))
 except MpaError as error:

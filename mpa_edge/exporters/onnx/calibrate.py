@@ -95,7 +95,7 @@ def images_folder(run: Path, recipe: Recipe) -> Path:
 def _fp32_export(source: Source, graphs: Mapping[Component, Path], folder: Path, budget: ImageBudget | None) -> None:
     """A whole export in full precision, its weights shared with `graphs`."""
     from mpa_edge.config.library import load_scheme
-    from mpa_edge.exporters.layout import file_name, write_layout
+    from mpa_edge.exporters.publish.layout import file_name, write_layout
 
     for component, graph in graphs.items():
         target = make_folder((folder / file_name("onnx", component, "fp32")).parent)

@@ -10,10 +10,10 @@ from mpa_edge.runs.isolation import run_apart
 from mpa_edge.artifact import read_artifact
 from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.exporters.budget import image_values
-from mpa_edge.exporters.census import Census, faults, summary, take_census
-from mpa_edge.exporters.parity import Compared, Mismatch, Pair, Parity, ParityDetails, compare
-from mpa_edge.exporters.probes import Probes, probes
-from mpa_edge.exporters.reference import Reference, read_reference, reference
+from mpa_edge.exporters.verify.census import Census, faults, summary, take_census
+from mpa_edge.exporters.verify.parity import Compared, Mismatch, Pair, Parity, ParityDetails, compare
+from mpa_edge.exporters.verify.probes import Probes, probes
+from mpa_edge.exporters.verify.reference import Reference, read_reference, reference
 from mpa_edge.exporters.source import DOWNLOADED, Source
 from mpa_edge.vlm import resolve
 

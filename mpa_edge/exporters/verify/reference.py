@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mpa_edge.runs.isolation import run_apart
 from mpa_edge.exporters.budget import image_values, processor_values
-from mpa_edge.exporters.probes import VERSION, probes
+from mpa_edge.exporters.verify.probes import VERSION, probes
 from mpa_edge.runs.files import atomic_write, make_folder, sha256_json
 from mpa_edge.types import Request, Trace
 from mpa_edge.vlm.trace import pixels_digest

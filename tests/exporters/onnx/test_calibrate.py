@@ -11,8 +11,8 @@ import pytest
 
 from mpa_edge.config.library import load_recipe, load_scheme
 from mpa_edge.errors import MpaError
-from mpa_edge.exporters.calibrate import Feeds, Recorder, calibrate, chosen_rows, images_folder, one_pass
-from mpa_edge.exporters.quantize import quantize_component
+from mpa_edge.exporters.onnx.calibrate import Feeds, Recorder, calibrate, chosen_rows, images_folder, one_pass
+from mpa_edge.exporters.onnx.quantize import quantize_component
 from mpa_edge.exporters.source import Source, open_source
 from mpa_edge.nursery.render import pictures
 from mpa_edge.runs.parquet import write_part

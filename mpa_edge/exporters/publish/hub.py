@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mpa_edge.errors import MpaError
-from mpa_edge.exporters.manifest import CARD, read_export_manifest
+from mpa_edge.exporters.publish.manifest import CARD, read_export_manifest
 from mpa_edge.runs.files import sha256_file
 from mpa_edge.runs.manifest import MANIFEST
 

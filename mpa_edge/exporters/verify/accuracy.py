@@ -9,8 +9,8 @@ from mpa_edge.artifact import read_artifact
 from mpa_edge.errors import MpaError
 from mpa_edge.evaluation.predict import mean
 from mpa_edge.evaluation.compare import Exam, answers_of_run, ask, open_exam
-from mpa_edge.exporters.card import write_card
-from mpa_edge.exporters.manifest import AccuracyFigures, read_export_manifest, write_export_manifest
+from mpa_edge.exporters.publish.card import write_card
+from mpa_edge.exporters.publish.manifest import AccuracyFigures, read_export_manifest, write_export_manifest
 from mpa_edge.exporters.source import Source
 from mpa_edge.metrics.gain import judge
 from mpa_edge.metrics.paired import bootstrap_ci95

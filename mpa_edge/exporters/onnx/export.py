@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpa_edge.errors import missing_package
-from mpa_edge.exporters.embedded import embed_weights
+from mpa_edge.exporters.onnx.embedded import embed_weights
 from mpa_edge.config.scheme import Component
 
 if TYPE_CHECKING:

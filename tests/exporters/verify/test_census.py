@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mpa_edge.exporters.adapter import Adapter
-from mpa_edge.exporters.census import faults, is_used, summary, take_census
-from mpa_edge.exporters.weights import exported, grid
+from mpa_edge.exporters.verify.adapter import Adapter
+from mpa_edge.exporters.verify.census import faults, is_used, summary, take_census
+from mpa_edge.exporters.verify.weights import exported, grid
 from tests.exporters import small_weights as small
 from tests.exporters.small_weights import CONFIG, FILES, GGUF_FILES, Weights, edited
 
@@ -278,7 +278,7 @@ def test_static_graphs_name_their_scales_in_an_operator(tmp_path: Path) -> None:
 def test_bfloat16_is_read_by_whoever_asks_first(tmp_path: Path) -> None:
     """numpy has no bfloat16 of its own: a process that reads GGUF files only would not know it."""
     save_file({"w": torch.tensor([[1.5, -2.0]], dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
-    code = "from mpa_edge.exporters.weights import Stored; from pathlib import Path; import sys\n"
+    code = "from mpa_edge.exporters.verify.weights import Stored; from pathlib import Path; import sys\n"
     code += "print(Stored(Path(sys.argv[1])).get('w').astype('float32').tolist())"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
     assert done.stdout.strip() == "[[1.5, -2.0]]", done.stderr

@@ -14,8 +14,8 @@ import pytest
 
 from mpa_edge.artifact import Artifact, read_artifact
 from mpa_edge.config.library import load_recipe, load_scheme
-from mpa_edge.exporters.card import card, write_card
-from mpa_edge.exporters.licences import front_matter
+from mpa_edge.exporters.publish.card import card, write_card
+from mpa_edge.exporters.publish.licences import front_matter
 from mpa_edge.exporters.source import Source, open_source
 from mpa_edge.nursery.render import render
 from mpa_edge.runs.files import write_json
@@ -190,7 +190,7 @@ def python_answers(folder: Path) -> list[str]:
 @pytest.fixture
 def _known_question(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that the built-in student was made for: it says nothing to any other."""
-    monkeypatch.setattr("mpa_edge.exporters.card.QUESTION", "How many bars are there?")
+    monkeypatch.setattr("mpa_edge.exporters.publish.card.QUESTION", "How many bars are there?")
 
 
 @pytest.mark.peer
@@ -223,7 +223,7 @@ def test_the_snippets_of_gguf_and_hybrid_exports_run(tmp_path: Path) -> None:
 
 def test_the_command_of_llama_cpp_is_one_line_of_shell(tmp_path: Path) -> None:
     """A question with a quote in it stays one word."""
-    from mpa_edge.exporters.snippets import llama_cpp_snippet
+    from mpa_edge.exporters.publish.snippets import llama_cpp_snippet
 
     artifact = hand_made.artifact_of(load_scheme("gguf-q4_0"))
     code = llama_cpp_snippet(artifact, "What's it?\nAnswer 'yes'.").code

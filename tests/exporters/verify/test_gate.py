@@ -18,9 +18,9 @@ from safetensors.numpy import load_file, save_file
 from mpa_edge.artifact import ARTIFACT
 from mpa_edge.config.library import load_recipe, load_scheme
 from mpa_edge.errors import MpaError, VerificationError
-from mpa_edge.exporters import reference as truth
-from mpa_edge.exporters import verify as gate
-from mpa_edge.exporters.parity import Parity, ParityDetails
+from mpa_edge.exporters.verify import reference as truth
+from mpa_edge.exporters.verify.gate import gate as gate
+from mpa_edge.exporters.verify.parity import Parity, ParityDetails
 from mpa_edge.exporters.source import Source
 from mpa_edge.vlm.onnxruntime import model as runtime
 from mpa_edge.vlm import resolve
@@ -385,7 +385,7 @@ def test_an_mmproj_that_is_nearly_empty(source: Source, pair: Path) -> None:
 
 @pytest.mark.peer
 def test_a_language_model_of_the_base_in_llama_cpp(source: Source, pair: Path, base: Path) -> None:
-    from mpa_edge.exporters.census import interleaved
+    from mpa_edge.exporters.verify.census import interleaved
 
     before, after = load_file(base / "model.safetensors"), load_file(STUDENT / "model.safetensors")
     known = {}

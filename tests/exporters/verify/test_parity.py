@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mpa_edge.exporters.parity import Compared, Pair, compare, prefix_shares
+from mpa_edge.exporters.verify.parity import Compared, Pair, compare, prefix_shares
 from mpa_edge.config.scheme import Tolerance
 from mpa_edge.types import Trace
 

@@ -12,8 +12,8 @@ import pytest
 from mpa_edge.artifact import Artifact, read_artifact
 from mpa_edge.config.library import load_scheme
 from mpa_edge.errors import MpaError
-from mpa_edge.exporters.layout import file_name, prompt_parts, write_layout
-from mpa_edge.exporters.probes import drawn
+from mpa_edge.exporters.publish.layout import file_name, prompt_parts, write_layout
+from mpa_edge.exporters.verify.probes import drawn
 from mpa_edge.exporters.source import Source, open_source
 from mpa_edge.config.scheme import Scheme
 from mpa_edge.config.target import ImageBudget
