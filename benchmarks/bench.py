@@ -50,11 +50,11 @@ from bench_jobs import NOISE, QUESTION, SHAPES, STUDENT, bundle_of, exports, ids
 from bench_pairs import Answer, Bare, compared, pairs
 
 from export import remember
-from mpa_edge.bench.assemble import peak_memory
-from mpa_edge.bench.lines import Line, Step
-from mpa_edge.bench.pipeline import model_bytes
-from mpa_edge.bench.records import Timed
-from mpa_edge.bench.timing import figures, in_rounds, loads, order, timed
+from mpa_edge.bench.results.build import peak_memory
+from mpa_edge.bench.device.protocol import Line, Step
+from mpa_edge.bench.host.pipeline import model_bytes
+from mpa_edge.bench.results.records import Timed
+from mpa_edge.bench.results.timing import figures, in_rounds, loads, order, timed
 
 ROOT = Path(__file__).parents[1]
 PAIRED, THREADS = ("onnx-int8", "gguf-q8_0"), 1

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from mpa_edge.artifact import Artifact, read_artifact
-from mpa_edge.bench.runner import read_questions
+from mpa_edge.bench.device.runner import read_questions
 from mpa_edge.vlm.pixels import prepare, resized
 from mpa_edge.vlm.prompts import PromptTokenizer, prompt_text
 

@@ -8,7 +8,7 @@ import onnx
 from PIL import Image
 
 from mpa_edge.artifact import read_artifact
-from mpa_edge.bench.bundle import weight_files
+from mpa_edge.bench.host.bundle import weight_files
 from mpa_edge.vlm.llama_cpp.gguf_header import TensorInfo, read_header
 from mpa_edge.vlm.pixels import Prepared, prepare
 from mpa_edge.vlm.prompts import PromptTokenizer, prompt_text

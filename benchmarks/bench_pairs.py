@@ -21,10 +21,10 @@ from typing import Any
 import click
 from bench_jobs import ONE_THREAD, ids_of, order_for
 
-from mpa_edge.bench.bundle import Bundle
-from mpa_edge.bench.lines import OUT, WATCH, Step
-from mpa_edge.bench.runner import LOG, Journal, Worker
-from mpa_edge.bench.timing import figure
+from mpa_edge.bench.host.bundle import Bundle
+from mpa_edge.bench.device.protocol import OUT, WATCH, Step
+from mpa_edge.bench.device.runner import LOG, Journal, Worker
+from mpa_edge.bench.results.timing import figure
 
 Answer = dict[str, Any]
 """ttft_s, tpot_s, tokens_per_s."""

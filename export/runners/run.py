@@ -14,6 +14,6 @@ sys.dont_write_bytecode = True  # the bundle stays as it was sent
 sys.path.insert(0, str(HERE / "lib"))
 
 if __name__ == "__main__":
-    from mpa_edge.bench.runner import main
+    from mpa_edge.bench.device.runner import main
 
     sys.exit(main(sys.argv[1:], HERE))

@@ -13,7 +13,7 @@ from mpa_edge.errors import MpaError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mpa_edge.bench.plan import Bench, Reach
+    from mpa_edge.bench.host.measurement import Bench, Reach
     from mpa_edge.exporters.publish.manifest import ExportManifest
     from mpa_edge.exporters.source import Source
     from mpa_edge.config.recipe import Recipe
@@ -25,7 +25,7 @@ DEFAULT_TARGET = "cpu"
 
 def bench_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
     """RUN, and what is measured on which device."""
-    from mpa_edge.bench.plan import QUESTIONS, REPETITIONS, TIMED
+    from mpa_edge.bench.host.measurement import QUESTIONS, REPETITIONS, TIMED
 
     count = click.IntRange(min=1)
     options = (
@@ -59,7 +59,7 @@ def open_benches(
 ) -> list[Bench]:  # fmt: skip
     """One benchmark for each scheme. What is not exported yet is exported now, and base in the same scheme as well."""
     from mpa_edge.config.library import load_target
-    from mpa_edge.bench.plan import Bench, Effort, Reach
+    from mpa_edge.bench.host.measurement import Bench, Effort, Reach
 
     source, chosen = open_run(run), load_target(target or DEFAULT_TARGET)
     effort = Effort(questions, timed, repetitions)
@@ -124,7 +124,7 @@ def exported(source: Source, scheme: Scheme, target: Target) -> Path:
 
 def exported_base(source: Source, artifact: Path, target: Target) -> Path:
     """The student as it was before, exported as the artifact was: same scheme, same image budget, same context."""
-    from mpa_edge.bench.plan import FOLDER
+    from mpa_edge.bench.host.measurement import FOLDER
     from mpa_edge.exporters.pipeline import Order, finished, run_export
     from mpa_edge.exporters.source import open_source
     from mpa_edge.config.scheme import Scheme

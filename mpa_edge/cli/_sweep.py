@@ -13,9 +13,9 @@ from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
 
 if TYPE_CHECKING:
-    from mpa_edge.bench.plan import Bench, Reach
-    from mpa_edge.bench.records import Sweep
-    from mpa_edge.bench.sweep import Setting
+    from mpa_edge.bench.host.measurement import Bench, Reach
+    from mpa_edge.bench.results.records import Sweep
+    from mpa_edge.bench.results.sweep import Setting
     from mpa_edge.exporters.source import Source
     from mpa_edge.config.scheme import Scheme
     from mpa_edge.config.target import Target
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 def sweep(text: str, asked: dict[str, Any], reach: Reach, fresh: bool) -> tuple[Sweep, Path]:
     """Measure every setting that is possible; the document and its path. What was measured before stays."""
     from mpa_edge.config.library import load_target
-    from mpa_edge.bench.pipeline import run_bench
-    from mpa_edge.bench.plan import FOLDER
-    from mpa_edge.bench.records import SWEEP
+    from mpa_edge.bench.host.pipeline import run_bench
+    from mpa_edge.bench.host.measurement import FOLDER
+    from mpa_edge.bench.results.records import SWEEP
     from mpa_edge.bench.report.read import read_bench
-    from mpa_edge.bench.sweep import axes_of, point_of, settings, slug, sweep_of
+    from mpa_edge.bench.results.sweep import axes_of, point_of, settings, slug, sweep_of
     from mpa_edge.runs.files import write_json
 
     source, target = open_run(asked["run"]), load_target(asked["target"] or DEFAULT_TARGET)
@@ -66,8 +66,8 @@ def benches_of(
     source: Source, target: Target, setting: Setting, asked: dict[str, Any], reach: Reach
 ) -> Iterable[Bench]:
     """The benchmark of a setting; none, with the reason said, where the model cannot be exported like that."""
-    from mpa_edge.bench.plan import Bench, Effort
-    from mpa_edge.bench.sweep import slug
+    from mpa_edge.bench.host.measurement import Bench, Effort
+    from mpa_edge.bench.results.sweep import slug
 
     names = (str(setting["scheme"]),) if "scheme" in setting else tuple(asked["schemes"][:1])
     try:
@@ -85,8 +85,8 @@ def benches_of(
 
 def export_for(source: Source, target: Target, setting: Setting, names: tuple[str, ...]) -> tuple[Scheme, Path]:
     """The export of a setting: one for each image budget and scheme."""
-    from mpa_edge.bench.plan import FOLDER
-    from mpa_edge.bench.sweep import budget_for
+    from mpa_edge.bench.host.measurement import FOLDER
+    from mpa_edge.bench.results.sweep import budget_for
 
     if "image_budget" not in setting:
         scheme = chosen_schemes(source, names, target)[0]

@@ -13,7 +13,7 @@ from mpa_edge.cli._remote import fetched
 from mpa_edge.cli._stage import only_our_words
 
 if TYPE_CHECKING:
-    from mpa_edge.bench.plan import Bench, Reach
+    from mpa_edge.bench.host.measurement import Bench, Reach
 
 EXIT_LOST = 3
 
@@ -47,19 +47,19 @@ def command(
       $ mpa-edge bench runs/mine --target phone --via adb://SERIAL --as gguf-q8_0 --dry-run
       $ mpa-edge bench runs/mine --sweep threads,scheme --dry-run
     """
-    from mpa_edge.bench.plan import Reach
+    from mpa_edge.bench.host.measurement import Reach
 
     reach = Reach(via, root, python, server)
     if dry_run:
         show_plan(asked, reach.via or "local")
         if sweep:
-            from mpa_edge.bench.sweep import axes_of
+            from mpa_edge.bench.results.sweep import axes_of
 
             click.echo(f"sweep      {', '.join(axes_of(sweep))}")
         return None
     if sweep:
         return run_sweep(sweep, asked, reach, fresh, as_json)
-    from mpa_edge.bench.pipeline import read_results, run_bench
+    from mpa_edge.bench.host.pipeline import read_results, run_bench
 
     with only_our_words(is_verbose()):
         check_way(reach, results)

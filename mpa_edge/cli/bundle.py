@@ -33,8 +33,8 @@ def command(out: str | None, dry_run: bool, as_json: bool, **asked: Any) -> None
     """
     if dry_run:
         return show_plan(asked)
-    from mpa_edge.bench.bundle import pack
-    from mpa_edge.bench.pipeline import make
+    from mpa_edge.bench.host.bundle import pack
+    from mpa_edge.bench.host.pipeline import make
 
     with only_our_words(is_verbose()):
         benches = open_benches(**asked)

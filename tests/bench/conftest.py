@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from mpa_edge.bench.bundle import Bundle, Question, make_bundle
+from mpa_edge.bench.host.bundle import Bundle, Question, make_bundle
 from mpa_edge.evaluation.predict import read_samples
 from mpa_edge.images.folder import open_image
 from mpa_edge.nursery.render import ANSWERS, render

@@ -2,7 +2,7 @@
 
     python -m tests.bench.llama_server -m MODEL --mmproj FILE --host 127.0.0.1 --port 8080 -t 1 -c 1024 ...
 
-Takes the options that mpa_edge.bench.phone gives and no other, ends with 1 where the port is taken or a file is no
+Takes the options that mpa_edge.bench.host.llama_server_run gives and no other, ends with 1 where the port is taken or a file is no
 model, and ends at TERM. Unlike the program it opens its port only when the model is loaded.
 The wheel exists for x86-64 and aarch64.
 """

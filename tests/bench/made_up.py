@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mpa_edge.bench.records import (
+from mpa_edge.bench.results.records import (
     ANSWERS,
     BENCH,
     METRICS,
@@ -27,7 +27,7 @@ from mpa_edge.bench.records import (
     SweepPoint,
     Timed,
 )
-from mpa_edge.bench.report.samples import pick
+from mpa_edge.bench.results.samples import pick
 from mpa_edge.metrics.gain import MARGIN, accuracy_result, judge, not_worse
 
 SEED = 7

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from mpa_edge.artifact import read_artifact
 from mpa_edge.config.library import load_target
-from mpa_edge.bench.bundle import Bundle, Question, make_bundle
-from mpa_edge.bench.lines import JobOrder, Line, Step, read_lines
-from mpa_edge.bench.phone import drive
-from mpa_edge.bench.runner import read_questions
+from mpa_edge.bench.host.bundle import Bundle, Question, make_bundle
+from mpa_edge.bench.device.protocol import JobOrder, Line, Step, read_lines
+from mpa_edge.bench.host.llama_server_run import drive
+from mpa_edge.bench.device.runner import read_questions
 from mpa_edge.bench.transports import Transport
 from mpa_edge.nursery.render import pictures
 from tests.vlm.llama_exported import gguf_folder

@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from mpa_edge.bench.bundle import Bundle
-from mpa_edge.bench.lines import JobOrder, Step
+from mpa_edge.bench.host.bundle import Bundle
+from mpa_edge.bench.device.protocol import JobOrder, Step
 from tests.vlm.exported import onnx_folder
 from tests.vlm.llama_exported import gguf_folder, hybrid_folder
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from mpa_edge.config.library import load_recipe, load_target
-from mpa_edge.bench.pipeline import run_bench
-from mpa_edge.bench.plan import DEVICE, Bench, Effort, Reach
-from mpa_edge.bench.records import ANSWERS, BENCH, AnswerRow, BenchReport
+from mpa_edge.bench.host.pipeline import run_bench
+from mpa_edge.bench.host.measurement import DEVICE, Bench, Effort, Reach
+from mpa_edge.bench.results.records import ANSWERS, BENCH, AnswerRow, BenchReport
 from mpa_edge.evaluation.predict import question_set
 from mpa_edge.images.folder import open_image
 from mpa_edge.runs.files import read_json

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mpa_edge.bench.runner import PACKAGES
+from mpa_edge.bench.device.runner import PACKAGES
 
 ROOT = Path(__file__).parents[2]
 PIN = re.compile(r"([a-z0-9-]+)==(\S+) --hash=sha256:[0-9a-f]{64}")

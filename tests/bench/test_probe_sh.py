@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mpa_edge.bench.probe import read_probe, read_watch
+from mpa_edge.bench.results.probe import read_probe, read_watch
 from tests.bench import trees
 
 pytestmark = pytest.mark.slow  # processes that are waited for, stopped and killed

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.bench.lines import JobOrder, Step
+from mpa_edge.bench.device.protocol import JobOrder, Step
 from tests.bench.bundles import answers_of, job, lines_of
 from tests.bench.runners import BOTH, EXPORTS, LONGEST_S, changed_copy, everything, ids, run, said, wait_for
 from tests.vlm.exported import onnx_folder

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mpa_edge.bench.records import Figure
+from mpa_edge.bench.results.records import Figure
 from mpa_edge.bench.report.read import BenchData
 from mpa_edge.bench.report.words import METRIC_NAMES, percent, plural, quantity, signed
 from mpa_edge.metrics.paired import bootstrap_ci95, mcnemar_p

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from mpa_edge.bench.report import drawing, words
 from mpa_edge.bench.report.compare import Comparison
 from mpa_edge.bench.report.read import BenchData
-from mpa_edge.bench.report.samples import pick, story
+from mpa_edge.bench.results.samples import pick, story
 from mpa_edge.bench.report.view import budgets, environment, method, short, sweep_view
 
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~$@:&-])")

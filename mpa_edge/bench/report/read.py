@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from mpa_edge.bench.records import ANSWERS, BENCH, SWEEP, TIMINGS, AnswerRow, BenchReport, Sweep, Timed
+from mpa_edge.bench.results.records import ANSWERS, BENCH, SWEEP, TIMINGS, AnswerRow, BenchReport, Sweep, Timed
 from mpa_edge.errors import MpaError
 
 FOLDER = "bench"

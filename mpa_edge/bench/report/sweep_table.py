@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpa_edge.bench.records import Sweep, SweepPoint
+from mpa_edge.bench.results.records import Sweep, SweepPoint
 from mpa_edge.bench.report import words
 from mpa_edge.bench.report.table import WIDTH, cells, drawn, new_table
 

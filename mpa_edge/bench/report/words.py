@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-from mpa_edge.bench.records import METRICS, BenchReport, BudgetLine, Figure
+from mpa_edge.bench.results.records import METRICS, BenchReport, BudgetLine, Figure
 
 NONE = "–"
 LONGEST_TEXT = 400

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpa_edge.bench.records import BenchReport, Figure
+from mpa_edge.bench.results.records import BenchReport, Figure
 from mpa_edge.bench.report import BenchData, Change, compare, compare_all, read_bench
 from mpa_edge.bench.report.compare import differences
 from tests.bench import made_up

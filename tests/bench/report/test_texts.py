@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from mpa_edge.bench.records import AnswerRow, BenchReport, Figure
+from mpa_edge.bench.results.records import AnswerRow, BenchReport, Figure
 from mpa_edge.bench.report import (
     BenchData,
     compare_all,
@@ -28,7 +28,7 @@ from mpa_edge.bench.report import (
     words,
 )
 from mpa_edge.bench.report.markdown import escaped
-from mpa_edge.bench.report.samples import story
+from mpa_edge.bench.results.samples import story
 from tests.bench import made_up
 from tests.bench.report import hostile
 

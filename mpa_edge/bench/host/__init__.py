@@ -1,0 +1,1 @@
+"""The benchmark as the host drives it."""

@@ -1,0 +1,233 @@
+"""What export/runners/probe.sh says, as records.
+
+Tolerant: a device may know less than the probe asks, or say it strangely. A value of another type than expected, or
+none at all, is an Unreadable; a list that is not there is empty.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
+
+from mpa_edge.bench.results.records import Unreadable
+from mpa_edge.errors import MpaError
+
+SILENT = Unreadable(reason="the probe does not say")
+Text = str | Unreadable
+Number = Annotated[float, Field(allow_inf_nan=False)] | Unreadable
+Known = TypeVar("Known")
+
+
+class Loose(BaseModel):
+    """A record that takes what it can."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _or_unreadable(cls, value: object, check: ValidatorFunctionWrapHandler) -> object:
+        reason = value.get("reason") if isinstance(value, dict) else None
+        odd = Unreadable(reason=str(reason or f"the probe says {str(value)[:60]!r}"))
+        for each in (value, odd, ()):
+            try:
+                return check(each)
+            except ValidationError:
+                continue
+        return check({})
+
+
+class Trip(Loose):
+    """A temperature at which the kernel acts."""
+
+    type: Text = SILENT
+    """passive, hot, critical."""
+    temp_c: Number = SILENT
+    """Degrees."""
+
+
+class Zone(Loose):
+    """A temperature sensor."""
+
+    type: Text = SILENT
+    """Its name."""
+    temp_c: Number = SILENT
+    """Degrees."""
+    trips: tuple[Trip, ...] = ()
+    """Only in the document."""
+
+
+class Policy(Loose):
+    """Cores that share a frequency."""
+
+    name: Text = SILENT
+    """policy0 and so on."""
+    governor: Text = SILENT
+    """performance, schedutil, powersave and so on; only in the document, as the next three."""
+    cpus: Text = SILENT
+    """Their numbers."""
+    lowest_khz: Number = SILENT
+    """Of the hardware."""
+    highest_khz: Number = SILENT
+    """Of the hardware."""
+    now_khz: Number = SILENT
+    """At this moment."""
+    allowed_khz: Number = SILENT
+    """What the system allows at this moment; a thermal cap lowers it."""
+
+
+class Cooling(Loose):
+    """What the kernel can do against heat."""
+
+    type: Text = SILENT
+    """A fan, or a brake on the processor."""
+    now: Number = SILENT
+    """0: at rest."""
+    most: Number = SILENT
+    """Last step."""
+
+
+class Throttling(Loose):
+    """What the device says of slowing down."""
+
+    pi: Text = SILENT
+    """Bits of a Raspberry Pi: vcgencmd get_throttled."""
+    counters: Number = SILENT
+    """x86: how often cores and packages were slowed down since boot."""
+    cooling: tuple[Cooling, ...] = ()
+    """Of /sys/class/thermal."""
+
+
+class Battery(Loose):
+    """The first battery."""
+
+    capacity: Number = SILENT
+    """Percent."""
+    status: Text = SILENT
+    """Charging, Discharging, Not charging, Full."""
+    current_ua: Number = SILENT
+    """Microampere; the sign is the maker's choice."""
+    voltage_uv: Number = SILENT
+    """Microvolt."""
+    plugged: Text = SILENT
+    """AC, USB, Wireless; Android only."""
+
+
+class ThermalService(Loose):
+    """Android: dumpsys thermalservice."""
+
+    status: Number = SILENT
+    """0 none, 1 light, 2 moderate, 3 severe, 4 critical and so on."""
+    temperatures: tuple[Zone, ...] = ()
+    """From the hardware layer, not from the cache, that lags."""
+
+
+class WatchLine(Loose):
+    """One line of `probe.sh watch`."""
+
+    uptime_s: Number = SILENT
+    """Clock of the device, since boot."""
+    thermal_zones: tuple[Zone, ...] = ()
+    """Sensors."""
+    frequencies: tuple[Policy, ...] = ()
+    """Processor."""
+    throttling: Throttling = Throttling()
+    """Signs of slowing down."""
+    available_kib: Number = SILENT
+    """MemAvailable."""
+    battery: Battery | Unreadable = SILENT
+    """Where there is one."""
+    thermal_service: ThermalService | Unreadable = SILENT
+    """Android."""
+    tegrastats: Text = SILENT
+    """A line of it, on a Jetson."""
+
+
+class Probe(WatchLine):
+    """The document: all of a line, and what does not change."""
+
+    machine: Text = SILENT
+    """uname -m."""
+    kernel_name: Text = SILENT
+    """uname -s."""
+    kernel: Text = SILENT
+    """uname -r."""
+    os: Text = SILENT
+    """Name and version."""
+    board: Text = SILENT
+    """Device tree's or DMI's name."""
+    cpu: Text = SILENT
+    """Name; Arm kernels have none."""
+    cpu_parts: Text = SILENT
+    """Arm: IMPLEMENTER/PART, one a kind of core."""
+    cpu_features: Text = SILENT
+    """Instruction sets, between blanks."""
+    affinity: Text = SILENT
+    """Cores that a program may use, as 0-3,6."""
+    cores: Number = SILENT
+    """nproc."""
+    power_mode: Text = SILENT
+    """Its name."""
+    memory_kib: dict[str, Number] | Unreadable = SILENT
+    """MemTotal, MemAvailable, SwapTotal, SwapFree."""
+    swaps: tuple[dict[str, Any], ...] = ()
+    """Swap and zram devices."""
+    load_average: tuple[float, float, float] | Unreadable = SILENT
+    """Of 1, 5, 15 minutes."""
+    android: dict[str, Text] | Unreadable = SILENT
+    """getprop."""
+    python3: Text = SILENT
+    """Its version."""
+    sha256: Text = SILENT
+    """Command that hashes a file."""
+    emulated: bool | Unreadable = SILENT
+    """An emulator of another processor runs this system's programs."""
+    emulated_why: Text = SILENT
+    """The sign of it."""
+    virtual: Text = SILENT
+    """Kind of virtual machine."""
+
+
+def known(value: Known | Unreadable) -> Known | None:
+    """The value, None where it is Unreadable.
+
+    >>> known(3.0), known(Unreadable(reason="denied"))
+    (3.0, None)
+    """
+    return None if isinstance(value, Unreadable) else value
+
+
+def read_probe(text: str) -> Probe:
+    """The document; what a login prints before it is passed over. MpaError where there is none.
+
+    >>> probe = read_probe('Welcome!\\n{"cores": "four", "cpu": {"value": null, "reason": "denied"}}')
+    >>> probe.cpu.reason, probe.cores.reason, probe.machine.reason
+    ('denied', "the probe says 'four'", 'the probe does not say')
+    """
+    made = list(documents(text))
+    if not made:
+        start = " ".join(text.split())[:80] or "nothing"
+        raise MpaError(f"the device's probe said no JSON ({start}): run sh probe.sh there to see why")
+    return Probe.model_validate(made[-1])
+
+
+def read_watch(text: str) -> list[WatchLine]:
+    """Whole lines; a torn one is left out.
+
+    >>> [line.uptime_s for line in read_watch('{"uptime_s": 5.25}\\n{"uptime_s": 6')]
+    [5.25]
+    """
+    return [WatchLine.model_validate(made) for made in documents(text)]
+
+
+def documents(text: str) -> Iterator[dict[str, Any]]:
+    """JSON objects, one a line; other lines are left out."""
+    for line in text.splitlines():
+        try:
+            made = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(made, dict):
+            yield made

@@ -1,0 +1,142 @@
+"""Peak memory against /usr/bin/time, and what swap and a shared memory do to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mpa_edge.bench.host.device_run import memory
+from mpa_edge.bench.device.memory import Watcher, as_values, process_peak
+
+ROOT = Path(__file__).parents[2]
+MIB = 1 << 20
+# what a runtime does: maps a model and touches it, allocates, gives back
+WORK = """
+import json, mmap, sys
+from mpa_edge.bench.device.memory import Watcher, as_values
+with Watcher() as watcher:
+    with open(sys.argv[1], "rb") as file:
+        model = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        total = sum(model[i] for i in range(0, len(model), 4096))
+    buffer = bytearray(48 << 20)
+    del buffer
+    model.close()
+print(json.dumps(as_values(watcher)))
+"""
+
+
+def test_within_three_percent_of_time_v(tmp_path: Path) -> None:
+    model = tmp_path / "model.bin"
+    model.write_bytes(b"x" * (64 * MIB))
+    command = ["/usr/bin/time", "-v", sys.executable, "-c", WORK, str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=ROOT)
+    found = json.loads(done.stdout)
+    theirs = re.search(r"Maximum resident set size \(kbytes\): (\d+)", done.stderr)
+    assert theirs
+    assert found["peak_bytes"] == pytest.approx(int(theirs[1]) * 1024, rel=0.03)
+    assert found["peak_bytes"] > 112 * MIB
+    assert found["method"] == "VmHWM"
+
+
+def fields(proc: Path, *, hwm: int | None, rss: int, swap: int) -> None:
+    """/proc/7/status, in MiB."""
+    (proc / "7").mkdir(parents=True, exist_ok=True)
+    rows = [f"Name:\tx\nVmRSS:\t{rss * 1024} kB\nVmSwap:\t{swap * 1024} kB\n"]
+    rows += [f"VmHWM:\t{hwm * 1024} kB\n"] if hwm is not None else []
+    (proc / "7" / "status").write_text("".join(rows))
+
+
+def meminfo(proc: Path, *, available: int, swap: int) -> None:
+    proc.mkdir(parents=True, exist_ok=True)
+    (proc / "meminfo").write_text(f"MemAvailable: {available * 1024} kB\nSwapTotal: {swap * 1024} kB\n")
+
+
+def test_memory_that_went_to_zram_is_counted(tmp_path: Path) -> None:
+    meminfo(tmp_path, available=900, swap=500)
+    fields(tmp_path, hwm=100, rss=100, swap=0)
+    with Watcher(7, proc=tmp_path, interval_s=0.005, jetson=False) as watcher:
+        fields(tmp_path, hwm=100, rss=60, swap=90)
+        wait_for(lambda: watcher.held_bytes == 150 * MIB)
+        fields(tmp_path, hwm=100, rss=20, swap=0)
+    assert watcher.peak() == (150 * MIB, "max(VmHWM, VmRSS + VmSwap)")
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline, "nobody looked"
+        time.sleep(0.002)
+
+
+def test_without_swap_no_thread_disturbs(tmp_path: Path) -> None:
+    meminfo(tmp_path, available=900, swap=0)
+    fields(tmp_path, hwm=100, rss=80, swap=0)
+    with Watcher(7, proc=tmp_path, jetson=False) as watcher:
+        assert not watcher.watches
+        assert not watcher._thread.is_alive()
+    assert watcher.peak() == (100 * MIB, "VmHWM")
+    assert as_values(watcher) == {"peak_bytes": 100 * MIB, "method": "VmHWM"}
+
+
+def test_a_jetsons_shared_memory_is_a_second_figure(tmp_path: Path) -> None:
+    meminfo(tmp_path, available=6000, swap=0)
+    fields(tmp_path, hwm=300, rss=300, swap=0)
+    with Watcher(7, proc=tmp_path, interval_s=0.005, jetson=True) as watcher:
+        meminfo(tmp_path, available=3500, swap=0)
+        wait_for(lambda: watcher.available_least == 3500 * MIB)
+        meminfo(tmp_path, available=5900, swap=0)
+    assert watcher.shared_drop() == (2500 * MIB, "MemAvailable drop")
+    assert as_values(watcher) == {
+        "peak_bytes": 300 * MIB,
+        "method": "VmHWM",
+        "shared_drop_bytes": 2500 * MIB,
+    }
+
+
+def test_a_process_that_has_ended_keeps_the_last_peak(tmp_path: Path) -> None:
+    meminfo(tmp_path, available=900, swap=0)
+    fields(tmp_path, hwm=100, rss=80, swap=0)
+    with Watcher(7, proc=tmp_path, jetson=False) as watcher:
+        (tmp_path / "7" / "status").unlink()
+    assert watcher.peak() == (100 * MIB, "VmHWM, last seen")
+
+
+def test_without_a_high_water_mark_the_samples_count(tmp_path: Path) -> None:
+    fields(tmp_path, hwm=None, rss=80, swap=10)
+    assert process_peak(7, proc=tmp_path) == (90 * MIB, "VmRSS + VmSwap, sampled (no VmHWM)")
+
+
+def test_nothing_to_read_is_null_with_a_reason(tmp_path: Path) -> None:
+    assert process_peak(7, proc=tmp_path) == (None, "the process is gone, or /proc is hidden")
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "status").write_text("VmData: 5 kB\n")
+    assert process_peak(7, proc=tmp_path) == (None, "/proc says no VmHWM")
+    watcher = Watcher(7, proc=tmp_path, jetson=True)
+    assert watcher.shared_drop() == (None, "/proc/meminfo says no MemAvailable")
+    assert Watcher(7, proc=tmp_path, jetson=False).shared_drop()[0] is None
+
+
+def test_jetson_is_known_by_its_files(tmp_path: Path) -> None:
+    assert not memory.is_jetson(tmp_path)
+    (tmp_path / "sys/devices/soc0").mkdir(parents=True)
+    (tmp_path / "sys/devices/soc0/family").write_text("Snapdragon\n")
+    assert not memory.is_jetson(tmp_path)
+    (tmp_path / "sys/devices/soc0/family").write_text("Tegra\n")
+    assert memory.is_jetson(tmp_path)
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/nv_tegra_release").write_text("# R36\n")
+    assert memory.is_jetson(tmp_path)
+
+
+def test_another_process_can_be_read() -> None:
+    peak, method = process_peak(os.getppid())
+    assert peak is not None
+    assert peak > MIB
+    assert method == "VmHWM"

@@ -1,0 +1,287 @@
+"""The bundle: everything that a device needs and nothing else, the same bytes each time, whole or not there."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from mpa_edge.config.library import load_scheme
+from mpa_edge.bench.host.bundle import Question, make_bundle, pack, read_bundle, weight_files
+from mpa_edge.bench.host.device_package import light_files
+from mpa_edge.bench.device.protocol import JobOrder, Step, from_json
+from mpa_edge.bench.device.runner import PACKAGES
+from mpa_edge.errors import MpaError
+from tests.bench.bundles import TARGET, pictures, rows_of, small
+from tests.exporters import hand_made
+
+ROOT = Path(__file__).parents[2]
+ODD = (
+    "a b.png",
+    "it's; $(rm) `x`.png",
+    "ünï/中文.PNG",
+    "line\nbreak.png",
+    "-rf.png",
+    "no suffix",
+    "deep/../deep/er.png",
+)
+
+
+def test_the_same_inputs_make_the_same_bytes(tmp_path: Path) -> None:
+    first, second = small(tmp_path, tmp_path / "one"), small(tmp_path, tmp_path / "two")
+    assert first.sha256 == second.sha256
+    names = sorted(path.relative_to(first.folder) for path in first.folder.rglob("*"))
+    assert names == sorted(path.relative_to(second.folder) for path in second.folder.rglob("*"))
+    files = [name for name in names if (first.folder / name).is_file()]
+    assert all((first.folder / name).read_bytes() == (second.folder / name).read_bytes() for name in files)
+
+
+def test_everything_is_in_the_manifest_and_sha256sum_agrees(tmp_path: Path) -> None:
+    bundle = small(tmp_path)
+    found = {path.relative_to(bundle.folder).as_posix() for path in bundle.folder.rglob("*") if path.is_file()}
+    assert found == {*bundle.manifest.files, "manifest.json", "SHA256SUMS"}
+    subprocess.run(["sha256sum", "--strict", "-c", "SHA256SUMS"], cwd=bundle.folder, check=True, capture_output=True)
+    assert bundle.manifest.files["models/artifact/model-q8_0.gguf"].bytes == len(b"language q8_0") * 200
+    assert {"run.py", "bench.sh", "README.md", "order.json", "lib/mpa_edge/vlm/onnx.py"} <= found
+    assert "models/artifact/README.md" not in found
+    assert "models/artifact/manifest.json" not in found
+    assert read_bundle(bundle.folder) == bundle
+
+
+def test_another_question_picture_or_model_makes_another_hash(tmp_path: Path) -> None:
+    before = small(tmp_path).sha256
+    asked = pictures(tmp_path / "images", ["a.png", "b.png"])
+    other = [asked[0], asked[1].model_copy(update={"prompt": "Why?"})]
+    assert small(tmp_path, tmp_path / "2", questions=other).sha256 != before
+    assert small(tmp_path, tmp_path / "3", base=tmp_path / "export").sha256 != before
+    changed = shutil.copytree(tmp_path / "export", tmp_path / "changed")
+    (changed / "model-q8_0.gguf").write_bytes(b"else")
+    assert small(tmp_path, tmp_path / "4", artifact=changed).sha256 != before
+    assert small(tmp_path, tmp_path / "5").sha256 == before
+
+
+def test_the_order_of_a_job_without_its_own(tmp_path: Path) -> None:
+    plain = from_json((small(tmp_path, base=tmp_path / "export").folder / "order.json").read_text())
+    assert [step.key for step in plain.steps] == [(v, q, 0) for v in ("artifact", "base") for q in ("q0", "q1")]
+    assert plain.threads == TARGET.cpu.threads
+    mine = JobOrder({"artifact": "models/artifact"}, (Step("artifact", "q1", 5),), warm_up=0)
+    assert from_json((small(tmp_path, tmp_path / "2", order=mine).folder / "order.json").read_text()) == mine
+
+
+def test_models_are_hard_links_where_the_disk_can(tmp_path: Path) -> None:
+    bundle = small(tmp_path, base=tmp_path / "export")
+    assert bundle.variants == {"artifact": "models/artifact", "base": "models/base"}
+    for variant in bundle.variants.values():
+        one = bundle.folder / variant / "model-q8_0.gguf"
+        assert one.samefile(tmp_path / "export" / "model-q8_0.gguf")
+
+
+def test_weights_beside_a_graph_come_along(tmp_path: Path) -> None:
+    export = hand_made.export(tmp_path / "export", load_scheme("onnx-fp32"))
+    for name in ("onnx/vision_encoder.onnx_data", "onnx/vision_encoder.onnx_data_1", "tokenizer.json"):
+        (export / name).write_bytes(b"w")
+    (export / "onnx" / "other.bin").write_bytes(b"not asked for")
+    files = set(small(tmp_path).manifest.files)
+    assert {"models/artifact/onnx/vision_encoder.onnx_data", "models/artifact/onnx/vision_encoder.onnx_data_1"} <= files
+    assert "models/artifact/tokenizer.json" in files
+    assert "models/artifact/onnx/other.bin" not in files
+    assert weight_files(export, ["onnx/embed_tokens.onnx"]) == ["onnx/embed_tokens.onnx"]
+
+
+def test_names_of_pictures_are_made_safe_and_stay_apart(tmp_path: Path) -> None:
+    asked = pictures(tmp_path / "images", ODD)
+    same = Question(id='"\n', image=ODD[0], prompt='"\n\u2028', max_new_tokens=3)
+    bundle = small(tmp_path, questions=[*asked, same])
+    rows = rows_of(bundle.folder)
+    assert [row["id"] for row in rows] == [*(one.id for one in asked), '"\n']
+    assert rows[-1]["prompt"] == '"\n\u2028'
+    assert rows[-1]["max_new_tokens"] == 3
+    assert rows[-1]["image"] == rows[0]["image"]
+    assert len({row["image"] for row in rows}) == len(ODD)
+    for row, one in zip(rows, asked, strict=False):
+        assert re.fullmatch(r"images/[0-9a-f]{16}(\.png)?", row["image"])
+        assert (bundle.folder / row["image"]).read_bytes() == (tmp_path / "images" / one.image).read_bytes()
+
+
+def test_no_answer_goes_to_the_device(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="extra"):
+        Question(id="1", image="a", prompt="b", answers=("secret",))  # type: ignore[call-arg]
+    assert set(rows_of(small(tmp_path).folder)[0]) == {"id", "image", "prompt", "max_new_tokens", "pixels"}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "unreadable file"), (b"no picture", "not an image"), (b"", "empty")]
+)
+def test_a_picture_that_cannot_be_used_is_refused_at_home(tmp_path: Path, content: bytes | None, said: str) -> None:
+    small(tmp_path)
+    if content is not None:
+        (tmp_path / "images" / "bad.png").write_bytes(content)
+    with pytest.raises(MpaError, match=f"{said}.*; mend the image or remove its questions"):
+        small(tmp_path, tmp_path / "other", questions=[Question(id="1", image="bad.png", prompt="?")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "export", "images"]
+
+
+def test_the_runs_pixel_cap_holds(tmp_path: Path) -> None:
+    small(tmp_path, max_pixels=210)
+    with pytest.raises(MpaError, match="too many pixels"):
+        small(tmp_path, tmp_path / "other", max_pixels=209)
+
+
+@pytest.mark.parametrize("name", ["models/artifact/model-q8_0.gguf", "lib/mpa_edge/errors.py", "questions.jsonl"])
+def test_a_damaged_bundle_is_found_out_and_made_again(tmp_path: Path, name: str) -> None:
+    bundle = small(tmp_path)
+    path = bundle.folder / name
+    for content in (path.read_bytes()[:-1], None):
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(MpaError, match=f"{name} is missing or damaged"):
+            read_bundle(bundle.folder)
+    assert small(tmp_path) == bundle == read_bundle(bundle.folder)
+
+
+@pytest.mark.parametrize("damage", ["gone", "half", "other sum", "escape", "one less"])
+def test_a_damaged_manifest_is_found_out(tmp_path: Path, damage: str) -> None:
+    bundle = small(tmp_path)
+    path = bundle.folder / "manifest.json"
+    made = json.loads(path.read_text())
+    if damage == "escape":
+        made["files"]["../export/README.md"] = made["files"]["run.py"]
+    made["files"].pop("run.py")
+    if damage == "other sum":
+        made = json.loads(path.read_text()) | {"sha256": "0" * 64}
+    texts = {"gone": None, "half": path.read_text()[:100]}
+    path.unlink()
+    if (text := texts.get(damage, json.dumps(made))) is not None:
+        path.write_text(text)
+    with pytest.raises(MpaError, match="is no bundle|its manifest was changed|README.md is missing or damaged"):
+        read_bundle(bundle.folder)
+
+
+def test_a_whole_bundle_stays_and_other_things_are_left_alone(tmp_path: Path) -> None:
+    bundle = small(tmp_path)
+    before = (bundle.folder / "manifest.json").stat()
+    small(tmp_path)
+    assert (bundle.folder / "manifest.json").stat().st_ino == before.st_ino
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("of value")
+    with pytest.raises(MpaError, match="something that is no bundle"):
+        small(tmp_path, mine)
+    assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_named_by_its_hash(tmp_path: Path) -> None:
+    bundle = small(tmp_path, tmp_path / "bundles", named_by_hash=True)
+    assert bundle.folder == tmp_path / "bundles" / bundle.sha256[:12]
+    assert small(tmp_path, tmp_path / "bundles", named_by_hash=True) == bundle
+    assert [path.name for path in (tmp_path / "bundles").iterdir()] == [bundle.sha256[:12]]
+
+
+def test_halves_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    dead, living = tmp_path / f".bundle.{gone.pid}.half", tmp_path / f".other.{os.getppid()}.half"
+    for folder in (dead, living):
+        (folder / "models").mkdir(parents=True)
+    small(tmp_path)
+    assert not dead.exists()
+    assert living.is_dir()
+
+
+def test_a_tar_is_the_same_each_time_and_unpacks_to_the_bundle(tmp_path: Path) -> None:
+    bundle = small(tmp_path)
+    pack(bundle, tmp_path / "one.tar")
+    os.utime(bundle.folder / "run.py", (1, 1))
+    (bundle.folder / "stray.txt").write_text("not part of it")
+    pack(read_bundle(bundle.folder), tmp_path / "two.tar")
+    assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
+    with tarfile.open(fileobj=io.BytesIO((tmp_path / "one.tar").read_bytes())) as tar:
+        assert all(name.startswith(f"mpa-edge-{bundle.sha256[:12]}/") for name in tar.getnames())
+    subprocess.run(["tar", "-xf", "one.tar"], cwd=tmp_path, check=True)
+    assert read_bundle(tmp_path / f"mpa-edge-{bundle.sha256[:12]}").manifest == bundle.manifest
+
+
+# --- the code that goes along -----------------------------------------------------------------------------------------
+
+
+def test_the_light_half_is_light() -> None:
+    files = light_files()
+    assert {f"mpa_edge/vlm/{name}.py" for name in ("onnx", "llamacpp", "hybrid")} <= set(files)
+    heavy = ("transformers", "openai", "/cli/", "/exporters/", "/stages/", "evaluation", "target")
+    assert not [name for name in files if any(word in name for word in heavy)]
+    named = {name for path in files.values() for name in third_party(path)}
+    assert named <= {*PACKAGES["onnx"], *PACKAGES["gguf"]}
+
+
+def third_party(path: Path) -> set[str]:
+    """First parts of what a file imports as soon as it is imported itself."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        found |= {name.partition(".")[0] for name in names}
+    return found - set(sys.stdlib_module_names) - {"mpa_edge"}
+
+
+def vermin(folder: Path) -> subprocess.CompletedProcess[str]:
+    # `# novm` in the code marks what only type checkers read
+    options = ["-q", "-t=3.10-", "--violations", "--eval-annotations"]
+    command = [sys.executable, "-c", "from vermin.main import main; main()", *options, str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_code_of_a_bundle_runs_on_python_3_10(tmp_path: Path) -> None:
+    folder = small(tmp_path).folder
+    done = vermin(folder)
+    assert done.returncode == 0, done.stdout
+    options = ["--isolated", "--no-cache", "--target-version", "py310", "--select", "E9,F"]
+    subprocess.run([sys.executable, "-m", "ruff", "check", *options, str(folder)], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    "code", ["from typing import Self", "import tomllib", "import hashlib\nhashlib.file_digest(1)"]
+)
+def test_newer_code_would_be_found_out(tmp_path: Path, code: str) -> None:
+    (tmp_path / "new.py").write_text(code)
+    assert vermin(tmp_path).returncode == 1
+
+
+def test_the_pins_that_a_device_is_told_are_those_of_the_package() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    pinned = {one for extra in extras.values() for one in extra if "==" in one}
+    told = {name for packages in PACKAGES.values() for name in packages.values() if "==" in name}
+    assert told
+    assert told <= pinned
+
+
+def test_a_folder_that_is_no_export(tmp_path: Path) -> None:
+    with pytest.raises(MpaError, match=r"artifact.json is missing or damaged"):
+        make_bundle(
+            folder=tmp_path / "b", target=TARGET, artifact=tmp_path, base=None, questions=(), images=tmp_path / "images"
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_inside_parquet_files_are_taken_out(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (question, _) = pictures(tmp_path / "images", ["a.png", "b.png"])
+    data = (tmp_path / "images" / "a.png").read_bytes()
+    pq.write_table(pa.table({"image": [{"bytes": data, "path": None}]}), tmp_path / "images" / "rows.parquet")
+    asked = [question.model_copy(update={"image": "rows.parquet#0"})]
+    made = small(tmp_path, questions=asked)
+    (row,) = rows_of(made.folder)
+    assert (made.folder / row["image"]).read_bytes() == data

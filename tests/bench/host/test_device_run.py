@@ -1,0 +1,101 @@
+"""What is asked of a device before a job, tried on this machine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from mpa_edge.bench import device
+from mpa_edge.bench.host.device_run import choose_runner, cool_down, fetch, missing_modules, write_remote
+from mpa_edge.bench.transports import Done
+from mpa_edge.bench.transports.local import LocalTransport
+from mpa_edge.errors import MpaError
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> LocalTransport:
+    return LocalTransport(str(tmp_path / "root"))
+
+
+@pytest.fixture
+def bare_python(tmp_path: Path) -> str:
+    """A Python with nothing but its standard library."""
+    program = tmp_path / "bare python"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')
+    program.chmod(0o755)
+    return str(program)
+
+
+def choose(here: LocalTransport, format_: str, **asked: str | None):
+    given = {"python": None, "server": None, "fallback": None} | asked
+    return choose_runner(here, format_, **given)
+
+
+@pytest.mark.parametrize("format_", ["onnx", "gguf", "hybrid"])
+def test_this_python_answers_on_this_machine(here: LocalTransport, format_: str) -> None:
+    assert choose(here, format_).python == sys.executable
+    assert choose(here, format_, fallback="/nowhere").server is None
+
+
+def test_a_python_without_the_runtime_is_told_what_to_install(here: LocalTransport, bare_python: str) -> None:
+    assert "onnxruntime" in missing_modules(here, bare_python, "onnx")
+    with pytest.raises(MpaError, match=r"lacks .*onnxruntime.*pip install 'mpa-edge\[onnx\]', or name another Python"):
+        choose(here, "onnx", python=bare_python)
+    with pytest.raises(MpaError, match=r"llama_cpp.*or a llama-server with --server"):
+        choose(here, "gguf", python=bare_python)
+
+
+def test_no_python_at_all(here: LocalTransport) -> None:
+    with pytest.raises(MpaError, match="there is no /no such/python3: install"):
+        choose(here, "onnx", python="/no such/python3")
+
+
+def test_a_server_is_taken_where_it_was_named_or_python_cannot(
+    here: LocalTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert choose(here, "gguf", server="/bin/sh").server == "/bin/sh"
+    with pytest.raises(MpaError, match="no program /nowhere/llama-server: build llama-server for it"):
+        choose(here, "gguf", server="/nowhere/llama-server")
+    with pytest.raises(MpaError, match="llama-server runs GGUF, not onnx"):
+        choose(here, "onnx", server="/bin/sh")
+    monkeypatch.setattr(device.sys, "executable", "/nowhere/python3")
+    assert choose(here, "gguf", fallback="/bin/sh").server == "/bin/sh"
+    with pytest.raises(MpaError, match="there is no /nowhere/python3"):
+        choose(here, "onnx", fallback="/bin/sh")
+
+
+def test_small_files_there_and_back(here: LocalTransport, tmp_path: Path) -> None:
+    there = f"{here.root}/it's a folder/a;b.json"
+    write_remote(here, tmp_path / "local" / "order.json", '{"é": 1}', there)
+    fetch(here, there, tmp_path / "back.json")
+    assert (tmp_path / "back.json").read_text() == '{"é": 1}'
+    fetch(here, f"{here.root}/not there", tmp_path / "back.json")
+    assert not (tmp_path / "back.json").exists()
+
+
+class Warm:
+    """A device that cools by ten degrees each time it is asked."""
+
+    name = "warm"
+
+    def __init__(self, degrees: list[float]) -> None:
+        self.degrees = degrees
+
+    def run(self, command: str, **_: object) -> Done:
+        temp = self.degrees.pop(0) if len(self.degrees) > 1 else self.degrees[0]
+        zones = f'[{{"type": "cpu-thermal", "temp_c": {temp}}}]' if temp else "[]"
+        return Done(0, f'{{"schema_version": 1, "zones": {zones}, "thermal_zones": {zones}}}'.encode(), b"")
+
+
+def test_the_wait_for_a_cool_device_is_bounded(capsys: pytest.CaptureFixture[str]) -> None:
+    cooling = Warm([70.0, 60.0, 50.0, 40.0])
+    cool_down(cooling, "/b", 55.0, 300, poll_s=0.0)
+    assert cooling.degrees == [40.0]
+    assert "70 C; waiting at most 300 s for 55 C" in capsys.readouterr().err
+    cool_down(Warm([70.0]), "/b", 55.0, 0, poll_s=0.0)
+    assert "still 70 C after 0 s" in capsys.readouterr().err
+    cool_down(Warm([0.0]), "/b", 55.0, 300, poll_s=0.0)
+    cool_down(Warm([99.0]), "/b", None, 300, poll_s=0.0)
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,121 @@
+"""One word for a benchmark, and the files that hold it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mpa_edge.config.library import load_recipe, load_target
+from mpa_edge.bench.results import documents
+from mpa_edge.bench.results.documents import Evidence, report_of, write_documents
+from mpa_edge.bench.device.protocol import JobOrder, Line
+from mpa_edge.bench.host.measurement import Bench
+from mpa_edge.bench.results.probe import Probe, WatchLine
+from mpa_edge.bench.results.records import METRICS
+from mpa_edge.bench.report.read import read_bench
+from mpa_edge.bench.results.timing import order
+from mpa_edge.errors import MpaError
+from mpa_edge.types import Prediction
+
+N = 120
+IDS = [f"q{i}" for i in range(N)]
+PROBE = Probe(machine="x86_64", emulated=False, affinity="0-1")
+
+
+def bench(target: str = "cpu") -> Bench:
+    return Bench(
+        run=Path("runs/mine"), recipe=load_recipe("minicharts"), target=load_target(target), scheme="onnx-int8",
+        artifact=Path("a"), base=Path("b"),
+    )  # fmt: skip
+
+
+def said(right: Sequence[bool]) -> list[Prediction]:
+    return [
+        Prediction(
+            sample_id=name, image_id=f"{name}.png", kind=None, question="?", answers=("yes",), model="m",
+            text="yes" if good else "no", score=float(good),
+        )
+        for name, good in zip(IDS, right, strict=True)
+    ]  # fmt: skip
+
+
+def evidence(share_right: float, ttft_s: float = 0.1) -> Evidence:
+    steps = order(IDS, repetitions=5, timed_ids=IDS[:4], variants=["artifact", "base"], seed=0)
+    asked = JobOrder({"artifact": "models/artifact", "base": "models/base"}, steps)
+    lines = [Line("loaded", "artifact", 0, {"load_s": 0.5, "cold": True, "runtime": "onnxruntime 1", "threads": 2})]
+    for step in steps:
+        good = IDS.index(step.id) < share_right * N
+        values = {"id": step.id, "repetition": step.repetition, "text": "yes" if good else "no", "tokens": 3}
+        lines.append(Line("answer", step.variant, 0, values | {"ttft_s": ttft_s, "tpot_s": 0.01, "tokens_per_s": 100}))
+    lines.append(Line("memory", "artifact", 0, {"peak_bytes": 10**8, "method": "VmHWM"}))
+    return Evidence(asked, lines, PROBE, [], "local", 5_000_000)
+
+
+BASE, ALIGNED = said([i < 0.4 * N for i in range(N)]), said([i < 0.8 * N for i in range(N)])
+
+
+@pytest.mark.parametrize(("share", "word"), [(0.8, "holds"), (0.4, "lost"), (0.63, "inconclusive"), (0.1, "lost")])
+def test_the_word_follows_the_answers_on_the_device(share: float, word: str) -> None:
+    report = report_of(bench(), "0" * 64, BASE, ALIGNED, evidence(share)).report
+    assert (report.verdict, report.accuracy_verdict, report.timings) == (word, word, "valid")
+    assert report.accuracy.artifact.correct == round(share * N)
+    assert report.reasons
+    assert (report.n_to_settle is not None) == (word == "inconclusive")
+    assert set(report.latency) == set(report.base_latency) == set(METRICS)
+    assert report.latency["ttft_s"].n == 20
+    assert report.latency["load_s"].p50 == 0.5
+    assert report.latency["vision_encode_s"].p50 is None
+    assert [line.met for line in report.budgets] == [True, True, True]
+
+
+def test_an_emulated_device_gives_an_accuracy_and_no_verdict_on_time() -> None:
+    emulated = Probe(machine="aarch64", emulated=True, emulated_why="qemu-aarch64")
+    report = report_of(bench("jetson"), "0" * 64, BASE, ALIGNED, replace(evidence(0.8), before=emulated)).report
+    assert (report.verdict, report.accuracy_verdict, report.emulated) == ("invalid", "holds", True)
+    assert report.timings == "invalid: emulated: qemu-aarch64"
+    assert [(line.met, line.measured, line.by) for line in report.budgets] == [(None, None, None)] * 3
+    assert report.energy is None
+    assert report.accuracy.artifact.value == pytest.approx(0.8)
+    lost = report_of(bench("jetson"), "0" * 64, BASE, ALIGNED, replace(evidence(0.4), before=emulated)).report
+    assert lost.verdict == "lost"
+
+
+def test_a_throttled_device_and_one_of_another_kind_are_invalid() -> None:
+    slowed = WatchLine.model_validate({"throttling": {"pi": "0x4"}})
+    report = report_of(bench(), "0" * 64, BASE, ALIGNED, replace(evidence(0.8), during=[slowed])).report
+    assert report.verdict == "invalid"
+    assert "throttled" in report.timings
+    other = report_of(bench("jetson"), "0" * 64, BASE, ALIGNED, evidence(0.8)).report
+    assert other.timings == "invalid: measured on x86_64, and target jetson is aarch64"
+
+
+def test_a_question_without_answer_ends_it() -> None:
+    some = evidence(0.8)
+    with pytest.raises(MpaError, match="1 of 160 answers are missing"):
+        report_of(bench(), "0" * 64, BASE, ALIGNED, replace(some, lines=some.lines[:1] + some.lines[2:]))
+
+
+def test_the_report_is_written_last_and_reads_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, folder = tmp_path / "images", tmp_path / "bench"
+    images.mkdir()
+    for name in IDS:
+        Image.new("RGB", (900, 400), (200, 10, 10)).save(images / f"{name}.png")
+    made = report_of(bench(), "0" * 64, BASE, ALIGNED, evidence(0.8))
+    with monkeypatch.context() as patch:
+        patch.setattr(documents, "write_jsonl", lambda *_: (_ for _ in ()).throw(OSError(28, "no space left")))
+        with pytest.raises(OSError, match="no space"):
+            write_documents(made, images, folder)
+    assert not (folder / "bench.json").exists()
+    write_documents(made, images, folder)
+    data = read_bench(folder)
+    assert data.report == made.report
+    assert data.notes == ()
+    assert len(data.answers) == N
+    assert len(data.timings) == 160
+    assert max(Image.open(folder / "pictures" / "000.jpg").size) == documents.THUMBNAIL_PIXELS
+    assert json.loads((folder / "answers.jsonl").read_text().splitlines()[0])["id"] == "q0"
