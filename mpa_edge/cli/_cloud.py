@@ -64,7 +64,7 @@ def passed_on(ctx: click.Context) -> tuple[tuple[str, ...], dict[str, Path]]:
     Files that they name go into the kit. MpaError for what a job that starts again after each loss of its machine
     cannot have.
     """
-    from mpa_edge.cloud.travel import KIT
+    from mpa_edge.cloud.mounts import KIT
 
     words: list[str] = []
     files: dict[str, Path] = {}

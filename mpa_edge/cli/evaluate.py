@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mpa_edge.cli._options import is_verbose, print_json
-from mpa_edge.cli._quiz import Asked, evaluate_questions, recipe_for
+from mpa_edge.cli._evaluate_model import Asked, evaluate_questions, recipe_for
 from mpa_edge.cli._stage import only_our_words, run_named_stages, stage_arguments
 from mpa_edge.errors import MpaError
 from mpa_edge.metrics import METRICS

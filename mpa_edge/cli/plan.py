@@ -12,7 +12,7 @@ from mpa_edge.cli._options import json_option, print_json, set_option, verbose_o
 if TYPE_CHECKING:
     from mpa_edge.planning.counts import Figure
     from mpa_edge.planning.estimate import MachinePlan
-    from mpa_edge.planning.known import KnownModel
+    from mpa_edge.planning.model_specs import KnownModel
     from mpa_edge.planning.plan import Plan
 
 MINUTE_S, HOUR_S, DAY_S = 60.0, 3600.0, 86_400.0

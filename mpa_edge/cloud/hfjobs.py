@@ -7,7 +7,7 @@ import shlex
 from typing import Any
 
 from mpa_edge.cloud.job import ENVIRONMENT, Job, align_words, setup_lines
-from mpa_edge.cloud.travel import KIT
+from mpa_edge.cloud.mounts import KIT
 from mpa_edge.errors import MpaError
 
 FILE = "job.sh"

@@ -17,7 +17,7 @@ from mpa_edge.cloud.machine import needs
 from mpa_edge.cloud.names import bucket_url, is_url, job_name, printable
 from mpa_edge.cloud.secrets import redactor, secret_names
 from mpa_edge.cloud.state import RUNS, Launched, require_unused, write_state
-from mpa_edge.cloud.travel import MOST_COPIED_BYTES, PICTURE_BYTES, Mount, travel
+from mpa_edge.cloud.mounts import MOST_COPIED_BYTES, PICTURE_BYTES, Mount, travel
 from mpa_edge.errors import MpaError
 from mpa_edge.runs.files import make_folder, write_bytes
 from mpa_edge.runs.manifest import RUN_FILE

@@ -10,7 +10,7 @@ from typing import Any
 
 from mpa_edge.cloud.job import ENVIRONMENT, Job, align_words, setup_lines
 from mpa_edge.cloud.names import split_bucket
-from mpa_edge.cloud.travel import KIT, MOST_COPIED_BYTES, OUT, Mount
+from mpa_edge.cloud.mounts import KIT, MOST_COPIED_BYTES, OUT, Mount
 from mpa_edge.errors import MpaError
 
 FILE = "task.yaml"

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mpa_edge.planning.known import KnownModel
+from mpa_edge.planning.model_specs import KnownModel
 from mpa_edge.planning.memory import Tuned
 from mpa_edge.planning.records import Assumptions
-from mpa_edge.planning.seen import Seen
+from mpa_edge.planning.image_tokens import Seen
 from mpa_edge.config.recipe import LevelConfig, Recipe
 from mpa_edge.tasks import get_task
 

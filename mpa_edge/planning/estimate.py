@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from mpa_edge.planning.counts import CHUNK, Counts, Figure, Prompts, batches, prompt_tokens
-from mpa_edge.planning.known import BYTES_ON_DISK, KnownModel
+from mpa_edge.planning.model_specs import BYTES_ON_DISK, KnownModel
 from mpa_edge.planning.memory import (
     FLOAT_BYTES,
     LIBRARIES_BYTES,
@@ -26,7 +26,7 @@ from mpa_edge.planning.roofline import (
     training_flops,
     vision_flops,
 )
-from mpa_edge.planning.seen import Seen
+from mpa_edge.planning.image_tokens import Seen
 from mpa_edge.config.recipe import Recipe
 
 HOUR_S = 3600.0

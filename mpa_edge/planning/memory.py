@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mpa_edge.planning.roofline import COPIES, Batch
-from mpa_edge.planning.seen import Seen
+from mpa_edge.planning.image_tokens import Seen
 from mpa_edge.planning.shapes import Shapes, Stack
 from mpa_edge.config.recipe import LevelConfig
 

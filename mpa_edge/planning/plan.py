@@ -12,11 +12,11 @@ from mpa_edge.images.folder import open_image, scan
 from mpa_edge.planning.calibrate import this_machine
 from mpa_edge.planning.counts import Figure, count, count_figures, disk, prompts
 from mpa_edge.planning.estimate import HOUR_S, MachinePlan, Work, figures_of, on_machine
-from mpa_edge.planning.known import KnownModel, known_model
+from mpa_edge.planning.model_specs import KnownModel, known_model
 from mpa_edge.planning.memory import tuned
 from mpa_edge.planning.records import Assumptions, Price, assumptions, device_file, find_device
 from mpa_edge.planning.roofline import Machine
-from mpa_edge.planning.seen import Size
+from mpa_edge.planning.image_tokens import Size
 from mpa_edge.config.recipe import Recipe
 from mpa_edge.types import Drop
 

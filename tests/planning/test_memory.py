@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpa_edge.planning.known import known_model
+from mpa_edge.planning.model_specs import known_model
 from mpa_edge.planning.memory import (
     LIBRARIES_BYTES,
     answering_bytes,

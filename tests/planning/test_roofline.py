@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpa_edge.planning.known import known_model
+from mpa_edge.planning.model_specs import known_model
 from mpa_edge.planning.records import device_file
 from mpa_edge.planning.roofline import (
     Batch,
@@ -21,7 +21,7 @@ from mpa_edge.planning.roofline import (
     training_flops,
     vision_flops,
 )
-from mpa_edge.planning.seen import Seen
+from mpa_edge.planning.image_tokens import Seen
 from mpa_edge.planning.shapes import Shapes, Stack
 
 # two layers: 4 x 8 x 8 of attention and 2 x 8 x 16 of MLP; three gated layers with half the key-value heads

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mpa_edge.errors import MpaError
-from mpa_edge.planning.known import known_model
+from mpa_edge.planning.model_specs import known_model
 from mpa_edge.planning.records import model_file
 from mpa_edge.planning.shapes import RULES, read_shapes
 from tests.families import zoo
