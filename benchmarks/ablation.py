@@ -74,9 +74,12 @@ ARMS = (
     Arm("the whole change kept", ("level.strength=1.0",)),
     Arm("easy samples first", ("level.curriculum=true",)),
     Arm("distilled", ("level.distill=1.0",)),
-    Arm("as deployed", ("identify.student=as-deployed", f"identify.target={TARGET}", f"identify.scheme={SCHEME}"),
-        exported=True),
-)  # fmt: skip
+    Arm(
+        "as deployed",
+        ("identify.student=as-deployed", f"identify.target={TARGET}", f"identify.scheme={SCHEME}"),
+        exported=True,
+    ),
+)
 
 
 def measure(arm: Arm, source: Path, folder: Path, threads: int, plain: int) -> dict[str, Any]:
@@ -92,9 +95,11 @@ def measure(arm: Arm, source: Path, folder: Path, threads: int, plain: int) -> d
     run_stages(run, STAGES, before=before_stages(run, STAGES))
     counts = {stage: manifest(folder, stage)["counts"] for stage in ("1-annotate", "2-identify", "3-level")}
     result = {
-        "annotated": counts["1-annotate"]["annotated"], "gap": counts["2-identify"]["gap"],
-        "samples": counts["3-level"]["train"], "seconds": manifest(folder, "3-level")["seconds"],
-    } | against_base(run, source, str(folder / "merged"))  # fmt: skip
+        "annotated": counts["1-annotate"]["annotated"],
+        "gap": counts["2-identify"]["gap"],
+        "samples": counts["3-level"]["train"],
+        "seconds": manifest(folder, "3-level")["seconds"],
+    } | against_base(run, source, str(folder / "merged"))
     kept = plain_style({"base": "nursery:student", "aligned": str(folder / "merged")}, plain)
     return result | {"plain": kept["aligned"] - kept["base"]} | (as_exported(run, source) if arm.exported else {})
 
@@ -131,9 +136,10 @@ def against_base(run: Run, source: Path, model: str, prefix: str = "") -> dict[s
     difference = [a.score - b.score for a, b in zip(after, before, strict=True)]
     interval = bootstrap_ci95(difference, [row.image_id for row in before], resamples=2000, seed=recipe.seed)
     return {
-        f"{prefix}aligned": mean([row.score for row in after]), f"{prefix}gain": mean(difference),
+        f"{prefix}aligned": mean([row.score for row in after]),
+        f"{prefix}gain": mean(difference),
         f"{prefix}gain_ci95": list(interval),
-    }  # fmt: skip
+    }
 
 
 def as_exported(run: Run, source: Path) -> dict[str, Any]:

@@ -71,8 +71,7 @@ def counting(spent: dict[str, float]) -> Iterator[None]:
     from transformers import GenerationMixin
     from trl import SFTTrainer
 
-    from mpa_edge.vlm.transformers import prefix_cache
-    from mpa_edge.vlm.transformers.model import model
+    from mpa_edge.vlm.transformers import model, prefix_cache
 
     def timed(owner: Any, name: str) -> tuple[Any, str, Any]:
         original = getattr(owner, name)
@@ -91,8 +90,14 @@ def counting(spent: dict[str, float]) -> Iterator[None]:
         setattr(owner, name, outer)
         return owner, name, original
 
-    places = ((GenerationMixin, "generate"), (prefix, "see"), (transformers, "decode"), (SFTTrainer, "training_step"),
-              (SFTTrainer, "prediction_step"), (torch.optim.AdamW, "step"))  # fmt: skip
+    places = (
+        (GenerationMixin, "generate"),
+        (prefix_cache, "see"),
+        (model, "decode"),
+        (SFTTrainer, "training_step"),
+        (SFTTrainer, "prediction_step"),
+        (torch.optim.AdamW, "step"),
+    )
     saved = [timed(owner, name) for owner, name in places]
     try:
         yield
@@ -103,9 +108,9 @@ def counting(spent: dict[str, float]) -> Iterator[None]:
 
 def plain_style(references: dict[str, str], n: int) -> dict[str, Any]:
     """Models on n questions in the plain style: accuracy in all and by kind."""
+    from mpa_edge.config.recipe import PILLOW_PIXEL_CAP
     from mpa_edge.evaluation.predict import by_kind, predict, read_samples
     from mpa_edge.nursery.render import ANSWERS, render
-    from mpa_edge.config.recipe import PILLOW_PIXEL_CAP
     from mpa_edge.tasks import get_task
     from mpa_edge.vlm import load
 

@@ -50,9 +50,9 @@ from bench_jobs import NOISE, QUESTION, SHAPES, STUDENT, bundle_of, exports, ids
 from bench_pairs import Answer, Bare, compared, pairs
 
 from export import remember
-from mpa_edge.bench.results.build import peak_memory
 from mpa_edge.bench.device.protocol import Line, Step
 from mpa_edge.bench.host.pipeline import model_bytes
+from mpa_edge.bench.results.build import peak_memory
 from mpa_edge.bench.results.records import Timed
 from mpa_edge.bench.results.timing import figures, in_rounds, loads, order, timed
 
@@ -62,9 +62,19 @@ MODELS = (STUDENT, SHAPES)
 # A B B A rounds by model: an answer of SmolVLM's sizes takes seconds
 ROUNDS = {STUDENT: 30, SHAPES: 5}
 SCHEMES = (
-    "onnx-fp32", "onnx-fp16", "onnx-int8", "onnx-q4", "onnx-q4f16", "gguf-f16", "gguf-q8_0", "gguf-q6_k", "gguf-q4_k_m",
-    "gguf-q4_0", "hybrid-int8-q8_0", "hybrid-int8-q4_0",
-)  # fmt: skip
+    "onnx-fp32",
+    "onnx-fp16",
+    "onnx-int8",
+    "onnx-q4",
+    "onnx-q4f16",
+    "gguf-f16",
+    "gguf-q8_0",
+    "gguf-q6_k",
+    "gguf-q4_k_m",
+    "gguf-q4_0",
+    "hybrid-int8-q8_0",
+    "hybrid-int8-q4_0",
+)
 RESIDENT = re.compile(r"Maximum resident set size \(kbytes\): (\d+)")
 KIB = 1024
 TILES, TOKENS = 5, 32
@@ -297,10 +307,12 @@ def shape(export: Path, place: Path, rounds: int) -> dict[str, Any]:
     read = weight_bytes(export) + cache_bytes(export, context_tokens(export, place))
     return {
         **{name: p50[name] for name in ("load_s", "vision_encode_s", "prefill_s", "ttft_s", "tpot_s", "tokens_per_s")},
-        "peak_bytes": peak_memory(lines, "artifact").peak_bytes, "size_bytes": model_bytes(bundle),
-        "read_bytes_per_token": read, "bandwidth_bytes_per_s": round(bandwidth),
+        "peak_bytes": peak_memory(lines, "artifact").peak_bytes,
+        "size_bytes": model_bytes(bundle),
+        "read_bytes_per_token": read,
+        "bandwidth_bytes_per_s": round(bandwidth),
         "share_of_bound": round(share_of_bound(float(p50["tokens_per_s"] or 0.0), read, bandwidth), 3),
-    }  # fmt: skip
+    }
 
 
 def context_tokens(export: Path, place: Path) -> int:

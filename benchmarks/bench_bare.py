@@ -54,8 +54,10 @@ def onnx_loop(folder: Path, artifact: Artifact, threads: int) -> Loop:
         marks = [time.perf_counter()]
         made = prepare(artifact.image, image)
         ids = np.array([tokenizer.encode(prompt_text(artifact, question, made.expansion))], np.int64)
-        seen = [vision.run(None, {k: a[:, i : i + 1] for k, a in made.pixels.items()}, after_each)[0]
-                for i in range(made.pixels["pixel_values"].shape[1])]  # fmt: skip
+        seen = [
+            vision.run(None, {k: a[:, i : i + 1] for k, a in made.pixels.items()}, after_each)[0]
+            for i in range(made.pixels["pixel_values"].shape[1])
+        ]
         embeds, length = embed.run(None, {"input_ids": ids})[0].copy(), ids.shape[1]
         embeds[0, ids[0] == artifact.tokens.image_id] = np.concatenate(
             [rows.reshape(-1, rows.shape[-1]) for rows in seen]
@@ -63,8 +65,11 @@ def onnx_loop(folder: Path, artifact: Artifact, threads: int) -> Loop:
         cache = {k: np.zeros((1, shape[1], 0, shape[3]), dtypes[k]) for k, shape in shapes.items()}
         places = np.arange(length)[None]
         for i in range(n):
-            feeds = {"inputs_embeds": embeds.astype(dtypes["inputs_embeds"], copy=False), "position_ids": places,
-                     "attention_mask": np.ones((1, length), np.int64)}  # fmt: skip
+            feeds = {
+                "inputs_embeds": embeds.astype(dtypes["inputs_embeds"], copy=False),
+                "position_ids": places,
+                "attention_mask": np.ones((1, length), np.int64),
+            }
             logits, *present = decoder.run(None, {**feeds, **keep, **cache})
             token = int(logits[0, -1].argmax())
             if i == 0:

@@ -22,9 +22,9 @@ from bench_decode import tiles_of
 from PIL import Image
 
 from mpa_edge.artifact import read_artifact, write_artifact
-from mpa_edge.config.library import load_target
-from mpa_edge.bench.host.bundle import Bundle, Question, make_bundle
 from mpa_edge.bench.device.protocol import ORDER, OUT, JobOrder, Line, Step, read_lines, to_json
+from mpa_edge.bench.host.bundle import Bundle, Question, make_bundle
+from mpa_edge.config.library import load_target
 from mpa_edge.nursery.render import ANSWERS, render
 from mpa_edge.questions.own import read_samples
 

@@ -21,9 +21,9 @@ from typing import Any
 import click
 from bench_jobs import ONE_THREAD, ids_of, order_for
 
-from mpa_edge.bench.host.bundle import Bundle
 from mpa_edge.bench.device.protocol import OUT, WATCH, Step
 from mpa_edge.bench.device.runner import LOG, Journal, Worker
+from mpa_edge.bench.host.bundle import Bundle
 from mpa_edge.bench.results.timing import figure
 
 Answer = dict[str, Any]
@@ -154,6 +154,8 @@ def compared(found: Sequence[tuple[Answer, Answer]], metric: str) -> dict[str, A
     sides = (figure([side[metric] for side in sides], "").p50 for sides in zip(*found, strict=True))
     harness, bare = (None if side is None else round(side, 6) for side in sides)
     return {
-        "harness": harness, "bare": bare, "ratio": round(ratio.p50 or 0.0, 4),
+        "harness": harness,
+        "bare": bare,
+        "ratio": round(ratio.p50 or 0.0, 4),
         "ci95": None if ratio.ci95 is None else [round(end, 4) for end in ratio.ci95],
-    }  # fmt: skip
+    }

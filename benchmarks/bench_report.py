@@ -75,10 +75,14 @@ def overhead_row(name: str, found: dict[str, Any], metric: str) -> list[str]:
     ends = " to ".join(f"{100 * (end - 1):+.1f}" for end in one["ci95"]) if one["ci95"] else ""
     unit, scale, digits = ("TTFT, ms", MS, 1) if metric == "ttft_s" else ("tokens/s", 1, 1)
     return [
-        f"{name} ({found['pairs']} pairs), {unit}", f"{one['harness'] * scale:.{digits}f}",
-        f"{one['bare'] * scale:.{digits}f}", f"{100 * (one['ratio'] - 1):+.1f} %", ends, added(one, metric),
+        f"{name} ({found['pairs']} pairs), {unit}",
+        f"{one['harness'] * scale:.{digits}f}",
+        f"{one['bare'] * scale:.{digits}f}",
+        f"{100 * (one['ratio'] - 1):+.1f} %",
+        ends,
+        added(one, metric),
         f"{word(one, metric)} ({100 * costs(one['ratio'], metric):+.1f} %)",
-    ]  # fmt: skip
+    ]
 
 
 def word(one: dict[str, Any], metric: str) -> str:
@@ -118,15 +122,22 @@ def memory_part(part: dict[str, Any]) -> list[str]:
     """Peak memory against /usr/bin/time."""
     rows = [
         [
-            name, str(len(found["jobs"])), f"{found['jobs'][0]['job_bytes'] / MB:.1f}",
-            f"{found['jobs'][0]['time_bytes'] / MB:.1f}", percent(found["largest_difference"]),
+            name,
+            str(len(found["jobs"])),
+            f"{found['jobs'][0]['job_bytes'] / MB:.1f}",
+            f"{found['jobs'][0]['time_bytes'] / MB:.1f}",
+            percent(found["largest_difference"]),
             verdict(found["largest_difference"] <= MEMORY, "3 %"),
         ]
         for name, found in part["exports"].items()
-    ]  # fmt: skip
+    ]
     heading = ["Export", "Jobs", "Job says, MB", "time -v, MB", "Largest difference", "Within"]
-    return ["### Peak memory\n", where(part), "First job of each; the difference is the largest of all jobs.\n",
-            table(heading, rows)]  # fmt: skip
+    return [
+        "### Peak memory\n",
+        where(part),
+        "First job of each; the difference is the largest of all jobs.\n",
+        table(heading, rows),
+    ]
 
 
 # --- repeat -----------------------------------------------------------------------------------------------------------
@@ -139,8 +150,15 @@ def repeat_part(part: dict[str, Any]) -> list[str]:
         for name, metrics in part["exports"].items()
         for metric, found in metrics.items()
     ]
-    heading = ["Export, figure", "Median, ms", "Jobs off the median", "Within 5 %", "Asked: 9 of 10",
-               "Bare loop off its median", "Job over bare, within 5 %"]  # fmt: skip
+    heading = [
+        "Export, figure",
+        "Median, ms",
+        "Jobs off the median",
+        "Within 5 %",
+        "Asked: 9 of 10",
+        "Bare loop off its median",
+        "Job over bare, within 5 %",
+    ]
     return [
         "### The same benchmark again\n",
         where(part),
@@ -156,10 +174,14 @@ def repeat_part(part: dict[str, Any]) -> list[str]:
 def repeat_row(name: str, found: dict[str, Any], n: int) -> list[str]:
     """One figure of one export."""
     return [
-        name, f"{found['median'] * MS:.3f}", span(found["over_median"]), f"{found['within_5_percent']} of {n}",
+        name,
+        f"{found['median'] * MS:.3f}",
+        span(found["over_median"]),
+        f"{found['within_5_percent']} of {n}",
         verdict(found["within_5_percent"] >= OF_TEN * n, f"{OF_TEN * n:.0f} of {n}"),
-        span(found["bare_over_its_median"]), f"{found['ratio_within_5_percent']} of {n}",
-    ]  # fmt: skip
+        span(found["bare_over_its_median"]),
+        f"{found['ratio_within_5_percent']} of {n}",
+    ]
 
 
 def span(ratios: list[float]) -> str:
@@ -176,8 +198,18 @@ def span(ratios: list[float]) -> str:
 
 def shapes_part(part: dict[str, Any]) -> list[str]:
     """Every scheme."""
-    heading = ["Scheme", "Load cold, s", "Vision, s a tile", "TTFT, s", "Decode, tok/s", "Peak memory, MB", "Size, MB",
-               "Read a token, MB", "Memory, GB/s", "Of the bound"]  # fmt: skip
+    heading = [
+        "Scheme",
+        "Load cold, s",
+        "Vision, s a tile",
+        "TTFT, s",
+        "Decode, tok/s",
+        "Peak memory, MB",
+        "Size, MB",
+        "Read a token, MB",
+        "Memory, GB/s",
+        "Of the bound",
+    ]
     rows = [shape_row(name, row, part["tiles"]) for name, row in part["schemes"].items()]
     return [
         "### SmolVLM-256M's sizes, every scheme\n",
@@ -197,8 +229,14 @@ def shapes_part(part: dict[str, Any]) -> list[str]:
 def shape_row(name: str, row: dict[str, Any], tiles: int) -> list[str]:
     """One scheme."""
     return [
-        name, f"{row['load_s']:.2f}", f"{row['vision_encode_s'] / tiles:.2f}", f"{row['ttft_s']:.2f}",
-        f"{row['tokens_per_s']:.0f}", f"{row['peak_bytes'] / MB:,.0f}", f"{row['size_bytes'] / MB:,.0f}",
-        f"{row['read_bytes_per_token'] / MB:,.0f}", f"{row['bandwidth_bytes_per_s'] / GB:.0f}",
+        name,
+        f"{row['load_s']:.2f}",
+        f"{row['vision_encode_s'] / tiles:.2f}",
+        f"{row['ttft_s']:.2f}",
+        f"{row['tokens_per_s']:.0f}",
+        f"{row['peak_bytes'] / MB:,.0f}",
+        f"{row['size_bytes'] / MB:,.0f}",
+        f"{row['read_bytes_per_token'] / MB:,.0f}",
+        f"{row['bandwidth_bytes_per_s'] / GB:.0f}",
         percent(row["share_of_bound"]),
-    ]  # fmt: skip
+    ]

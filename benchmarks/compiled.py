@@ -29,8 +29,8 @@ from align import machine
 from PIL import Image
 from shapes import TEXT, build
 
-from mpa_edge.vlm.transformers import checkpoint
 from mpa_edge.vlm import resolve
+from mpa_edge.vlm.transformers import checkpoint
 
 CALLS = 20
 
@@ -56,10 +56,13 @@ def compared(eager: Callable[[], Any], compiled: Callable[[], Any]) -> dict[str,
     factor, compile_s = statistics.median(ratios), first_s - 3 * compiled_s
     (_, expected), (_, found) = rounds[-1]
     return {
-        "eager_s": eager_s, "compiled_s": compiled_s, "factor": factor, "compile_s": compile_s,
+        "eager_s": eager_s,
+        "compiled_s": compiled_s,
+        "factor": factor,
+        "compile_s": compile_s,
         "pays_after_s": compile_s / (1 - 1 / factor) if factor > 1 else None,
         "max_abs_diff": float((expected - found).abs().max()),
-    }  # fmt: skip
+    }
 
 
 def vision(model: Any, processor: Any, pictures: int) -> dict[str, Any]:
@@ -106,9 +109,13 @@ def main(name: str, pictures: int, rows: int, threads: int, out: Path | None) ->
         model, processor = checkpoint.load_model(path, device), checkpoint.load_processor(path)
         result = {
             "command": f"python benchmarks/compiled.py --model {name} --pictures {pictures} --rows {rows}",
-            "model": name, "pictures": pictures, "rows": rows, "machine": machine() | {"threads": threads},
-            "vision": vision(model, processor, pictures), "decode": decode(model, rows, 64),
-        }  # fmt: skip
+            "model": name,
+            "pictures": pictures,
+            "rows": rows,
+            "machine": machine() | {"threads": threads},
+            "vision": vision(model, processor, pictures),
+            "decode": decode(model, rows, 64),
+        }
     text = json.dumps(result, indent=1)
     click.echo(text)
     if out:

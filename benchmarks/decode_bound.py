@@ -27,9 +27,12 @@ def share_of_bound(vlm: TransformersVLM, image: Image.Image, rows: int) -> dict[
     n_bytes = step_bytes(vlm.model, batch)
     step_s, bytes_per_s = _step_seconds(batch, rows, vlm.device), bandwidth(vlm.device)
     return {
-        "rows": rows, "step_s": step_s, "step_bytes": n_bytes, "bytes_per_s": bytes_per_s,
+        "rows": rows,
+        "step_s": step_s,
+        "step_bytes": n_bytes,
+        "bytes_per_s": bytes_per_s,
         "share": round(n_bytes / bytes_per_s / step_s, 3),
-    }  # fmt: skip
+    }
 
 
 def step_bytes(model: Any, batch: Batch) -> int:

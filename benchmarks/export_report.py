@@ -27,11 +27,17 @@ def accuracy_table(result: dict[str, Any]) -> str:
     for export in result["exports"]:
         figures = export["accuracy"]
         kept = "" if export["retained_gain"] is None else percent(export["retained_gain"])
-        rows.append([
-            export["scheme"] + (" (negative control)" if export["control"] else ""), named_components(export),
-            f"{size_mb(export):.2f}", percent(figures["artifact"]), points(figures["artifact"] - figures["aligned"]),
-            kept, export["verdict"],
-        ])  # fmt: skip
+        rows.append(
+            [
+                export["scheme"] + (" (negative control)" if export["control"] else ""),
+                named_components(export),
+                f"{size_mb(export):.2f}",
+                percent(figures["artifact"]),
+                points(figures["artifact"] - figures["aligned"]),
+                kept,
+                export["verdict"],
+            ]
+        )
     return table(heading, rows)
 
 
@@ -42,10 +48,12 @@ def shape_table(result: dict[str, Any]) -> str:
         [
             export["scheme"],
             *(f"{export['files'][c]['bytes'] / MB:,.0f}" if c in export["files"] else "" for c in components),
-            f"{size_mb(export):,.0f}", percent(size_mb(export) * MB / result["fp32_bytes"]), f"{export['seconds']:.0f}",
+            f"{size_mb(export):,.0f}",
+            percent(size_mb(export) * MB / result["fp32_bytes"]),
+            f"{export['seconds']:.0f}",
         ]
         for export in result["exports"]
-    ]  # fmt: skip
+    ]
     return table(["Scheme", *(f"{name}, MB" for name in components), "All, MB", "of fp32", "Seconds"], rows)
 
 
@@ -56,14 +64,26 @@ def loops_table(result: dict[str, Any]) -> str:
         for arm, seconds in found["seconds"].items():
             over = {part: f"{value:.3f}" for part, value in found["over_bare"].items()} if arm == "vlm" else {}
             together = seconds.get("vision_and_prefill_s")
-            rows.append([
-                f"{name}: {arm}", f"{seconds['vision_s']:.2f}" if together is None else "",
-                f"{seconds['prefill_s']:.2f}" if together is None else f"{together:.2f} with vision",
-                f"{found['decode_tokens_s'][arm]:.0f}",
-                over.get("prefill_s", ""), over.get("decode_s", ""), over.get("whole", ""),
-            ])  # fmt: skip
-    heading = ["Export: who runs it", "Vision, s a tile", "Prefill, s", "Decode, tok/s",
-               "Prefill over bare", "Decode over bare", "Whole over bare"]  # fmt: skip
+            rows.append(
+                [
+                    f"{name}: {arm}",
+                    f"{seconds['vision_s']:.2f}" if together is None else "",
+                    f"{seconds['prefill_s']:.2f}" if together is None else f"{together:.2f} with vision",
+                    f"{found['decode_tokens_s'][arm]:.0f}",
+                    over.get("prefill_s", ""),
+                    over.get("decode_s", ""),
+                    over.get("whole", ""),
+                ]
+            )
+    heading = [
+        "Export: who runs it",
+        "Vision, s a tile",
+        "Prefill, s",
+        "Decode, tok/s",
+        "Prefill over bare",
+        "Decode over bare",
+        "Whole over bare",
+    ]
     return table(heading, rows)
 
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import click
 
+from mpa_edge.config.recipe import AnnotateConfig
 from mpa_edge.evaluation.predict import by_kind, predict, read_samples
 from mpa_edge.nursery import world
 from mpa_edge.nursery.render import ANSWERS, pictures, render
-from mpa_edge.config.recipe import AnnotateConfig
 from mpa_edge.stages.annotate.stage import annotation_request
 from mpa_edge.tasks import get_task
 from mpa_edge.tasks.parse import parse_annotation

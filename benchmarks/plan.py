@@ -87,12 +87,17 @@ def main(images: int, questions: int, epochs: float, threads: int, out: Path | N
             "command": f"python benchmarks/plan.py --images {images} --questions {questions} --epochs {epochs:g} "
             f"--threads {threads}",
             "set": [f"{key}={value}" for key, value in values.items()],
-            "machine": {"cpu": cpu_name(), "threads": threads, "flops": device.flops,
-                        "memory_bandwidth": device.memory_bandwidth, "memory_bytes": device.memory_bytes},
+            "machine": {
+                "cpu": cpu_name(),
+                "threads": threads,
+                "flops": device.flops,
+                "memory_bandwidth": device.memory_bandwidth,
+                "memory_bytes": device.memory_bytes,
+            },
             **compared(planned, took, threads),
             "assumed": {key: getattr(made.work.counts, key) for key in ("annotated", "gap", "steps", "train")},
             "counted": counted(run),
-        }  # fmt: skip
+        }
     click.echo(json.dumps(document, indent=1))
     if out:
         out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -22,16 +22,29 @@ ROOT = Path(__file__).parents[1]
 
 def seeds_table(runs: Sequence[dict[str, Any]]) -> str:
     """One row a seed, and the mean."""
-    heading = ["Seed", "Teacher", "Student before", "Student after", "Gain (points)", "95 % interval", "p (McNemar)",
-               "Plain style, before", "after"]  # fmt: skip
+    heading = [
+        "Seed",
+        "Teacher",
+        "Student before",
+        "Student after",
+        "Gain (points)",
+        "95 % interval",
+        "p (McNemar)",
+        "Plain style, before",
+        "after",
+    ]
     rows = [
         [
-            str(run["seed"]), *(percent(run["accuracy"][m]) for m in ("teacher", "base", "aligned")),
-            points(run["gain"]), " to ".join(points(x) for x in run["gain_ci95"]), f"{run['p_mcnemar']:.1e}",
-            percent(run["plain"]["base"]), percent(run["plain"]["aligned"]),
+            str(run["seed"]),
+            *(percent(run["accuracy"][m]) for m in ("teacher", "base", "aligned")),
+            points(run["gain"]),
+            " to ".join(points(x) for x in run["gain_ci95"]),
+            f"{run['p_mcnemar']:.1e}",
+            percent(run["plain"]["base"]),
+            percent(run["plain"]["aligned"]),
         ]
         for run in runs
-    ]  # fmt: skip
+    ]
     averages = [mean([run["accuracy"][m] for run in runs]) for m in ("teacher", "base", "aligned")]
     plain = [mean([run["plain"][m] for run in runs]) for m in ("base", "aligned")]
     gain = mean([run["gain"] for run in runs])
@@ -46,11 +59,14 @@ def kinds_table(runs: Sequence[dict[str, Any]]) -> str:
     for kind in sorted(runs[0]["kinds"]):
         cells = [run["kinds"][kind] for run in runs if kind in run["kinds"]]
         plain = [run["plain"]["kinds"][kind] for run in runs if kind in run["plain"]["kinds"]]
-        rows.append([
-            kind, f"{cells[0]['n']:.0f}",
-            *(percent(mean([c[m] for c in cells])) for m in ("teacher", "base", "aligned")),
-            *(percent(mean([c[m] for c in plain])) for m in ("base", "aligned")),
-        ])  # fmt: skip
+        rows.append(
+            [
+                kind,
+                f"{cells[0]['n']:.0f}",
+                *(percent(mean([c[m] for c in cells])) for m in ("teacher", "base", "aligned")),
+                *(percent(mean([c[m] for c in plain])) for m in ("base", "aligned")),
+            ]
+        )
     return table(heading, rows)
 
 
@@ -61,19 +77,33 @@ def cost_table(runs: Sequence[dict[str, Any]]) -> str:
     heading = ["Seed", "Annotated", "Verified", "Gap", *seconds, "Whole process s", "Overhead", "Peak memory GB"]
     rows = [
         [
-            str(run["seed"]), str(run["annotated"]), str(run["verified"]), str(run["gap"]),
-            *(f"{run['seconds'][stage]:.0f}" for stage in stages), f"{run['wall_s']:.0f}", percent(run["overhead"]),
+            str(run["seed"]),
+            str(run["annotated"]),
+            str(run["verified"]),
+            str(run["gap"]),
+            *(f"{run['seconds'][stage]:.0f}" for stage in stages),
+            f"{run['wall_s']:.0f}",
+            percent(run["overhead"]),
             f"{run['peak_rss_bytes'] / 1e9:.2f}",
         ]
         for run in runs
-    ]  # fmt: skip
+    ]
     return table(heading, rows)
 
 
 def ablation_table(result: dict[str, Any]) -> str:
     """One row an arm: means of the seeds, and on each seed the difference to the recipe as it stands."""
-    heading = ["Arm", "Changed", "Seeds", "Samples", "After", "Gain (points)", "Over the first line (points)",
-               "Exported, over the first line", "Plain style (points)"]  # fmt: skip
+    heading = [
+        "Arm",
+        "Changed",
+        "Seeds",
+        "Samples",
+        "After",
+        "Gain (points)",
+        "Over the first line (points)",
+        "Exported, over the first line",
+        "Plain style (points)",
+    ]
     reference = result["arms"].get(result["reference"], {"seeds": {}})
     return table(heading, [ablation_row(arm, row, reference) for arm, row in result["arms"].items() if row["seeds"]])
 
@@ -84,9 +114,15 @@ def ablation_row(arm: str, row: dict[str, Any], reference: dict[str, Any]) -> li
     averages = {key: mean([one[key] for one in seeds]) for key in ("samples", "aligned", "gain", "plain")}
     over = [spread(points_over(row, reference, key)) for key in ("aligned", "exported_aligned")]
     return [
-        arm, " ".join(f"`{change}`" for change in row["set"]), str(len(seeds)), f"{averages['samples']:.0f}",
-        percent(averages["aligned"]), points(averages["gain"]), *over, points(averages["plain"]),
-    ]  # fmt: skip
+        arm,
+        " ".join(f"`{change}`" for change in row["set"]),
+        str(len(seeds)),
+        f"{averages['samples']:.0f}",
+        percent(averages["aligned"]),
+        points(averages["gain"]),
+        *over,
+        points(averages["plain"]),
+    ]
 
 
 def spread(differences: Sequence[float]) -> str:

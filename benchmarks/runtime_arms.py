@@ -137,8 +137,11 @@ class NodeArm:
         self.script = Path(shutil.copy(Path(__file__).with_name("runtime.mjs"), node / f"{self.work.name}.mjs"))
         self.process = subprocess.Popen(
             ["node", str(self.script), str(self.work / "job.json")],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
         self._reply()
 
     def _files(self, arrays: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -77,9 +77,13 @@ def drive(size: Size, folder: Path) -> dict[str, Any]:
     from mpa_edge.stages.run import open_run
 
     values = {
-        "images.render": "null", "stage.shard_size": size.shard_size, "stage.samples_per_image": 1,
-        "engine.actors": size.actors, "engine.cpus_per_actor": 1.0 / size.actors, "device": "cpu",
-    }  # fmt: skip
+        "images.render": "null",
+        "annotate.shard_size": size.shard_size,
+        "annotate.samples_per_image": 1,
+        "engine.actors": size.actors,
+        "engine.cpus_per_actor": 1.0 / size.actors,
+        "device": "cpu",
+    }
     overrides = [f"{key}={value}" for key, value in values.items()]
     run = open_run("minicharts", images=str(folder / "pictures"), out=str(folder / "run"), overrides=overrides)
     names = ("annotate", "identify")
@@ -283,18 +287,18 @@ def inner(pictures: Path, out: Path) -> dict[str, Any]:
             return [scale_models.Reply(self._say(request), "stop", 3) for request in requests]
 
     mpa_edge.vlm.load = Prompt  # type: ignore[assignment]
-    from mpa_edge.runs.parquet import part_path
     from mpa_edge.runs.manifest import MANIFEST
     from mpa_edge.runs.memory import peak_rss_bytes
-    from mpa_edge.stages.annotate.stage import stage
+    from mpa_edge.runs.parquet import part_path
     from mpa_edge.stages import identify
+    from mpa_edge.stages.annotate import stage as annotate
     from mpa_edge.stages.run import Run, open_run
 
     def opened() -> Run:
         return open_run("minicharts", images=str(pictures), out=str(out), overrides=("images.render=null",))
 
     started, run = time.perf_counter(), opened()
-    stage.run_annotate(run)
+    annotate.run_annotate(run)
     identify.run_identify(run)
     run_s, peak, last = time.perf_counter() - started, peak_rss_bytes(), len(run.shards) - 1
     folder = run.stage_folder("annotate")
@@ -302,7 +306,7 @@ def inner(pictures: Path, out: Path) -> dict[str, Any]:
     part_path(folder, last).unlink()
     first_asked.clear()
     started = time.perf_counter()
-    stage.run_annotate(opened())
+    annotate.run_annotate(opened())
     return {"run_s": run_s, "peak_rss_bytes": peak, "resume_s": first_asked["teacher"] - started}
 
 
@@ -340,10 +344,20 @@ def few_and_many(small: int, large: int) -> dict[str, Any]:
 @click.option("--inner", "folders", nargs=2, type=click.Path(path_type=Path), hidden=True)
 @click.option("--drive", "order", type=(int, str, int, int, Path), hidden=True)
 def main(
-    images: int | None, engine: str, actors: int, shard_size: int, folder: Path | None, details: Path | None,
-    compare: int | None, rounds: int, small: int, large: int, as_json: bool, folders: tuple[Path, Path] | None,
+    images: int | None,
+    engine: str,
+    actors: int,
+    shard_size: int,
+    folder: Path | None,
+    details: Path | None,
+    compare: int | None,
+    rounds: int,
+    small: int,
+    large: int,
+    as_json: bool,
+    folders: tuple[Path, Path] | None,
     order: tuple[int, str, int, int, Path] | None,
-) -> None:  # fmt: skip
+) -> None:
     """Run the benchmark."""
     if folders:
         click.echo(json.dumps(inner(*folders)))

@@ -52,7 +52,7 @@ ASSUMED = {
     "engine_start_s": Factor(value=30, where="Ray starts its processes, each GPU loads the teacher: a planning value"),
     "level_gpus": Factor(value=8, where="one machine: a student of 0.5B learns no faster across a network"),
     "level_efficiency": Factor(value=0.85, where="of 8 GPUs against one, gradients added up: a planning value"),
-}  # fmt: skip
+}
 
 
 def value(name: str) -> float:
@@ -139,28 +139,43 @@ def loads(plan: Plan, machine: MachinePlan, gpus: int, shard_size: int) -> Itera
     assumed, seen = plan.work.assumed, plan.work.student_sees
     prepare_s = assumed["prepare_s"] + assumed["prepare_s_per_pixel"] * seen.pixels
     yield Load(
-        "one file server (10 Gbit/s)", pictures_per_s * value("picture_bytes"), value("nfs_bytes_per_s"), "bytes/s",
+        "one file server (10 Gbit/s)",
+        pictures_per_s * value("picture_bytes"),
+        value("nfs_bytes_per_s"),
+        "bytes/s",
         "pictures from an object store or a copy on each machine; each is read once a stage",
-    )  # fmt: skip
+    )
     yield Load(
-        "reads of one prefix of a bucket", pictures_per_s, value("store_gets_per_s"), "GET/s",
+        "reads of one prefix of a bucket",
+        pictures_per_s,
+        value("store_gets_per_s"),
+        "GET/s",
         "a folder (a prefix) for each few thousand pictures: folders below --images count as one set",
-    )  # fmt: skip
+    )
     yield Load(
-        "cores of a machine that prepare pictures", pictures_per_s / hosts * prepare_s,
-        min(gpus, value("gpus_a_host")) * value("cores_a_gpu"), "cores", "a stage of its own beside the actors (Ray)",
-    )  # fmt: skip
+        "cores of a machine that prepare pictures",
+        pictures_per_s / hosts * prepare_s,
+        min(gpus, value("gpus_a_host")) * value("cores_a_gpu"),
+        "cores",
+        "a stage of its own beside the actors (Ray)",
+    )
     yield Load(
-        "the driver", shards_per_s, 1 / driver_shard_s().value, "shards/s",
+        "the driver",
+        shards_per_s,
+        1 / driver_shard_s().value,
+        "shards/s",
         "annotate.shard_size: ten times larger shards are a tenth of the messages",
-    )  # fmt: skip
+    )
     yield Load(
         "writes of one prefix of a bucket", shards_per_s * 2, value("store_puts_per_s"), "PUT/s", "as the driver"
     )
     yield Load(
-        "memory of level: it chooses among all verdicts", plan.work.counts.annotated * value("verdict_bytes"),
-        value("host_bytes"), "bytes", "nothing yet: at ten times as many pictures, choose in passes over the parts",
-    )  # fmt: skip
+        "memory of level: it chooses among all verdicts",
+        plan.work.counts.annotated * value("verdict_bytes"),
+        value("host_bytes"),
+        "bytes",
+        "nothing yet: at ten times as many pictures, choose in passes over the parts",
+    )
 
 
 def storage(plan: Plan, shard_size: int) -> dict[str, float]:
@@ -172,9 +187,13 @@ def storage(plan: Plan, shard_size: int) -> dict[str, float]:
     pictures_bytes = plan.pictures.n * value("picture_bytes")
     month = (rows_bytes + model_bytes + pictures_bytes) / 1e9 * value("store_usd_per_gb_month")
     return {
-        "files": files, "rows_bytes": rows_bytes, "model_bytes": model_bytes, "pictures_bytes": pictures_bytes,
-        "usd_per_month": month, "puts_usd": files / 1000 * value("store_usd_per_1000_puts"),
-    }  # fmt: skip
+        "files": files,
+        "rows_bytes": rows_bytes,
+        "model_bytes": model_bytes,
+        "pictures_bytes": pictures_bytes,
+        "usd_per_month": month,
+        "puts_usd": files / 1000 * value("store_usd_per_1000_puts"),
+    }
 
 
 def servers(gpus: int) -> dict[str, float]:

@@ -38,16 +38,29 @@ def _kind(run: dict[str, Any]) -> tuple[str, int]:
 
 def runs_table(runs: list[dict[str, Any]]) -> str:
     """One row a run: what --json prints."""
-    heading = ["Engine", "Pictures", "Rows", "Different ids", "Rows a second", "Driver, MB", "Going on after, s",
-               "Rows redone"]  # fmt: skip
+    heading = [
+        "Engine",
+        "Pictures",
+        "Rows",
+        "Different ids",
+        "Rows a second",
+        "Driver, MB",
+        "Going on after, s",
+        "Rows redone",
+    ]
     rows = [
         [
             f"{run['size']['engine']}, {run['size']['actors']} actors" if run["size"]["engine"] == "ray" else "local",
-            f"{run['images']:,}", f"{run['rows']:,}", f"{run['unique_ids']:,}", f"{run['rows_per_s']:,.0f}",
-            f"{run['driver_peak_rss_bytes'] / MEGA:,.0f}", f"{run['resume_s']:.1f}", f"{run['rows_redone']:,}",
+            f"{run['images']:,}",
+            f"{run['rows']:,}",
+            f"{run['unique_ids']:,}",
+            f"{run['rows_per_s']:,.0f}",
+            f"{run['driver_peak_rss_bytes'] / MEGA:,.0f}",
+            f"{run['resume_s']:.1f}",
+            f"{run['rows_redone']:,}",
         ]
         for run in runs
-    ]  # fmt: skip
+    ]
     commands = "\n".join(f"- `{run['command']}`" for run in runs)
     return f"{table(heading, rows)}\n{line_of(runs)}\nCommands ({_machine(runs[0])}):\n\n{commands}\n" if runs else ""
 
@@ -104,11 +117,15 @@ def hours_table(plan: dict[str, Any]) -> str:
     heading = ["GPUs", *plan["one_gpu_s"], "together, h", "USD", "A shard of 1,000 takes, s"]
     rows = [
         [
-            str(row["gpus"]), *(f"{row['stage_s'][name] / HOUR_S:,.2f}" for name in plan["one_gpu_s"]),
-            f"{row['hours']:,.1f}", f"{row['usd']:,.0f}", f"{row['shard_s']:.0f}",
+            str(row["gpus"]),
+            *(f"{row['stage_s'][name] / HOUR_S:,.2f}" for name in plan["one_gpu_s"]),
+            f"{row['hours']:,.1f}",
+            f"{row['usd']:,.0f}",
+            f"{row['shard_s']:.0f}",
         ]
-        for row in plan["rows"] if row["shard_size"] == 1000
-    ]  # fmt: skip
+        for row in plan["rows"]
+        if row["shard_size"] == 1000
+    ]
     price = plan["price"]
     return (
         table(heading, rows)
@@ -132,30 +149,51 @@ def loads_table(plan: dict[str, Any]) -> str:
 
 def storage_table(plan: dict[str, Any]) -> str:
     """Bytes and files."""
-    heading = ["Shard size", "Files of rows", "Rows, GB", "Checkpoints and model, GB", "Pictures, GB", "USD a month",
-               "USD for writing"]  # fmt: skip
+    heading = [
+        "Shard size",
+        "Files of rows",
+        "Rows, GB",
+        "Checkpoints and model, GB",
+        "Pictures, GB",
+        "USD a month",
+        "USD for writing",
+    ]
     rows = [
         [
-            f"{int(size):,}", f"{one['files']:,.0f}", f"{one['rows_bytes'] / GIGA:,.1f}",
-            f"{one['model_bytes'] / GIGA:,.1f}", f"{one['pictures_bytes'] / GIGA:,.0f}", f"{one['usd_per_month']:,.0f}",
+            f"{int(size):,}",
+            f"{one['files']:,.0f}",
+            f"{one['rows_bytes'] / GIGA:,.1f}",
+            f"{one['model_bytes'] / GIGA:,.1f}",
+            f"{one['pictures_bytes'] / GIGA:,.0f}",
+            f"{one['usd_per_month']:,.0f}",
             f"{one['puts_usd']:.2f}",
         ]
         for size, one in plan["storage"].items()
-    ]  # fmt: skip
+    ]
     return table(heading, rows)
 
 
 def servers_table(plan: dict[str, Any]) -> str:
     """Teacher servers on the same GPUs, asked by one process."""
-    heading = ["GPUs with servers", "annotate, h", "Requests a second", "Processes to ask them",
-               "25 Gbit/s link, PNG", "the same, JPEG"]  # fmt: skip
+    heading = [
+        "GPUs with servers",
+        "annotate, h",
+        "Requests a second",
+        "Processes to ask them",
+        "25 Gbit/s link, PNG",
+        "the same, JPEG",
+    ]
     rows = [
         [
-            gpus, f"{one['annotate_s'] / HOUR_S:,.2f}", f"{one['requests_per_s']:,.0f}", f"{one['askers']:,.0f}",
-            f"{100 * one['link_share']:,.0f} %", f"{100 * one['link_share_jpeg']:,.0f} %",
+            gpus,
+            f"{one['annotate_s'] / HOUR_S:,.2f}",
+            f"{one['requests_per_s']:,.0f}",
+            f"{one['askers']:,.0f}",
+            f"{100 * one['link_share']:,.0f} %",
+            f"{100 * one['link_share_jpeg']:,.0f} %",
         ]
         for gpus, one in plan["servers"].items()
-    ]  # fmt: skip
+    ]
     return table(heading, rows)
 
 
@@ -171,8 +209,13 @@ def blocks(stored: dict[str, Any], plan: dict[str, Any]) -> Iterator[tuple[str, 
     yield "runs", runs_table(stored["runs"]) if "runs" in stored else missing
     yield "flat", flat_table(stored["flat"]) if "flat" in stored else missing
     yield "compare", compare_table(stored["compare"]) if "compare" in stored else missing
-    for name, make in {"hours": hours_table, "loads": loads_table, "storage": storage_table, "servers": servers_table,
-                       "assumed": assumed_table}.items():  # fmt: skip
+    for name, make in {
+        "hours": hours_table,
+        "loads": loads_table,
+        "storage": storage_table,
+        "servers": servers_table,
+        "assumed": assumed_table,
+    }.items():
         yield name, make(plan)
 
 

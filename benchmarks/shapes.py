@@ -18,19 +18,29 @@ from typing import Any
 import click
 
 VISION = {
-    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "image_size": 512, "patch_size": 16,
-}  # fmt: skip
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 512,
+    "patch_size": 16,
+}
 TEXT: dict[str, dict[str, int]] = {
     "smolvlm-256m": {
-        "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
         "num_key_value_heads": 3,
     },
     "smolvlm-500m": {
-        "hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 15,
+        "hidden_size": 960,
+        "intermediate_size": 2560,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 15,
         "num_key_value_heads": 5,
     },
-}  # fmt: skip
+}
 VOCABULARY, TILE_PX, LONGEST_PX, SCALE = 49280, 512, 2048, 4
 IMAGE_TOKENS = (512 // 16) ** 2 // SCALE**2
 LIKELY, LIKELY_GAIN = 256, 4.0
@@ -70,14 +80,23 @@ def _config(name: str, tokenizer: Any) -> Any:
 
     ids = {f"{key}_token_id": getattr(tokenizer, f"{key}_token_id") for key in ("bos", "eos", "pad")}
     rest = {
-        "model_type": "llama", "head_dim": 64, "vocab_size": VOCABULARY, "max_position_embeddings": 8192,
-        "rope_theta": 100000.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
-    }  # fmt: skip
+        "model_type": "llama",
+        "head_dim": 64,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 8192,
+        "rope_theta": 100000.0,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+    }
     return Idefics3Config(
-        text_config={**TEXT[name], **rest, **ids}, vision_config=VISION, scale_factor=SCALE, dtype="bfloat16",
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"), tie_word_embeddings=False,
+        text_config={**TEXT[name], **rest, **ids},
+        vision_config=VISION,
+        scale_factor=SCALE,
+        dtype="bfloat16",
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        tie_word_embeddings=False,
         pad_token_id=ids["pad_token_id"],
-    )  # fmt: skip
+    )
 
 
 def _draw(model: Any, random: Any) -> None:

@@ -42,8 +42,8 @@ from shapes import TEXT, build
 from throughput_arms import Ours, PublishedLoop, Said, Steps, Work, opened
 
 from mpa_edge.nursery.render import render
-from mpa_edge.vlm.transformers import checkpoint
 from mpa_edge.vlm import resolve
+from mpa_edge.vlm.transformers import checkpoint
 from mpa_edge.vlm.transformers.model import TransformersVLM
 
 Arm = Callable[[Work], Any]
@@ -56,7 +56,7 @@ LADDER: dict[str, Arm] = {
     "ended rows drop out": lambda work: Ours(work, Steps(sort=False, ahead=False)),
     "batches of one length": lambda work: Ours(work, Steps(ahead=False)),
     "pictures prepared by a second thread": Ours,
-}  # fmt: skip
+}
 BOUND_ROWS = 32
 REFERENCE, OURS = next(iter(LADDER)), list(LADDER)[-1]
 
@@ -113,12 +113,17 @@ def document(work: Work, seconds: dict[str, list[Took]], said: dict[str, Said]) 
     n, names = len(work.samples), list(seconds)
     differing = said[OURS].differences(said[REFERENCE])
     return {
-        "teacher": work.teacher, "student": work.student, "pictures": len(work.pictures), "questions": work.questions,
+        "teacher": work.teacher,
+        "student": work.student,
+        "pictures": len(work.pictures),
+        "questions": work.questions,
         "new_tokens": [work.annotation_tokens, work.answer_tokens],
-        "reference_samples_per_s": rate(n, seconds[REFERENCE]), "ours_samples_per_s": rate(n, seconds[OURS]),
+        "reference_samples_per_s": rate(n, seconds[REFERENCE]),
+        "ours_samples_per_s": rate(n, seconds[OURS]),
         "speedup": ratio(seconds[REFERENCE], seconds[OURS]),
         "speedup_cpu": ratio(seconds[REFERENCE], seconds[OURS], "cpu_s"),
-        "same_answers": differing == 0, "differing_answers": differing,
+        "same_answers": differing == 0,
+        "differing_answers": differing,
         "answers": len(said[OURS].annotations) + len(said[OURS].teacher) + len(said[OURS].student),
         "steps": {after: ratio(seconds[before], seconds[after]) for before, after in itertools.pairwise(names)},
         "steps_cpu": {
@@ -128,7 +133,7 @@ def document(work: Work, seconds: dict[str, list[Took]], said: dict[str, Said]) 
         "seconds_cpu": {name: [round(one.cpu_s, 3) for one in found] for name, found in seconds.items()},
         "decode_share_of_bandwidth": bound(work) if checkpoint.pick_device("auto") == "cuda" else "not measured",
         "machine": machine() | {"threads": torch.get_num_threads(), "device": checkpoint.pick_device("auto")},
-    }  # fmt: skip
+    }
 
 
 def bound(work: Work) -> dict[str, Any]:
@@ -162,9 +167,17 @@ def model(name: str, folder: Path, longest_edge: int, seed: int) -> str:
 @click.option("--no-steps", is_flag=True, help="Reference and ours only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def main(
-    teacher: str, student: str, pictures: int, questions: int, rounds: int, new_tokens: tuple[int, int] | None,
-    longest_edge: int, threads: int, no_steps: bool, as_json: bool,
-) -> None:  # fmt: skip
+    teacher: str,
+    student: str,
+    pictures: int,
+    questions: int,
+    rounds: int,
+    new_tokens: tuple[int, int] | None,
+    longest_edge: int,
+    threads: int,
+    no_steps: bool,
+    as_json: bool,
+) -> None:
     """Run the benchmark."""
     checkpoint.set_threads(threads)
     trained = teacher not in TEXT

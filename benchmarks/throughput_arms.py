@@ -17,9 +17,8 @@ from mpa_edge.metrics import get_metric
 from mpa_edge.tasks import answer_prompt, get_task
 from mpa_edge.tasks.parse import ParsedAnnotation, parse_annotation
 from mpa_edge.types import Drop, Request
-from mpa_edge.vlm.transformers import checkpoint, decoding
 from mpa_edge.vlm import resolve
-from mpa_edge.vlm.transformers.model import model
+from mpa_edge.vlm.transformers import checkpoint, decoding, model
 from mpa_edge.vlm.transformers.model import TransformersVLM
 
 TASK = get_task("minicharts")
@@ -138,8 +137,11 @@ class PublishedLoop:
         inputs = processor(
             text=[checkpoint.chat_prompt(processor, prompt) for _, prompt in asked],
             images=[[image] for image, _ in asked],
-            padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt",
-        ).to(_device(), dtype=model.dtype)  # fmt: skip
+            padding=True,
+            padding_side="left",
+            add_special_tokens=False,
+            return_tensors="pt",
+        ).to(_device(), dtype=model.dtype)
         output = model.generate(**inputs, max_new_tokens=limit, do_sample=False)
         new = output[:, inputs["input_ids"].shape[1] :]
         return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
@@ -215,7 +217,7 @@ def _switched(steps: Steps) -> Iterator[None]:
     """Parts of ours switched off by putting the plain thing in their place."""
     order: Callable[..., Any] = model.in_order if steps.sort else lambda asked, *_: list(asked)
     with (
-        mock.patch.object(transformers, "in_order", order),
+        mock.patch.object(model, "in_order", order),
         mock.patch.object(decoding, "SHRINK_AT", decoding.SHRINK_AT if steps.shrink else 0.0),
     ):
         yield

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from mpa_edge.config.scheme import Component, Format
 from mpa_edge.errors import MpaError
 from mpa_edge.runs.files import read_json, write_json
-from mpa_edge.config.scheme import Component, Format
 from mpa_edge.types import Record
 
 ARTIFACT = "artifact.json"

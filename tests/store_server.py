@@ -30,18 +30,28 @@ class StoreServer:
 
     @property
     def env(self) -> dict[str, str]:
-        return {**USER, "AWS_ENDPOINT_URL": self.endpoint, "AWS_DEFAULT_REGION": "us-east-1",
-                "AWS_EC2_METADATA_DISABLED": "true"}  # fmt: skip
+        return {
+            **USER,
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
 
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[StoreServer]:
     """The server with an empty bucket; its user may do everything in the bucket and nothing else."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "s3.json").write_text(json.dumps({"identities": [
-        identity("owner", OWNER, ["Admin", "Read", "Write", "List"]),
-        identity("user", USER, [f"{action}:{BUCKET}" for action in ("Read", "Write", "List")]),
-    ]}))  # fmt: skip
+    (folder / "s3.json").write_text(
+        json.dumps(
+            {
+                "identities": [
+                    identity("owner", OWNER, ["Admin", "Read", "Write", "List"]),
+                    identity("user", USER, [f"{action}:{BUCKET}" for action in ("Read", "Write", "List")]),
+                ]
+            }
+        )
+    )
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(words(folder, ports), stdout=log, stderr=log, start_new_session=True)
@@ -67,14 +77,33 @@ def identity(name: str, keys: dict[str, str], actions: list[str]) -> dict[str, o
 def words(folder: Path, ports: dict[str, int]) -> list[str]:
     (folder / "data").mkdir(exist_ok=True)
     fixed = (
-        "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", "-s3.port.iceberg=0", "-s3.port.lance=0",
-        "-s3.autoCreateBucket=false", "-s3.iam=false", "-master.telemetry=false", "-master.electionTimeout=1s",
-        "-master.volumeSizeLimitMB=64", "-volume.max=8", "-volume.minFreeSpace=0", "-metricsPort=0",
-    )  # fmt: skip
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        "-filer",
+        "-s3",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-s3.autoCreateBucket=false",
+        "-s3.iam=false",
+        "-master.telemetry=false",
+        "-master.electionTimeout=1s",
+        "-master.volumeSizeLimitMB=64",
+        "-volume.max=8",
+        "-volume.minFreeSpace=0",
+        "-metricsPort=0",
+    )
     weed = Path(sys.executable).parent / "weed"
     chosen = (f"-{name}.port={port}" for name, port in ports.items())
-    return [str(weed), "-logtostderr=true", "server", f"-dir={folder / 'data'}", f"-s3.config={folder / 's3.json'}",
-            f"-filer.localSocket={folder / 'filer.sock'}", *fixed, *chosen]  # fmt: skip
+    return [
+        str(weed),
+        "-logtostderr=true",
+        "server",
+        f"-dir={folder / 'data'}",
+        f"-s3.config={folder / 's3.json'}",
+        f"-filer.localSocket={folder / 'filer.sock'}",
+        *fixed,
+        *chosen,
+    ]
 
 
 def free_ports(n: int) -> list[int]:
@@ -96,9 +125,12 @@ def wait_until_writable(server: StoreServer, process: subprocess.Popen[bytes], f
     import s3fs
 
     fs = s3fs.S3FileSystem(
-        key=OWNER["AWS_ACCESS_KEY_ID"], secret=OWNER["AWS_SECRET_ACCESS_KEY"], endpoint_url=server.endpoint,
-        config_kwargs={"retries": {"max_attempts": 0}}, skip_instance_cache=True,
-    )  # fmt: skip
+        key=OWNER["AWS_ACCESS_KEY_ID"],
+        secret=OWNER["AWS_SECRET_ACCESS_KEY"],
+        endpoint_url=server.endpoint,
+        config_kwargs={"retries": {"max_attempts": 0}},
+        skip_instance_cache=True,
+    )
     fs.retries = 1
     deadline = time.monotonic() + START_S
     for attempt in (lambda: fs.call_s3("create_bucket", Bucket=BUCKET), lambda: fs.pipe_file(f"{BUCKET}/ready", b"1")):

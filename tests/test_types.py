@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-import mpa_edge.recipe
-import mpa_edge.runs
+import mpa_edge.config.recipe
+import mpa_edge.runs.manifest
 import mpa_edge.types
 from mpa_edge.types import AlignReport, Sample
 
@@ -26,7 +26,7 @@ def test_align_report_has_the_published_keys() -> None:
     )
 
 
-@pytest.mark.parametrize("module", [mpa_edge.types, mpa_edge.recipe, mpa_edge.runs])
+@pytest.mark.parametrize("module", [mpa_edge.types, mpa_edge.config.recipe, mpa_edge.runs.manifest])
 def test_every_field_of_a_record_has_a_line_of_documentation(module: object) -> None:
     tree = ast.parse(Path(module.__file__).read_text())  # type: ignore[attr-defined]
     for node in (node for node in tree.body if isinstance(node, ast.ClassDef)):

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mpa_edge.bench.host.measurement import Bench, Reach
-    from mpa_edge.exporters.publish.manifest import ExportManifest
-    from mpa_edge.exporters.source import Source
     from mpa_edge.config.recipe import Recipe
     from mpa_edge.config.scheme import Scheme
     from mpa_edge.config.target import Target
+    from mpa_edge.exporters.publish.manifest import ExportManifest
+    from mpa_edge.exporters.source import Source
 
 DEFAULT_TARGET = "cpu"
 
@@ -32,7 +32,10 @@ def bench_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
         click.argument("run", metavar="RUN"),
         click.option("--target", metavar="TARGET", help="Device or class of devices.  [default: cpu]"),
         click.option(
-            "--as", "schemes", multiple=True, metavar="SCHEME",
+            "--as",
+            "schemes",
+            multiple=True,
+            metavar="SCHEME",
             help="Scheme; may be given repeatedly.  [default: the target's first that fits]",
         ),
         click.option(
@@ -42,24 +45,35 @@ def bench_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
             "--timed", type=count, default=TIMED, show_default=True, metavar="N", help="Of them, asked again and again."
         ),
         click.option(
-            "--repetitions", type=click.IntRange(min=5), default=REPETITIONS, show_default=True, metavar="N",
+            "--repetitions",
+            type=click.IntRange(min=5),
+            default=REPETITIONS,
+            show_default=True,
+            metavar="N",
             help="Of each timed question.",
         ),
         click.option("--no-base", is_flag=True, help="Do not time base in the same scheme beside it."),
         click.option("--threads", type=count, metavar="N", help="Of the runtime.  [default: what the target says]"),
-    )  # fmt: skip
+    )
     for option in reversed(options):
         function = option(function)
     return function
 
 
 def open_benches(
-    run: str, target: str | None, schemes: Sequence[str], questions: int, timed: int, repetitions: int,
-    no_base: bool, threads: int | None, reach: Reach | None = None,
-) -> list[Bench]:  # fmt: skip
+    run: str,
+    target: str | None,
+    schemes: Sequence[str],
+    questions: int,
+    timed: int,
+    repetitions: int,
+    no_base: bool,
+    threads: int | None,
+    reach: Reach | None = None,
+) -> list[Bench]:
     """One benchmark for each scheme. What is not exported yet is exported now, and base in the same scheme as well."""
-    from mpa_edge.config.library import load_target
     from mpa_edge.bench.host.measurement import Bench, Effort, Reach
+    from mpa_edge.config.library import load_target
 
     source, chosen = open_run(run), load_target(target or DEFAULT_TARGET)
     effort = Effort(questions, timed, repetitions)
@@ -113,8 +127,8 @@ def chosen_schemes(source: Source, names: Sequence[str], target: Target) -> tupl
 
 def exported(source: Source, scheme: Scheme, target: Target) -> Path:
     """An export of the run as it lies there, else made now for this target."""
-    from mpa_edge.exporters.publish.manifest import read_export_manifest
     from mpa_edge.exporters.pipeline import Order, run_export
+    from mpa_edge.exporters.publish.manifest import read_export_manifest
 
     folder = source.exports / scheme.name
     if read_export_manifest(folder) is not None:
@@ -125,9 +139,9 @@ def exported(source: Source, scheme: Scheme, target: Target) -> Path:
 def exported_base(source: Source, artifact: Path, target: Target) -> Path:
     """The student as it was before, exported as the artifact was: same scheme, same image budget, same context."""
     from mpa_edge.bench.host.measurement import FOLDER
+    from mpa_edge.config.scheme import Scheme
     from mpa_edge.exporters.pipeline import Order, finished, run_export
     from mpa_edge.exporters.source import open_source
-    from mpa_edge.config.scheme import Scheme
 
     manifest = finished(artifact)
     folder, recipe = aligned_run(source)

@@ -117,11 +117,21 @@ def _asked(ctx: click.Context) -> Asked:
         raise click.UsageError("--cloud and --hf-jobs are two places: keep one")
     options, files = passed_on(ctx)
     return Asked(
-        provider="hf" if given["hf_jobs"] else "sky", source=given["source"], images=given["images"], out=given["out"],
-        name=given["cloud_name"], bucket=given["bucket"], gpus=given["gpus"], n_images=given["image_count"],
-        secrets=given["secrets"], spot=not given["on_demand"], overrides=given["overrides"], limit=given["limit"],
-        options=options, files=files,
-    )  # fmt: skip
+        provider="hf" if given["hf_jobs"] else "sky",
+        source=given["source"],
+        images=given["images"],
+        out=given["out"],
+        name=given["cloud_name"],
+        bucket=given["bucket"],
+        gpus=given["gpus"],
+        n_images=given["image_count"],
+        secrets=given["secrets"],
+        spot=not given["on_demand"],
+        overrides=given["overrides"],
+        limit=given["limit"],
+        options=options,
+        files=files,
+    )
 
 
 def _launch(rendered: Rendered, found: str, as_json: bool) -> None:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mpa_edge.cli._options import is_verbose, print_json
-from mpa_edge.cli._stage import only_our_words
+from mpa_edge.cli._stage import suppress_library_output
 from mpa_edge.errors import MpaError
 
 if TYPE_CHECKING:
-    from mpa_edge.questions import QuestionSet
     from mpa_edge.config.recipe import Recipe
-    from mpa_edge.evaluation.answer_log import Quiz
+    from mpa_edge.evaluation.answer_log import EvalSpec
+    from mpa_edge.questions import QuestionSet
     from mpa_edge.tasks import Task
 
 NURSERY = "nursery:"
@@ -55,8 +55,8 @@ class Asked:
 
 def evaluate_questions(asked: Asked) -> None:
     """Read the questions, ask the model, print its score."""
+    from mpa_edge.evaluation.answer_log import run_eval
     from mpa_edge.questions import left_out
-    from mpa_edge.evaluation.answer_log import run_quiz
 
     model = _checked(asked)
     recipe = recipe_for(model, asked.overrides, None)
@@ -68,12 +68,18 @@ def evaluate_questions(asked: Asked) -> None:
         return click.echo(f"ask {model} {len(questions.samples)} questions of {questions.name}, {quiz.task.metric}")
     from mpa_edge.vlm import fingerprint, load
 
-    with only_our_words(is_verbose()):
+    with suppress_library_output(is_verbose()):
         mark = fingerprint(model)
         batch = recipe.evaluate.batch_size
-        vlm = load(model, name=Path(model).name, device=recipe.device, threads=recipe.threads, batch_size=batch,
-                   server=recipe.teacher_server)  # fmt: skip
-        result = run_quiz(vlm, quiz, Path(asked.out) if asked.out else None, mark, asked.fresh)
+        vlm = load(
+            model,
+            name=Path(model).name,
+            device=recipe.device,
+            threads=recipe.threads,
+            batch_size=batch,
+            server=recipe.teacher_server,
+        )
+        result = run_eval(vlm, quiz, Path(asked.out) if asked.out else None, mark, asked.fresh)
         vlm.close()
     if asked.as_json:
         return print_json(result)
@@ -99,10 +105,10 @@ def _checked(asked: Asked) -> str:
     return asked.model
 
 
-def _quiz(asked: Asked, model: str, recipe: Recipe) -> Quiz:
+def _quiz(asked: Asked, model: str, recipe: Recipe) -> EvalSpec:
     """Questions and how they are asked."""
+    from mpa_edge.evaluation.answer_log import EvalSpec
     from mpa_edge.questions.published import read_benchmark
-    from mpa_edge.evaluation.answer_log import Quiz
     from mpa_edge.tasks import get_benchmark, get_task
 
     data = str(asked.data)
@@ -111,7 +117,7 @@ def _quiz(asked: Asked, model: str, recipe: Recipe) -> Quiz:
         task, questions = get_task(benchmark.name), read_benchmark(benchmark, data, asked.split, asked.limit)
     else:
         task, questions = _own_task(asked, model, recipe), _own_questions(data, asked.limit)
-    return Quiz(
+    return EvalSpec(
         questions,
         task,
         recipe.identify.max_new_tokens,

@@ -52,10 +52,18 @@ def run_named_stages(
 
 
 def _run_here(
-    names: tuple[str, ...], source: str | None, images: str | None, out: str | None, overrides: tuple[str, ...],
-    limit: int | None, dry_run: bool, fresh: bool, as_json: bool, engine: Engine | None = None,
+    names: tuple[str, ...],
+    source: str | None,
+    images: str | None,
+    out: str | None,
+    overrides: tuple[str, ...],
+    limit: int | None,
+    dry_run: bool,
+    fresh: bool,
+    as_json: bool,
+    engine: Engine | None = None,
     processes: Processes | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Open the run, run the stages or print the plan, print what came of it."""
     from mpa_edge.stages.level.launch import join
     from mpa_edge.stages.pipeline import report, run_stages
@@ -70,7 +78,7 @@ def _run_here(
         before_stages(run, names)
         show_plan(plan(run), names, as_json)
         return
-    with only_our_words(is_verbose()):
+    with suppress_library_output(is_verbose()):
         if processes and processes.machine:
             join(run, names)
         else:
@@ -83,7 +91,7 @@ def _run_here(
 
 
 @contextmanager
-def only_our_words(verbose: bool) -> Iterator[None]:
+def suppress_library_output(verbose: bool) -> Iterator[None]:
     """Nothing of the libraries on stdout, and their notices on stderr only with -v."""
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         level = logging.root.manager.disable

@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from mpa_edge.bench.host.measurement import Bench, Reach
     from mpa_edge.bench.results.records import Sweep
     from mpa_edge.bench.results.sweep import Setting
-    from mpa_edge.exporters.source import Source
     from mpa_edge.config.scheme import Scheme
     from mpa_edge.config.target import Target
+    from mpa_edge.exporters.source import Source
 
 
 def sweep(text: str, asked: dict[str, Any], reach: Reach, fresh: bool) -> tuple[Sweep, Path]:
     """Measure every setting that is possible; the document and its path. What was measured before stays."""
-    from mpa_edge.config.library import load_target
-    from mpa_edge.bench.host.pipeline import run_bench
     from mpa_edge.bench.host.measurement import FOLDER
-    from mpa_edge.bench.results.records import SWEEP
+    from mpa_edge.bench.host.pipeline import run_bench
     from mpa_edge.bench.report.read import read_bench
+    from mpa_edge.bench.results.records import SWEEP
     from mpa_edge.bench.results.sweep import axes_of, point_of, settings, slug, sweep_of
+    from mpa_edge.config.library import load_target
     from mpa_edge.runs.files import write_json
 
     source, target = open_run(asked["run"]), load_target(asked["target"] or DEFAULT_TARGET)
@@ -77,10 +77,17 @@ def benches_of(
         return
     folder, recipe = aligned_run(source)
     yield Bench(
-        run=folder, recipe=recipe, target=target, scheme=scheme.name, artifact=artifact, base=None,
-        reach=reach, effort=Effort(asked["questions"], asked["timed"], asked["repetitions"]),
-        threads=int(setting.get("threads") or asked["threads"] or 0) or None, label=f"sweep/{slug(setting)}",
-    )  # fmt: skip
+        run=folder,
+        recipe=recipe,
+        target=target,
+        scheme=scheme.name,
+        artifact=artifact,
+        base=None,
+        reach=reach,
+        effort=Effort(asked["questions"], asked["timed"], asked["repetitions"]),
+        threads=int(setting.get("threads") or asked["threads"] or 0) or None,
+        label=f"sweep/{slug(setting)}",
+    )
 
 
 def export_for(source: Source, target: Target, setting: Setting, names: tuple[str, ...]) -> tuple[Scheme, Path]:

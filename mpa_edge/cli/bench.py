@@ -10,7 +10,7 @@ import click
 from mpa_edge.cli._bench import bench_arguments, open_benches, show_plan
 from mpa_edge.cli._options import dry_run_option, fresh_option, is_verbose, json_option, print_json, verbose_option
 from mpa_edge.cli._remote import fetched
-from mpa_edge.cli._stage import only_our_words
+from mpa_edge.cli._stage import suppress_library_output
 
 if TYPE_CHECKING:
     from mpa_edge.bench.host.measurement import Bench, Reach
@@ -32,9 +32,17 @@ EXIT_LOST = 3
 @verbose_option
 @fetched("run")
 def command(
-    via: str | None, python: str | None, server: str | None, root: str | None, results: str | None, sweep: str | None,
-    dry_run: bool, fresh: bool, as_json: bool, **asked: Any,
-) -> None:  # fmt: skip
+    via: str | None,
+    python: str | None,
+    server: str | None,
+    root: str | None,
+    results: str | None,
+    sweep: str | None,
+    dry_run: bool,
+    fresh: bool,
+    as_json: bool,
+    **asked: Any,
+) -> None:
     """Ask the exported model on the device, and judge: holds, lost, inconclusive or invalid. Lost exits with 3.
 
     RUN is a folder that align made; what is not exported yet is exported first. Base and aligned answer the same
@@ -61,7 +69,7 @@ def command(
         return run_sweep(sweep, asked, reach, fresh, as_json)
     from mpa_edge.bench.host.pipeline import read_results, run_bench
 
-    with only_our_words(is_verbose()):
+    with suppress_library_output(is_verbose()):
         check_way(reach, results)
         benches = open_benches(**asked, reach=reach)
         if results and len(benches) > 1:
@@ -104,7 +112,7 @@ def run_sweep(axes: str, asked: dict[str, Any], reach: Any, fresh: bool, as_json
     from mpa_edge.bench.report.sweep_table import render_sweep
     from mpa_edge.cli._sweep import sweep
 
-    with only_our_words(is_verbose()):
+    with suppress_library_output(is_verbose()):
         made, path = sweep(axes, asked, reach, fresh)
     if as_json:
         return print_json(made)

@@ -10,7 +10,7 @@ import click
 from mpa_edge.cli._bench import bench_arguments, open_benches, show_plan
 from mpa_edge.cli._options import dry_run_option, is_verbose, json_option, print_json, verbose_option
 from mpa_edge.cli._remote import fetched
-from mpa_edge.cli._stage import only_our_words
+from mpa_edge.cli._stage import suppress_library_output
 
 
 @click.command("bundle")
@@ -36,7 +36,7 @@ def command(out: str | None, dry_run: bool, as_json: bool, **asked: Any) -> None
     from mpa_edge.bench.host.bundle import pack
     from mpa_edge.bench.host.pipeline import make
 
-    with only_our_words(is_verbose()):
+    with suppress_library_output(is_verbose()):
         benches = open_benches(**asked)
         if out and len(benches) > 1:
             raise click.UsageError("--out takes one bundle: give one --as")

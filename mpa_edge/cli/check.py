@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mpa_edge.config import library
 from mpa_edge.cli import _registry
 from mpa_edge.cli._options import json_option, print_json, set_option, verbose_option
+from mpa_edge.config import library
 from mpa_edge.errors import MpaError
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ def _schemes(target: Target) -> Iterator[str]:
 
 
 def _scheme(target: Target, choice: SchemeChoice) -> Iterator[str]:
-    from mpa_edge.config.validation import problems as problems_of
     from mpa_edge.config.scheme import Scheme
+    from mpa_edge.config.validation import problems as problems_of
 
     scheme = library.load_scheme(choice.name)
     resolved = scheme.model_dump() | {"components": choice.components}

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from mpa_edge.config import library
-from mpa_edge import runs
 from mpa_edge.cli import _registry
 from mpa_edge.cli._options import verbose_option
+from mpa_edge.config import library
 from mpa_edge.errors import MpaError
+from mpa_edge.runs import files
 
 
 def renamed(text: str, name: str) -> str:
@@ -51,6 +51,6 @@ def command(name: str, dest: str, force: bool) -> None:
         raise MpaError(f"'{dest}' does not end in .yaml: these files are YAML, write {target.stem}.yaml")
     if target.exists() and not force:
         raise MpaError(f"{target} exists: choose another name, or replace it with --force")
-    runs.make_folder(target.parent)
-    runs.write_bytes(target, renamed(source.read_text(encoding="utf-8"), slug(target.stem)).encode())
+    files.make_folder(target.parent)
+    files.write_bytes(target, renamed(source.read_text(encoding="utf-8"), slug(target.stem)).encode())
     click.echo(str(target))

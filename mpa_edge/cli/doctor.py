@@ -12,8 +12,8 @@ from typing import Any
 import click
 
 from mpa_edge import __version__
-from mpa_edge.config import library
 from mpa_edge.cli._options import json_option, print_json, verbose_option
+from mpa_edge.config import library
 
 # one package of an extra stands for all of it
 EXTRAS = {

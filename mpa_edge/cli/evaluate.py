@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from mpa_edge.cli._options import is_verbose, print_json
 from mpa_edge.cli._evaluate_model import Asked, evaluate_questions, recipe_for
-from mpa_edge.cli._stage import only_our_words, run_named_stages, stage_arguments
+from mpa_edge.cli._options import is_verbose, print_json
+from mpa_edge.cli._stage import run_named_stages, stage_arguments, suppress_library_output
 from mpa_edge.errors import MpaError
 from mpa_edge.metrics import METRICS
 
@@ -75,7 +75,7 @@ def evaluate_model(model: str, overrides: tuple[str, ...], limit: int | None, dr
     recipe = recipe_for(model, overrides, limit)
     if dry_run:
         return click.echo(f"ask {model} {recipe.evaluate.n} questions of task {recipe.task}")
-    with only_our_words(is_verbose()), TemporaryDirectory(prefix="mpa-edge-") as scratch:
+    with suppress_library_output(is_verbose()), TemporaryDirectory(prefix="mpa-edge-") as scratch:
         name, server = Path(model).name, recipe.teacher_server
         vlm = load(model, name=name, device=recipe.device, threads=recipe.threads, server=server)
         result = examine(vlm, recipe, Path(scratch))

@@ -8,15 +8,15 @@ import click
 
 from mpa_edge.cli._options import dry_run_option, fresh_option, is_verbose, json_option, print_json, verbose_option
 from mpa_edge.cli._remote import fetched
-from mpa_edge.cli._stage import only_our_words
+from mpa_edge.cli._stage import suppress_library_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from mpa_edge.exporters.publish.manifest import ExportManifest
-    from mpa_edge.exporters.pipeline import Order
     from mpa_edge.config.scheme import Component
+    from mpa_edge.exporters.pipeline import Order
+    from mpa_edge.exporters.publish.manifest import ExportManifest
 
 DEFAULT_TARGET = "cpu"
 WORDS = {"holds": "holds", "lost": "is lost", "inconclusive": "may be left or not"}
@@ -51,10 +51,10 @@ def command(source: str, repo: str | None, accuracy: int | None, dry_run: bool, 
     order = make_order(source, **asked)
     if dry_run:
         return show_plan(order, as_json)
-    from mpa_edge.exporters.verify import accuracy as exam
     from mpa_edge.exporters.pipeline import report_of, run_export
+    from mpa_edge.exporters.verify import accuracy as exam
 
-    with only_our_words(is_verbose()):
+    with suppress_library_output(is_verbose()):
         if accuracy:
             exam.recipe_of(order.source)
         folders = run_export(order)
@@ -75,9 +75,14 @@ def upload(folders: list[Path], repo: str) -> list[str]:
 
 
 def make_order(
-    source: str, target: str | None, schemes: tuple[str, ...], out: str | None, threads: int | None,
-    revision: str | None, fresh: bool,
-) -> Order:  # fmt: skip
+    source: str,
+    target: str | None,
+    schemes: tuple[str, ...],
+    out: str | None,
+    threads: int | None,
+    revision: str | None,
+    fresh: bool,
+) -> Order:
     """Names on the command line -> what is to be done. MpaError where something of it is not possible."""
     from mpa_edge.config.library import load_target
     from mpa_edge.exporters.pipeline import Order, choose_schemes
@@ -97,9 +102,12 @@ def show_plan(order: Order, as_json: bool) -> None:
     disk_bytes = disk_need_bytes(order.source, order.schemes)
     if as_json:
         plan = {
-            "source": str(order.source.checkpoint), "exports": str(order.source.exports), "disk_bytes": disk_bytes,
-            "target": order.target.name if order.target else None, "predicted_bytes": sizes,
-        }  # fmt: skip
+            "source": str(order.source.checkpoint),
+            "exports": str(order.source.exports),
+            "disk_bytes": disk_bytes,
+            "target": order.target.name if order.target else None,
+            "predicted_bytes": sizes,
+        }
         return print_json(plan)
     click.echo(f"source    {order.source.checkpoint} ({order.source.family.title})")
     click.echo(f"exports   {order.source.exports}")

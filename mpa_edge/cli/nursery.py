@@ -22,9 +22,12 @@ def command() -> None:
 @click.option("--n", type=click.IntRange(1, 10_000_000), default=500, show_default=True, help="How many pictures.")
 @click.option("--seed", type=click.IntRange(0), default=7, show_default=True, help="Other seed, other pictures.")
 @click.option(
-    "--style", type=click.Choice(("target", "plain", "mixed")), default="target", show_default=True,
+    "--style",
+    type=click.Choice(("target", "plain", "mixed")),
+    default="target",
+    show_default=True,
     help="target is what the built-in student has half lost.",
-)  # fmt: skip
+)
 @click.option("--with-answers", is_flag=True, help="Also write answers.jsonl: questions with the generator's answers.")
 @verbose_option
 def render_command(folder: str, n: int, seed: int, style: str, with_answers: bool) -> None:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mpa_edge.config import library
 from mpa_edge.cli._options import json_option, print_json, set_option, verbose_option
+from mpa_edge.config import library
 
 if TYPE_CHECKING:
     from mpa_edge.planning.counts import Figure
@@ -122,9 +122,15 @@ def _figure(figure: Figure) -> str:
 @json_option
 @verbose_option
 def command(
-    recipe: str, images: str | None, devices: tuple[str, ...], price: float | None, assume: tuple[str, ...],
-    explain: bool, overrides: tuple[str, ...], as_json: bool,
-) -> None:  # fmt: skip
+    recipe: str,
+    images: str | None,
+    devices: tuple[str, ...],
+    price: float | None,
+    assume: tuple[str, ...],
+    explain: bool,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Estimate what RECIPE will take: disk, memory of each stage, hours, and cost at public list prices.
 
     Nothing is loaded or fetched. Models of a hub are known by the sizes in their config.json; for one that is not, put

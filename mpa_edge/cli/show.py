@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from mpa_edge.config import library
 from mpa_edge.cli import _registry
 from mpa_edge.cli._options import json_option, print_json, set_option, verbose_option
+from mpa_edge.config import library
 from mpa_edge.errors import MpaError
 
 LOADERS = {"recipes": library.load_recipe, "targets": library.load_target, "schemes": library.load_scheme}

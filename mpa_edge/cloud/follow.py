@@ -9,9 +9,9 @@ from pathlib import Path, PurePosixPath
 
 from mpa_edge.cloud import hfjobs, program, skypilot
 from mpa_edge.cloud.launch import PROGRAMS, Show
+from mpa_edge.cloud.mounts import COPY
 from mpa_edge.cloud.secrets import redactor
 from mpa_edge.cloud.state import Launched, write_state
-from mpa_edge.cloud.mounts import COPY
 from mpa_edge.errors import MpaError
 from mpa_edge.runs.files import TEMP_SUFFIX, make_folder
 from mpa_edge.runs.lock import LOCK

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mpa_edge import __version__
-from mpa_edge.config.library import find, load_recipe, names
 from mpa_edge.cloud import hfjobs, program, skypilot
 from mpa_edge.cloud.job import CLOUD, Job, write_kit
 from mpa_edge.cloud.machine import needs
+from mpa_edge.cloud.mounts import MOST_COPIED_BYTES, PICTURE_BYTES, Mount, travel
 from mpa_edge.cloud.names import bucket_url, is_url, job_name, printable
 from mpa_edge.cloud.secrets import redactor, secret_names
 from mpa_edge.cloud.state import RUNS, Launched, require_unused, write_state
-from mpa_edge.cloud.mounts import MOST_COPIED_BYTES, PICTURE_BYTES, Mount, travel
+from mpa_edge.config.library import find, load_recipe, names
 from mpa_edge.errors import MpaError
 from mpa_edge.runs.files import make_folder, write_bytes
 from mpa_edge.runs.manifest import RUN_FILE
@@ -103,9 +103,20 @@ def make_job(asked: Asked) -> Job:
     own = None if source in names("recipes") else find("recipes", source)
     secrets = secret_names(recipe, asked.secrets, os.environ, hub=asked.provider == "hf")
     return Job(
-        name, asked.provider, folder, bucket, recipe, own, source, asked.options, moved, secrets, wanted, far_bytes,
+        name,
+        asked.provider,
+        folder,
+        bucket,
+        recipe,
+        own,
+        source,
+        asked.options,
+        moved,
+        secrets,
+        wanted,
+        far_bytes,
         asked.spot,
-    )  # fmt: skip
+    )
 
 
 def _far_bytes(mounts: Sequence[Mount], n_images: str | None) -> int:
@@ -153,10 +164,17 @@ def launch(rendered: Rendered, found: str, show: Show) -> Launched:
     job = rendered.job
     dollars = [one.usd for one in job.needs.chosen if one.usd is not None]
     launched = Launched(
-        name=job.name, provider="hf" if job.provider == "hf" else "sky", url=job.url, command=rendered.command,
-        launched_at=datetime.datetime.now(datetime.UTC).replace(microsecond=0), version=__version__,
-        planned_hours=job.needs.hours, planned_usd=min(dollars, default=None), state="launching", secrets=job.secrets,
-    )  # fmt: skip
+        name=job.name,
+        provider="hf" if job.provider == "hf" else "sky",
+        url=job.url,
+        command=rendered.command,
+        launched_at=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
+        version=__version__,
+        planned_hours=job.needs.hours,
+        planned_usd=min(dollars, default=None),
+        state="launching",
+        secrets=job.secrets,
+    )
     make_folder(job.folder / CLOUD)
     write_state(job.folder, launched)
     try:

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Literal
 
 from mpa_edge.config.library import load_yaml
+from mpa_edge.config.recipe import Recipe
 from mpa_edge.errors import MpaError
 from mpa_edge.planning.estimate import HOUR_S, MachinePlan
-from mpa_edge.planning.model_specs import BYTES_ON_DISK
 from mpa_edge.planning.memory import FLOAT_BYTES, LIBRARIES_BYTES
+from mpa_edge.planning.model_specs import BYTES_ON_DISK
 from mpa_edge.planning.plan import Plan, machines, make_plan
 from mpa_edge.planning.records import Device, Price, Record, device_file
 from mpa_edge.planning.roofline import Machine
-from mpa_edge.config.recipe import Recipe
 
 GB = 1e9
 SYSTEM_BYTES = 40e9

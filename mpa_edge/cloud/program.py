@@ -39,9 +39,14 @@ def run(words: Sequence[str], redact: Callable[[str], str], show: Callable[[str,
     """
     try:
         child = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            encoding="utf-8", errors="replace",
-        )  # fmt: skip
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
     except OSError as error:
         raise MpaError(f"cannot start {words[0]} ({error.strerror}): install it again") from error
     kept: list[str] = []

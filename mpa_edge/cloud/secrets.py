@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from mpa_edge.errors import MpaError
 from mpa_edge.config.recipe import Recipe
+from mpa_edge.errors import MpaError
 from mpa_edge.vlm.openai.reference import DEFAULT_KEY, is_private_way, is_server, parse
 
 HUB_TOKEN = "HF_TOKEN"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mpa_edge.cloud.job import ENVIRONMENT, Job, align_words, setup_lines
-from mpa_edge.cloud.names import split_bucket
 from mpa_edge.cloud.mounts import KIT, MOST_COPIED_BYTES, OUT, Mount
+from mpa_edge.cloud.names import split_bucket
 from mpa_edge.errors import MpaError
 
 FILE = "task.yaml"

@@ -16,9 +16,9 @@ from typing import Any
 
 import psutil
 
+from mpa_edge.config.recipe import EngineConfig
 from mpa_edge.engines import Engine
 from mpa_edge.errors import MpaError, missing_package
-from mpa_edge.config.recipe import EngineConfig
 
 MB = 1_000_000
 STORE_MB = (100, 2000)  # Ray refuses less than 75

@@ -135,9 +135,15 @@ class Coordinator:
         rows = ray.data.read_datasource(
             source, override_num_blocks=len(source), num_cpus=0, compute=ActorPoolStrategy(size=plan.readers)
         ).map_batches(
-            ShardActor, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=plan.cpus,
-            num_gpus=plan.gpus, compute=ActorPoolStrategy(size=plan.actors), fn_constructor_args=(sent, ledger),
-        )  # fmt: skip
+            ShardActor,
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            num_cpus=plan.cpus,
+            num_gpus=plan.gpus,
+            compute=ActorPoolStrategy(size=plan.actors),
+            fn_constructor_args=(sent, ledger),
+        )
         for _ in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             pass
 

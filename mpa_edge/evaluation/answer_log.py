@@ -36,7 +36,7 @@ SAMPLES_MARK = "_samples_"
 
 
 @dataclass(frozen=True)
-class Quiz:
+class EvalSpec:
     """What is asked, how, and how it is scored."""
 
     questions: QuestionSet
@@ -76,12 +76,15 @@ class Mark:
 def doc_of(sample: Sample) -> dict[str, Any]:
     """A question as it stands in a line of the sheet."""
     return {
-        "question_id": sample.id, "image": sample.image, "question": sample.question, "answers": list(sample.answers),
+        "question_id": sample.id,
+        "image": sample.image,
+        "question": sample.question,
+        "answers": list(sample.answers),
         "kind": sample.kind,
-    }  # fmt: skip
+    }
 
 
-def line_of(quiz: Quiz, number: int, sample: Sample, reply: Reply) -> dict[str, Any]:
+def line_of(quiz: EvalSpec, number: int, sample: Sample, reply: Reply) -> dict[str, Any]:
     """One line of the sheet."""
     metric, doc = get_metric(quiz.task.metric), doc_of(sample)
     return {
@@ -180,7 +183,7 @@ def _check_same(out: Path, identity: dict[str, str], has_lines: bool) -> None:
 # --- asking -----------------------------------------------------------------------------------------------------------
 
 
-def run_quiz(vlm: VLM, quiz: Quiz, out: Path | None, model_sha256: str, fresh: bool = False) -> dict[str, Any]:
+def run_eval(vlm: VLM, quiz: EvalSpec, out: Path | None, model_sha256: str, fresh: bool = False) -> dict[str, Any]:
     """Ask what was not asked before and score everything. Writes `out` and its results file where `out` is given."""
     started, metric = time.monotonic(), quiz.task.metric
     if out is None:
@@ -197,7 +200,7 @@ def run_quiz(vlm: VLM, quiz: Quiz, out: Path | None, model_sha256: str, fresh: b
     return result
 
 
-def _check_questions(quiz: Quiz, lines: Sequence[dict[str, Any]], out: Path) -> None:
+def _check_questions(quiz: EvalSpec, lines: Sequence[dict[str, Any]], out: Path) -> None:
     """What was asked before under a number is what would be asked now."""
     before = {line["doc_id"]: line["doc_hash"] for line in lines}
     now = zip(quiz.questions.numbers, quiz.questions.samples, strict=True)
@@ -205,7 +208,7 @@ def _check_questions(quiz: Quiz, lines: Sequence[dict[str, Any]], out: Path) -> 
         raise MpaError(f"{out} has the answers to other questions: choose another --out, or --fresh")
 
 
-def _ask(vlm: VLM, quiz: Quiz, known: dict[str, Mark], file: IO[bytes] | None) -> tuple[list[Mark], dict[str, int]]:
+def _ask(vlm: VLM, quiz: EvalSpec, known: dict[str, Mark], file: IO[bytes] | None) -> tuple[list[Mark], dict[str, int]]:
     """Marks in the order of the questions, and the pictures that could not be shown: reason -> questions."""
     marks = {sample.id: known.get(sha256_json(doc_of(sample))) for sample in quiz.questions.samples}
     pairs = zip(quiz.questions.numbers, quiz.questions.samples, strict=True)
@@ -222,7 +225,7 @@ def _ask(vlm: VLM, quiz: Quiz, known: dict[str, Mark], file: IO[bytes] | None) -
     return [mark for mark in marks.values() if mark is not None], dict(unseen)
 
 
-def _answered(vlm: VLM, quiz: Quiz, chunk: Sequence[tuple[int, Sample]]) -> tuple[list[dict[str, Any]], list[str]]:
+def _answered(vlm: VLM, quiz: EvalSpec, chunk: Sequence[tuple[int, Sample]]) -> tuple[list[dict[str, Any]], list[str]]:
     """Lines of one chunk, and why questions of it could not be asked."""
     samples = [sample for _, sample in chunk]
     said = ask(vlm, quiz.task, quiz.questions.folder, samples, quiz.max_new_tokens, quiz.max_pixels)
@@ -247,7 +250,7 @@ def _append(file: IO[bytes] | None, lines: Sequence[dict[str, Any]]) -> None:
 # --- the score --------------------------------------------------------------------------------------------------------
 
 
-def score(quiz: Quiz, model: str, marks: Sequence[Mark], unseen: dict[str, int], seconds: float) -> dict[str, Any]:
+def score(quiz: EvalSpec, model: str, marks: Sequence[Mark], unseen: dict[str, int], seconds: float) -> dict[str, Any]:
     """Strict accuracy with its interval, the lenient one beside it, both for each kind. MpaError without answers."""
     if not marks:
         reasons = ", ".join(unseen)
@@ -270,7 +273,7 @@ def score(quiz: Quiz, model: str, marks: Sequence[Mark], unseen: dict[str, int],
     }
 
 
-def _part(quiz: Quiz, marks: Sequence[Mark], parts: dict[str, list[Mark]]) -> dict[str, Any]:
+def _part(quiz: EvalSpec, marks: Sequence[Mark], parts: dict[str, list[Mark]]) -> dict[str, Any]:
     """The figures of some answers; where there are `parts`, each of them counts the same."""
     weights = [len(marks) / len(parts) / len(parts[mark.kind or ""]) if parts else 1.0 for mark in marks]
     strict = [mark.strict * weight for mark, weight in zip(marks, weights, strict=True)]

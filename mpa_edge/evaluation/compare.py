@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpa_edge.runs.isolation import run_apart
+from mpa_edge.config.recipe import Recipe
 from mpa_edge.errors import MpaError
 from mpa_edge.evaluation.predict import predict, question_set
 from mpa_edge.progress import progress
-from mpa_edge.config.recipe import Recipe
-from mpa_edge.runs.parquet import part_path, read_parts, read_rows, write_rows
 from mpa_edge.runs.files import make_folder, sha256_json
+from mpa_edge.runs.isolation import run_isolated
 from mpa_edge.runs.manifest import FOLDERS, read_manifest
+from mpa_edge.runs.parquet import part_path, read_parts, read_rows, write_rows
 from mpa_edge.tasks import get_task
 from mpa_edge.types import Prediction, Sample
 from mpa_edge.vlm import fingerprint, load
@@ -78,7 +78,7 @@ def ask(exam: Exam, reference: str, name: str) -> list[Prediction]:
     parts = make_folder(exam.scratch / f"{name}-{key}")
     starts = range(0, len(exam.samples), CHUNK)
     if not all(part_path(parts, i).is_file() for i in range(len(starts))):
-        run_apart(_ask_parts, exam, reference, name, parts, threads=exam.threads)
+        run_isolated(_ask_parts, exam, reference, name, parts, threads=exam.threads)
     return read_parts(parts, Prediction)
 
 

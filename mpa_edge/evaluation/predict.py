@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mpa_edge.config.recipe import EvaluateConfig, Recipe
 from mpa_edge.errors import MpaError
+from mpa_edge.images.cache import groups
 from mpa_edge.images.folder import open_image
 from mpa_edge.metrics import get_metric
 from mpa_edge.metrics.paired import bootstrap_ci95
 from mpa_edge.nursery.render import ANSWERS, render
-from mpa_edge.images.cache import groups
 from mpa_edge.progress import progress, say
 from mpa_edge.questions import QuestionSet, left_out
 from mpa_edge.questions.own import read_samples
 from mpa_edge.questions.published import read_benchmark
-from mpa_edge.config.recipe import EvaluateConfig, Recipe
 from mpa_edge.runs.memory import peak_rss_bytes
 from mpa_edge.tasks import Task, answer_prompt, get_benchmark, get_task
 from mpa_edge.types import VLM, Drop, Prediction, Reply, Request, Sample
@@ -92,10 +92,16 @@ def predict(
             raise _unanswered(vlm.name, reply.drop)
         made.append(
             Prediction(
-                sample_id=sample.id, image_id=sample.image, kind=sample.kind, question=sample.question,
-                answers=sample.answers, model=vlm.name, text=reply.text, score=score(reply.text, sample.answers),
+                sample_id=sample.id,
+                image_id=sample.image,
+                kind=sample.kind,
+                question=sample.question,
+                answers=sample.answers,
+                model=vlm.name,
+                text=reply.text,
+                score=score(reply.text, sample.answers),
             )
-        )  # fmt: skip
+        )
     return made
 
 

@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mpa_edge.runs.files import read_json
 from mpa_edge.config.target import ImageBudget
+from mpa_edge.runs.files import read_json
 
 
 def processor_values(checkpoint: Path) -> dict[str, Any]:

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mpa_edge.runs.isolation import run_apart
+from mpa_edge.config.scheme import ONNX_COMPONENTS, CalibrationConfig, Component, Scheme
+from mpa_edge.config.target import ImageBudget
 from mpa_edge.exporters.budget import image_values
 from mpa_edge.exporters.publish.layout import file_name
 from mpa_edge.exporters.source import Source
 from mpa_edge.progress import say
 from mpa_edge.runs.files import atomic_write, disk_errors, make_folder, read_json, sha256_file, write_json
+from mpa_edge.runs.isolation import run_isolated
 from mpa_edge.runs.manifest import INPUTS
-from mpa_edge.config.scheme import ONNX_COMPONENTS, CalibrationConfig, Component, Scheme
-from mpa_edge.config.target import ImageBudget
 
 MADE = ".made.json"
 DATA = "_data"
@@ -25,7 +25,7 @@ DATA = "_data"
 
 
 @dataclass
-class Workshop:
+class BuildContext:
     """Where an export is built."""
 
     source: Source
@@ -69,14 +69,14 @@ class Workshop:
             shutil.rmtree(scratch, ignore_errors=True)  # of a step that was killed
             make_folder(scratch)
             try:
-                result, peak_bytes = run_apart(function, *arguments, threads=self.threads, scratch=scratch)
+                result, peak_bytes = run_isolated(function, *arguments, threads=self.threads, scratch=scratch)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
         self.peak_rss_bytes = max(self.peak_rss_bytes, peak_bytes)
         return result
 
 
-def build(shop: Workshop, scheme: Scheme) -> dict[Component, str]:
+def build(shop: BuildContext, scheme: Scheme) -> dict[Component, str]:
     """Make every component of a scheme that is not there yet; component -> path inside the folder."""
     files = {name: file_name(scheme.format, name, precision) for name, precision in scheme.components.items()}
     made = read_json(shop.folder / MADE) or {}
@@ -90,12 +90,12 @@ def build(shop: Workshop, scheme: Scheme) -> dict[Component, str]:
     return files
 
 
-def _component(shop: Workshop, scheme: Scheme, component: Component, out: Path) -> list[str]:
+def _component(shop: BuildContext, scheme: Scheme, component: Component, out: Path) -> list[str]:
     make = _onnx if component in ONNX_COMPONENTS else _mmproj if component == "mmproj" else _language
     return make(shop, scheme, component, out)
 
 
-def _onnx(shop: Workshop, scheme: Scheme, component: Component, out: Path) -> list[str]:
+def _onnx(shop: BuildContext, scheme: Scheme, component: Component, out: Path) -> list[str]:
     from mpa_edge.exporters.onnx.quantize import quantize_component
 
     full, precision = _graph(shop, component), scheme.components[component]
@@ -107,7 +107,7 @@ def _onnx(shop: Workshop, scheme: Scheme, component: Component, out: Path) -> li
     return list(shop.apart(quantize_component, full, out, component, precision, scheme, calibration))
 
 
-def _graph(shop: Workshop, component: Component) -> Path:
+def _graph(shop: BuildContext, component: Component) -> Path:
     """The full-precision graph of a component, made once for all schemes."""
     from mpa_edge.exporters.onnx.export import export_component
 
@@ -118,7 +118,7 @@ def _graph(shop: Workshop, component: Component) -> Path:
     return path
 
 
-def _calibration(shop: Workshop, scheme: Scheme) -> Path:
+def _calibration(shop: BuildContext, scheme: Scheme) -> Path:
     """Inputs of the graphs on the run's own pictures, made once."""
     from mpa_edge.exporters.onnx.calibrate import calibrate
 
@@ -131,7 +131,7 @@ def _calibration(shop: Workshop, scheme: Scheme) -> Path:
     return folder
 
 
-def _language(shop: Workshop, scheme: Scheme, _component: Component, out: Path) -> list[str]:
+def _language(shop: BuildContext, scheme: Scheme, _component: Component, out: Path) -> list[str]:
     from mpa_edge.exporters.gguf.quantize import quantize_gguf
 
     precision = scheme.components["language"]
@@ -145,12 +145,12 @@ def _language(shop: Workshop, scheme: Scheme, _component: Component, out: Path) 
     return list(quantize_gguf(full, out, precision, shop.threads))
 
 
-def _mmproj(shop: Workshop, scheme: Scheme, _component: Component, out: Path) -> list[str]:
+def _mmproj(shop: BuildContext, scheme: Scheme, _component: Component, out: Path) -> list[str]:
     _copy(_gguf_part(shop, "mmproj", scheme.components["mmproj"]), out)
     return []
 
 
-def _gguf_part(shop: Workshop, component: Literal["language", "mmproj"], precision: str) -> Path:
+def _gguf_part(shop: BuildContext, component: Literal["language", "mmproj"], precision: str) -> Path:
     """A converted file, made once for all schemes."""
     path = make_folder(shop.parts / "gguf") / file_name("gguf", component, precision)
     if not shop.has_part(path):
@@ -159,7 +159,7 @@ def _gguf_part(shop: Workshop, component: Literal["language", "mmproj"], precisi
     return path
 
 
-def _convert(shop: Workshop, component: Literal["language", "mmproj"], out: Path, precision: str) -> None:
+def _convert(shop: BuildContext, component: Literal["language", "mmproj"], out: Path, precision: str) -> None:
     from mpa_edge.exporters.gguf.convert import convert
 
     values = image_values(shop.source.checkpoint, shop.budget)

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpa_edge.runs.isolation import run_apart
 from mpa_edge.config.library import load_scheme
+from mpa_edge.config.scheme import Scheme
+from mpa_edge.config.target import ImageBudget, Target
 from mpa_edge.errors import MpaError, VerificationError
-from mpa_edge.exporters.build import MADE, Workshop, build, discard_parts
+from mpa_edge.exporters.build import MADE, BuildContext, build, discard_parts
+from mpa_edge.exporters.preflight import check_possible, check_processor, disk_need_bytes
 from mpa_edge.exporters.publish.card import write_card
 from mpa_edge.exporters.publish.layout import write_layout
 from mpa_edge.exporters.publish.manifest import (
@@ -25,17 +27,15 @@ from mpa_edge.exporters.publish.manifest import (
     read_export_manifest,
     write_export_manifest,
 )
-from mpa_edge.exporters.verify.parity import Parity
-from mpa_edge.exporters.preflight import check_possible, check_processor, disk_need_bytes
 from mpa_edge.exporters.source import Source
 from mpa_edge.exporters.verify.gate import verify
+from mpa_edge.exporters.verify.parity import Parity
 from mpa_edge.progress import say
 from mpa_edge.runs.files import require_free, sha256_json
+from mpa_edge.runs.isolation import run_isolated
 from mpa_edge.runs.lock import run_lock
 from mpa_edge.runs.manifest import StageClock, clear, prepare, versions
 from mpa_edge.runs.memory import peak_rss_bytes
-from mpa_edge.config.scheme import Scheme
-from mpa_edge.config.target import ImageBudget, Target
 
 PARTS, BUILDING, OLD = ".parts", ".building-", ".old-"
 LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript", "gguf", "llama-cpp-python")
@@ -108,7 +108,7 @@ def run_export(order: Order) -> list[Path]:
         _sweep_old(exports)
         missing = [s for s in order.schemes if order.fresh or not is_exported(exports / s.name, inputs_of(order, s))]
         if missing:
-            run_apart(check_processor, str(order.source.checkpoint))  # said now, not after the weights
+            run_isolated(check_processor, str(order.source.checkpoint))  # said now, not after the weights
             require_free(exports, disk_need_bytes(order.source, missing))
             prepare(exports / PARTS, parts_inputs(order), order.fresh)
         folders = [export_scheme(order, scheme) for scheme in order.schemes]
@@ -154,13 +154,17 @@ def export_scheme(order: Order, scheme: Scheme) -> Path:
 def _make(order: Order, scheme: Scheme, building: Path, inputs: dict[str, str]) -> None:
     clock, started = StageClock(building), time.monotonic()
     threads = order.threads
-    shop = Workshop(order.source, building, order.source.exports / PARTS, order.budget, threads)
+    shop = BuildContext(order.source, building, order.source.exports / PARTS, order.budget, threads)
     files = build(shop, scheme)
     clock.tick()
     artifact = write_layout(
-        order.source, scheme, building, order.budget, order.context_tokens,
+        order.source,
+        scheme,
+        building,
+        order.budget,
+        order.context_tokens,
         order.target.cpu.threads if order.target else None,
-    )  # fmt: skip
+    )
     try:
         parity, details = verify(order.source, building, scheme, order.budget, threads, shop.parts)
     except VerificationError:
@@ -168,12 +172,18 @@ def _make(order: Order, scheme: Scheme, building: Path, inputs: dict[str, str]) 
         building.rmdir()
         raise
     manifest = ExportManifest(
-        inputs=inputs, scheme=scheme.model_dump(mode="json"), target=order.target.name if order.target else None,
-        files={role: entry(building, name) for role, name in files.items()}, outputs=outputs_of(building),
-        notes=tuple(dict.fromkeys(shop.notes)), parity=parity.model_dump(mode="json"),
-        parity_details=details.model_dump(mode="json"), versions=versions(*LIBRARIES),
-        seconds=round(clock.tick(), 3), peak_rss_bytes=max(shop.peak_rss_bytes, peak_rss_bytes(), _children_bytes()),
-    )  # fmt: skip
+        inputs=inputs,
+        scheme=scheme.model_dump(mode="json"),
+        target=order.target.name if order.target else None,
+        files={role: entry(building, name) for role, name in files.items()},
+        outputs=outputs_of(building),
+        notes=tuple(dict.fromkeys(shop.notes)),
+        parity=parity.model_dump(mode="json"),
+        parity_details=details.model_dump(mode="json"),
+        versions=versions(*LIBRARIES),
+        seconds=round(clock.tick(), 3),
+        peak_rss_bytes=max(shop.peak_rss_bytes, peak_rss_bytes(), _children_bytes()),
+    )
     write_card(order.source, artifact, manifest, building)
     write_export_manifest(building, manifest)
     say(f"{scheme.name}: verified in {time.monotonic() - started:.0f} s")

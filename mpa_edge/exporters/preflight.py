@@ -5,20 +5,26 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 
+from mpa_edge.config.scheme import ONNX_COMPONENTS, Scheme
+from mpa_edge.config.target import ImageBudget
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.exporters.budget import image_values
 from mpa_edge.exporters.sizes import predict_sizes
 from mpa_edge.exporters.source import Source
 from mpa_edge.runs.files import read_json
-from mpa_edge.config.scheme import ONNX_COMPONENTS, Scheme
-from mpa_edge.config.target import ImageBudget
 from mpa_edge.vlm.transformers import checkpoint
 
 NEEDS = {
-    "onnx": (("torch", "align"), ("transformers", "align"), ("onnx", "export"), ("onnxruntime", "export"),
-             ("onnxscript", "export"), ("tokenizers", "onnx")),
+    "onnx": (
+        ("torch", "align"),
+        ("transformers", "align"),
+        ("onnx", "export"),
+        ("onnxruntime", "export"),
+        ("onnxscript", "export"),
+        ("tokenizers", "onnx"),
+    ),
     "gguf": (("torch", "align"), ("transformers", "align"), ("gguf", "export"), ("llama_cpp", "gguf")),
-}  # fmt: skip
+}
 
 
 def check_possible(source: Source, scheme: Scheme, budget: ImageBudget | None = None) -> None:
@@ -33,9 +39,12 @@ def check_possible(source: Source, scheme: Scheme, budget: ImageBudget | None = 
         from mpa_edge.exporters.gguf.check import check_gguf_possible
 
         check_gguf_possible(
-            source.config, image_values(source.checkpoint, budget), read_json(source.checkpoint / "tokenizer.json"),
-            vision="mmproj" in scheme.components, precisions=scheme.components.values(),
-        )  # fmt: skip
+            source.config,
+            image_values(source.checkpoint, budget),
+            read_json(source.checkpoint / "tokenizer.json"),
+            vision="mmproj" in scheme.components,
+            precisions=scheme.components.values(),
+        )
     if scheme.calibration is not None and source.run is None:
         raise MpaError(
             f"scheme {scheme.name} is calibrated on a run's own pictures, and {source.name} is no run: "

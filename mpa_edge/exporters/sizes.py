@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from math import ceil
 
+from mpa_edge.config.scheme import ONNX_COMPONENTS, Component, Scheme
 from mpa_edge.exporters.gguf.plan import planned_bytes, tensor_bytes
 from mpa_edge.exporters.source import Source
 from mpa_edge.exporters.tensors import Weight, is_tied, read_weights, used
 from mpa_edge.runs.files import read_json
-from mpa_edge.config.scheme import ONNX_COMPONENTS, Component, Scheme
 
 Sizes = Mapping[str, Mapping[Component, int]]
 COMPONENTS: tuple[Component, ...] = ("vision", "mmproj", "embed", "decoder", "language")
@@ -25,10 +25,16 @@ GRAPH_BYTES = {"vision": 22_000, "embed": 1_000, "decoder": 12_000}
 LAYER_BYTES = {"vision": 9_000, "embed": 0, "decoder": 11_500}
 NODE_BYTES = {"int8": 400, "q8": 400, "q4f16": 150, "qdq8": 600, "qdq16": 600}
 TEXT_NAMES = {
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-}  # fmt: skip
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
 # a GGUF file: one tensor's entry, and the keys of its model
 ENTRY_BYTES, KEYS_BYTES = 72, 1_000
 
@@ -140,10 +146,11 @@ def vocabulary_bytes(source: Source) -> int:
     padding = max(0, text.get("vocab_size", 0) - len(tokens))
     template = source.checkpoint / "chat_template.jinja"
     return (
-        sum(len(token.encode()) + 12 for token in tokens) + 20 * padding
+        sum(len(token.encode()) + 12 for token in tokens)
+        + 20 * padding
         + sum(len(merge.encode()) + 8 for merge in merges)
         + (template.stat().st_size if template.is_file() else 0)
-    )  # fmt: skip
+    )
 
 
 def size_table(source: Source, sizes: Sizes, title: str = "size, MB") -> str:

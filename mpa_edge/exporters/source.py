@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from mpa_edge.config.library import load_recipe
+from mpa_edge.config.recipe import Recipe
 from mpa_edge.errors import MpaError
 from mpa_edge.families import Family, family_of
-from mpa_edge.config.recipe import Recipe
 from mpa_edge.runs.files import read_json
 from mpa_edge.runs.manifest import EXPORTS, FOLDERS, RECIPE_FILE, RUN_FILE, read_manifest
 from mpa_edge.tasks import answer_prompt, get_task
-from mpa_edge.vlm.transformers import checkpoint
 from mpa_edge.vlm import fingerprint, resolve
+from mpa_edge.vlm.transformers import checkpoint
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # no pickles: they are programs

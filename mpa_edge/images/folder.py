@@ -19,8 +19,8 @@ from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpa_edge.images.index import DUPLICATE, Entries, ImageEntry
 from mpa_edge.errors import MpaError
+from mpa_edge.images.index import DUPLICATE, Entries, ImageEntry
 from mpa_edge.images.parquet import is_packed, packed_bytes
 from mpa_edge.runs.files import atomic_write, sha256_stream
 from mpa_edge.types import Drop

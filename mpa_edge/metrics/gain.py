@@ -158,9 +158,14 @@ def retained_lower(base: Array, aligned: Array, artifact: Array, clusters: Seque
 
 
 def accuracy_result(
-    base: Sequence[float], aligned: Sequence[float], artifact: Sequence[float], clusters: Sequence[str],
-    *, resamples: int = 2000, seed: int = 0,
-) -> AccuracyResult:  # fmt: skip
+    base: Sequence[float],
+    aligned: Sequence[float],
+    artifact: Sequence[float],
+    clusters: Sequence[str],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> AccuracyResult:
     """Everything that is said of three models' scores (0 to 1, the same questions in the same order)."""
     if not len(base) == len(aligned) == len(artifact) == len(clusters):
         raise MpaError("base, aligned and artifact were asked different questions: run the benchmark again")
@@ -172,18 +177,24 @@ def accuracy_result(
         return ModelAccuracy(n=len(scores), correct=float(scores.sum()), value=float(scores.mean()), ci95=interval)
 
     return AccuracyResult(
-        base=model(b), aligned=model(a), artifact=model(q),
+        base=model(b),
+        aligned=model(a),
+        artifact=model(q),
         retained_gain=round(float(q.mean() - b.mean()) / gain, 6) if gain > 0 else None,
         retained_gain_lower=retained_lower(b, a, q, clusters),
         p_mcnemar=mcnemar_above(changed.gained, changed.lost),
         flips=FlipCounts(gained=changed.gained, lost=changed.lost),
-    )  # fmt: skip
+    )
 
 
 def judge(
-    base: Sequence[float], aligned: Sequence[float], artifact: Sequence[float], clusters: Sequence[str],
-    *, share: float = SHARE,
-) -> Judgement:  # fmt: skip
+    base: Sequence[float],
+    aligned: Sequence[float],
+    artifact: Sequence[float],
+    clusters: Sequence[str],
+    *,
+    share: float = SHARE,
+) -> Judgement:
     """Whether at least `share` of the gain is left in the artifact."""
     b, a, q = (np.asarray(scores, float) for scores in (base, aligned, artifact))
     if bounds(a - b, clusters)[0] <= 0:

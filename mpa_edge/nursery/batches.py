@@ -170,9 +170,15 @@ def example(rng: random.Random, encoder: Encoder, mix: Mix, length: int) -> dict
         labels[end : stop - 1] = targets[1:]
         end = stop
     return {
-        "frames": frames(image), "ids": ids, "labels": labels, "segment": segment, "position": position,
-        "glyphs": glyph_labels(glyphs), "cells": cell_labels(scene), "found": found,
-    }  # fmt: skip
+        "frames": frames(image),
+        "ids": ids,
+        "labels": labels,
+        "segment": segment,
+        "position": position,
+        "glyphs": glyph_labels(glyphs),
+        "cells": cell_labels(scene),
+        "found": found,
+    }
 
 
 def batch(seed: int, step: int, size: int, encoder: Encoder, mix: Mix, length: int) -> dict[str, torch.Tensor]:

@@ -25,23 +25,41 @@ STYLES: tuple[Style, ...] = ("plain", "target")
 
 PALETTES: dict[str, dict[str, RGB]] = {
     "plain": {
-        "red": (214, 39, 40), "green": (44, 150, 44), "blue": (40, 90, 210),
-        "yellow": (235, 200, 20), "purple": (140, 70, 180), "orange": (250, 128, 20),
+        "red": (214, 39, 40),
+        "green": (44, 150, 44),
+        "blue": (40, 90, 210),
+        "yellow": (235, 200, 20),
+        "purple": (140, 70, 180),
+        "orange": (250, 128, 20),
     },
     "pastel": {
-        "red": (255, 105, 97), "green": (119, 200, 119), "blue": (108, 160, 240),
-        "yellow": (250, 230, 110), "purple": (190, 140, 225), "orange": (255, 179, 90),
+        "red": (255, 105, 97),
+        "green": (119, 200, 119),
+        "blue": (108, 160, 240),
+        "yellow": (250, 230, 110),
+        "purple": (190, 140, 225),
+        "orange": (255, 179, 90),
     },
     "deep": {
-        "red": (160, 16, 30), "green": (10, 100, 40), "blue": (20, 50, 140),
-        "yellow": (200, 165, 0), "purple": (95, 30, 130), "orange": (205, 90, 0),
+        "red": (160, 16, 30),
+        "green": (10, 100, 40),
+        "blue": (20, 50, 140),
+        "yellow": (200, 165, 0),
+        "purple": (95, 30, 130),
+        "orange": (205, 90, 0),
     },
-}  # fmt: skip
+}
 PLAIN_FONTS = ("", "DejaVuSans.ttf")
 TARGET_FONTS = (
-    "DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSans-Oblique.ttf", "DejaVuSerif.ttf", "DejaVuSerif-Bold.ttf",
-    "DejaVuSansMono-Bold.ttf", "STIXGeneralBol.ttf", "cmb10.ttf",
-)  # fmt: skip
+    "DejaVuSans.ttf",
+    "DejaVuSans-Bold.ttf",
+    "DejaVuSans-Oblique.ttf",
+    "DejaVuSerif.ttf",
+    "DejaVuSerif-Bold.ttf",
+    "DejaVuSansMono-Bold.ttf",
+    "STIXGeneralBol.ttf",
+    "cmb10.ttf",
+)
 
 
 @dataclass(frozen=True)

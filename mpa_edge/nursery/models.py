@@ -22,9 +22,16 @@ TILE_PX, PATCH_PX, SCALE = HEIGHT_PX, 8, 2
 TOKENS_PER_TILE = (TILE_PX // PATCH_PX // SCALE) ** 2
 END = "<end_of_utterance>"
 SPECIAL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>", "<fake_token_around_image>", "<image>", END, "<global-img>",
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<unk>",
+    "<fake_token_around_image>",
+    "<image>",
+    END,
+    "<global-img>",
     *(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)),
-)  # fmt: skip
+)
 # The wording of SmolVLM's template: https://huggingface.co/HuggingFaceTB/SmolVLM-256M-Instruct (chat_template.json)
 CHAT_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
@@ -59,9 +66,14 @@ def load_tokenizer() -> PreTrainedTokenizerFast:
 
     return PreTrainedTokenizerFast(
         tokenizer_file=str(TOKENIZER_FILE),
-        bos_token="<|im_start|>", eos_token=END, pad_token="<|im_end|>", unk_token="<unk>",
-        padding_side="left", model_max_length=2048, clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+        bos_token="<|im_start|>",
+        eos_token=END,
+        pad_token="<|im_end|>",
+        unk_token="<unk>",
+        padding_side="left",
+        model_max_length=2048,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def build_processor() -> Any:
@@ -70,9 +82,12 @@ def build_processor() -> Any:
     from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
     image_processor = Idefics3ImageProcessorPil(
-        size={"longest_edge": WIDTH_PX}, max_image_size={"longest_edge": TILE_PX},
-        do_image_splitting=True, image_mean=[0.5] * 3, image_std=[0.5] * 3,
-    )  # fmt: skip
+        size={"longest_edge": WIDTH_PX},
+        max_image_size={"longest_edge": TILE_PX},
+        do_image_splitting=True,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
     tokenizer = load_tokenizer()
     return Idefics3Processor(image_processor, tokenizer, image_seq_len=TOKENS_PER_TILE, chat_template=CHAT_TEMPLATE)
 
@@ -89,24 +104,40 @@ def build_model(name: str, seed: int = 0) -> Idefics3ForConditionalGeneration:
         "eos_token_id": tokenizer.eos_token_id,
     }
     text = {
-        "model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": shape.text_width,
-        "intermediate_size": shape.text_mlp, "num_hidden_layers": shape.text_layers,
-        "num_attention_heads": shape.text_width // 64, "num_key_value_heads": shape.text_width // 64, "head_dim": 64,
-        "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, **ids,
-    }  # fmt: skip
+        "model_type": "llama",
+        "vocab_size": VOCABULARY,
+        "hidden_size": shape.text_width,
+        "intermediate_size": shape.text_mlp,
+        "num_hidden_layers": shape.text_layers,
+        "num_attention_heads": shape.text_width // 64,
+        "num_key_value_heads": shape.text_width // 64,
+        "head_dim": 64,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        **ids,
+    }
     vision = {
-        "image_size": TILE_PX, "patch_size": PATCH_PX, "num_channels": 3, "hidden_size": shape.vision_width,
-        "intermediate_size": shape.vision_mlp, "num_hidden_layers": shape.vision_layers,
+        "image_size": TILE_PX,
+        "patch_size": PATCH_PX,
+        "num_channels": 3,
+        "hidden_size": shape.vision_width,
+        "intermediate_size": shape.vision_mlp,
+        "num_hidden_layers": shape.vision_layers,
         "num_attention_heads": shape.vision_width // 64,
-    }  # fmt: skip
+    }
     torch.manual_seed(seed)
     model = Idefics3ForConditionalGeneration(
         Idefics3Config(
-            vision_config=vision, text_config=text, scale_factor=SCALE, tie_word_embeddings=True,
-            image_token_id=tokenizer.convert_tokens_to_ids("<image>"), pad_token_id=tokenizer.pad_token_id,
+            vision_config=vision,
+            text_config=text,
+            scale_factor=SCALE,
+            tie_word_embeddings=True,
+            image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+            pad_token_id=tokenizer.pad_token_id,
         )
-    )  # fmt: skip
+    )
     for key, value in ids.items():
         setattr(model.generation_config, key, value)
     return model

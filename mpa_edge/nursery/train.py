@@ -165,9 +165,12 @@ class Trainee(nn.Module):
         same = (segment[:, None, :] == segment[:, :, None]) | (segment[:, None, :] == 0)
         mask = torch.zeros(same.shape, dtype=torch.bfloat16, device=ids.device).masked_fill(~(self.causal & same), -1e4)
         output = text(
-            inputs_embeds=embeds, attention_mask=mask[:, None], position_ids=position, use_cache=False,
+            inputs_embeds=embeds,
+            attention_mask=mask[:, None],
+            position_ids=position,
+            use_cache=False,
             output_hidden_states=True,
-        )  # fmt: skip
+        )
         logits = self.model.lm_head(output.last_hidden_state.flatten(0, 1)[at])
         below = F.rms_norm(output.hidden_states[-2].flatten(0, 1)[keys], output.last_hidden_state.shape[-1:])
         found = [head(below) for head in self.auxiliary.found.values()]
@@ -285,9 +288,13 @@ class Training:
         """Atomic: a killed save leaves the previous checkpoint."""
         self.out.mkdir(parents=True, exist_ok=True)
         state = {
-            "plan": json.dumps(asdict(self.plan)), "trainee": self.trainee.state_dict(), "average": self.average,
-            "optimizers": [o.state_dict() for o in self.optimizers], "step": self.step, "seconds": self.seconds,
-        }  # fmt: skip
+            "plan": json.dumps(asdict(self.plan)),
+            "trainee": self.trainee.state_dict(),
+            "average": self.average,
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "step": self.step,
+            "seconds": self.seconds,
+        }
         torch.save(state, self.checkpoint.with_suffix(".tmp"))
         os.replace(self.checkpoint.with_suffix(".tmp"), self.checkpoint)
         self.save_model(self.out / "latest")
@@ -357,10 +364,13 @@ class Training:
 
     def _log(self, sums: list[float]) -> None:
         record: dict[str, Any] = {
-            "step": self.step, "images": self.step * self.plan.batch_size, "seconds": round(self.seconds, 1),
-            "loss": round(sums[0] / 25, 4), "auxiliary": round(sums[1] / 25, 4),
+            "step": self.step,
+            "images": self.step * self.plan.batch_size,
+            "seconds": round(self.seconds, 1),
+            "loss": round(sums[0] / 25, 4),
+            "auxiliary": round(sums[1] / 25, 4),
             "lookup": round(sums[2] / 25, 4),
-        }  # fmt: skip
+        }
         click.echo(json.dumps(record))
         self.out.mkdir(parents=True, exist_ok=True)
         with (self.out / "log.jsonl").open("a") as log:

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mpa_edge.planning.model_specs import KnownModel
-from mpa_edge.planning.memory import Tuned
-from mpa_edge.planning.records import Assumptions
-from mpa_edge.planning.image_tokens import Seen
 from mpa_edge.config.recipe import LevelConfig, Recipe
+from mpa_edge.planning.image_tokens import Seen
+from mpa_edge.planning.memory import Tuned
+from mpa_edge.planning.model_specs import KnownModel
+from mpa_edge.planning.records import Assumptions
 from mpa_edge.tasks import get_task
 
 CHUNK = 200  # questions that evaluate hands to a model at once
@@ -114,14 +114,18 @@ def count_figures(recipe: Recipe, made: Counts, assumed: Assumptions) -> Iterato
     yield Figure("verified", made.verified, "rows", f"annotated {made.annotated:g} x verified {assumed['verified']:g}")
     yield Figure("gap", made.gap, "rows", f"verified {made.verified:g} x gap {assumed['gap']:g}")
     yield Figure(
-        "train", made.train, "rows",
+        "train",
+        made.train,
+        "rows",
         f"level.subset {level.subset} less held-out {made.held_out:g}, and level.replay {level.replay:g} of that",
-    )  # fmt: skip
+    )
     yield Figure(
-        "steps", made.steps, "steps",
+        "steps",
+        made.steps,
+        "steps",
         f"at most {made.steps_at_most:g} (level.epochs {level.epochs:g} x train / level.batch_size {level.batch_size}, "
         f"or level.max_steps) x stopped_at {assumed['stopped_at']:g} where early stopping has the time",
-    )  # fmt: skip
+    )
 
 
 def prompts(recipe: Recipe, assumed: Assumptions) -> Prompts:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from mpa_edge.config.recipe import Recipe
 from mpa_edge.planning.counts import CHUNK, Counts, Figure, Prompts, batches, prompt_tokens
-from mpa_edge.planning.model_specs import BYTES_ON_DISK, KnownModel
+from mpa_edge.planning.image_tokens import Seen
 from mpa_edge.planning.memory import (
     FLOAT_BYTES,
     LIBRARIES_BYTES,
@@ -16,6 +17,7 @@ from mpa_edge.planning.memory import (
     largest_that_fits,
     training_bytes,
 )
+from mpa_edge.planning.model_specs import BYTES_ON_DISK, KnownModel
 from mpa_edge.planning.records import Assumptions, Factor, Price
 from mpa_edge.planning.roofline import (
     Batch,
@@ -26,8 +28,6 @@ from mpa_edge.planning.roofline import (
     training_flops,
     vision_flops,
 )
-from mpa_edge.planning.image_tokens import Seen
-from mpa_edge.config.recipe import Recipe
 
 HOUR_S = 3600.0
 
@@ -153,9 +153,11 @@ def _ask(asking: Asking, work: Work, machine: Machine) -> StagePlan:
     load = _load_s(work, asking.model)
     seconds = n * (max(each.prepare, each.model) if _ahead(machine) else each.prepare + each.model)
     memory = Figure(
-        f"{asking.name}.memory", need(size), "bytes",
+        f"{asking.name}.memory",
+        need(size),
+        "bytes",
         f"libraries + {number} bytes x {shapes.parameters} parameters + pictures on their way + cache of {size} rows",
-    )  # fmt: skip
+    )
     figures = (*_time_figures(asking, batch, each, n, load, machine), memory)
     return StagePlan(asking.name, load + seconds, need(size), size, figures)
 
@@ -223,10 +225,17 @@ def _annotate(work: Work, machine: Machine) -> StagePlan:
     """Questions with answers, then the votes: the same model about the same pictures, which it has seen already."""
     config, made = work.recipe.annotate, work.counts
     write = Asking(
-        "annotate", work.teacher, work.teacher_sees, made.asked, made.images / config.shard_size,
-        config.samples_per_image, config.batch_size, work.prompts.annotate, work.prompts.annotation_longest,
+        "annotate",
+        work.teacher,
+        work.teacher_sees,
+        made.asked,
+        made.images / config.shard_size,
+        config.samples_per_image,
+        config.batch_size,
+        work.prompts.annotate,
+        work.prompts.annotation_longest,
         work.prompts.annotation,
-    )  # fmt: skip
+    )
     parts = [_ask(write, work, machine)]
     if config.votes:
         votes = replace(_votes(work, "annotate.votes", config.votes, config.batch_size), new_pictures=False)
@@ -239,20 +248,34 @@ def _annotate(work: Work, machine: Machine) -> StagePlan:
 def _votes(work: Work, name: str, votes: int, size: int) -> Asking:
     made = work.counts
     return Asking(
-        name, work.teacher, work.teacher_sees, made.annotated * votes, made.images / work.recipe.annotate.shard_size,
-        votes * made.annotated / max(1, made.images), size, work.prompts.answer, work.prompts.answer_longest,
+        name,
+        work.teacher,
+        work.teacher_sees,
+        made.annotated * votes,
+        made.images / work.recipe.annotate.shard_size,
+        votes * made.annotated / max(1, made.images),
+        size,
+        work.prompts.answer,
+        work.prompts.answer_longest,
         work.prompts.completion,
-    )  # fmt: skip
+    )
 
 
 def _identify(work: Work, machine: Machine) -> StagePlan:
     """The student answers what was verified; the teacher first, where annotate took no votes."""
     recipe, made = work.recipe, work.counts
     student = Asking(
-        "identify", work.student, work.student_sees, made.verified, made.images / recipe.annotate.shard_size,
-        made.verified / max(1, made.images), recipe.identify.batch_size, work.prompts.answer,
-        work.prompts.answer_longest, work.prompts.completion,
-    )  # fmt: skip
+        "identify",
+        work.student,
+        work.student_sees,
+        made.verified,
+        made.images / recipe.annotate.shard_size,
+        made.verified / max(1, made.images),
+        recipe.identify.batch_size,
+        work.prompts.answer,
+        work.prompts.answer_longest,
+        work.prompts.completion,
+    )
     parts = [_ask(student, work, machine)]
     if not recipe.annotate.votes:
         parts.append(_ask(_votes(work, "identify.teacher", 1, recipe.identify.batch_size), work, machine))
@@ -261,14 +284,31 @@ def _identify(work: Work, machine: Machine) -> StagePlan:
 
 def _evaluate(work: Work, machine: Machine) -> StagePlan:
     """Teacher, base and aligned on the same questions."""
-    models = (("teacher", work.teacher, work.teacher_sees), ("base", work.student, work.student_sees),
-              ("aligned", work.student, work.student_sees))  # fmt: skip
+    models = (
+        ("teacher", work.teacher, work.teacher_sees),
+        ("base", work.student, work.student_sees),
+        ("aligned", work.student, work.student_sees),
+    )
     n, size = work.counts.questions, work.recipe.evaluate.batch_size
     parts = [
-        _ask(Asking(f"evaluate.{name}", model, seen, n, n / CHUNK, 1, size, work.prompts.answer,
-                    work.prompts.answer_longest, work.prompts.completion), work, machine)
+        _ask(
+            Asking(
+                f"evaluate.{name}",
+                model,
+                seen,
+                n,
+                n / CHUNK,
+                1,
+                size,
+                work.prompts.answer,
+                work.prompts.answer_longest,
+                work.prompts.completion,
+            ),
+            work,
+            machine,
+        )
         for name, model, seen in models
-    ]  # fmt: skip
+    ]
     return _joined("evaluate", parts, loads=len(parts), load_s=0.0)
 
 
@@ -307,15 +347,34 @@ def _level(work: Work, machine: Machine) -> StagePlan:
     forward = machine.compute_s(vision_flops(shapes, seen) + prompt_flops(shapes, tokens, logits=tokens)) + prepare
     load = _load_s(work, work.student)
     figures = (
-        Figure("level.step", step, "s", f"{config.batch_size} samples x ({flops:.4g} operations of {tokens:.4g} tokens "
-               f"and {seen.patches:g} patches / (flops x training) + preparing the picture)"),
-        Figure("level.train", made.steps * step, "s", f"{made.steps:g} steps x {step:.4g} s; without early stopping "
-               f"{made.steps_at_most:g} steps, {made.steps_at_most * step:.4g} s"),
-        Figure("level.held_out", looks * made.held_out * forward, "s",
-               f"every {config.eval_steps} steps {made.held_out:g} samples x {forward:.4g} s"),
-        Figure("level.memory", need(at_once), "bytes", f"libraries + weights of {shapes.parameters} parameters + "
-               f"gradients and moments of {what.parameters} + what {at_once} samples keep for the way back"),
-    )  # fmt: skip
+        Figure(
+            "level.step",
+            step,
+            "s",
+            f"{config.batch_size} samples x ({flops:.4g} operations of {tokens:.4g} tokens "
+            f"and {seen.patches:g} patches / (flops x training) + preparing the picture)",
+        ),
+        Figure(
+            "level.train",
+            made.steps * step,
+            "s",
+            f"{made.steps:g} steps x {step:.4g} s; without early stopping "
+            f"{made.steps_at_most:g} steps, {made.steps_at_most * step:.4g} s",
+        ),
+        Figure(
+            "level.held_out",
+            looks * made.held_out * forward,
+            "s",
+            f"every {config.eval_steps} steps {made.held_out:g} samples x {forward:.4g} s",
+        ),
+        Figure(
+            "level.memory",
+            need(at_once),
+            "bytes",
+            f"libraries + weights of {shapes.parameters} parameters + "
+            f"gradients and moments of {what.parameters} + what {at_once} samples keep for the way back",
+        ),
+    )
     seconds = load + made.steps * step + looks * made.held_out * forward
     return StagePlan("level", seconds, need(at_once), at_once, figures)
 

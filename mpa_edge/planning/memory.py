@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mpa_edge.planning.roofline import COPIES, Batch
-from mpa_edge.planning.image_tokens import Seen
-from mpa_edge.planning.shapes import Shapes, Stack
 from mpa_edge.config.recipe import LevelConfig
+from mpa_edge.planning.image_tokens import Seen
+from mpa_edge.planning.roofline import COPIES, Batch
+from mpa_edge.planning.shapes import Shapes, Stack
 
 LIBRARIES_BYTES = {"cpu": 1_150_000_000, "gpu": 700_000_000}
 """torch, transformers, trl and what the C library keeps (docs/results.json, 3 seeds); on a GPU the driver's context."""

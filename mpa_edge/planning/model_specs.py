@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mpa_edge.errors import MpaError
-from mpa_edge.planning.records import model_file
 from mpa_edge.planning.image_tokens import Seen, Size, mean, seen
+from mpa_edge.planning.records import model_file
 from mpa_edge.planning.shapes import Config, Shapes, read_shapes
 from mpa_edge.runs.files import read_json
 from mpa_edge.vlm import resolve

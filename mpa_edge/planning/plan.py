@@ -7,17 +7,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mpa_edge.config.recipe import Recipe
 from mpa_edge.errors import MpaError
 from mpa_edge.images.folder import open_image, scan
 from mpa_edge.planning.calibrate import this_machine
 from mpa_edge.planning.counts import Figure, count, count_figures, disk, prompts
 from mpa_edge.planning.estimate import HOUR_S, MachinePlan, Work, figures_of, on_machine
-from mpa_edge.planning.model_specs import KnownModel, known_model
+from mpa_edge.planning.image_tokens import Size
 from mpa_edge.planning.memory import tuned
+from mpa_edge.planning.model_specs import KnownModel, known_model
 from mpa_edge.planning.records import Assumptions, Price, assumptions, device_file, find_device
 from mpa_edge.planning.roofline import Machine
-from mpa_edge.planning.image_tokens import Size
-from mpa_edge.config.recipe import Recipe
 from mpa_edge.types import Drop
 
 HERE = "here"
@@ -118,9 +118,16 @@ def make_plan(
     sizes = list(found.sizes)
     what = tuned(student.shapes, recipe.level)
     work = Work(
-        recipe, count(recipe, found.n, assumed), prompts(recipe, assumed), teacher, student, teacher.see(sizes),
-        student.see(sizes), what, assumed,
-    )  # fmt: skip
+        recipe,
+        count(recipe, found.n, assumed),
+        prompts(recipe, assumed),
+        teacher,
+        student,
+        teacher.see(sizes),
+        student.see(sizes),
+        what,
+        assumed,
+    )
     written = disk(recipe, work.counts, (teacher, student), found.drawn, what, assumed)
     return Plan(recipe, found, work, tuple(written), tuple(on_machine(work, machine, price) for machine, price in on()))
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mpa_edge.planning.records import Device, Efficiency
 from mpa_edge.planning.image_tokens import Seen
+from mpa_edge.planning.records import Device, Efficiency
 from mpa_edge.planning.shapes import Shapes
 
 COPIES = 2  # what is kept of a picture is read and written once for each row that begins behind it

@@ -163,10 +163,17 @@ def _idefics3(config: Config) -> Shapes:
     width, merged = vision.hidden, vision.hidden * int(config.get("scale_factor", 2)) ** 2
     small += _layer_small(vision) + width + _grid(v) * width + 2 * width
     return Shapes(
-        model_type=str(config["model_type"]), vision=vision, patch_inputs=3 * _edge(v["patch_size"]) ** 2,
-        window_patches=0, full_layers=vision.layers, connector=merged * language.hidden, language=language,
-        vocabulary=int(text["vocab_size"]), tied=_tied(config, text, False), small=small,
-    )  # fmt: skip
+        model_type=str(config["model_type"]),
+        vision=vision,
+        patch_inputs=3 * _edge(v["patch_size"]) ** 2,
+        window_patches=0,
+        full_layers=vision.layers,
+        connector=merged * language.hidden,
+        language=language,
+        vocabulary=int(text["vocab_size"]),
+        tied=_tied(config, text, False),
+        small=small,
+    )
 
 
 def _llava(config: Config) -> Shapes:
@@ -181,10 +188,17 @@ def _llava(config: Config) -> Shapes:
         small += width + _layer_small(Stack(1, width, vision.ffn, width, width, False)) - 2 * width
         small += Stack(1, width, vision.ffn, width, width, gated=False).matrices
     return Shapes(
-        model_type="llava", vision=vision, patch_inputs=3 * _edge(v["patch_size"]) ** 2, window_patches=0,
-        full_layers=vision.layers, connector=width * out + out * out, language=language,
-        vocabulary=int(text["vocab_size"]), tied=_tied(config, text, False), small=small,
-    )  # fmt: skip
+        model_type="llava",
+        vision=vision,
+        patch_inputs=3 * _edge(v["patch_size"]) ** 2,
+        window_patches=0,
+        full_layers=vision.layers,
+        connector=width * out + out * out,
+        language=language,
+        vocabulary=int(text["vocab_size"]),
+        tied=_tied(config, text, False),
+        small=small,
+    )
 
 
 def _internvl(config: Config) -> Shapes:
@@ -197,10 +211,17 @@ def _internvl(config: Config) -> Shapes:
     small += _layer_small(vision) + 2 * vision.layers * width - (0 if bias else 3 * vision.layers * width)
     small += width + (_grid(v) + 1) * width + width + 2 * joined + 2 * out
     return Shapes(
-        model_type=str(config["model_type"]), vision=vision, patch_inputs=3 * _edge(v["patch_size"]) ** 2,
-        window_patches=0, full_layers=vision.layers, connector=joined * out + out * out, language=language,
-        vocabulary=int(text["vocab_size"]), tied=_tied(config, text, False), small=small,
-    )  # fmt: skip
+        model_type=str(config["model_type"]),
+        vision=vision,
+        patch_inputs=3 * _edge(v["patch_size"]) ** 2,
+        window_patches=0,
+        full_layers=vision.layers,
+        connector=joined * out + out * out,
+        language=language,
+        vocabulary=int(text["vocab_size"]),
+        tied=_tied(config, text, False),
+        small=small,
+    )
 
 
 def _qwen(config: Config, v: Config, vision: Stack, window: int, full: int, small: int, mergers: int = 1) -> Shapes:
@@ -210,11 +231,17 @@ def _qwen(config: Config, v: Config, vision: Stack, window: int, full: int, smal
     area, frames = _edge(v.get("patch_size", 14)) ** 2, _edge(v.get("temporal_patch_size", 2))
     merged = vision.hidden * int(v.get("spatial_merge_size", 2)) ** 2
     return Shapes(
-        model_type=str(config["model_type"]), vision=vision, patch_inputs=3 * frames * area, window_patches=window,
-        full_layers=full, connector=mergers * (merged * merged + merged * language.hidden), language=language,
-        vocabulary=int(text["vocab_size"]), tied=_tied(config, text, False),
+        model_type=str(config["model_type"]),
+        vision=vision,
+        patch_inputs=3 * frames * area,
+        window_patches=window,
+        full_layers=full,
+        connector=mergers * (merged * merged + merged * language.hidden),
+        language=language,
+        vocabulary=int(text["vocab_size"]),
+        tied=_tied(config, text, False),
         small=small + own + mergers * (merged + language.hidden),
-    )  # fmt: skip
+    )
 
 
 def _qwen2_vl(config: Config) -> Shapes:

@@ -121,6 +121,9 @@ def read_own(path: Path, limit: int | None = None) -> QuestionSet:
     kept = [there[i] for i in share([None] * len(there), limit)]
     missing = len(samples) - len(there)
     return QuestionSet(
-        name=path.name, folder=path.parent, samples=tuple(sample for _, sample in kept),
-        numbers=tuple(i for i, _ in kept), dropped={MISSING: missing} if missing else {},
-    )  # fmt: skip
+        name=path.name,
+        folder=path.parent,
+        samples=tuple(sample for _, sample in kept),
+        numbers=tuple(i for i, _ in kept),
+        dropped={MISSING: missing} if missing else {},
+    )

@@ -124,10 +124,14 @@ def _set(
     if not samples:
         raise _nothing_left(name, benchmark, folder, drops)
     return QuestionSet(
-        name=name, folder=folder, samples=tuple(sample for _, sample in samples),
-        numbers=tuple(i for i, _ in samples), dropped=count(drops), note=split.note,
+        name=name,
+        folder=folder,
+        samples=tuple(sample for _, sample in samples),
+        numbers=tuple(i for i, _ in samples),
+        dropped=count(drops),
+        note=split.note,
         mean_of_kinds=benchmark.mean_of_kinds,
-    )  # fmt: skip
+    )
 
 
 def _nothing_left(name: str, benchmark: Benchmark, data: Path, drops: Sequence[Drop]) -> MpaError:

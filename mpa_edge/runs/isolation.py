@@ -24,7 +24,7 @@ from mpa_edge.runs.memory import peak_rss_bytes
 Result = TypeVar("Result")
 
 
-def run_apart(
+def run_isolated(
     function: Callable[..., Result], *arguments: Any, threads: int | None = None, scratch: Path | None = None
 ) -> tuple[Result, int]:
     """(what `function(*arguments)` returns, peak resident bytes of the process that ran it).

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mpa_edge.config.recipe import EvaluateConfig
 from mpa_edge.evaluation.predict import by_kind, mean, predict, question_set, questions_file
 from mpa_edge.metrics.paired import bootstrap_ci95, flips, mcnemar_p
 from mpa_edge.progress import progress, say
-from mpa_edge.config.recipe import EvaluateConfig
-from mpa_edge.runs.parquet import part_path, read_parts, read_rows, write_rows
 from mpa_edge.runs.files import make_folder, sha256_file, sha256_json, write_json
 from mpa_edge.runs.manifest import StageClock, finish, is_done
+from mpa_edge.runs.parquet import part_path, read_parts, read_rows, write_rows
 from mpa_edge.stages.run import Run, begin, device_used, memory_counts
 from mpa_edge.stages.teacher import account, check_card, teacher_options, usage_counts
 from mpa_edge.tasks import answer_prompt
@@ -41,10 +41,15 @@ def run_evaluate(run: Run, fresh: bool = False) -> None:
     write_json(folder / RESULT, result | {"metric": run.task.metric})
     clock.tick()
     finish(
-        folder, STAGE, inputs=inputs, config=run.recipe.evaluate, seed=run.recipe.evaluate.seed,
+        folder,
+        STAGE,
+        inputs=inputs,
+        config=run.recipe.evaluate,
+        seed=run.recipe.evaluate.seed,
         counts={"questions": len(samples)} | usage_counts(run, STAGE) | memory_counts(),
-        packages=("torch", "transformers", "openai"), used=device_used(run.recipe.device),
-    )  # fmt: skip
+        packages=("torch", "transformers", "openai"),
+        used=device_used(run.recipe.device),
+    )
     say(f"evaluate: {len(samples)} questions")
 
 
@@ -101,9 +106,13 @@ def _ask(run: Run, name: str, images: Path, parts: Sequence[tuple[Path, Sequence
     recipe = run.recipe
     reference = {"teacher": recipe.teacher, "base": recipe.student, "aligned": str(run.stage_folder("merge"))}[name]
     vlm = load(
-        reference, name=name, device=recipe.device, threads=recipe.threads, batch_size=recipe.evaluate.batch_size,
+        reference,
+        name=name,
+        device=recipe.device,
+        threads=recipe.threads,
+        batch_size=recipe.evaluate.batch_size,
         **(teacher_options(run) if name == "teacher" else {}),
-    )  # fmt: skip
+    )
     check_card(run, vlm, write=False)
     with (
         account(run, STAGE, vlm) as save,

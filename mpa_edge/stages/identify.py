@@ -19,13 +19,13 @@ from mpa_edge.engines import Facts, Job, Outcome, Worker, merged
 from mpa_edge.engines.local import run_local
 from mpa_edge.engines.retries import poisoned
 from mpa_edge.errors import MpaError
+from mpa_edge.images.cache import groups
 from mpa_edge.images.folder import open_image
 from mpa_edge.metrics import get_metric
-from mpa_edge.images.cache import groups
 from mpa_edge.progress import say
-from mpa_edge.runs.parquet import dropped_path, each_row, is_whole, part_path, read_rows, shards_done, write_part
 from mpa_edge.runs.files import make_folder, sha256_json
 from mpa_edge.runs.manifest import StageClock, finish, is_done
+from mpa_edge.runs.parquet import dropped_path, each_row, is_whole, part_path, read_rows, shards_done, write_part
 from mpa_edge.stages.deployed import deployed_inputs, student_of
 from mpa_edge.stages.run import Run, begin, memory_counts
 from mpa_edge.stages.shards import (
@@ -91,10 +91,15 @@ def run_identify(run: Run, fresh: bool = False) -> None:
     found: Counter[str] = Counter(row.verdict for row in each_row(folder, ParityRecord))
     counts = {name: found[name] for name in VERDICTS} | poisoned_counts(folder)
     finish(
-        folder, STAGE, inputs=inputs, config=run.recipe.identify, seed=run.recipe.seed,
-        counts=counts | usage_counts(run, STAGE) | memory_counts(by), packages=("torch", "transformers", "openai"),
+        folder,
+        STAGE,
+        inputs=inputs,
+        config=run.recipe.identify,
+        seed=run.recipe.seed,
+        counts=counts | usage_counts(run, STAGE) | memory_counts(by),
+        packages=("torch", "transformers", "openai"),
         used=by.used,
-    )  # fmt: skip
+    )
     say(f"identify: {counts['gap']} gap, {counts['parity']} parity, {counts['unverified']} unverified")
 
 
@@ -139,20 +144,36 @@ def _load(run: Run, name: str, patient: bool = True, loader: Callable[..., VLM] 
     recipe, teaches = run.recipe, name == "teacher"
     reference, options = (recipe.teacher, teacher_options(run, patient)) if teaches else (student_of(run), {})
     return (loader or load)(
-        reference, name=name, device=recipe.device, threads=recipe.threads, batch_size=recipe.identify.batch_size,
+        reference,
+        name=name,
+        device=recipe.device,
+        threads=recipe.threads,
+        batch_size=recipe.identify.batch_size,
         **options,
-    )  # fmt: skip
+    )
 
 
 def _job(
-    run: Run, title: str, shards: Sequence[int], todo: Sequence[int], make: Callable[..., Worker],
+    run: Run,
+    title: str,
+    shards: Sequence[int],
+    todo: Sequence[int],
+    make: Callable[..., Worker],
     written: Callable[[int], object],
-) -> Job:  # fmt: skip
+) -> Job:
     return Job(
-        title=title, folder=run.stage_folder(STAGE), total=len(shards), todo=todo, make=make, written=written,
-        entries=lambda _: None, read=partial(_read_ahead, portable(run)), needs=partial(_needed, run),
-        sees=witness(run) if run.engine.name == "ray" else (), config=run.recipe.engine,
-    )  # fmt: skip
+        title=title,
+        folder=run.stage_folder(STAGE),
+        total=len(shards),
+        todo=todo,
+        make=make,
+        written=written,
+        entries=lambda _: None,
+        read=partial(_read_ahead, portable(run)),
+        needs=partial(_needed, run),
+        sees=witness(run) if run.engine.name == "ray" else (),
+        config=run.recipe.engine,
+    )
 
 
 def _needed(run: Run, shard: int) -> list[str]:
@@ -334,9 +355,12 @@ def unconfirmed(row: ParityRecord) -> list[Dropped]:
 
 
 def judge(
-    student: VLM, run: Run, rows: Sequence[PseudoAnnotation], teacher: Sequence[tuple[str, ...]],
+    student: VLM,
+    run: Run,
+    rows: Sequence[PseudoAnnotation],
+    teacher: Sequence[tuple[str, ...]],
     known: Mapping[str, Image] | None = None,
-) -> list[ParityRecord]:  # fmt: skip
+) -> list[ParityRecord]:
     """Verdicts of one shard; the student is asked only what the teacher confirmed."""
     agrees = get_metric(run.task.metric).agrees
     asked = [row for row, said in zip(rows, teacher, strict=True) if confirmed(row.answer, said, agrees)]

@@ -21,8 +21,8 @@ from mpa_edge.stages.level.stage import ADAPTER
 from mpa_edge.stages.run import Run, begin, memory_counts
 from mpa_edge.tasks import answer_prompt
 from mpa_edge.types import Drop
-from mpa_edge.vlm.transformers import checkpoint
 from mpa_edge.vlm import resolve
+from mpa_edge.vlm.transformers import checkpoint
 from mpa_edge.vlm.transformers.interrupts import interrupts_held
 
 if TYPE_CHECKING:
@@ -56,9 +56,14 @@ def run_merge(run: Run, fresh: bool = False) -> None:
     publish(building, folder)
     clock.tick()
     finish(
-        folder, STAGE, inputs=inputs, config=STAGE, seed=run.recipe.seed, counts=memory_counts(),
+        folder,
+        STAGE,
+        inputs=inputs,
+        config=STAGE,
+        seed=run.recipe.seed,
+        counts=memory_counts(),
         packages=("torch", "transformers", "peft"),
-    )  # fmt: skip
+    )
     say(f"merge: {folder}, logits within {difference:.1e} of the adapter's")
 
 
@@ -205,9 +210,13 @@ def probes(run: Run) -> InputsOf:
             raise MpaError(f"no readable image in {run.images_folder}: name another folder, --images DIR")
         prompt = checkpoint.chat_prompt(processor, answer_prompt(run.task, "What is shown?"))
         made = processor(
-            text=[prompt] * len(images), images=[[image] for image in images], padding=True, padding_side="left",
-            add_special_tokens=False, return_tensors="pt",
-        )  # fmt: skip
+            text=[prompt] * len(images),
+            images=[[image] for image in images],
+            padding=True,
+            padding_side="left",
+            add_special_tokens=False,
+            return_tensors="pt",
+        )
         return dict(made)
 
     return inputs_of

@@ -7,39 +7,41 @@ from itertools import chain
 
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
-from mpa_edge.runs.parquet import count_reasons, read_dropped
 from mpa_edge.runs.files import read_json
 from mpa_edge.runs.lock import run_lock
 from mpa_edge.runs.manifest import FOLDERS, damaged, read_manifest
 from mpa_edge.runs.memory import peak_rss_bytes
-from mpa_edge.stages.annotate.stage import stage
+from mpa_edge.runs.parquet import count_reasons, read_dropped
+from mpa_edge.runs.write_hooks import tell
 from mpa_edge.stages import evaluate, identify, merge
-from mpa_edge.stages.level.stage import stage
+from mpa_edge.stages.annotate.stage import annotate_settings, run_annotate
+from mpa_edge.stages.level.stage import level_inputs, run_level
 from mpa_edge.stages.plan import can_evaluate, preflight
 from mpa_edge.stages.run import Run, not_finished, remember
 from mpa_edge.types import AlignAccuracy, AlignReport
-from mpa_edge.runs.write_hooks import tell
 
 STAGES: dict[str, Callable[[Run, bool], None]] = {
-    "annotate": stage.run_annotate,
+    "annotate": run_annotate,
     "identify": identify.run_identify,
-    "level": stage.run_level,
+    "level": run_level,
     "merge": merge.run_merge,
     "evaluate": evaluate.run_evaluate,
 }
 # what a finished stage must have been made from; the images themselves are not read again
 MADE_FROM: dict[str, Callable[[Run], dict[str, str]]] = {
-    "annotate": stage.annotate_settings,
+    "annotate": annotate_settings,
     "identify": identify.identify_inputs,
-    "level": stage.level_inputs,
+    "level": level_inputs,
     "merge": merge.merge_inputs,
 }
 
 
 def run_stages(
-    run: Run, names: tuple[str, ...] = tuple(STAGES), fresh: bool = False,
+    run: Run,
+    names: tuple[str, ...] = tuple(STAGES),
+    fresh: bool = False,
     before: Mapping[str, Callable[[Run], None]] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Run the named stages in order; what is done and unchanged is skipped. `before` a stage something else may run."""
     check_earlier(run, names[0])
     preflight(run, names)

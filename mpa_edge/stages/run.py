@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from mpa_edge.config.library import load_recipe
+from mpa_edge.config.recipe import Recipe
 from mpa_edge.engines import LOCAL, Engine, Facts
-from mpa_edge.images.index import Shards
 from mpa_edge.errors import MpaError
 from mpa_edge.images.folder import ImageEntry, Known, scan
+from mpa_edge.images.index import Shards
 from mpa_edge.nursery.render import MARK, render
 from mpa_edge.progress import say
-from mpa_edge.config.recipe import Recipe
 from mpa_edge.runs.files import read_json, sha256_json, write_bytes, write_json
 from mpa_edge.runs.manifest import (
     FOLDERS,
@@ -33,11 +33,11 @@ from mpa_edge.runs.manifest import (
     read_manifest,
 )
 from mpa_edge.runs.memory import peak_rss_bytes
+from mpa_edge.runs.write_hooks import tell
 from mpa_edge.stages.level.processes import Processes
 from mpa_edge.stages.split import of_split
 from mpa_edge.tasks import Task, get_task
 from mpa_edge.vlm import fingerprint
-from mpa_edge.runs.write_hooks import tell
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,13 @@ def not_finished(folder: Path, stage: str) -> MpaError:
 
 
 def open_run(
-    source: str | None, *, images: str | None = None, out: str | None = None,
-    overrides: Sequence[str] = (), limit: int | None = None,
-) -> Run:  # fmt: skip
+    source: str | None,
+    *,
+    images: str | None = None,
+    out: str | None = None,
+    overrides: Sequence[str] = (),
+    limit: int | None = None,
+) -> Run:
     """A run from a recipe (name or file) or from an existing run folder; nothing is written."""
     source = source or "minicharts"
     folder = Path(source)

@@ -14,8 +14,8 @@ from mpa_edge.engines.local import run_local
 from mpa_edge.engines.retries import poisoned
 from mpa_edge.images.parquet import is_packed
 from mpa_edge.progress import say
-from mpa_edge.runs.parquet import dropped_path, part_path
 from mpa_edge.runs.memory import peak_rss_bytes
+from mpa_edge.runs.parquet import dropped_path, part_path
 from mpa_edge.stages.run import Run, device_used, with_absolute_paths
 from mpa_edge.types import VLM, Drop
 

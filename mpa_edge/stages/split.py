@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from mpa_edge.config.recipe import Recipe
 from mpa_edge.errors import MpaError
 from mpa_edge.images.folder import Entries, ImageEntry
 from mpa_edge.questions.published import read_benchmark
-from mpa_edge.config.recipe import Recipe
 from mpa_edge.tasks import get_benchmark
 
 

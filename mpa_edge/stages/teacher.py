@@ -10,14 +10,14 @@ from pydantic import ValidationError
 
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
-from mpa_edge.runs.parquet import count_reasons
 from mpa_edge.runs.files import read_json, write_json
 from mpa_edge.runs.manifest import INPUTS
+from mpa_edge.runs.parquet import count_reasons
 from mpa_edge.stages.run import Run
 from mpa_edge.types import VLM, Dropped, TeacherUsage
 from mpa_edge.vlm.openai.cost import add
-from mpa_edge.vlm.openai.reply import TOO_DEAR, is_failure
 from mpa_edge.vlm.openai.reference import is_server, parse
+from mpa_edge.vlm.openai.reply import TOO_DEAR, is_failure
 
 LEDGER = "teacher-usage.json"
 CARD = "server.json"

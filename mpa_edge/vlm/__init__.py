@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from mpa_edge.artifact import is_artifact, read_artifact
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.runs.files import sha256_file, sha256_json
-from mpa_edge.vlm.transformers.interrupts import interrupts_held
 from mpa_edge.vlm.openai.reference import is_server, parse
+from mpa_edge.vlm.transformers.interrupts import interrupts_held
 
 if TYPE_CHECKING:
     from mpa_edge.config.recipe import TeacherServerConfig
@@ -87,9 +87,15 @@ def _file_mark(path: Path) -> str:
 
 
 def load(
-    reference: str, *, name: str, device: str = "auto", threads: int | None = None, batch_size: int = 256,
-    server: TeacherServerConfig | None = None, spent_before: float = 0.0,
-) -> VLM:  # fmt: skip
+    reference: str,
+    *,
+    name: str,
+    device: str = "auto",
+    threads: int | None = None,
+    batch_size: int = 256,
+    server: TeacherServerConfig | None = None,
+    spent_before: float = 0.0,
+) -> VLM:
     """The model behind a reference, ready to answer. torch is imported here, not before, and not for an export.
 
     `batch_size` is the largest batch. An exported folder runs on the CPU, one request at a time: `device` and

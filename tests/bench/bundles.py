@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from mpa_edge.config.library import load_scheme, load_target
-from mpa_edge.bench.host.bundle import Bundle, Question, make_bundle
 from mpa_edge.bench.device.protocol import ORDER, OUT, JobOrder, Line, read_lines, to_json
+from mpa_edge.bench.host.bundle import Bundle, Question, make_bundle
+from mpa_edge.config.library import load_scheme, load_target
 from tests.exporters import hand_made
 
 TARGET = load_target("cpu")

@@ -27,11 +27,15 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     ]
     return {
         name: make_bundle(
-            folder=home / name, target=TARGET, artifact=export("student"), base=export("student"), questions=asked,
+            folder=home / name,
+            target=TARGET,
+            artifact=export("student"),
+            base=export("student"),
+            questions=asked,
             images=images,
         )
         for name, export in EXPORTS.items()
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,8 @@
 
     python -m tests.bench.llama_server -m MODEL --mmproj FILE --host 127.0.0.1 --port 8080 -t 1 -c 1024 ...
 
-Takes the options that mpa_edge.bench.host.llama_server_run gives and no other, ends with 1 where the port is taken or a file is no
-model, and ends at TERM. Unlike the program it opens its port only when the model is loaded.
+Takes the options that mpa_edge.bench.host.llama_server_run gives and no other, ends with 1 where the port
+is taken or a file is no model, and ends at TERM. Unlike the program it opens its port only when the model is loaded.
 The wheel exists for x86-64 and aarch64.
 """
 
@@ -61,8 +61,11 @@ def program(folder: Path, module: str = "tests.bench.llama_server") -> Path:
 
 def devices() -> str:
     kind = xllamacpp.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU
-    found = [f"  {one['name']}: {one['description']} (0 MiB, 0 MiB free)\n"
-             for one in xllamacpp.get_device_info() if one["type"] != kind]  # fmt: skip
+    found = [
+        f"  {one['name']}: {one['description']} (0 MiB, 0 MiB free)\n"
+        for one in xllamacpp.get_device_info()
+        if one["type"] != kind
+    ]
     return "Available devices:\n" + ("".join(found) or "  (none)\n")
 
 

@@ -53,13 +53,25 @@ def answers(n: int, right: tuple[float, float, float], rng: np.random.Generator)
         name, value = NAMES[i % len(NAMES)], int(rng.integers(5, 60))
         other = NAMES[(i + 1 + value % 3) % len(NAMES)]
         gold, wrong = (
-            (str(2 + value % 6), str(3 + value % 6)), (str(value), str(value + 1 + i % 7)), (name, other), ("yes", "no")
-        )[i % 4]  # fmt: skip
+            (str(2 + value % 6), str(3 + value % 6)),
+            (str(value), str(value + 1 + i % 7)),
+            (name, other),
+            ("yes", "no"),
+        )[i % 4]
         said = [gold if one else wrong for one in score]
-        rows.append(AnswerRow(
-            id=f"q{i:04}", image=f"chart-{i // 2:04}.png", question=QUESTIONS[i % 4].format(name), kind=None,
-            answers=(gold,), base=said[0], aligned=said[1], artifact=said[2], scores=tuple(float(s) for s in score),
-        ))  # fmt: skip
+        rows.append(
+            AnswerRow(
+                id=f"q{i:04}",
+                image=f"chart-{i // 2:04}.png",
+                question=QUESTIONS[i % 4].format(name),
+                kind=None,
+                answers=(gold,),
+                base=said[0],
+                aligned=said[1],
+                artifact=said[2],
+                scores=tuple(float(s) for s in score),
+            )
+        )
     return rows
 
 
@@ -118,16 +130,24 @@ def budgets(found: dict[str, Figure], peak: int, counts: bool) -> tuple[BudgetLi
 
 def environment(emulated: bool) -> Environment:
     return Environment(
-        machine="aarch64", cpu="Cortex-A78AE", cpu_features=("asimddp", "fphp"), cores=6,
-        os="Ubuntu 22.04.5 LTS" if not emulated else "Debian GNU/Linux 13 (trixie)", runtime="llama.cpp b8941",
-        backend="CPU" if emulated else "CUDA", threads=4, transport="local" if emulated else "ssh orin",
+        machine="aarch64",
+        cpu="Cortex-A78AE",
+        cpu_features=("asimddp", "fphp"),
+        cores=6,
+        os="Ubuntu 22.04.5 LTS" if not emulated else "Debian GNU/Linux 13 (trixie)",
+        runtime="llama.cpp b8941",
+        backend="CPU" if emulated else "CUDA",
+        threads=4,
+        transport="local" if emulated else "ssh orin",
         readings={
-            "governor": "schedutil", "power_mode": "15W",
-            "temperature_c": {"cpu": 48.5, "gpu": 47.0}, "throttled": False,
+            "governor": "schedutil",
+            "power_mode": "15W",
+            "temperature_c": {"cpu": 48.5, "gpu": 47.0},
+            "throttled": False,
             "battery": {"value": None, "reason": "no battery"},
             "emc_frequency_hz": {"value": None, "reason": "permission denied"},
         },
-    )  # fmt: skip
+    )
 
 
 def report_of(
@@ -137,31 +157,48 @@ def report_of(
     clusters = [row.image for row in rows]
     word = judge(base, aligned, artifact, clusters)
     found, counts = latency(timed, "artifact"), not emulated
-    energy = EnergyResult(
-        joules_per_token=0.146, mean_power_w=12.4, idle_power_w=4.9, source="VDD_IN", samples=412
-    )  # fmt: skip
+    energy = EnergyResult(joules_per_token=0.146, mean_power_w=12.4, idle_power_w=4.9, source="VDD_IN", samples=412)
     verdict = "lost" if word.verdict == "lost" else word.verdict if counts else "invalid"
     return BenchReport(
-        run=run, scheme=scheme, created="2026-11-20T09:14:03Z", bundle_sha256="3f" * 32, target=target,
-        emulated=emulated, environment=environment(emulated),
+        run=run,
+        scheme=scheme,
+        created="2026-11-20T09:14:03Z",
+        bundle_sha256="3f" * 32,
+        target=target,
+        emulated=emulated,
+        environment=environment(emulated),
         accuracy=accuracy_result(base, aligned, artifact, clusters, resamples=400),
-        accuracy_verdict=word.verdict, n_to_settle=word.n_to_settle,
-        not_worse=not_worse(aligned, artifact, clusters), margin=MARGIN,
-        latency=found, base_latency=latency(timed, "base"),
+        accuracy_verdict=word.verdict,
+        n_to_settle=word.n_to_settle,
+        not_worse=not_worse(aligned, artifact, clusters),
+        margin=MARGIN,
+        latency=found,
+        base_latency=latency(timed, "base"),
         not_timed=("decoding of the picture file", "start of the process", "the way from the host to the device"),
-        timings="valid" if counts else "invalid: emulated", size_bytes=int(0.62 * peak),
+        timings="valid" if counts else "invalid: emulated",
+        size_bytes=int(0.62 * peak),
         memory=MemoryResult(peak_bytes=peak, method="max(VmHWM, VmRSS + VmSwap) of the runner's process"),
-        energy=energy if counts else None, energy_reason="VDD_IN, idle power taken off" if counts else "emulated",
-        budgets=budgets(found, peak, counts), verdict=verdict,
+        energy=energy if counts else None,
+        energy_reason="VDD_IN, idle power taken off" if counts else "emulated",
+        budgets=budgets(found, peak, counts),
+        verdict=verdict,
         reasons=word.reasons if counts else ("an emulator ran it: timings say nothing", *word.reasons),
-    )  # fmt: skip
+    )
 
 
 def write(
-    folder: Path, *, run: str = "minicharts", scheme: str = "gguf-q8_0", target: str = "jetson", n: int = 400,
-    right: tuple[float, float, float] = (0.58, 0.71, 0.70), slower: float = 1.0, emulated: bool = False,
-    peak: int = 456_000_000, seed: int = SEED,
-) -> Path:  # fmt: skip
+    folder: Path,
+    *,
+    run: str = "minicharts",
+    scheme: str = "gguf-q8_0",
+    target: str = "jetson",
+    n: int = 400,
+    right: tuple[float, float, float] = (0.58, 0.71, 0.70),
+    slower: float = 1.0,
+    emulated: bool = False,
+    peak: int = 456_000_000,
+    seed: int = SEED,
+) -> Path:
     """Write one benchmark to `folder`; returns it."""
     rng = np.random.default_rng(seed)
     rows, timed = answers(n, right, rng), timings(slower, rng)
@@ -188,17 +225,28 @@ def write_sweep(folder: Path, target: str = "jetson") -> Path:
     points += [("onnx-int8", 1, 0.60, 0.17, 48, 640_000_000), ("onnx-int8", 4, 0.69, 0.66, 47, 690_000_000)]
     made = []
     for scheme, tiles, value, ttft, speed, memory in points:
-        beaten = any(o[2] >= value and o[3] <= ttft and o[4] >= speed and o[5] <= memory and o[:2] != (scheme, tiles)
-                     for o in points)  # fmt: skip
-        made.append(SweepPoint(
-            settings={"threads": 4, "image_budget": tiles, "scheme": scheme}, accuracy=value,
-            ci95=(value - 0.035, value + 0.034), ttft_s=ttft, tokens_per_s=float(speed), peak_bytes=memory,
-            within_budgets=ttft <= 0.75 and memory < 6e8 and speed >= 60, on_front=not beaten,
-        ))  # fmt: skip
+        beaten = any(
+            o[2] >= value and o[3] <= ttft and o[4] >= speed and o[5] <= memory and o[:2] != (scheme, tiles)
+            for o in points
+        )
+        made.append(
+            SweepPoint(
+                settings={"threads": 4, "image_budget": tiles, "scheme": scheme},
+                accuracy=value,
+                ci95=(value - 0.035, value + 0.034),
+                ttft_s=ttft,
+                tokens_per_s=float(speed),
+                peak_bytes=memory,
+                within_budgets=ttft <= 0.75 and memory < 6e8 and speed >= 60,
+                on_front=not beaten,
+            )
+        )
     sweep = Sweep(
-        target=target, points=tuple(made), recommended=1,
+        target=target,
+        points=tuple(made),
+        recommended=1,
         reason="the best accuracy within budgets; others within its interval are slower",
-    )  # fmt: skip
+    )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SWEEP).write_text(sweep.model_dump_json(indent=1))
     return folder / SWEEP

@@ -7,12 +7,12 @@ import tempfile
 from pathlib import Path
 
 from mpa_edge.artifact import read_artifact
-from mpa_edge.config.library import load_target
-from mpa_edge.bench.host.bundle import Bundle, Question, make_bundle
 from mpa_edge.bench.device.protocol import JobOrder, Line, Step, read_lines
-from mpa_edge.bench.host.llama_server_run import drive
 from mpa_edge.bench.device.runner import read_questions
+from mpa_edge.bench.host.bundle import Bundle, Question, make_bundle
+from mpa_edge.bench.host.llama_server_run import drive
 from mpa_edge.bench.transports import Transport
+from mpa_edge.config.library import load_target
 from mpa_edge.nursery.render import pictures
 from tests.vlm.llama_exported import gguf_folder
 
@@ -35,15 +35,22 @@ def bundle() -> Bundle:
         ]
     asked += [Question(id=name, image="0.png", prompt=text, max_new_tokens=4) for name, text in FAULTS.items()]
     return make_bundle(
-        folder=folder / "bundle", target=load_target("phone"), artifact=gguf_folder("student", "q8_0"),
-        base=gguf_folder("student"), questions=asked, images=folder / "images",
-    )  # fmt: skip
+        folder=folder / "bundle",
+        target=load_target("phone"),
+        artifact=gguf_folder("student", "q8_0"),
+        base=gguf_folder("student"),
+        questions=asked,
+        images=folder / "images",
+    )
 
 
 def order(
-    *ids: str, variants: tuple[str, ...] = ("artifact",), repetitions: int = 1, timeout_s: float = 60.0,
+    *ids: str,
+    variants: tuple[str, ...] = ("artifact",),
+    repetitions: int = 1,
+    timeout_s: float = 60.0,
     cores: str | None = None,
-) -> JobOrder:  # fmt: skip
+) -> JobOrder:
     steps = [Step(name, one, n) for n in range(repetitions) for name in variants for one in ids]
     return JobOrder(dict(bundle().variants), tuple(steps), threads=1, cores=cores, answer_timeout_s=timeout_s)
 
@@ -54,9 +61,17 @@ def ask(
     made = bundle()
     held = {name: read_artifact(made.folder / place) for name, place in made.variants.items()}
     return drive(
-        transport, remote or str(made.folder), asked, read_questions(made.folder), held, out,
-        bundle=made.folder, server=str(server), job_root=f"{transport.root}/jobs/one", **more,
-    )  # fmt: skip
+        transport,
+        remote or str(made.folder),
+        asked,
+        read_questions(made.folder),
+        held,
+        out,
+        bundle=made.folder,
+        server=str(server),
+        job_root=f"{transport.root}/jobs/one",
+        **more,
+    )
 
 
 def lines(out: Path) -> list[Line]:

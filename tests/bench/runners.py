@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from mpa_edge.bench.host.bundle import Bundle
 from mpa_edge.bench.device.protocol import JobOrder, Step
+from mpa_edge.bench.host.bundle import Bundle
 from tests.vlm.exported import onnx_folder
 from tests.vlm.llama_exported import gguf_folder, hybrid_folder
 
@@ -35,9 +35,14 @@ def everything(bundle: Bundle, **changed: object) -> JobOrder:
 def start(bundle: Path, folder: Path, *options: str, **given: object) -> subprocess.Popen[str]:
     environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, *options, str(bundle / "run.py"), str(folder)], env=environment, cwd="/", text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **given,
-    )  # type: ignore[call-overload, no-any-return]  # fmt: skip
+        [sys.executable, *options, str(bundle / "run.py"), str(folder)],
+        env=environment,
+        cwd="/",
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **given,
+    )  # type: ignore[call-overload, no-any-return]
 
 
 def run(bundle: Path, folder: Path, *options: str, **given: object) -> tuple[int, str]:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.config.library import load_recipe, load_target
-from mpa_edge.bench.host.pipeline import run_bench
 from mpa_edge.bench.host.measurement import DEVICE, Bench, Effort, Reach
+from mpa_edge.bench.host.pipeline import run_bench
 from mpa_edge.bench.results.records import ANSWERS, BENCH, AnswerRow, BenchReport
+from mpa_edge.config.library import load_recipe, load_target
 from mpa_edge.evaluation.predict import question_set
 from mpa_edge.images.folder import open_image
 from mpa_edge.runs.files import read_json
@@ -55,10 +55,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bench(request: pytest.FixtureRequest, run: Path, device: SshPeer) -> Bench:
     """A benchmark that has been run."""
     bench = Bench(
-        run=run, recipe=load_recipe("minicharts", ["threads=1"]), target=load_target("cpu"), scheme=request.param,
-        artifact=scheme_folder("student", request.param), base=None, reach=Reach(device.via),
-        effort=Effort(N, TIMED, REPETITIONS), threads=1, host_threads=1,
-    )  # fmt: skip
+        run=run,
+        recipe=load_recipe("minicharts", ["threads=1"]),
+        target=load_target("cpu"),
+        scheme=request.param,
+        artifact=scheme_folder("student", request.param),
+        base=None,
+        reach=Reach(device.via),
+        effort=Effort(N, TIMED, REPETITIONS),
+        threads=1,
+        host_threads=1,
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MPA_EDGE_SSH_CONFIG", device.config_file)
         run_bench(bench)

@@ -74,9 +74,14 @@ def test_raspberry_pi(shell: Command, tmp_path: Path) -> None:
         {"type": "cpu-thermal", "temp_c": 48.35, "trips": [{"type": "critical", "temp_c": 110.0}]}
     ]
     assert found["frequencies"][0] == {
-        "name": "policy0", "now_khz": 1500000, "allowed_khz": 2400000, "governor": "ondemand", "cpus": "0 1 2 3",
-        "lowest_khz": 300000, "highest_khz": 2400000,
-    }  # fmt: skip
+        "name": "policy0",
+        "now_khz": 1500000,
+        "allowed_khz": 2400000,
+        "governor": "ondemand",
+        "cpus": "0 1 2 3",
+        "lowest_khz": 300000,
+        "highest_khz": 2400000,
+    }
     assert found["throttling"]["pi"] == "0x50005"
     assert found["throttling"]["cooling"] == [{"type": "pwm-fan", "now": 2, "most": 4}]
     assert found["swaps"] == [{"name": "/dev/zram0", "kind": "partition", "kib": 204784}]
@@ -196,9 +201,16 @@ def test_strange_texts_stay_json(shell: Command, tmp_path: Path) -> None:
 
 
 THOUSANDTHS = {
-    "0": 0.0, "5": 0.005, "-5": -0.005, "45": 0.045, "500": 0.5, "46125": 46.125, "-256000": -256.0, "100000": 100.0,
+    "0": 0.0,
+    "5": 0.005,
+    "-5": -0.005,
+    "45": 0.045,
+    "500": 0.5,
+    "46125": 46.125,
+    "-256000": -256.0,
+    "100000": 100.0,
     "10050": 10.05,
-}  # fmt: skip
+}
 
 
 def test_thousandths(shell: Command, tmp_path: Path) -> None:

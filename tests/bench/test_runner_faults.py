@@ -58,8 +58,9 @@ def test_each_failure_costs_its_question_only(faulty, tmp_path) -> None:
     folder = job(tmp_path / "job", JobOrder(BOTH, steps, threads=1, answer_timeout_s=2.0))
     assert run(faulty, folder) == (1, "")
     assert [(one["variant"], one["id"]) for one in answers_of(folder)] == [
-        *(("artifact", str(i)) for i in (0, 2, 5, 7)), ("base", "0"),
-    ]  # fmt: skip
+        *(("artifact", str(i)) for i in (0, 2, 5, 7)),
+        ("base", "0"),
+    ]
     failed = [line.values | {"variant": line.variant} for line in lines_of(folder) if line.kind == "failed"]
     assert [(one["variant"], one["id"], one["reason"]) for one in failed] == [
         ("artifact", "1", "crashed (SIGSEGV): GGML_ASSERT(false) failed"),
@@ -135,9 +136,13 @@ def test_a_carried_bundle_in_a_folder_with_an_odd_name(bundles, at_home, tmp_pat
     copy, folder = Path(shutil.copytree(bundles["onnx"].folder, home / "it")), home / "job 1"
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     done = subprocess.run(
-        ["sh", str(copy / "bench.sh"), str(folder), sys.executable], cwd="/", capture_output=True, text=True,
-        timeout=LONGEST_S, check=False,
-    )  # fmt: skip
+        ["sh", str(copy / "bench.sh"), str(folder), sys.executable],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=LONGEST_S,
+        check=False,
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     answers = answers_of(folder)
     assert {one["id"]: (one["text"], one["tokens"]) for one in answers} == at_home["onnx"]

@@ -70,9 +70,13 @@ def zone(number: int, kind: str, milli: str, **trips: str) -> Tree:
 def policy(number: int, governor: str, now: str, allowed: str, highest: str) -> Tree:
     at = f"sys/devices/system/cpu/cpufreq/policy{number}"
     return {
-        f"{at}/scaling_governor": governor, f"{at}/scaling_cur_freq": now, f"{at}/scaling_max_freq": allowed,
-        f"{at}/cpuinfo_max_freq": highest, f"{at}/cpuinfo_min_freq": "300000", f"{at}/related_cpus": "0 1 2 3",
-    }  # fmt: skip
+        f"{at}/scaling_governor": governor,
+        f"{at}/scaling_cur_freq": now,
+        f"{at}/scaling_max_freq": allowed,
+        f"{at}/cpuinfo_max_freq": highest,
+        f"{at}/cpuinfo_min_freq": "300000",
+        f"{at}/related_cpus": "0 1 2 3",
+    }
 
 
 def cooling(number: int, kind: str, now: str) -> Tree:
@@ -82,40 +86,58 @@ def cooling(number: int, kind: str, now: str) -> Tree:
 
 def common(release: str) -> Tree:
     return {
-        "proc/uptime": "1234.56 4321.00", "proc/loadavg": "0.15 0.20 0.30 1/200 999", "proc/meminfo": MEMINFO,
-        "etc/os-release": f'NAME="x"\nPRETTY_NAME="{release}"\n', "proc/self/status": "Cpus_allowed_list:\t0-3\n",
+        "proc/uptime": "1234.56 4321.00",
+        "proc/loadavg": "0.15 0.20 0.30 1/200 999",
+        "proc/meminfo": MEMINFO,
+        "etc/os-release": f'NAME="x"\nPRETTY_NAME="{release}"\n',
+        "proc/self/status": "Cpus_allowed_list:\t0-3\n",
         "proc/swaps": "Filename Type Size Used Priority\n/dev/zram0 partition 204784 0 100\n",
-    }  # fmt: skip
+    }
 
 
 PI: Tree = {
-    **common("Debian GNU/Linux 12 (bookworm)"), **zone(0, "cpu-thermal", "48350", critical="110000"),
-    **policy(0, "ondemand", "1500000", "2400000", "2400000"), **cooling(0, "pwm-fan", "2"),
-    "proc/cpuinfo": PI_CPUINFO, "proc/device-tree/model": "Raspberry Pi 5 Model B Rev 1.0\0",
+    **common("Debian GNU/Linux 12 (bookworm)"),
+    **zone(0, "cpu-thermal", "48350", critical="110000"),
+    **policy(0, "ondemand", "1500000", "2400000", "2400000"),
+    **cooling(0, "pwm-fan", "2"),
+    "proc/cpuinfo": PI_CPUINFO,
+    "proc/device-tree/model": "Raspberry Pi 5 Model B Rev 1.0\0",
     "proc/sys/kernel/arch": "aarch64",
-}  # fmt: skip
+}
 ORIN: Tree = {
-    **common("Ubuntu 22.04.5 LTS"), **zone(0, "cpu-thermal", "48562"), **zone(1, "gpu-thermal", ""),
-    **zone(2, "tj-thermal", "-5"), **policy(0, "schedutil", "729600", "1728000", "1728000"),
-    **cooling(0, "cpu-throttle-alert", "0"), "proc/cpuinfo": "".join(ORIN_CORE.format(i) for i in range(6)),
+    **common("Ubuntu 22.04.5 LTS"),
+    **zone(0, "cpu-thermal", "48562"),
+    **zone(1, "gpu-thermal", ""),
+    **zone(2, "tj-thermal", "-5"),
+    **policy(0, "schedutil", "729600", "1728000", "1728000"),
+    **cooling(0, "cpu-throttle-alert", "0"),
+    "proc/cpuinfo": "".join(ORIN_CORE.format(i) for i in range(6)),
     "sys/firmware/devicetree/base/model": "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super\0",
-    "etc/nvpmodel.conf": NVPMODEL_CONF, "var/lib/nvpmodel/status": "pmode:0002",
-}  # fmt: skip
+    "etc/nvpmodel.conf": NVPMODEL_CONF,
+    "var/lib/nvpmodel/status": "pmode:0002",
+}
 PIXEL: Tree = {
-    "proc/uptime": "99.01 4.00", "proc/meminfo": MEMINFO.replace("8255856", "11776568"),
+    "proc/uptime": "99.01 4.00",
+    "proc/meminfo": MEMINFO.replace("8255856", "11776568"),
     "proc/cpuinfo": "".join(PIXEL_CORE.format(i, part) for i, part in enumerate(["0xd46"] * 4 + ["0xd4d", "0xd4e"])),
-}  # fmt: skip
+}
 PC: Tree = {
-    **common('Arch "rolling" \\o/'), **zone(0, "x86_pkg_temp", "51000", passive="95000", critical="105000"),
-    **policy(0, "powersave", "700000", "3400000", "3400000"), "proc/cpuinfo": PC_CORE.format(0) + PC_CORE.format(1),
-    "sys/class/dmi/id/sys_vendor": "Beelink", "sys/class/dmi/id/product_name": "EQ12",
+    **common('Arch "rolling" \\o/'),
+    **zone(0, "x86_pkg_temp", "51000", passive="95000", critical="105000"),
+    **policy(0, "powersave", "700000", "3400000", "3400000"),
+    "proc/cpuinfo": PC_CORE.format(0) + PC_CORE.format(1),
+    "sys/class/dmi/id/sys_vendor": "Beelink",
+    "sys/class/dmi/id/product_name": "EQ12",
     "sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count": "3",
     "sys/devices/system/cpu/cpu0/thermal_throttle/package_throttle_count": "4",
-    "sys/firmware/acpi/platform_profile": "balanced", "sys/class/power_supply/AC/type": "Mains",
-    "sys/class/power_supply/BAT0/type": "Battery", "sys/class/power_supply/BAT0/status": "Discharging",
-    "sys/class/power_supply/BAT0/capacity": "77", "sys/class/power_supply/BAT0/current_now": "-1500000",
+    "sys/firmware/acpi/platform_profile": "balanced",
+    "sys/class/power_supply/AC/type": "Mains",
+    "sys/class/power_supply/BAT0/type": "Battery",
+    "sys/class/power_supply/BAT0/status": "Discharging",
+    "sys/class/power_supply/BAT0/capacity": "77",
+    "sys/class/power_supply/BAT0/current_now": "-1500000",
     "sys/class/power_supply/BAT0/voltage_now": "11400000",
-}  # fmt: skip
+}
 VCGENCMD = 'echo "throttled=0x50005"'
 NVPMODEL = 'echo "NVPM WARN: fan mode is not set!"; echo "NV Power Mode: 25W"; echo 1'
 GETPROP = """case $1 in

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mpa_edge.artifact import read_artifact
-from mpa_edge.config.library import load_target
 from mpa_edge.cli._deploy import before_stages
+from mpa_edge.config.library import load_target
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters import pipeline
 from mpa_edge.exporters.pipeline import Order

@@ -15,8 +15,8 @@ import click
 import pytest
 from PIL import Image
 
-from mpa_edge.config.library import load_recipe
 from mpa_edge.cli import main as cli
+from mpa_edge.config.library import load_recipe
 from mpa_edge.runs.files import make_folder
 from mpa_edge.runs.manifest import finish
 from mpa_edge.stages.run import Run, remember
@@ -63,8 +63,15 @@ def launched_job(place: Path) -> None:
     make_folder(place / "runs" / "charts" / "cloud")
     make_folder(place / "bucket")
     (place / "bucket" / "run.json").write_text("{}")
-    launched = {"name": "charts", "provider": "sky", "url": f"file://{place}/bucket", "command": ["sky"],
-                "version": "0", "launched_at": "2026-11-01T12:00:00Z", "state": "launched"}  # fmt: skip
+    launched = {
+        "name": "charts",
+        "provider": "sky",
+        "url": f"file://{place}/bucket",
+        "command": ["sky"],
+        "version": "0",
+        "launched_at": "2026-11-01T12:00:00Z",
+        "state": "launched",
+    }
     (place / "runs" / "charts" / "cloud" / "job.json").write_text(json.dumps(launched))
     install("sky", place / "bin", place / "calls").answer(jobs={"out": "[]\n"})
 

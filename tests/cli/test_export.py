@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.config.library import load_recipe
 from mpa_edge.cli.main import exit_code
+from mpa_edge.config.library import load_recipe
 from mpa_edge.runs.files import read_json, sha256_file
 from mpa_edge.runs.manifest import finish
 from mpa_edge.stages.run import Run, remember
@@ -19,9 +19,13 @@ from mpa_edge.vlm import WEIGHTS
 
 EXPORT_KEYS = ["scheme", "path", "files", "parity", "accuracy", "retained_gain", "seconds", "peak_rss_bytes"]
 PARITY_KEYS = [
-    "tokens_equal", "image_tokens_equal", "vision_cosine_min", "max_abs_logit_diff", "greedy_prefix",
+    "tokens_equal",
+    "image_tokens_equal",
+    "vision_cosine_min",
+    "max_abs_logit_diff",
+    "greedy_prefix",
     "blank_image_changes",
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.config import library
 from mpa_edge.cli.doctor import pins
 from mpa_edge.cli.main import exit_code
+from mpa_edge.config import library
 
 
 @pytest.fixture(autouse=True)

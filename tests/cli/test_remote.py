@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mpa_edge.cli.main import main
+from mpa_edge.runs.files import write_json
 from mpa_edge.runs.remote.lease import LOCK_NAME
 from mpa_edge.runs.remote.mirror import listing, upload
-from mpa_edge.runs.files import write_json
 from mpa_edge.stages import pipeline
 from mpa_edge.stages.run import Run
 from tests.bench import made_up

@@ -41,9 +41,14 @@ def test_other_forms_go_to_stdout(runs: Path, capsys: pytest.CaptureFixture[str]
     assert (runs / "page.html").is_file()
 
 
-@pytest.mark.parametrize(("newer", "gate", "code"), [
-    ("same", True, 0), ("worse", True, 3), ("worse", False, 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("newer", "gate", "code"),
+    [
+        ("same", True, 0),
+        ("worse", True, 3),
+        ("worse", False, 0),
+    ],
+)
 def test_two_runs_are_compared(
     runs: Path, capsys: pytest.CaptureFixture[str], newer: str, gate: bool, code: int
 ) -> None:
@@ -76,7 +81,7 @@ def test_errors_are_one_line(runs: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["empty"], "empty has no benchmark yet: mpa-edge bench empty"),
         (["mine"], "run mpa-edge bench again"),
         (["same", "--out", "nowhere/x.html"], "cannot write nowhere/x.html (No such file or directory): choose"),
-    ):  # fmt: skip
+    ):
         assert exit_code(["report", *words]) == 1
         error = capsys.readouterr().err
         assert error.startswith("error: ")

@@ -36,8 +36,13 @@ def rendered(provider: str = "sky", **changes: Any) -> Rendered:
 
 def write_recipe(path: Path, **changes: str) -> Path:
     """A small recipe of somebody's own."""
-    values = {"schema_version": "1", "name": "own", "task": "minicharts", "teacher": "nursery:teacher",
-              "student": "nursery:student"} | changes  # fmt: skip
+    values = {
+        "schema_version": "1",
+        "name": "own",
+        "task": "minicharts",
+        "teacher": "nursery:teacher",
+        "student": "nursery:student",
+    } | changes
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{key}: {value}\n" for key, value in values.items()), encoding="utf-8")
     return path

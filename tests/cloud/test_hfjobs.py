@@ -43,9 +43,17 @@ def test_hf_reads_what_is_meant(place: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
     for part in (
-        "image python:3.11", "command bash /mpa/kit/job.sh", "flavor a100-large", "timeout 1h", "attempts 3",
-        "HF_TOKEN=***", "MINE=***", "name=charts", f"{made.job.kit}:/mpa/kit:ro", f"{place / AWKWARD}:/mpa/images:ro",
-    ):  # fmt: skip
+        "image python:3.11",
+        "command bash /mpa/kit/job.sh",
+        "flavor a100-large",
+        "timeout 1h",
+        "attempts 3",
+        "HF_TOKEN=***",
+        "MINE=***",
+        "name=charts",
+        f"{made.job.kit}:/mpa/kit:ro",
+        f"{place / AWKWARD}:/mpa/images:ro",
+    ):
         assert part in said, f"{part} is not in {said}"
     assert CANARY not in done.stdout + done.stderr
 
@@ -75,9 +83,15 @@ def test_the_script_hands_over_every_word_as_it_was(place: Path) -> None:
     subprocess.run(["bash", str(script)], env=env, check=True, timeout=20)
     words = log.read_text().split("mpa-edge\n")[-1].splitlines()
     assert words == [
-        "align", "minicharts", "--images", "/mpa/images", "--out", "hf://buckets/me/kept/runs/minicharts",
-        "--set", f"title={AWKWARD}",
-    ]  # fmt: skip
+        "align",
+        "minicharts",
+        "--images",
+        "/mpa/images",
+        "--out",
+        "hf://buckets/me/kept/runs/minicharts",
+        "--set",
+        f"title={AWKWARD}",
+    ]
 
 
 def test_pictures_of_the_hub_are_mounted_where_they_are(place: Path) -> None:

@@ -85,9 +85,18 @@ def test_sky_is_called_once_with_names_and_the_environment(
     (call,) = sky.calls()
     file = place / "runs" / AWKWARD / "cloud" / "task.yaml"
     assert call["argv"] == [
-        "jobs", "launch", "--name", "minicharts", "--detach-run", "--yes",
-        "--secret", "HF_TOKEN", "--secret", "MY_LICENCE", str(file),
-    ]  # fmt: skip
+        "jobs",
+        "launch",
+        "--name",
+        "minicharts",
+        "--detach-run",
+        "--yes",
+        "--secret",
+        "HF_TOKEN",
+        "--secret",
+        "MY_LICENCE",
+        str(file),
+    ]
     assert call["stdin"] == ""
     assert CANARIES.items() <= call["env"].items()
     assert "align minicharts --images /mpa/images" in file.read_text()
@@ -105,10 +114,30 @@ def test_hf_is_called_once_with_names_and_the_environment(
     (call,) = hf.calls()
     kit = place / "runs" / "minicharts" / "cloud" / "kit"
     assert call["argv"] == [
-        "jobs", "run", "--name", "minicharts", "--flavor", "l4x1", "--timeout", "1h", "--attempts", "3", "--detach",
-        "--json", "--secrets", "HF_TOKEN", "--secrets", "MY_LICENCE", "--volume", f"{kit}:/mpa/kit:ro",
-        "--volume", f"{photos}:/mpa/images:ro", "python:3.11", "bash", "/mpa/kit/job.sh",
-    ]  # fmt: skip
+        "jobs",
+        "run",
+        "--name",
+        "minicharts",
+        "--flavor",
+        "l4x1",
+        "--timeout",
+        "1h",
+        "--attempts",
+        "3",
+        "--detach",
+        "--json",
+        "--secrets",
+        "HF_TOKEN",
+        "--secrets",
+        "MY_LICENCE",
+        "--volume",
+        f"{kit}:/mpa/kit:ro",
+        "--volume",
+        f"{photos}:/mpa/images:ro",
+        "python:3.11",
+        "bash",
+        "/mpa/kit/job.sh",
+    ]
     assert CANARIES.items() <= call["env"].items()
     assert "--out hf://buckets/me/kept/minicharts" in (kit / "job.sh").read_text()
     record = json.loads((kit.parent / "job.json").read_text())

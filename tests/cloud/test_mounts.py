@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.config.library import load_recipe
 from mpa_edge.cloud import mounts as module
 from mpa_edge.cloud.mounts import travel
-from mpa_edge.errors import MpaError
+from mpa_edge.config.library import load_recipe
 from mpa_edge.config.recipe import Recipe
+from mpa_edge.errors import MpaError
 
 AWKWARD = 'it\'s "my" $HOME & co; (größe)'
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mpa_edge.config.library import load_recipe
 from mpa_edge.cloud.secrets import redactor, secret_names
+from mpa_edge.config.library import load_recipe
 from mpa_edge.errors import MpaError
 
 OWN = load_recipe("minicharts")

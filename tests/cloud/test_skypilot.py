@@ -168,9 +168,17 @@ def ran(script: str, tmp_path: Path) -> list[str]:
 def test_a_shell_hands_over_every_word_as_it_was(cases: dict[str, Rendered], tmp_path: Path) -> None:
     words = ran(skypilot.task(cases["awkward"].job)["run"], tmp_path)
     assert words == [
-        "align", "minicharts", "--images", "/mpa/images", "--out", "/mpa/out/team/runs/awkward",
-        "--set", f"title={AWKWARD}", "--limit", "3",
-    ]  # fmt: skip
+        "align",
+        "minicharts",
+        "--images",
+        "/mpa/images",
+        "--out",
+        "/mpa/out/team/runs/awkward",
+        "--set",
+        f"title={AWKWARD}",
+        "--limit",
+        "3",
+    ]
 
 
 def test_the_set_up_installs_this_wheel_with_the_tested_versions(cases: dict[str, Rendered], tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from mpa_edge.config import library
-from mpa_edge.errors import MpaError
 from mpa_edge.config.recipe import LevelConfig, Recipe
+from mpa_edge.errors import MpaError
 
 MINIMAL = "schema_version: 1\nname: mine\ntask: minicharts\nteacher: nursery:teacher\nstudent: nursery:student\n"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from mpa_edge.config import library
-from mpa_edge.exporters.sizes import full_bytes, predict_sizes
-from mpa_edge.exporters.source import Source
 from mpa_edge.config.scheme import Scheme
 from mpa_edge.config.target import Target
+from mpa_edge.exporters.sizes import full_bytes, predict_sizes
+from mpa_edge.exporters.source import Source
 from mpa_edge.vlm import WEIGHTS
 from tests.docs.markdown import ROOT
 from tests.docs.recipe_table import section

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpa_edge.config.library import parse_yaml
-from mpa_edge.planning.plan import machines, make_plan
 from mpa_edge.config.recipe import Recipe
+from mpa_edge.planning.plan import machines, make_plan
 from tests.docs.markdown import ROOT
 
 TEACHER = "Qwen/Qwen2-VL-7B-Instruct"
@@ -43,31 +43,37 @@ class Bench:
 STUDENTS = {
     "smolvlm-500m": Student("HuggingFaceTB/SmolVLM-500M-Instruct", "Apache-2.0"),
     "tinyllava": Student(
-        "bczhou/tiny-llava-v1-hf", "Apache-2.0",
+        "bczhou/tiny-llava-v1-hf",
+        "Apache-2.0",
         "the paper's TinyLLaVA-2B is on the hub with program code of its authors only; this one has LLaVA's format",
     ),
     "internvl2.5-2b": Student(
-        "OpenGVLab/InternVL2_5-2B-MPO-hf", "MIT",
+        "OpenGVLab/InternVL2_5-2B-MPO-hf",
+        "MIT",
         "the paper's InternVL2-2B is on the hub with program code of its authors only; this one has the same shape",
     ),
     "internvl3.5-4b": Student(
-        "OpenGVLab/InternVL3_5-4B-HF", "Apache-2.0",
+        "OpenGVLab/InternVL3_5-4B-HF",
+        "Apache-2.0",
         "the paper's InternVL2-4B is on the hub with program code of its authors only; this one has about its size",
     ),
     "qwen2-vl-2b": Student("Qwen/Qwen2-VL-2B-Instruct", "Apache-2.0"),
-}  # fmt: skip
+}
 BENCHES = {
     "chartqa": Bench(
         "ChartQA", 18_317, 2_500, "GPL-3.0 as published; the charts are Statista's, Pew's, OECD's, Our World in Data's"
     ),
     "okvqa": Bench("OK-VQA", 8_998, 5_046, "CC BY 4.0 for the questions; COCO's pictures have their owners' terms"),
     "stvqa": Bench(
-        "ST-VQA", 16_173, 5_000, "each of its sources has terms of its own",
+        "ST-VQA",
+        16_173,
+        5_000,
+        "each of its sources has terms of its own",
         "some of the pictures are ImageNet's, whose terms allow research and teaching",
         "more than the split has: all of them",
     ),
     "textvqa": Bench("TextVQA", 21_953, 5_000, "CC BY 4.0 for the questions; Open Images' pictures are CC BY 2.0"),
-}  # fmt: skip
+}
 
 
 def names() -> list[str]:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from mpa_edge.engines import LOCAL, Engine
-from mpa_edge.stages.annotate.stage import stage
 from mpa_edge.stages import identify
+from mpa_edge.stages.annotate import stage as annotate
 from mpa_edge.stages.run import Run
 from tests.engines.fakes import Orders, draw, loader
 from tests.stages.conftest import recipe_with

@@ -6,11 +6,11 @@ import pytest
 from click.testing import CliRunner
 
 from mpa_edge.cli.main import main
+from mpa_edge.config.recipe import EngineConfig
 from mpa_edge.engines import Engine, ray_cluster
 from mpa_edge.engines.ray_cluster import ahead_bytes, block_size, connected, pool, require_ray, store_bytes
 from mpa_edge.engines.ray_engine import cause_of
 from mpa_edge.errors import MpaError
-from mpa_edge.config.recipe import EngineConfig
 from tests.engines.conftest import free_port
 
 CPUS = {"CPU": 8.0, "memory": 1.0}

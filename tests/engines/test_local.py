@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from mpa_edge.config.recipe import EngineConfig
 from mpa_edge.engines import Facts, Job
 from mpa_edge.engines.local import run_local
 from mpa_edge.engines.retries import poisoned, poisoned_path
 from mpa_edge.errors import MpaError
-from mpa_edge.config.recipe import EngineConfig
 from mpa_edge.runs.manifest import read_manifest
 from mpa_edge.stages.annotate.stage import run_annotate
 from mpa_edge.stages.identify import run_identify
@@ -37,9 +37,15 @@ class Worker:
 def job(folder, worker, n=100, **config) -> tuple[Job, list[int]]:
     written: list[int] = []
     made = Job(
-        title="annotate", folder=folder, total=n, todo=range(n), make=lambda: worker,
-        entries=lambda i: f"entries of {i}", written=written.append, config=EngineConfig(**config),
-    )  # fmt: skip
+        title="annotate",
+        folder=folder,
+        total=n,
+        todo=range(n),
+        make=lambda: worker,
+        entries=lambda i: f"entries of {i}",
+        written=written.append,
+        config=EngineConfig(**config),
+    )
     return made, written
 
 

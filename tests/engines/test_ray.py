@@ -17,9 +17,9 @@ from PIL import Image
 from mpa_edge.engines import Engine, ray_cluster, ray_engine
 from mpa_edge.engines.retries import poisoned
 from mpa_edge.errors import MpaError
-from mpa_edge.runs.parquet import part_path, read_dropped, read_parts
 from mpa_edge.runs.manifest import read_manifest
-from mpa_edge.stages.annotate.stage import stage
+from mpa_edge.runs.parquet import part_path, read_dropped, read_parts
+from mpa_edge.stages.annotate import stage as annotate
 from mpa_edge.stages.annotate.stage import run_annotate
 from mpa_edge.stages.identify import run_identify
 from mpa_edge.types import PseudoAnnotation

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from mpa_edge.errors import MpaError
+from mpa_edge.evaluation.answer_log import CHUNK, EvalSpec, results_path, run_eval
 from mpa_edge.metrics import get_metric
 from mpa_edge.questions.published import read_benchmark
 from mpa_edge.runs.files import read_json
-from mpa_edge.evaluation.answer_log import CHUNK, Quiz, results_path, run_quiz
 from mpa_edge.tasks import get_benchmark, get_task
 from mpa_edge.types import Reply, Request
 from tests.questions import official
@@ -38,8 +38,10 @@ class Model:
         """Nothing to free."""
 
 
-def quiz(name: str, data: Path, limit: int | None = None) -> Quiz:
-    return Quiz(read_benchmark(get_benchmark(name), str(data), None, limit), get_task(name), 16, 10**7, bootstrap=200)
+def quiz(name: str, data: Path, limit: int | None = None) -> EvalSpec:
+    return EvalSpec(
+        read_benchmark(get_benchmark(name), str(data), None, limit), get_task(name), 16, 10**7, bootstrap=200
+    )
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -53,7 +55,7 @@ def long_textvqa(root: Path, n: int = 130) -> Path:
 
 def test_a_line_has_the_keys_of_lmms_eval(tmp_path: Path) -> None:
     out = tmp_path / "answers" / "c.jsonl"
-    run_quiz(Model(), quiz("chartqa", official.chartqa(tmp_path)), out, "m")
+    run_eval(Model(), quiz("chartqa", official.chartqa(tmp_path)), out, "m")
     first, *rest = lines(out)
     assert len(rest) == 5
     assert first["doc_id"] == 0
@@ -69,7 +71,7 @@ def test_a_line_has_the_keys_of_lmms_eval(tmp_path: Path) -> None:
 
 def test_the_target_of_several_answers_is_their_list(tmp_path: Path) -> None:
     out = tmp_path / "t.jsonl"
-    run_quiz(Model(), quiz("textvqa", official.textvqa(tmp_path)), out, "m")
+    run_eval(Model(), quiz("textvqa", official.textvqa(tmp_path)), out, "m")
     assert lines(out)[0]["target"] == str(official.TEN)
 
 
@@ -78,7 +80,7 @@ def test_chartqa_is_the_mean_of_its_two_kinds(tmp_path: Path) -> None:
     (tmp_path / "test" / "png" / "166.png").unlink()
     answers = {"How many food": "14.", "What is the d": "0.58", "Which year wa": "2009"}
     model = Model(lambda prompt: answers.get(prompt[:13], "x"))
-    result = run_quiz(model, quiz("chartqa", tmp_path), None, "m")
+    result = run_eval(model, quiz("chartqa", tmp_path), None, "m")
     assert result["dropped"] == {"missing image": 1}
     assert (result["kinds"]["human"]["n"], result["kinds"]["augmented"]["n"]) == (2, 3)
     # strict: Python reads "14." as a number, 0.58 is within 5 % of 0.57, 2009 of 2008; lenient: a year must be equal
@@ -95,7 +97,7 @@ def test_chartqa_is_the_mean_of_its_two_kinds(tmp_path: Path) -> None:
 
 def test_the_score_is_the_metric_of_each_line(tmp_path: Path) -> None:
     data = official.okvqa(tmp_path)
-    result = run_quiz(Model(lambda prompt: "racing" if "sport" in prompt else "race"), quiz("okvqa", data), None, "m")
+    result = run_eval(Model(lambda prompt: "racing" if "sport" in prompt else "race"), quiz("okvqa", data), None, "m")
     assert result["metric"] == "vqa-accuracy"
     assert result["accuracy"] == 0.5
     assert not result["mean_of_kinds"]
@@ -107,7 +109,7 @@ def test_the_interval_resamples_pictures(tmp_path: Path) -> None:
     data = long_textvqa(tmp_path, 100)
     asked = quiz("textvqa", data)
     right = {f"what is at {i}?" for i in range(100) if (i // 2) % 2}
-    result = run_quiz(Model(lambda p: "stop" if p.partition("\n")[0] in right else "x"), asked, None, "m")
+    result = run_eval(Model(lambda p: "stop" if p.partition("\n")[0] in right else "x"), asked, None, "m")
     low, high = result["ci95"]
     assert result["images"] == 50
     assert result["accuracy"] == 0.5
@@ -117,64 +119,64 @@ def test_the_interval_resamples_pictures(tmp_path: Path) -> None:
 def test_a_kill_costs_one_batch(tmp_path: Path) -> None:
     asked, out = quiz("textvqa", long_textvqa(tmp_path)), tmp_path / "t.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        run_quiz(Model(patience=2), asked, out, "m")
+        run_eval(Model(patience=2), asked, out, "m")
     assert len(lines(out)) == 2 * CHUNK
     assert read_json(results_path(out))["finished"] is False
     with out.open("ab") as file:
         file.write(b'{"doc_id": 100, "doc": {"ques')  # what a power cut leaves
     model = Model()
-    result = run_quiz(model, asked, out, "m")
+    result = run_eval(model, asked, out, "m")
     assert len(model.prompts) == 130 - 2 * CHUNK
     assert [line["doc_id"] for line in lines(out)] == list(range(130))
     assert result["n"] == 130
     assert read_json(results_path(out))["finished"] is True
     again = Model(patience=0)
-    same = run_quiz(again, asked, out, "m")
+    same = run_eval(again, asked, out, "m")
     assert again.prompts == []
     assert (same["accuracy"], same["ci95"]) == (result["accuracy"], result["ci95"])
 
 
 def test_more_questions_go_on_behind_fewer(tmp_path: Path) -> None:
     data, out = official.chartqa(tmp_path), tmp_path / "c.jsonl"
-    few = run_quiz(Model(), quiz("chartqa", data, 2), out, "m")
+    few = run_eval(Model(), quiz("chartqa", data, 2), out, "m")
     model = Model()
-    all_of_them = run_quiz(model, quiz("chartqa", data), out, "m")
+    all_of_them = run_eval(model, quiz("chartqa", data), out, "m")
     assert (few["n"], all_of_them["n"], len(model.prompts)) == (2, 6, 4)
-    assert run_quiz(Model(patience=0), quiz("chartqa", data, 2), out, "m")["n"] == 2
+    assert run_eval(Model(patience=0), quiz("chartqa", data, 2), out, "m")["n"] == 2
 
 
 def test_a_sheet_of_something_else_is_refused(tmp_path: Path) -> None:
     data, out = official.chartqa(tmp_path), tmp_path / "c.jsonl"
     asked = quiz("chartqa", data)
-    run_quiz(Model(), asked, out, "m")
+    run_eval(Model(), asked, out, "m")
     with pytest.raises(
         MpaError, match=r"has the answers of another run \(other model\): choose another --out, or --fresh$"
     ):
-        run_quiz(Model(), asked, out, "another model")
+        run_eval(Model(), asked, out, "another model")
     with pytest.raises(MpaError, match=r"\(other questions, metric\)"):
-        run_quiz(Model(), quiz("textvqa", official.textvqa(tmp_path)), out, "m")
-    assert run_quiz(Model(), asked, out, "another model", fresh=True)["n"] == 6
+        run_eval(Model(), quiz("textvqa", official.textvqa(tmp_path)), out, "m")
+    assert run_eval(Model(), asked, out, "another model", fresh=True)["n"] == 6
     assert len(lines(out)) == 6
     results_path(out).unlink()
     with pytest.raises(MpaError, match=r"has no c_results\.json beside it"):
-        run_quiz(Model(), asked, out, "m")
+        run_eval(Model(), asked, out, "m")
 
 
 def test_other_questions_under_the_same_numbers(tmp_path: Path) -> None:
     out = tmp_path / "c.jsonl"
-    run_quiz(Model(), quiz("chartqa", official.chartqa(tmp_path / "a")), out, "m")
+    run_eval(Model(), quiz("chartqa", official.chartqa(tmp_path / "a")), out, "m")
     with pytest.raises(MpaError, match="has the answers to other questions"):
-        run_quiz(Model(), quiz("chartqa", official.chartqa_hub(tmp_path / "b")), out, "m")
+        run_eval(Model(), quiz("chartqa", official.chartqa_hub(tmp_path / "b")), out, "m")
 
 
 def test_a_file_of_something_else_stays_as_it_is(tmp_path: Path) -> None:
     data, out = official.chartqa(tmp_path), tmp_path / "mine.jsonl"
     out.write_text('{"mine": 1}\n')
     with pytest.raises(MpaError, match=r"mine\.jsonl:1: no line of an earlier run"):
-        run_quiz(Model(), quiz("chartqa", data), out, "m")
+        run_eval(Model(), quiz("chartqa", data), out, "m")
     assert out.read_text() == '{"mine": 1}\n'
     with pytest.raises(MpaError, match=r"cannot write .* \(Is a directory\)"):
-        run_quiz(Model(), quiz("chartqa", data), tmp_path, "m")
+        run_eval(Model(), quiz("chartqa", data), tmp_path, "m")
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
@@ -183,10 +185,10 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 
     def meanwhile(prompt: str) -> str:
         with pytest.raises(MpaError, match="is being written by another process"):
-            run_quiz(Model(), asked, out, "m")
+            run_eval(Model(), asked, out, "m")
         return "14"
 
-    assert run_quiz(Model(meanwhile), asked, out, "m")["n"] == 6
+    assert run_eval(Model(meanwhile), asked, out, "m")["n"] == 6
 
 
 def test_a_damaged_picture_is_counted_and_asked_again_when_it_is_mended(tmp_path: Path) -> None:
@@ -194,10 +196,10 @@ def test_a_damaged_picture_is_counted_and_asked_again_when_it_is_mended(tmp_path
     broken = data / "test" / "png" / "166.png"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:40])
-    result = run_quiz(Model(), quiz("chartqa", data), out, "m")
+    result = run_eval(Model(), quiz("chartqa", data), out, "m")
     assert (result["n"], result["dropped"]) == (5, {"not an image": 1})
     broken.write_bytes(whole)
-    mended = run_quiz(Model(), quiz("chartqa", data), out, "m")
+    mended = run_eval(Model(), quiz("chartqa", data), out, "m")
     assert (mended["n"], mended["dropped"]) == (6, {})
     assert sorted(line["doc_id"] for line in lines(out)) == list(range(6))
 
@@ -207,7 +209,7 @@ def test_no_picture_that_can_be_shown(tmp_path: Path) -> None:
     for path in (data / "test" / "png").iterdir():
         path.write_bytes(b"no picture")
     with pytest.raises(MpaError, match=r"not one picture can be shown \(not an image\)"):
-        run_quiz(Model(), quiz("chartqa", data), None, "m")
+        run_eval(Model(), quiz("chartqa", data), None, "m")
 
 
 def test_pictures_are_decoded_once_and_not_kept(tmp_path: Path) -> None:
@@ -219,5 +221,5 @@ def test_pictures_are_decoded_once_and_not_kept(tmp_path: Path) -> None:
             held.append(len({id(request.image) for request in requests}))
             return super().answer(requests)
 
-    run_quiz(Watching(), quiz("textvqa", long_textvqa(tmp_path)), None, "m")
+    run_eval(Watching(), quiz("textvqa", long_textvqa(tmp_path)), None, "m")
     assert held == [CHUNK // 2, CHUNK // 2, 15]

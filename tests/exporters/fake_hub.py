@@ -82,11 +82,12 @@ class Handler(BaseHTTPRequestHandler):
     def preupload(self, asked: dict[str, Any]) -> None:
         rows = [
             {
-                "path": file["path"], "shouldIgnore": False,
+                "path": file["path"],
+                "shouldIgnore": False,
                 "uploadMode": "lfs" if file["path"].endswith(LFS_SUFFIXES) else "regular",
             }
             for file in asked["files"]
-        ]  # fmt: skip
+        ]
         self.reply(200, {"files": rows})
 
     def batch(self, asked: dict[str, Any]) -> None:

@@ -55,9 +55,14 @@ def generate(
         (work / f"{name}.bin").write_bytes(array.tobytes())
         inputs[name] = {"type": TYPES[value.dtype.kind], "dims": list(value.shape), "file": str(work / f"{name}.bin")}
     job = {
-        "models": str(folder.parent), "name": folder.name, "picture": str(picture), "text": text, "feed": inputs,
-        "max_new_tokens": n_tokens, "dtype": dtype,
-    }  # fmt: skip
+        "models": str(folder.parent),
+        "name": folder.name,
+        "picture": str(picture),
+        "text": text,
+        "feed": inputs,
+        "max_new_tokens": n_tokens,
+        "dtype": dtype,
+    }
     (work / "job.json").write_text(json.dumps(job))
     # a module looks for packages beside itself, whatever the working folder is
     script = shutil.copy(HERE / "generate.mjs", client() / f"generate-{os.getpid()}.mjs")

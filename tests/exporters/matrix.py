@@ -16,17 +16,16 @@ import pytest
 
 from mpa_edge.config import library
 from mpa_edge.config.library import load_recipe
+from mpa_edge.config.scheme import Scheme
 from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.exporters import build
-from mpa_edge.exporters.verify import reference
-from mpa_edge.exporters.verify.gate import gate
-from mpa_edge.exporters.publish.layout import write_layout
 from mpa_edge.exporters.preflight import check_possible
-from mpa_edge.exporters.verify.probes import drawn
+from mpa_edge.exporters.publish.layout import write_layout
 from mpa_edge.exporters.source import Source
-from mpa_edge.runs.parquet import write_part
+from mpa_edge.exporters.verify import gate, reference
+from mpa_edge.exporters.verify.probes import drawn
 from mpa_edge.runs.manifest import EXPORTS, FOLDERS, RENDERED
-from mpa_edge.config.scheme import Scheme
+from mpa_edge.runs.parquet import write_part
 from mpa_edge.types import ParityRecord
 from tests.docs.markdown import ROOT
 from tests.families import zoo
@@ -55,9 +54,15 @@ def run_of(model: str, home: Path) -> Source:
 def _record(i: int, images: Path) -> ParityRecord:
     drawn(160 + 16 * i, 200 - 16 * i, seed=10 + i).save(images / f"{i}.png")
     return ParityRecord(
-        id=f"q{i}", image_id=f"{i:016}", image=f"{i}.png", question=f"How many shapes are there, {i} or more?",
-        answer="red", teacher_answer="red", student_answer="blue", verdict="gap",
-    )  # fmt: skip
+        id=f"q{i}",
+        image_id=f"{i:016}",
+        image=f"{i}.png",
+        question=f"How many shapes are there, {i} or more?",
+        answer="red",
+        teacher_answer="red",
+        student_answer="blue",
+        verdict="gap",
+    )
 
 
 def measure(source: Source, scheme: Scheme) -> Cell:
@@ -68,7 +73,7 @@ def measure(source: Source, scheme: Scheme) -> Cell:
         check_possible(source, scheme)
     except MpaError as error:
         return {"result": "refused", "reason": str(error)}
-    build.build(build.Workshop(source, folder, parts, None, 1), scheme)
+    build.build(build.BuildContext(source, folder, parts, None, 1), scheme)
     write_layout(source, scheme, folder, None, CONTEXT_TOKENS, 1)
     try:
         parity, details = gate.verify(source, folder, scheme, None, 1, parts)
@@ -91,8 +96,8 @@ def in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def here(function: Any, *arguments: Any, **_: Any) -> tuple[Any, int]:
         return function(*arguments), 0
 
-    for module in (build, reference, verify):
-        monkeypatch.setattr(module, "run_apart", here)
+    for module in (build, reference, gate):
+        monkeypatch.setattr(module, "run_isolated", here)
 
 
 # --- the record and the document --------------------------------------------------------------------------------------

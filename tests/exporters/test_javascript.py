@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from mpa_edge.config.library import load_scheme
-from mpa_edge.exporters.publish.layout import file_name, write_layout
-from mpa_edge.exporters.verify.probes import drawn
 from mpa_edge.exporters.onnx.quantize import quantize_component
-from mpa_edge.exporters.verify.reference import Checkpoint
+from mpa_edge.exporters.publish.layout import file_name, write_layout
 from mpa_edge.exporters.source import open_source
+from mpa_edge.exporters.verify.probes import drawn
+from mpa_edge.exporters.verify.reference import Checkpoint
 from mpa_edge.types import Request
 from mpa_edge.vlm.onnxruntime.model import OnnxVLM
 from tests.exporters import javascript
@@ -27,9 +27,14 @@ pytestmark = pytest.mark.peer
 
 # sizes that the image processors leave alone, so that only arithmetic is left to differ
 PICTURES = {
-    "student": (128, 64), "idefics3": (256, 128), "smolvlm": (256, 128), "qwen2_vl": (112, 84),
-    "qwen2_5_vl": (112, 168), "qwen3_vl": (128, 192), "llava": (112, 112),
-}  # fmt: skip
+    "student": (128, 64),
+    "idefics3": (256, 128),
+    "smolvlm": (256, 128),
+    "qwen2_vl": (112, 84),
+    "qwen2_5_vl": (112, 168),
+    "qwen3_vl": (128, 192),
+    "llava": (112, 112),
+}
 # these make an overview, and the client scales with another filter: only a picture of one colour stays the same
 OVERVIEW = ("student", "idefics3", "smolvlm")
 QUESTION, N_TOKENS = "How many red shapes are there?", 20
@@ -123,7 +128,7 @@ def test_a_question_that_reads_another_picture_gets_another_answer(tmp_path: Pat
 def test_weights_outside_the_graph_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mpa_edge.exporters.onnx import export
 
-    monkeypatch.setattr(onnx_export, "EMBEDDED_BYTES", 1000)
+    monkeypatch.setattr(export, "EMBEDDED_BYTES", 1000)
     folder = tmp_path / "outside"
     shutil.copytree(onnx_folder("student"), folder, ignore=shutil.ignore_patterns("decoder*"))
     export.export_component(checkpoint("student"), "decoder", folder / file_name("onnx", "decoder", "fp32"))

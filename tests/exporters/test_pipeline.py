@@ -12,17 +12,21 @@ import pytest
 from mpa_edge.config.library import load_scheme, load_target
 from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.exporters import build, pipeline
-from mpa_edge.exporters.publish.manifest import is_exported, read_export_manifest
-from mpa_edge.exporters.verify.parity import Parity, ParityDetails
 from mpa_edge.exporters.pipeline import Order, choose_schemes, run_export
+from mpa_edge.exporters.publish.manifest import is_exported, read_export_manifest
 from mpa_edge.exporters.source import Source, open_source
+from mpa_edge.exporters.verify.parity import Parity, ParityDetails
 from mpa_edge.runs.files import read_json
 from mpa_edge.vlm import WEIGHTS
 
 SAME = Parity(
-    tokens_equal=True, image_tokens_equal=True, vision_cosine_min=1.0, max_abs_logit_diff=0.0, greedy_prefix=1.0,
+    tokens_equal=True,
+    image_tokens_equal=True,
+    vision_cosine_min=1.0,
+    max_abs_logit_diff=0.0,
+    greedy_prefix=1.0,
     blank_image_changes=True,
-)  # fmt: skip
+)
 
 
 @pytest.fixture
@@ -58,7 +62,7 @@ def factory(monkeypatch: pytest.MonkeyPatch) -> Factory:
     made = Factory()
     monkeypatch.setattr(build, "_component", made.component)
     monkeypatch.setattr(pipeline, "verify", made.verify)
-    monkeypatch.setattr(pipeline, "run_apart", lambda function, *arguments: (function(*arguments), 0))
+    monkeypatch.setattr(pipeline, "run_isolated", lambda function, *arguments: (function(*arguments), 0))
     return made
 
 

@@ -12,8 +12,14 @@ from mpa_edge.exporters.publish.layout import file_name
 ONNX = [name for name in names("schemes") if name.startswith("onnx-")]
 # @huggingface/transformers 4.3, src/utils/dtypes.js: what its file names end in
 JAVASCRIPT = {
-    "fp32": "", "fp16": "_fp16", "int8": "_int8", "q8": "_quantized", "q4": "_q4", "q4f16": "_q4f16", "q2": "_q2",
-}  # fmt: skip
+    "fp32": "",
+    "fp16": "_fp16",
+    "int8": "_int8",
+    "q8": "_quantized",
+    "q4": "_q4",
+    "q4f16": "_q4f16",
+    "q2": "_q2",
+}
 JAVASCRIPT_HAS_NO_NAME = ("qdq8", "qdq16")
 
 

@@ -12,8 +12,8 @@ from mpa_edge.errors import MpaError
 from mpa_edge.exporters.budget import image_values
 from mpa_edge.exporters.gguf.convert import convert
 from mpa_edge.exporters.gguf.quantize import quantize_gguf
-from mpa_edge.exporters.publish.layout import file_name
 from mpa_edge.exporters.onnx.quantize import quantize_component
+from mpa_edge.exporters.publish.layout import file_name
 from mpa_edge.exporters.sizes import full_bytes, gguf_bytes, onnx_bytes, predict_sizes, size_table
 from mpa_edge.exporters.source import Source
 from mpa_edge.exporters.tensors import Weight, is_tied, read_weights, used

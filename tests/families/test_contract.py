@@ -35,9 +35,11 @@ NEVER = ("lm_head", "embed_tokens", "patch_embed", "position_embedding", "norm",
 # logits have a standard deviation of 2.5; the same sum in another order moves them by 1e-5 to 1e-4
 SAME = 1e-3
 CASES = {
-    **{model_type: {} for model_type in MODEL_TYPES}, "llava clip": {"tower": "clip"},
-    "internvl 2B": {"language": "llama"}, "internvl 3.5": {"language": "qwen3"},
-}  # fmt: skip
+    **{model_type: {} for model_type in MODEL_TYPES},
+    "llava clip": {"tower": "clip"},
+    "internvl 2B": {"language": "llama"},
+    "internvl 3.5": {"language": "qwen3"},
+}
 
 
 @pytest.fixture(scope="module", params=sorted(CASES))

@@ -15,9 +15,10 @@ from tests.families.test_contract import HOME, is_in
 
 MOST_LAYERS = 3
 OF_FAMILIES = sorted(
-    name for name, entry in model_file().models.items()
+    name
+    for name, entry in model_file().models.items()
     if not str(entry.config["model_type"]).startswith(tuple(OWN_FORMATS))
-)  # fmt: skip
+)
 
 
 def built(name: str) -> Any:

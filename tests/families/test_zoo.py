@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from mpa_edge.vlm.transformers import checkpoint
 from mpa_edge.vlm import fingerprint
+from mpa_edge.vlm.transformers import checkpoint
 from tests.families import zoo
 
 

@@ -98,12 +98,20 @@ def _text(tokenizer: Any, *, hidden: int = HIDDEN, tied: bool = False) -> dict[s
     """Sizes that all language models share: half as many key-value heads as heads."""
     heads = hidden // HEAD_DIM
     return {
-        "vocab_size": len(tokenizer), "hidden_size": hidden, "intermediate_size": FFN, "num_hidden_layers": TEXT_LAYERS,
-        "num_attention_heads": heads, "num_key_value_heads": heads // 2 or 1, "head_dim": HEAD_DIM,
-        "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5, "tie_word_embeddings": tied,
-        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden,
+        "intermediate_size": FFN,
+        "num_hidden_layers": TEXT_LAYERS,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 2 or 1,
+        "head_dim": HEAD_DIM,
+        "max_position_embeddings": CONTEXT,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": tied,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
+    }
 
 
 def _smol(
@@ -117,12 +125,18 @@ def _smol(
     config = getattr(transformers, f"{base}Config")(
         text_config={"model_type": "llama", "rope_theta": 100000.0, **_text(names, hidden=hidden, tied=tied)},
         vision_config={
-            "hidden_size": 256, "intermediate_size": FFN, "num_hidden_layers": depth, "num_attention_heads": 4,
-            "image_size": 64, "patch_size": 8,
+            "hidden_size": 256,
+            "intermediate_size": FFN,
+            "num_hidden_layers": depth,
+            "num_attention_heads": 4,
+            "image_size": 64,
+            "patch_size": 8,
         },
-        scale_factor=2, image_token_id=names.convert_tokens_to_ids("<image>"), tie_word_embeddings=tied,
+        scale_factor=2,
+        image_token_id=names.convert_tokens_to_ids("<image>"),
+        tie_word_embeddings=tied,
         pad_token_id=names.pad_token_id,
-    )  # fmt: skip
+    )
     pictures = getattr(transformers, f"{base}ImageProcessor")(
         do_image_splitting=splitting, size={"longest_edge": 256}, max_image_size={"longest_edge": 64}
     )
@@ -144,9 +158,12 @@ def _qwen(model_type: str, *, tied: bool = True, depth: int | None = None, hidde
     ids = {
         f"{key}_token_id": names.convert_tokens_to_ids(f"<|{token}|>")
         for key, token in {
-            "image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end",
+            "image": "image_pad",
+            "video": "video_pad",
+            "vision_start": "vision_start",
+            "vision_end": "vision_end",
         }.items()
-    }  # fmt: skip
+    }
     base = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}[model_type]
     rope = {"rope_type": "default", "rope_theta": 1000000.0, "mrope_section": [8, 12, 12]}
     if model_type == "qwen3_vl":
@@ -156,9 +173,11 @@ def _qwen(model_type: str, *, tied: bool = True, depth: int | None = None, hidde
         # llama.cpp wants more layers than there are inner features, and one epsilon for vision and language
         sizes |= {"num_hidden_layers": 3, "rms_norm_eps": 1e-6}
     config = getattr(transformers, f"{base}Config")(
-        text_config={**sizes, "rope_parameters": rope}, vision_config=_qwen_eyes(model_type, depth, hidden),
-        tie_word_embeddings=tied, **ids,
-    )  # fmt: skip
+        text_config={**sizes, "rope_parameters": rope},
+        vision_config=_qwen_eyes(model_type, depth, hidden),
+        tie_word_embeddings=tied,
+        **ids,
+    )
     patch = 16 if model_type == "qwen3_vl" else 14
     pixels = {"shortest_edge": (4 * patch) ** 2, "longest_edge": (2 * patch) ** 2 * 64}
     halves = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if model_type == "qwen3_vl" else {}
@@ -178,17 +197,19 @@ def _qwen_eyes(model_type: str, depth: int | None, hidden: int) -> dict[str, Any
     """Vision tower of a Qwen model; that of 3 hands the features of two inner layers to the decoder."""
     if model_type == "qwen2_vl":
         return {
-            "depth": depth or 3, "num_heads": 4, "patch_size": 14, "embed_dim": 128, "hidden_size": hidden,
+            "depth": depth or 3,
+            "num_heads": 4,
+            "patch_size": 14,
+            "embed_dim": 128,
+            "hidden_size": hidden,
             "mlp_ratio": 4,
-        }  # fmt: skip
+        }
     depth = depth or 4
     shared = {"depth": depth, "num_heads": 4, "hidden_size": 128, "intermediate_size": 256, "out_hidden_size": hidden}
     if model_type == "qwen3_vl":
         # a table of 6 x 6 positions: larger and smaller pictures stretch it
         return {**shared, "patch_size": 16, "num_position_embeddings": 36, "deepstack_visual_indexes": [0, depth // 2]}
-    return {
-        **shared, "patch_size": 14, "window_size": 112, "fullatt_block_indexes": [depth // 2 - 1, depth - 1]
-    }  # fmt: skip
+    return {**shared, "patch_size": 14, "window_size": 112, "fullatt_block_indexes": [depth // 2 - 1, depth - 1]}
 
 
 def _llava(*, tower: str = "siglip", tied: bool = False, depth: int = 3, hidden: int = HIDDEN) -> tuple[Any, Any]:
@@ -200,12 +221,20 @@ def _llava(*, tower: str = "siglip", tied: bool = False, depth: int = 3, hidden:
     config = transformers.LlavaConfig(
         text_config={"model_type": "llama", **_text(names, hidden=hidden, tied=tied)},
         vision_config={
-            "model_type": f"{tower}_vision_model", "hidden_size": 256, "intermediate_size": FFN,
-            "num_hidden_layers": depth, "num_attention_heads": 4, "image_size": 112, "patch_size": 14,
+            "model_type": f"{tower}_vision_model",
+            "hidden_size": 256,
+            "intermediate_size": FFN,
+            "num_hidden_layers": depth,
+            "num_attention_heads": 4,
+            "image_size": 112,
+            "patch_size": 14,
         },
-        image_token_id=names.convert_tokens_to_ids("<image>"), vision_feature_select_strategy=strategy,
-        vision_feature_layer=-2, image_seq_length=64, tie_word_embeddings=tied,
-    )  # fmt: skip
+        image_token_id=names.convert_tokens_to_ids("<image>"),
+        vision_feature_select_strategy=strategy,
+        vision_feature_layer=-2,
+        image_seq_length=64,
+        tie_word_embeddings=tied,
+    )
     if tower == "siglip":
         config.vision_config.vision_use_head = False  # as in published checkpoints: LLaVA never reads the pooling head
         pictures = transformers.SiglipImageProcessor(size={"height": 112, "width": 112})
@@ -213,9 +242,13 @@ def _llava(*, tower: str = "siglip", tied: bool = False, depth: int = 3, hidden:
         crop = {"height": 112, "width": 112}
         pictures = transformers.CLIPImageProcessor(size={"shortest_edge": 112}, crop_size=crop)
     processor = transformers.LlavaProcessor(
-        pictures, names, patch_size=14, vision_feature_select_strategy=strategy,
-        num_additional_image_tokens=0 if tower == "siglip" else 1, chat_template=text.LLAVA_TEMPLATE,
-    )  # fmt: skip
+        pictures,
+        names,
+        patch_size=14,
+        vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=0 if tower == "siglip" else 1,
+        chat_template=text.LLAVA_TEMPLATE,
+    )
     return config, processor
 
 
@@ -224,28 +257,39 @@ def _internvl(*, tied: bool = False, depth: int = 2, hidden: int = HIDDEN, langu
     import transformers
 
     named = {
-        "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
         "video_token": "<video>",
-    }  # fmt: skip
+    }
     names = text.tokenizer(
         "qwen2", text.INTERNVL_SPECIALS, eos="<|im_end|>", pad="<|endoftext|>", extra_special_tokens=named
     )
     config = transformers.InternVLConfig(
         text_config={"model_type": language, **_text(names, hidden=hidden, tied=tied)},
         vision_config={
-            "hidden_size": 256, "intermediate_size": FFN, "num_hidden_layers": depth, "num_attention_heads": 4,
-            "image_size": [112, 112], "patch_size": [14, 14],
+            "hidden_size": 256,
+            "intermediate_size": FFN,
+            "num_hidden_layers": depth,
+            "num_attention_heads": 4,
+            "image_size": [112, 112],
+            "patch_size": [14, 14],
         },
-        image_token_id=names.convert_tokens_to_ids("<IMG_CONTEXT>"), image_seq_length=16, downsample_ratio=0.5,
+        image_token_id=names.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=16,
+        downsample_ratio=0.5,
         tie_word_embeddings=tied,
-    )  # fmt: skip
+    )
     pictures = transformers.GotOcr2ImageProcessor(
         size={"height": 112, "width": 112}, crop_to_patches=True, min_patches=1, max_patches=4
     )
     processor = transformers.InternVLProcessor(
-        pictures, names, transformers.InternVLVideoProcessor(), image_seq_length=16,
+        pictures,
+        names,
+        transformers.InternVLVideoProcessor(),
+        image_seq_length=16,
         chat_template=text.INTERNVL_TEMPLATE,
-    )  # fmt: skip
+    )
     return config, processor
 
 

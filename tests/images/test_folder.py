@@ -12,26 +12,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpa_edge.images import folder
 from mpa_edge.errors import MpaError
+from mpa_edge.images import folder as images
 from mpa_edge.types import Drop
 
 Picture = Callable[..., Path]
 
 
 def reasons(folder: Path) -> dict[str, str | None]:
-    return {entry.name: entry.drop.reason if entry.drop else None for entry in folder.scan(folder)}
+    return {entry.name: entry.drop.reason if entry.drop else None for entry in images.scan(folder)}
 
 
 def opened(path: Path, **options: int) -> Image.Image:
-    image = folder.open_image(path, **options)
+    image = images.open_image(path, **options)
     assert isinstance(image, Image.Image), image
     assert image.mode == "RGB"
     return image
 
 
 def reason(path: Path, **options: int) -> str:
-    drop = folder.open_image(path, **options)
+    drop = images.open_image(path, **options)
     assert isinstance(drop, Drop), drop
     assert "\n" not in drop.detail
     return drop.reason
@@ -56,14 +56,14 @@ def test_scan_is_recursive_sorted_and_counts_only_images(picture: Picture) -> No
     (folder / "notes.txt").write_text("x")
     (folder / "data.json").write_text("{}")
     assert reasons(folder) == {"a.jpg": None, "b/z.PNG": None}
-    assert folder.scan(folder) == folder.scan(str(folder))
-    assert all(len(entry.id) == 16 for entry in folder.scan(folder))
+    assert images.scan(folder) == images.scan(str(folder))
+    assert all(len(entry.id) == 16 for entry in images.scan(folder))
 
 
 def test_duplicates_by_content_are_dropped(picture: Picture) -> None:
     first = picture("a.png")
     (first.parent / "b.png").write_bytes(first.read_bytes())
-    entries = folder.scan(first.parent)
+    entries = images.scan(first.parent)
     assert [entry.drop for entry in entries] == [None, Drop("duplicate image", "same content as a.png")]
 
 
@@ -72,14 +72,14 @@ def test_what_is_no_regular_file_is_never_read(picture: Picture, tmp_path: Path)
     os.mkfifo(folder / "pipe.png")
     (folder / "broken.png").symlink_to("nowhere")
     (folder / "loop.png").symlink_to("loop.png")
-    (folder / "folder.png").mkdir()
+    (folder / "images.png").mkdir()
     (folder / "null.png").symlink_to("/dev/zero")
     (folder / "zero.png").write_bytes(b"")
     (folder / "photo.heic").write_bytes(b"x")
     started = time.monotonic()
     assert reasons(folder) == {
         "broken.png": "unreadable file",
-        "folder.png": "not a regular file",
+        "images.png": "not a regular file",
         "good.png": None,
         "loop.png": "unreadable file",
         "null.png": "not a regular file",
@@ -96,14 +96,14 @@ def test_linked_folders_are_followed_once(picture: Picture, tmp_path: Path) -> N
     folder = picture("sub/a.png").parent.parent
     (folder / "sub" / "up").symlink_to(folder)
     (folder / "again").symlink_to(folder / "sub")
-    assert len(folder.scan(folder)) == 1
+    assert len(images.scan(folder)) == 1
 
 
 def test_a_file_name_that_is_not_utf8_is_dropped(picture: Picture) -> None:
     folder = picture("a.png").parent
     (folder / os.fsdecode(b"\xff.png")).write_bytes((folder / "a.png").read_bytes())
     assert sorted(str(drop) for drop in reasons(folder).values()) == ["None", "file name is not UTF-8"]
-    for entry in folder.scan(folder):
+    for entry in images.scan(folder):
         entry.name.encode()
 
 
@@ -114,7 +114,7 @@ def test_a_wrong_folder_is_one_line_that_ends_with_the_fix(tmp_path: Path, name:
     (tmp_path / "file.txt").write_text("x")
     (tmp_path / "empty").mkdir()
     with pytest.raises(MpaError, match=f"{expected}.*--images DIR$"):
-        folder.scan(tmp_path / name)
+        images.scan(tmp_path / name)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "YCbCr", "LAB", "F"])
@@ -175,7 +175,7 @@ def test_a_bomb_is_dropped_by_its_header(tmp_path: Path) -> None:
     started = time.monotonic()
     assert reason(path) == "too many pixels"
     path.write_bytes(png_header(10_000, 10_000))  # above our cap, below what Pillow refuses
-    assert folder.open_image(path) == Drop("too many pixels", "10000x10000")
+    assert images.open_image(path) == Drop("too many pixels", "10000x10000")
     assert time.monotonic() - started < 1
     assert Image.MAX_IMAGE_PIXELS is not None
 
@@ -214,14 +214,14 @@ def test_no_corruption_raises(tmp_path: Path, suffix: str) -> None:
         for _ in range(rng.randrange(6)):
             data[rng.randrange(len(data))] = rng.randrange(256)
         source.write_bytes(data)
-        assert isinstance(folder.open_image(source, 1_000_000), Drop | Image.Image)
+        assert isinstance(images.open_image(source, 1_000_000), Drop | Image.Image)
 
 
-def remembered(folder: Path, file: Path, began_ns: int | None = None) -> folder.Known:
+def remembered(folder: Path, file: Path, began_ns: int | None = None) -> images.Known:
     """One scan, written for the next one."""
-    known = folder.Known(file)
+    known = images.Known(file)
     known.began_ns = began_ns or known.began_ns
-    known.write(folder.scan(folder, known), file)
+    known.write(images.scan(folder, known), file)
     return known
 
 
@@ -238,11 +238,11 @@ def test_what_an_earlier_scan_read_is_not_read_again(picture: Picture, tmp_path:
         picture(name, color=(i, 0, 0))
     (folder / "d.png").write_bytes((folder / "c.png").read_bytes())
     (folder / "empty.png").write_bytes(b"")
-    first, file = folder.scan(folder), tmp_path / "seen.jsonl"
+    first, file = images.scan(folder), tmp_path / "seen.jsonl"
     assert remembered(folder, file).missed == 8
-    again, read = folder.Known(file), folder.sha256_stream
+    again, read = images.Known(file), images.sha256_stream
     monkeypatch.setattr(images, "sha256_stream", lambda file: pytest.fail(f"{file} was read"))
-    assert folder.scan(folder, again) == first
+    assert images.scan(folder, again) == first
     assert again.missed == 1  # the empty one says nothing that could be remembered
     monkeypatch.setattr(images, "sha256_stream", read)
     assert reasons(folder)["d.png"] == "duplicate image"
@@ -253,13 +253,13 @@ def test_a_file_that_changed_is_read_whatever_its_dates_say(picture: Picture, tm
     path, file = picture("a.png", color="blue"), tmp_path / "seen.jsonl"
     picture("b.png", color="red")
     remembered(path.parent, file)
-    before, dates, size = folder.scan(path.parent), path.stat(), path.stat().st_size
+    before, dates, size = images.scan(path.parent), path.stat(), path.stat().st_size
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     os.utime(path, ns=(dates.st_atime_ns, dates.st_mtime_ns))
     assert path.stat().st_size == size
-    known = folder.Known(file)
-    changed = folder.scan(path.parent, known)
-    assert changed == folder.scan(path.parent) != before
+    known = images.Known(file)
+    changed = images.scan(path.parent, known)
+    assert changed == images.scan(path.parent) != before
     assert known.missed == 1
 
 
@@ -272,8 +272,8 @@ def test_new_and_gone_files_are_no_matter_to_the_others(picture: Picture, tmp_pa
     (folder / "c.png").unlink()
     picture("a.png", color="white")
     picture("e/a.png", color="black")
-    known = folder.Known(file)
-    assert folder.scan(folder, known) == folder.scan(folder)
+    known = images.Known(file)
+    assert images.scan(folder, known) == images.scan(folder)
     assert known.missed == 2
 
 
@@ -287,8 +287,8 @@ def test_a_file_of_this_moment_is_not_trusted(picture: Picture, tmp_path: Path) 
 def test_a_damaged_list_knows_nothing(picture: Picture, tmp_path: Path, content: bytes) -> None:
     folder, file = picture("a.png", color="blue").parent, tmp_path / "seen.jsonl"
     file.write_bytes(content)
-    known = folder.Known(file)
-    assert folder.scan(folder, known) == folder.scan(folder)
+    known = images.Known(file)
+    assert images.scan(folder, known) == images.scan(folder)
     assert known.missed == 1
 
 

@@ -15,12 +15,19 @@ from mpa_edge.nursery.world import QA, Chart, Field, Scene, Sign
 
 KINDS = {
     Chart: {
-        "value", "value_by_color", "bar_color", "label_by_color", "highest_bar", "lowest_bar", "highest_value",
-        "lowest_value", "bar_count",
+        "value",
+        "value_by_color",
+        "bar_color",
+        "label_by_color",
+        "highest_bar",
+        "lowest_bar",
+        "highest_value",
+        "lowest_value",
+        "bar_count",
     },
     Sign: {"word", "number", "sign_color"},
     Field: {"shape_count", "count_by_shape", "shape_color", "count_by_color", "shape_by_color"},
-}  # fmt: skip
+}
 
 numbers = st.integers(0, 2**32)
 scenes = numbers.map(lambda seed: world.draw_scene(random.Random(seed)))

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from mpa_edge.errors import MpaError
-from mpa_edge.planning.model_specs import known_model
 from mpa_edge.planning.image_tokens import Seen, mean, seen
+from mpa_edge.planning.model_specs import known_model
 from tests.families import zoo
 
 SIZES = ((300, 200), (64, 640), (1000, 1000), (90, 60))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpa_edge.planning.model_specs import known_model
+from mpa_edge.config.recipe import LevelConfig
 from mpa_edge.planning.memory import (
     LIBRARIES_BYTES,
     answering_bytes,
@@ -18,8 +18,8 @@ from mpa_edge.planning.memory import (
     tuned,
     weights_bytes,
 )
+from mpa_edge.planning.model_specs import known_model
 from mpa_edge.planning.roofline import Batch
-from mpa_edge.config.recipe import LevelConfig
 from tests.planning.test_roofline import LANGUAGE, PICTURE, SMALL, VISION
 
 BIG = known_model("Qwen/Qwen2-VL-2B-Instruct").shapes
@@ -44,8 +44,8 @@ def test_peft_trains_as_many() -> None:
     from peft import get_peft_model
 
     from mpa_edge.families import family_of
-    from mpa_edge.vlm.transformers import checkpoint
     from mpa_edge.vlm import resolve
+    from mpa_edge.vlm.transformers import checkpoint
 
     level = LevelConfig(rank=8, targets=("language", "vision", "connector"))
     model = checkpoint.load_model(resolve("nursery:student"), "cpu")

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpa_edge.config.library import load_recipe
 from mpa_edge.cli.main import exit_code
+from mpa_edge.config.library import load_recipe
+from mpa_edge.config.recipe import LevelConfig
 from mpa_edge.errors import MpaError
 from mpa_edge.planning.counts import batches, count, expected_steps
 from mpa_edge.planning.plan import Plan, as_document, machines, make_plan, pictures
 from mpa_edge.planning.records import assumptions, device_file, find_device
-from mpa_edge.config.recipe import LevelConfig
 from mpa_edge.vlm import WEIGHTS
 
 ON = {name: machines([name], None, None) for name in device_file().devices}
@@ -72,9 +72,17 @@ def test_more_images_never_cost_less(n: int, device: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["annotate.samples_per_image=8", "annotate.votes=3", "annotate.blind_filter=true", "level.rank=64",
-              "level.epochs=8", "evaluate.n=3000", "level.method=full"],
-)  # fmt: skip
+    "value",
+    [
+        "annotate.samples_per_image=8",
+        "annotate.votes=3",
+        "annotate.blind_filter=true",
+        "level.rank=64",
+        "level.epochs=8",
+        "evaluate.n=3000",
+        "level.method=full",
+    ],
+)
 def test_more_work_takes_longer(value: str) -> None:
     assert sum(seconds(plan("minicharts", None, "cpu", value)).values()) > sum(seconds(plan("minicharts")).values())
 
@@ -91,8 +99,14 @@ def test_a_batch_is_halved_until_it_fits() -> None:
 
 
 def test_what_is_too_large_costs_nothing() -> None:
-    made = plan("charts-served", "100", "a10", "teacher=OpenGVLab/InternVL2-8B", "student=Qwen/Qwen2-VL-7B-Instruct",
-                "level.method=full").machines[0]  # fmt: skip
+    made = plan(
+        "charts-served",
+        "100",
+        "a10",
+        "teacher=OpenGVLab/InternVL2-8B",
+        "student=Qwen/Qwen2-VL-7B-Instruct",
+        "level.method=full",
+    ).machines[0]
     assert not made.fits
     assert made.usd is None
 
@@ -166,7 +180,7 @@ def test_a_folder_with_two_files_is_a_model(tmp_path: Path) -> None:
         ((), "10", ("gap=-1",), "--assume gap=-1: give a number"),
         ((), "10", ("gap=nan",), "--assume gap=nan: give a number"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_one_line(
     values: tuple[str, ...], images: str | None, assume: tuple[str, ...], words: str
 ) -> None:

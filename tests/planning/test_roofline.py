@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mpa_edge.planning.image_tokens import Seen
 from mpa_edge.planning.model_specs import known_model
 from mpa_edge.planning.records import device_file
 from mpa_edge.planning.roofline import (
@@ -21,7 +22,6 @@ from mpa_edge.planning.roofline import (
     training_flops,
     vision_flops,
 )
-from mpa_edge.planning.image_tokens import Seen
 from mpa_edge.planning.shapes import Shapes, Stack
 
 # two layers: 4 x 8 x 8 of attention and 2 x 8 x 16 of MLP; three gated layers with half the key-value heads
@@ -78,8 +78,8 @@ def test_torch_counts_as_many_operations(name: str) -> None:
     from PIL import Image
     from torch.utils.flop_counter import FlopCounterMode
 
-    from mpa_edge.vlm.transformers import checkpoint
     from mpa_edge.vlm import resolve
+    from mpa_edge.vlm.transformers import checkpoint
 
     processor, model = checkpoint.load_processor(resolve(name)), checkpoint.load_model(resolve(name), "cpu")
     model.set_attn_implementation("eager")  # the counter knows products, not fused attention
@@ -103,9 +103,12 @@ rows = st.integers(1, 64).map(float)
 def test_more_work_never_takes_less(n: float, prefix: float, tail: float, written: float, machine: Machine) -> None:
     batch = Batch(n, 1.0, prefix, tail, written, written)
     longer = (
-        replace(batch, rows=n + 1), replace(batch, pictures=2.0), replace(batch, prefix=prefix + 1),
-        replace(batch, tail=tail + 1), replace(batch, longest=written + 1, written=written + 1),
-    )  # fmt: skip
+        replace(batch, rows=n + 1),
+        replace(batch, pictures=2.0),
+        replace(batch, prefix=prefix + 1),
+        replace(batch, tail=tail + 1),
+        replace(batch, longest=written + 1, written=written + 1),
+    )
     base = batch_seconds(SMALL, PICTURE, batch, machine, 0.001, 2)
     for other in longer:
         more = batch_seconds(SMALL, PICTURE, other, machine, 0.001, 2)

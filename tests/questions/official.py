@@ -49,10 +49,17 @@ def textvqa(root: Path, rows: Sequence[dict[str, Any]] | None = None, split: str
 
 def textvqa_row(number: int, image: str, question: str, answers: Iterable[str] = TEN) -> dict[str, Any]:
     return {
-        "question": question, "image_id": image, "image_classes": ["Poster"], "flickr_original_url": "",
-        "image_width": 24, "image_height": 16, "answers": list(answers), "question_tokens": question.split(),
-        "question_id": number, "set_name": "val",
-    }  # fmt: skip
+        "question": question,
+        "image_id": image,
+        "image_classes": ["Poster"],
+        "flickr_original_url": "",
+        "image_width": 24,
+        "image_height": 16,
+        "answers": list(answers),
+        "question_tokens": question.split(),
+        "question_id": number,
+        "set_name": "val",
+    }
 
 
 def chartqa(root: Path, split: str = "test") -> Path:
@@ -61,7 +68,7 @@ def chartqa(root: Path, split: str = "test") -> Path:
         {"imgname": "41699051005347.png", "query": "How many food item is shown in the bar graph?", "label": "14"},
         {"imgname": "41699051005347.png", "query": "What is the difference between Lamb and Corn?", "label": "0.57"},
         {"imgname": "166.png", "query": "Is the sum more then 50?", "label": "No"},
-    ]  # fmt: skip
+    ]
     twice = {
         "imgname": "two_col_60048.png",
         "query": "How many views did 'Despactio' have worldwide?",
@@ -81,19 +88,39 @@ def chartqa(root: Path, split: str = "test") -> Path:
 
 def okvqa(root: Path, coco: str = "val2014") -> Path:
     """Questions, annotations and COCO's pictures; the last question has no annotation, the third no picture."""
-    asked = [(297147, 2971475, "What sport can you use this for?"), (339761, 3397615, "Name the type of plant?"),
-             (357586, 3575865, "What toy is this?"), (339761, 3397616, "Where does it grow?")]  # fmt: skip
+    asked = [
+        (297147, 2971475, "What sport can you use this for?"),
+        (339761, 3397615, "Name the type of plant?"),
+        (357586, 3575865, "What toy is this?"),
+        (339761, 3397616, "Where does it grow?"),
+    ]
     questions = [{"image_id": image, "question": text, "question_id": number} for image, number, text in asked]
-    document(root / f"OpenEnded_mscoco_{coco}_questions.json", {
-        "info": {"version": "1.1"}, "task_type": "Open-Ended", "data_type": "mscoco", "license": {},
-        "data_subtype": coco, "questions": questions,
-    })  # fmt: skip
-    document(root / f"mscoco_{coco}_annotations.json", {
-        "info": {}, "license": {}, "data_subtype": coco, "data_type": "mscoco",
-        "question_types": {"four": "Sports and Recreation", "nine": "Plants and Animals"},
-        "annotations": [okvqa_answers(*asked[0][:2], "four"), okvqa_answers(*asked[1][:2], "nine"),
-                        okvqa_answers(*asked[2][:2], "other")],
-    })  # fmt: skip
+    document(
+        root / f"OpenEnded_mscoco_{coco}_questions.json",
+        {
+            "info": {"version": "1.1"},
+            "task_type": "Open-Ended",
+            "data_type": "mscoco",
+            "license": {},
+            "data_subtype": coco,
+            "questions": questions,
+        },
+    )
+    document(
+        root / f"mscoco_{coco}_annotations.json",
+        {
+            "info": {},
+            "license": {},
+            "data_subtype": coco,
+            "data_type": "mscoco",
+            "question_types": {"four": "Sports and Recreation", "nine": "Plants and Animals"},
+            "annotations": [
+                okvqa_answers(*asked[0][:2], "four"),
+                okvqa_answers(*asked[1][:2], "nine"),
+                okvqa_answers(*asked[2][:2], "other"),
+            ],
+        },
+    )
     for i, image in enumerate((297147, 339761)):
         picture(root / coco / f"COCO_{coco}_{image:012d}.jpg", i)
     return root
@@ -104,9 +131,13 @@ def okvqa_answers(image: int, number: int, kind: str) -> dict[str, Any]:
         {"answer_id": at, "raw_answer": "racing", "answer_confidence": "yes", "answer": "race"} for at in range(1, 11)
     ]
     return {
-        "image_id": image, "question_id": number, "answer_type": "other", "question_type": kind, "answers": answers,
+        "image_id": image,
+        "question_id": number,
+        "answer_type": "other",
+        "question_type": kind,
+        "answers": answers,
         "confidence": 3,
-    }  # fmt: skip
+    }
 
 
 def stvqa(root: Path, name: str = "train_task_1.json", n: int = 40, answers: bool = True, below: str = "") -> Path:
@@ -121,10 +152,14 @@ def stvqa(root: Path, name: str = "train_task_1.json", n: int = 40, answers: boo
 def stvqa_row(i: int, answers: bool = True) -> dict[str, Any]:
     origin = ("coco-text", "VisualGenome/1", "IIIT_text")[i % 3]
     row = {
-        "question": f"What is written at {i}?", "file_path": f"{origin}/img_{i:06d}.jpg",
-        "dataset": origin.split("/")[0], "image_width": 24, "image_height": 16, "question_id": 9000 + i,
+        "question": f"What is written at {i}?",
+        "file_path": f"{origin}/img_{i:06d}.jpg",
+        "dataset": origin.split("/")[0],
+        "image_width": 24,
+        "image_height": 16,
+        "question_id": 9000 + i,
         "set_name": "train",
-    }  # fmt: skip
+    }
     return row | ({"answers": [f"Ünï {i}", str(i)]} if answers else {})
 
 
@@ -151,11 +186,13 @@ def chartqa_hub(root: Path, n: int = 10) -> Path:
 
     rows = [
         {
-            "image": {"bytes": encoded(i // 2), "path": None}, "query": f"How many at {i}?", "label": [str(i)],
+            "image": {"bytes": encoded(i // 2), "path": None},
+            "query": f"How many at {i}?",
+            "label": [str(i)],
             "human_or_machine": int(i >= n // 2),
         }
         for i in range(n)
-    ]  # fmt: skip
+    ]
     schema = {
         "image": image_struct(),
         "query": pa.string(),
@@ -171,17 +208,25 @@ def textvqa_hub(root: Path, files: int = 2, n: int = 6) -> Path:
     import pyarrow as pa
 
     schema = {
-        "image_id": pa.string(), "question_id": pa.int32(), "question": pa.string(), "image": image_struct(),
-        "answers": pa.list_(pa.string()), "set_name": pa.string(),
-    }  # fmt: skip
+        "image_id": pa.string(),
+        "question_id": pa.int32(),
+        "question": pa.string(),
+        "image": image_struct(),
+        "answers": pa.list_(pa.string()),
+        "set_name": pa.string(),
+    }
     for at in range(files):
         rows = [
             {
-                "image_id": f"{i:016x}", "question_id": 34602 + at * n + i, "question": f"what is at {at}-{i}?",
-                "image": {"bytes": encoded(at * n + i, "JPEG"), "path": f"{i}.jpg"}, "answers": TEN, "set_name": "val",
+                "image_id": f"{i:016x}",
+                "question_id": 34602 + at * n + i,
+                "question": f"what is at {at}-{i}?",
+                "image": {"bytes": encoded(at * n + i, "JPEG"), "path": f"{i}.jpg"},
+                "answers": TEN,
+                "set_name": "val",
             }
             for i in range(n)
-        ]  # fmt: skip
+        ]
         parquet(root / "data" / f"validation-{at:05d}-of-{files:05d}.parquet", rows, schema)
     return root
 

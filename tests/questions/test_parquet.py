@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from mpa_edge.images import parquet
 from mpa_edge.errors import MpaError
+from mpa_edge.images import parquet
 from mpa_edge.images.folder import open_image
 from mpa_edge.questions.published import read_benchmark
 from mpa_edge.tasks import get_benchmark
@@ -86,9 +86,12 @@ def test_other_columns_of_the_same_benchmark(tmp_path: Path) -> None:
 
 def test_pictures_that_are_not_there_are_counted(tmp_path: Path) -> None:
     cells = [
-        {"bytes": official.encoded(1), "path": None}, {"bytes": None, "path": "../up.png"}, None,
-        {"bytes": None, "path": "beside.png"}, {"bytes": b"", "path": None},
-    ]  # fmt: skip
+        {"bytes": official.encoded(1), "path": None},
+        {"bytes": None, "path": "../up.png"},
+        None,
+        {"bytes": None, "path": "beside.png"},
+        {"bytes": b"", "path": None},
+    ]
     official.picture(tmp_path / "data" / "beside.png", 9)
     official.picture(tmp_path / "up.png", 9)
     schema = {"image": official.image_struct(), "query": pa.string(), "label": pa.list_(pa.string())}

@@ -18,10 +18,18 @@ ROOT = Path(__file__).parents[2]
 STAGES = ("annotate", "identify", "level", "merge", "evaluate")
 # 24 images in 6 shards; a checkpoint and a look at the held-out slice every 2 steps; dropout needs its random state
 SMALL = {
-    "images.render.n": 24, "annotate.shard_size": 4, "evaluate.n": 40, "level.batch_size": 8, "level.max_steps": 10,
-    "level.eval_steps": 2, "level.save_steps": 2, "level.min_gap": 4, "level.dropout": 0.1, "level.holdout": 0.25,
+    "images.render.n": 24,
+    "annotate.shard_size": 4,
+    "evaluate.n": 40,
+    "level.batch_size": 8,
+    "level.max_steps": 10,
+    "level.eval_steps": 2,
+    "level.save_steps": 2,
+    "level.min_gap": 4,
+    "level.dropout": 0.1,
+    "level.holdout": 0.25,
     "threads": 1,
-}  # fmt: skip
+}
 
 
 def settings(**changed: Any) -> list[str]:
@@ -55,13 +63,22 @@ class Forks:
         env["TMPDIR"] = str(self.temporary)
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("forks.py"))],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=cwd, env=env,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=cwd,
+            env=env,
+        )
 
     def __call__(
-        self, *argv: str, run: Path | str = ".", stage: str | None = None, after_s: float = 0.0, sig: int = 0,
+        self,
+        *argv: str,
+        run: Path | str = ".",
+        stage: str | None = None,
+        after_s: float = 0.0,
+        sig: int = 0,
         max_file_bytes: int | None = None,
-    ) -> Ended:  # fmt: skip
+    ) -> Ended:
         order = {"argv": list(argv), "run": str(run), "stage": stage, "after_s": after_s, "signal": int(sig)}
         order["max_file_bytes"] = max_file_bytes
         assert self.process.stdin

@@ -35,9 +35,8 @@ def warm_up() -> None:
 
     _ = (trl.SFTTrainer, trl.SFTConfig, transformers.AutoProcessor, transformers.AutoModelForImageTextToText)
     from mpa_edge.cli import _stage  # noqa: F401
-    from mpa_edge.stages import pipeline
     from mpa_edge.stages.level import training  # noqa: F401
-    from mpa_edge.vlm.transformers.model import model as vlm  # noqa: F401
+    from mpa_edge.vlm.transformers import model as vlm  # noqa: F401
 
     warm_up_export()
 
@@ -47,12 +46,12 @@ def warm_up_export() -> None:
     import onnxruntime.quantization.matmul_nbits_quantizer
     import onnxscript
 
-    from mpa_edge.exporters.onnx import files, quantize
     from mpa_edge.exporters import pipeline
-    from mpa_edge.vlm.llama_cpp import model
-    from mpa_edge.vlm.onnxruntime import model
+    from mpa_edge.exporters.onnx import files, quantize
+    from mpa_edge.vlm.llama_cpp import model as llama_cpp_model
+    from mpa_edge.vlm.onnxruntime import model as onnx_model
 
-    _ = (onnxruntime, onnxscript, onnx_files, pipeline, quantize, llamacpp, onnx)
+    _ = (onnxruntime, onnxscript, files, pipeline, quantize, llama_cpp_model, onnx_model)
     # its steps are forked as well: each would import the same libraries again, for seconds
     start = multiprocessing.get_context
     multiprocessing.get_context = lambda method=None: start("fork" if method == "spawn" else method)

@@ -222,8 +222,11 @@ def test_nothing_is_written_and_no_torch_imported_by_a_dry_run(tmp_path, set_arg
     for more in ([], ["--images", str(pictures)]):
         done = subprocess.run(
             [sys.executable, "-c", code, "align", "--dry-run", "--json", "--out", "run", *more, *set_arguments()],
-            cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root())},
-        )  # fmt: skip
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(root())},
+        )
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["images"] == (3 if more else 24)
         assert done.stderr == ""
@@ -246,8 +249,10 @@ def test_only_our_words_reach_the_screen(undisturbed, set_arguments, tmp_path) -
         shutil.rmtree(run / stage)
     done = subprocess.run(
         [sys.executable, "-m", "mpa_edge", "align", str(run), "--json", "--set", "level.max_steps=2"],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root())},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root())},
+    )
     assert done.returncode == 0, done.stderr
     json.loads(done.stdout)
     ours = ("annotate", "identify", "level", "merge", "evaluate")

@@ -226,10 +226,15 @@ def test_a_damaged_export_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        ("model.safetensors", cut), ("model.safetensors", nonsense), ("config.json", cut), ("config.json", empty),
-        ("tokenizer.json", cut), ("tokenizer.json", Path.unlink), ("processor_config.json", cut),
+        ("model.safetensors", cut),
+        ("model.safetensors", nonsense),
+        ("config.json", cut),
+        ("config.json", empty),
+        ("tokenizer.json", cut),
+        ("tokenizer.json", Path.unlink),
+        ("processor_config.json", cut),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("verb", ["evaluate", "export"])
 def test_a_damaged_checkpoint_is_refused_in_one_line(
     forks, tmp_path: Path, verb: str, name: str, damage: Callable[[Path], None]

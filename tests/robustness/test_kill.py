@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.runs.parquet import read_dropped, read_parts, read_rows
 from mpa_edge.runs.files import read_json, sha256_file
 from mpa_edge.runs.manifest import read_manifest
+from mpa_edge.runs.parquet import read_dropped, read_parts, read_rows
 from mpa_edge.types import ParityRecord, Prediction, PseudoAnnotation
 
 pytestmark = pytest.mark.slow

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from mpa_edge.nursery.render import render
-from mpa_edge.runs.parquet import read_dropped
 from mpa_edge.runs.manifest import read_manifest
+from mpa_edge.runs.parquet import read_dropped
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpa_edge.runs.isolation import run_apart
+from mpa_edge.runs.isolation import run_isolated
 from mpa_edge.errors import MpaError, VerificationError
 
 pytestmark = pytest.mark.slow
@@ -46,33 +46,33 @@ def sleep() -> None:
 
 
 def test_the_result_comes_back_and_stdout_stays_clean(capfd: pytest.CaptureFixture[str]) -> None:
-    assert run_apart(add, 2, 3)[0] == 5
+    assert run_isolated(add, 2, 3)[0] == 5
     out, err = capfd.readouterr()
     assert (out, err) == ("", "not on stdout\n")
 
 
 def test_peak_memory_is_the_child_s_own() -> None:
-    small, large = (run_apart(fill, megabytes)[1] for megabytes in (1, 300))
+    small, large = (run_isolated(fill, megabytes)[1] for megabytes in (1, 300))
     assert 200e6 < large - small < 400e6
 
 
 def test_threads_reach_the_libraries() -> None:
-    assert run_apart(threads, threads=3)[0] == "3"
+    assert run_isolated(threads, threads=3)[0] == "3"
 
 
 def test_our_errors_come_through_as_they_are() -> None:
     with pytest.raises(VerificationError, match="wrong: mend it"):
-        run_apart(refuse)
+        run_isolated(refuse)
 
 
 def test_other_errors_name_what_happened() -> None:
     with pytest.raises(RuntimeError, match="KeyError: 'x'"):
-        run_apart(crash)
+        run_isolated(crash)
 
 
 def test_a_killed_process_is_an_error_in_one_line() -> None:
     with pytest.raises(MpaError, match="kill_itself was killed, most likely because memory ran out: free memory"):
-        run_apart(kill_itself)
+        run_isolated(kill_itself)
 
 
 def test_an_interrupt_ends_the_child_too() -> None:
@@ -84,7 +84,7 @@ def test_an_interrupt_ends_the_child_too() -> None:
         signal.alarm(2)
         started = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
-            run_apart(sleep)
+            run_isolated(sleep)
         assert time.monotonic() - started < 20
     finally:
         signal.alarm(0)
@@ -92,7 +92,7 @@ def test_an_interrupt_ends_the_child_too() -> None:
 
 
 def orphan_maker(pid_file: str) -> None:
-    run_apart(write_pid_and_sleep, pid_file)
+    run_isolated(write_pid_and_sleep, pid_file)
 
 
 def write_pid_and_sleep(pid_file: str) -> None:

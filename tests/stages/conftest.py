@@ -12,8 +12,8 @@ from PIL import Image
 
 from mpa_edge.config.library import apply_overrides, load_recipe
 from mpa_edge.config.recipe import Recipe
-from mpa_edge.stages.annotate.stage import stage
 from mpa_edge.stages import evaluate, identify
+from mpa_edge.stages.annotate import stage as annotate
 from mpa_edge.stages.run import Run
 from mpa_edge.types import Reply, Request
 

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from mpa_edge.errors import MpaError
 from mpa_edge.config.recipe import IdentifyConfig
-from mpa_edge.runs.parquet import read_parts
+from mpa_edge.errors import MpaError
 from mpa_edge.runs.files import make_folder, read_json, write_json
-from mpa_edge.stages.annotate.stage import stage
+from mpa_edge.runs.parquet import read_parts
 from mpa_edge.stages import pipeline
+from mpa_edge.stages.annotate import stage as annotate
 from mpa_edge.stages.annotate.stage import run_annotate
 from mpa_edge.stages.deployed import FOLDER, deployed_folder, deployed_inputs, note, processor_of, student_of
 from mpa_edge.stages.identify import answer_request, identify_inputs, run_identify
@@ -22,8 +22,8 @@ from mpa_edge.stages.level.stage import level_inputs
 from mpa_edge.stages.plan import plan
 from mpa_edge.tasks import get_task
 from mpa_edge.types import ParityRecord
-from mpa_edge.vlm.transformers import checkpoint
 from mpa_edge.vlm import load, resolve
+from mpa_edge.vlm.transformers import checkpoint
 from tests.stages.conftest import Shelf
 from tests.vlm.exported import onnx_folder
 
@@ -99,8 +99,15 @@ def test_training_sees_what_the_device_sees(make_run, pictures) -> None:
         shapes.append(processor(text=[text], images=[[image]], return_tensors="pt")["input_ids"].shape[1])
     assert shapes[1] < shapes[0]
     # the words around the picture are the same
-    assert len({checkpoint.chat_prompt(checkpoint.load_processor(path), "?") for path in
-                (resolve("nursery:student"), processor_of(run))}) == 1  # fmt: skip
+    assert (
+        len(
+            {
+                checkpoint.chat_prompt(checkpoint.load_processor(path), "?")
+                for path in (resolve("nursery:student"), processor_of(run))
+            }
+        )
+        == 1
+    )
 
 
 def test_something_may_run_before_a_stage_but_not_instead_of_it(make_run, monkeypatch) -> None:

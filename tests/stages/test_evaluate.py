@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from mpa_edge.evaluation import predict
 from mpa_edge.config.library import load_recipe
 from mpa_edge.errors import MpaError
+from mpa_edge.evaluation import predict
 from mpa_edge.evaluation.predict import by_kind, read_samples
-from mpa_edge.runs.parquet import read_rows
 from mpa_edge.runs.files import read_json, write_json
 from mpa_edge.runs.manifest import read_manifest
+from mpa_edge.runs.parquet import read_rows
 from mpa_edge.stages import evaluate
 from mpa_edge.stages.evaluate import run_evaluate, summarise
 from mpa_edge.stages.plan import preflight
@@ -23,9 +23,15 @@ from tests.questions import official
 
 def prediction(number: int, score: float, kind: str | None = "word", image: str | None = None) -> Prediction:
     return Prediction(
-        sample_id=str(number), image_id=image or str(number), kind=kind, question="?", answers=("a",), model="m",
-        text="a", score=score,
-    )  # fmt: skip
+        sample_id=str(number),
+        image_id=image or str(number),
+        kind=kind,
+        question="?",
+        answers=("a",),
+        model="m",
+        text="a",
+        score=score,
+    )
 
 
 def made(base: list[float], aligned: list[float]) -> dict[str, list[Prediction]]:
@@ -96,9 +102,17 @@ def run(make_run, pictures, monkeypatch):
         made.stage_folder(name).mkdir(parents=True)
         write_json(
             made.stage_folder(name) / "manifest.json",
-            {"stage": name, "inputs": {}, "outputs": {"x": "y"}, "config_sha256": "", "versions": {}, "seed": 0,
-             "seconds": 0.0, "counts": {}},
-        )  # fmt: skip
+            {
+                "stage": name,
+                "inputs": {},
+                "outputs": {"x": "y"},
+                "config_sha256": "",
+                "versions": {},
+                "seed": 0,
+                "seconds": 0.0,
+                "counts": {},
+            },
+        )
     return made
 
 

@@ -33,11 +33,17 @@ def pictures(tmp_path: Path) -> Path:
 def records(n: int) -> tuple[ParityRecord, ...]:
     return tuple(
         ParityRecord(
-            id=str(i), image_id=str(i), image=f"{i % 6}.png", question=QUESTIONS[i % 2], answer=("seven", "red")[i % 2],
-            teacher_answer="", student_answer=None, verdict="gap",
+            id=str(i),
+            image_id=str(i),
+            image=f"{i % 6}.png",
+            question=QUESTIONS[i % 2],
+            answer=("seven", "red")[i % 2],
+            teacher_answer="",
+            student_answer=None,
+            verdict="gap",
         )
         for i in range(n)
-    )  # fmt: skip
+    )
 
 
 def requests(pictures: Path) -> list[Request]:
@@ -50,10 +56,17 @@ def requests(pictures: Path) -> list[Request]:
 def test_a_student_of_every_model_type_is_taught(model_type, make_run, pictures, tmp_path) -> None:
     base = str(zoo.checkpoint(model_type))
     run = make_run(
-        student=base, threads=1, level__batch_size=4, level__max_steps=16, level__eval_steps=8, level__rank=8,
-        level__targets=["language", "connector", "vision"], level__learning_rate=0.005, level__warmup_steps=0,
+        student=base,
+        threads=1,
+        level__batch_size=4,
+        level__max_steps=16,
+        level__eval_steps=8,
+        level__rank=8,
+        level__targets=["language", "connector", "vision"],
+        level__learning_rate=0.005,
+        level__warmup_steps=0,
         level__patience=0,
-    )  # fmt: skip
+    )
     outcome = training.train(
         run, Selection(records(12), records(4), 0), tmp_path / "steps", tmp_path / "adapter", StageClock(tmp_path)
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mpa_edge.errors import MpaError
-from mpa_edge.runs.parquet import read_dropped, read_parts
 from mpa_edge.runs.manifest import read_manifest
+from mpa_edge.runs.parquet import read_dropped, read_parts
 from mpa_edge.stages.annotate.stage import run_annotate
 from mpa_edge.stages.identify import confirmed, run_identify, verdict
 from mpa_edge.tasks import get_task
@@ -44,8 +44,13 @@ def test_verdicts(shelf, make_run, votes) -> None:
     run_identify(run)
     found = verdicts(run)
     assert {name: row.verdict for name, row in found.items()} == {
-        "0.png": "parity", "1.png": "gap", "2.png": "parity", "3.png": "gap", "4.png": "parity", "5.png": "unverified",
-    }  # fmt: skip
+        "0.png": "parity",
+        "1.png": "gap",
+        "2.png": "parity",
+        "3.png": "gap",
+        "4.png": "parity",
+        "5.png": "unverified",
+    }
     assert found["1.png"].student_answer == "reddish"
     assert found["1.png"].teacher_answer == "red."
     assert found["5.png"].student_answer is None

@@ -126,9 +126,17 @@ def levelled(make_run, base, adapter):
     shutil.copytree(adapter, folder / "adapter")
     write_json(
         folder / "manifest.json",
-        {"stage": "level", "inputs": {}, "outputs": {"adapter": "x"}, "config_sha256": "", "versions": {}, "seed": 0,
-         "seconds": 0.0, "counts": {}},
-    )  # fmt: skip
+        {
+            "stage": "level",
+            "inputs": {},
+            "outputs": {"adapter": "x"},
+            "config_sha256": "",
+            "versions": {},
+            "seed": 0,
+            "seconds": 0.0,
+            "counts": {},
+        },
+    )
     return run
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mpa_edge.config.library import load_recipe
-from mpa_edge.errors import MpaError
 from mpa_edge.config.recipe import ImagesConfig, RenderConfig
+from mpa_edge.errors import MpaError
 from mpa_edge.stages.run import Run
 from tests.questions import official
 
@@ -17,10 +17,14 @@ def run_of(folder: Path, task: str, split: str | None, limit: int | None = None)
     recipe = load_recipe(
         "minicharts",
         [
-            f"task={task}", "images.render=null", f"images.path={folder}", f"images.split={split or 'null'}",
-            f"evaluate.benchmark={task}", f"evaluate.data={folder}",
+            f"task={task}",
+            "images.render=null",
+            f"images.path={folder}",
+            f"images.split={split or 'null'}",
+            f"evaluate.benchmark={task}",
+            f"evaluate.data={folder}",
         ],
-    )  # fmt: skip
+    )
     return Run(folder / "run", recipe, None, limit)
 
 

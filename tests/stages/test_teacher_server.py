@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from mpa_edge.cli import main as cli
-from mpa_edge.errors import MpaError
 from mpa_edge.config.recipe import Recipe
 from mpa_edge.config.validation import problems
-from mpa_edge.runs.parquet import read_dropped, read_parts
+from mpa_edge.errors import MpaError
 from mpa_edge.runs.manifest import read_manifest
+from mpa_edge.runs.parquet import read_dropped, read_parts
 from mpa_edge.stages import identify
 from mpa_edge.stages.annotate.stage import run_annotate
 from mpa_edge.stages.identify import run_identify
@@ -28,7 +28,7 @@ from mpa_edge.stages.run import Run
 from mpa_edge.stages.teacher import total_usage
 from mpa_edge.tasks import get_task
 from mpa_edge.types import Dropped, ParityRecord, PseudoAnnotation
-from mpa_edge.vlm.openai.client import circuit_breaker
+from mpa_edge.vlm.openai import circuit_breaker
 from tests.stages.conftest import FakeVLM, recipe_with
 from tests.vlm import fault_server as faults
 from tests.vlm.fault_server import FaultServer, says, serving, status
@@ -40,8 +40,8 @@ SERVER = {"timeout_s": 2.0, "wait_s": 0.3, "probe_s": 0.05, "retries": 0, "concu
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai_gate, "FIRST_BACKOFF_S", 0.01)
-    monkeypatch.setattr(openai_gate, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(circuit_breaker, "FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr(circuit_breaker, "LOOK_EVERY_S", 0.01)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
@@ -94,16 +94,22 @@ def test_a_good_server_is_as_good_as_a_model_and_is_counted(run_of, server, caps
     assert manifest is not None
     counted = {key: value for key, value in manifest.counts.items() if key.startswith("teacher_")}
     assert counted == {
-        "teacher_requests": 24, "teacher_failures": 0, "teacher_tokens_in": 2400, "teacher_tokens_out": 120,
-        "teacher_uncounted": 0, "teacher_cost_millionths": 3600,
-    }  # fmt: skip
+        "teacher_requests": 24,
+        "teacher_failures": 0,
+        "teacher_tokens_in": 2400,
+        "teacher_tokens_out": 120,
+        "teacher_uncounted": 0,
+        "teacher_cost_millionths": 3600,
+    }
     assert "openai" in manifest.versions
     used = total_usage(run)
     assert used is not None
     assert (used.requests, used.cost) == (24, pytest.approx(0.0036))
     assert json.loads((run.stage_folder("annotate") / "server.json").read_text()) == {
-        "base_url": server.url, "model": "m", "card": {"id": "m", "root": "/m"},
-    }  # fmt: skip
+        "base_url": server.url,
+        "model": "m",
+        "card": {"id": "m", "root": "/m"},
+    }
     asked = len(server.bodies)
     run_annotate(run)
     assert len(server.bodies) == asked
@@ -250,11 +256,12 @@ def test_a_finished_run_needs_its_server_no_more(run_of, shelf) -> None:
 def test_identify_without_votes_asks_the_server_and_drops_what_it_does_not_answer(run_of, server, monkeypatch) -> None:
     real = identify.load
     monkeypatch.setattr(
-        identify, "load",
-        lambda reference, *, name, **given: real(reference, name=name, **given) if name == "teacher" else FakeVLM(
-            "student", lambda request: "4"
+        identify,
+        "load",
+        lambda reference, *, name, **given: (
+            real(reference, name=name, **given) if name == "teacher" else FakeVLM("student", lambda request: "4")
         ),
-    )  # fmt: skip
+    )
     run = run_of(server, annotate__votes=0, annotate__shard_size=6, concurrency=1)
     run_annotate(run)
     server.bodies.clear()
@@ -267,8 +274,9 @@ def test_identify_without_votes_asks_the_server_and_drops_what_it_does_not_answe
     assert len(server.bodies) == 5
     rows = read_parts(run.stage_folder("identify"), ParityRecord)
     assert ([row.verdict for row in rows], [row.reason for row in lost(run, "identify")]) == (
-        ["gap"] * 11, ["server: HTTP 500"],
-    )  # fmt: skip
+        ["gap"] * 11,
+        ["server: HTTP 500"],
+    )
     used = read_manifest(run.stage_folder("identify"))
     assert used is not None
     assert (used.counts["teacher_requests"], used.counts["teacher_failures"]) == (11, 6)
@@ -390,8 +398,13 @@ def test_a_killed_run_goes_on_with_the_next_shard_and_knows_what_it_spent(
         return good(number, asked)
 
     server.script = slowly
-    changed = {"annotate.samples_per_image": 2, "annotate.shard_size": 2, "images.render": "null",
-               "teacher": f"'{server.reference}'", "teacher_server.concurrency": 1}  # fmt: skip
+    changed = {
+        "annotate.samples_per_image": 2,
+        "annotate.shard_size": 2,
+        "images.render": "null",
+        "teacher": f"'{server.reference}'",
+        "teacher_server.concurrency": 1,
+    }
     words = ["annotate", "minicharts", "--images", str(pictures), "--out", str(tmp_path / "run")]
     words += [word for key, value in changed.items() for word in ("--set", f"{key}={value}")]
     killed = subprocess.Popen([sys.executable, "-m", "mpa_edge", *words], stderr=subprocess.DEVNULL)

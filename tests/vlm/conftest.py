@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mpa_edge.nursery import models
+from mpa_edge.vlm.openai import circuit_breaker
 from mpa_edge.vlm.transformers import checkpoint
-from mpa_edge.vlm.openai.client import circuit_breaker
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +31,6 @@ def a_copy(random_checkpoint: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def impatient_client(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses between attempts are short, and no key lies in the environment."""
-    monkeypatch.setattr(openai_gate, "FIRST_BACKOFF_S", 0.01)
-    monkeypatch.setattr(openai_gate, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(circuit_breaker, "FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr(circuit_breaker, "LOOK_EVERY_S", 0.01)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)

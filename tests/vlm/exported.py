@@ -12,8 +12,8 @@ from pathlib import Path
 
 import mpa_edge.exporters
 from mpa_edge.config.library import load_scheme
-from mpa_edge.exporters.publish.layout import file_name, write_layout
 from mpa_edge.exporters.onnx.export import export_component
+from mpa_edge.exporters.publish.layout import file_name, write_layout
 from mpa_edge.exporters.source import Source, open_source
 from mpa_edge.vlm import resolve
 from tests.families import zoo

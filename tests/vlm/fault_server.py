@@ -18,19 +18,25 @@ Behaviour = Callable[[Handler], None]
 def document(text: Any = "7", finish: Any = "stop", tokens: tuple[int, int] | None = (100, 2), **message: Any) -> dict:
     """A chat completion as servers write it."""
     made: dict[str, Any] = {
-        "id": "x", "object": "chat.completion", "created": 1, "model": "m",
-        "choices": [{"index": 0, "finish_reason": finish,
-                     "message": {"role": "assistant", "content": text} | message}],
-    }  # fmt: skip
+        "id": "x",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "choices": [{"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text} | message}],
+    }
     if tokens is not None:
         made["usage"] = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "total_tokens": sum(tokens)}
     return made
 
 
 def send(
-    handler: Handler, body: bytes, status: int = 200, kind: str = "application/json",
-    length: int | None = None, **headers: str,
-) -> None:  # fmt: skip
+    handler: Handler,
+    body: bytes,
+    status: int = 200,
+    kind: str = "application/json",
+    length: int | None = None,
+    **headers: str,
+) -> None:
     handler.send_response(status)
     handler.send_header("Content-Type", kind)
     handler.send_header("Content-Length", str(len(body) if length is None else length))

@@ -10,11 +10,11 @@ import tempfile
 from pathlib import Path
 
 from mpa_edge.config.library import load_scheme
-from mpa_edge.exporters.build import Workshop, build
+from mpa_edge.config.scheme import Scheme, Tolerance
+from mpa_edge.exporters.build import BuildContext, build
 from mpa_edge.exporters.publish.layout import write_layout
 from mpa_edge.exporters.source import Source, open_source
 from mpa_edge.runs.files import sha256_json
-from mpa_edge.config.scheme import Scheme, Tolerance
 from tests.vlm.exported import PACKAGE, checkpoint
 
 SOURCES = (
@@ -31,10 +31,16 @@ CONTEXT_TOKENS = 1024
 @functools.cache
 def gguf_folder(which: str, language: str = "f16", mmproj: str = "f16") -> Path:
     """The two files of llama.cpp, made by the real converter."""
-    return _folder(which, Scheme(
-        schema_version=1, name=f"gguf-{language}-{mmproj}", format="gguf", tolerance=ANY,
-        components={"language": language, "mmproj": mmproj},
-    ))  # fmt: skip
+    return _folder(
+        which,
+        Scheme(
+            schema_version=1,
+            name=f"gguf-{language}-{mmproj}",
+            format="gguf",
+            tolerance=ANY,
+            components={"language": language, "mmproj": mmproj},
+        ),
+    )
 
 
 @functools.cache
@@ -46,10 +52,16 @@ def scheme_folder(which: str, name: str) -> Path:
 @functools.cache
 def hybrid_folder(which: str, language: str = "f16", vision: str = "fp32") -> Path:
     """An ONNX vision encoder and a GGUF language model."""
-    return _folder(which, Scheme(
-        schema_version=1, name=f"hybrid-{vision}-{language}", format="hybrid", tolerance=ANY,
-        components={"language": language, "vision": vision},
-    ))  # fmt: skip
+    return _folder(
+        which,
+        Scheme(
+            schema_version=1,
+            name=f"hybrid-{vision}-{language}",
+            format="hybrid",
+            tolerance=ANY,
+            components={"language": language, "vision": vision},
+        ),
+    )
 
 
 def _folder(which: str, scheme: Scheme) -> Path:
@@ -68,7 +80,7 @@ def _folder(which: str, scheme: Scheme) -> Path:
 
 
 def _export(source: Source, scheme: Scheme, folder: Path, parts: Path) -> None:
-    build(Workshop(source, folder, parts, None, 1), scheme)
+    build(BuildContext(source, folder, parts, None, 1), scheme)
     write_layout(source, scheme, folder, None, CONTEXT_TOKENS, 1)
 
 

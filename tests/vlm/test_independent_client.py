@@ -25,8 +25,7 @@ CLIENT = Path(__file__).with_name("independent_client.py")
 # two builds for two machines sum up in another order
 TOLERANCE = {"student": 0.02}
 # pictures in the size that the vision encoder takes: llama.cpp's own scaling is not the image processor's everywhere
-SIZES = {"qwen2_vl": (168, 112), "qwen2_5_vl": (168, 112), "llava": (112, 112),
-         "internvl": (112, 112)}  # fmt: skip
+SIZES = {"qwen2_vl": (168, 112), "qwen2_5_vl": (168, 112), "llava": (112, 112), "internvl": (112, 112)}
 EVERY = ("student", "idefics3", "smolvlm", *SIZES)
 QUESTIONS = ("How many bars are there?", "What is the value of the purple bar?", "x")
 

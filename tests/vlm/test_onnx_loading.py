@@ -15,8 +15,8 @@ from mpa_edge import vlm
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.verify.probes import drawn
 from mpa_edge.types import Request
-from mpa_edge.vlm.onnxruntime.model import OnnxVLM
 from mpa_edge.vlm.onnxruntime.decoder import Decoder
+from mpa_edge.vlm.onnxruntime.model import OnnxVLM
 from tests.vlm import exported
 
 pytestmark = pytest.mark.slow
@@ -59,9 +59,17 @@ def alone(folder: Path, image: Path, *blocked: str) -> str:
 
 def test_a_folder_answers_where_torch_and_transformers_are_missing(tmp_path: Path) -> None:
     said = alone(
-        exported.onnx_folder("student"), tmp_path / "a.png",
-        "torch", "torchvision", "transformers", "peft", "onnx", "onnxscript", "llama_cpp", "safetensors",
-    )  # fmt: skip
+        exported.onnx_folder("student"),
+        tmp_path / "a.png",
+        "torch",
+        "torchvision",
+        "transformers",
+        "peft",
+        "onnx",
+        "onnxscript",
+        "llama_cpp",
+        "safetensors",
+    )
     assert said == student().answer([ASKED])[0].text != ""
 
 

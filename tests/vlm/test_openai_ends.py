@@ -178,11 +178,11 @@ def test_special_tokens_go_neither_out_nor_in() -> None:
 
 
 def test_one_picture_is_packed_once_for_all_its_questions(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mpa_edge.vlm.openai.client import image
+    from mpa_edge.vlm.openai import image as openai_image
 
     packed: list[int] = []
-    real = image.encoded
-    monkeypatch.setattr(openai_picture, "encoded", lambda *given: packed.append(1) or real(*given))
+    real = openai_image.encoded
+    monkeypatch.setattr(openai_image, "encoded", lambda *given: packed.append(1) or real(*given))
     image = Image.new("RGB", (8, 8))
     with serving() as server:
         vlm = vlm_of(server)

@@ -17,12 +17,12 @@ from PIL import Image
 from mpa_edge.errors import MpaError
 from mpa_edge.types import Drop, TeacherUsage
 from mpa_edge.vlm import fingerprint, resolve
+from mpa_edge.vlm.openai.circuit_breaker import FAILURES_IN_A_ROW, Gate, backoff_s, retry_after_s
 from mpa_edge.vlm.openai.client import circuit_breaker
 from mpa_edge.vlm.openai.cost import Meter, Prices, add
-from mpa_edge.vlm.openai.circuit_breaker import FAILURES_IN_A_ROW, Gate, backoff_s, retry_after_s
 from mpa_edge.vlm.openai.image import Pictures, data_uri
-from mpa_edge.vlm.openai.reply import Answer, excerpt, is_failure, read_answer, without_special
 from mpa_edge.vlm.openai.reference import key_for, parse
+from mpa_edge.vlm.openai.reply import Answer, excerpt, is_failure, read_answer, without_special
 from tests.vlm.fault_server import document
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -88,8 +88,15 @@ JSON = st.recursive(
 def test_a_document_with_anything_in_any_place_is_read_or_dropped(place: str, value: Any) -> None:
     made = document("x")
     choice = made["choices"][0]
-    holder = {"choices": made, "usage": made, "message": choice, "finish_reason": choice, "content": choice["message"],
-              "prompt_tokens": made["usage"], "choice": made}[place]  # fmt: skip
+    holder = {
+        "choices": made,
+        "usage": made,
+        "message": choice,
+        "finish_reason": choice,
+        "content": choice["message"],
+        "prompt_tokens": made["usage"],
+        "choice": made,
+    }[place]
     holder["choices" if place == "choice" else place] = [value] if place == "choice" else value
     found = read_answer(json.dumps(made).encode())
     if isinstance(found, Answer):
@@ -314,9 +321,19 @@ def test_usages_add_up_and_an_unknown_cost_stays_unknown() -> None:
 
 @pytest.mark.parametrize(
     "reference",
-    ["openai:", "openai:m", "openai:host:8000#m", "openai:ftp://h/v1#m", "openai:http://#m", "openai:http://h:x/v1#m",
-     "openai:http://[::1/v1#m", "openai:http://h/v1", "openai:http://h/v1#", "openai:http://h/v1# "],
-)  # fmt: skip
+    [
+        "openai:",
+        "openai:m",
+        "openai:host:8000#m",
+        "openai:ftp://h/v1#m",
+        "openai:http://#m",
+        "openai:http://h:x/v1#m",
+        "openai:http://[::1/v1#m",
+        "openai:http://h/v1",
+        "openai:http://h/v1#",
+        "openai:http://h/v1# ",
+    ],
+)
 def test_a_malformed_reference_shows_a_good_one(reference: str) -> None:
     for ask in (resolve, fingerprint, parse):
         with pytest.raises(MpaError, match=r"write openai:http://127.0.0.1:8000/v1#MODEL"):

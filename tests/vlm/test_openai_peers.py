@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from mpa_edge.config.library import load_recipe
+from mpa_edge.config.recipe import EvaluateConfig, Recipe
 from mpa_edge.evaluation.predict import question_set
 from mpa_edge.images.folder import open_image
-from mpa_edge.config.recipe import EvaluateConfig, Recipe
 from mpa_edge.runs.parquet import read_dropped, read_parts
 from mpa_edge.stages.annotate.stage import run_annotate
 from mpa_edge.stages.identify import run_identify
@@ -85,8 +85,21 @@ def until_it_answers(server: subprocess.Popen[bytes], url: str, log: Path) -> No
 @contextmanager
 def transformers_serve(folder: Path) -> Iterator[Peer]:
     model, port = resolve("nursery:teacher"), free_port()
-    words = [sys.executable, "-c", TRANSFORMERS, "serve", model, "--device", "cpu", "--dtype", "float32",
-             "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
+    words = [
+        sys.executable,
+        "-c",
+        TRANSFORMERS,
+        "serve",
+        model,
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     with running(words, port, model, folder / "transformers.log", exact=True) as peer:
         yield peer
 
@@ -95,11 +108,37 @@ def transformers_serve(folder: Path) -> Iterator[Peer]:
 def llama_server(folder: Path) -> Iterator[Peer]:
     model, port = gguf_folder(TEACHER), free_port()
     words = [
-        sys.executable, "-m", "tests.bench.llama_server", "-m", str(model / "model-f16.gguf"),
-        "--mmproj", str(model / "mmproj-f16.gguf"), "--host", "127.0.0.1", "--port", str(port), "--alias", "teacher",
-        "-t", "1", "-c", "2048", "-np", "2", "-b", "512", "-ub", "512", "--cache-ram", "0", "--no-warmup",
-        "--fit", "off", "-fa", "off",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "tests.bench.llama_server",
+        "-m",
+        str(model / "model-f16.gguf"),
+        "--mmproj",
+        str(model / "mmproj-f16.gguf"),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--alias",
+        "teacher",
+        "-t",
+        "1",
+        "-c",
+        "2048",
+        "-np",
+        "2",
+        "-b",
+        "512",
+        "-ub",
+        "512",
+        "--cache-ram",
+        "0",
+        "--no-warmup",
+        "--fit",
+        "off",
+        "-fa",
+        "off",
+    ]
     with running(words, port, "teacher", folder / "llama.log", exact=False) as peer:
         yield peer
 

@@ -16,8 +16,8 @@ from mpa_edge.artifact import Artifact, PromptParts, Tokens
 from mpa_edge.exporters.publish.layout import known_tokens, prompt_parts
 from mpa_edge.nursery import models
 from mpa_edge.runs.files import read_json
-from mpa_edge.vlm.transformers import checkpoint
 from mpa_edge.vlm.prompts import PromptTokenizer, prompt_text, without_special_tokens
+from mpa_edge.vlm.transformers import checkpoint
 from tests.families import zoo
 
 MODEL_TYPES = ("student", *zoo.MODEL_TYPES)
@@ -38,10 +38,18 @@ def parts(which: str, tmp: Path) -> tuple[Artifact, PromptTokenizer]:
     processor(which).save_pretrained(folder)
     config = {} if which == "student" else read_json(zoo.checkpoint(which) / "config.json")
     values: dict[str, Any] = {
-        "name": which, "scheme": "x", "format": "onnx", "family": "x", "model_type": "x", "files": {}, "image": {},
-        "text": {}, "context_tokens": 1, "prompt": prompt_parts(processor(which)),
+        "name": which,
+        "scheme": "x",
+        "format": "onnx",
+        "family": "x",
+        "model_type": "x",
+        "files": {},
+        "image": {},
+        "text": {},
+        "context_tokens": 1,
+        "prompt": prompt_parts(processor(which)),
         "tokens": known_tokens(processor(which), folder, config),
-    }  # fmt: skip
+    }
     artifact = Artifact(**values)
     return artifact, PromptTokenizer(folder, artifact)
 
@@ -93,10 +101,18 @@ def test_without_special_tokens_there_is_nothing_to_take_out() -> None:
 
 def test_a_picture_takes_the_place_of_the_templates_placeholder_only() -> None:
     artifact = Artifact(
-        name="a", scheme="x", format="onnx", family="x", model_type="x", files={}, image={}, text={}, context_tokens=1,
+        name="a",
+        scheme="x",
+        format="onnx",
+        family="x",
+        model_type="x",
+        files={},
+        image={},
+        text={},
+        context_tokens=1,
         prompt=PromptParts(before="<User><image>", after="<end>", placeholder="<image>"),
         tokens=Tokens(image="<image>", image_id=1, ends=(2,), special=("<image>", "<end>")),
-    )  # fmt: skip
+    )
     assert prompt_text(artifact, "<ima<end>ge>?", "<i><i>") == "<User><i><i>?<end>"
 
 

@@ -15,9 +15,11 @@ from mpa_edge.vlm.transformers.model import TransformersVLM
 from tests.families import zoo
 
 QUESTIONS = (
-    "How many?", "  a\n\nb", "\nWhat",
+    "How many?",
+    "  a\n\nb",
+    "\nWhat",
     "What is the value of the largest bar in this chart? Answer the question with a single word or phrase.",
-)  # fmt: skip
+)
 SIZES = ((128, 64), (64, 128), (200, 200), (300, 100))
 
 pytestmark = pytest.mark.slow
@@ -113,7 +115,7 @@ def test_a_model_without_prefixes_answers_whole_prompts(one: TransformersVLM, dr
     requests = requests_about(drawn)
     expected = one.answer(requests)
     one.store.clear()
-    monkeypatch.setattr(prefix, "see", no_prefix)
+    monkeypatch.setattr(prefix_cache, "see", no_prefix)
     assert same(one.answer(requests), expected)
     assert not one.shares
     one.shares = True

@@ -13,8 +13,8 @@ from typing import get_args
 import pytest
 
 from mpa_edge import vlm
-from mpa_edge.errors import MpaError
 from mpa_edge.config.scheme import Format
+from mpa_edge.errors import MpaError
 from mpa_edge.vlm import fingerprint, resolve
 
 
@@ -104,11 +104,18 @@ def exported(folder: Path, format_: str) -> Path:
     """A folder that says that it is an export, with weights of nothing."""
     (folder / "weights.onnx").write_bytes(b"1")
     artifact = {
-        "name": "x", "scheme": "x", "format": format_, "family": "x", "model_type": "x", "image": {}, "text": {},
-        "files": {"vision": "weights.onnx"}, "context_tokens": 1,
+        "name": "x",
+        "scheme": "x",
+        "format": format_,
+        "family": "x",
+        "model_type": "x",
+        "image": {},
+        "text": {},
+        "files": {"vision": "weights.onnx"},
+        "context_tokens": 1,
         "prompt": {"before": "", "after": "", "placeholder": ""},
         "tokens": {"image": "", "image_id": 0, "ends": [], "special": []},
-    }  # fmt: skip
+    }
     (folder / "artifact.json").write_text(json.dumps(artifact))
     return folder
 

@@ -79,7 +79,7 @@ def run_job(folder: Path, bundle: Path) -> int:
     with Journal(folder / OUT) as journal:
         done = answered(journal.lines)
         todo = [step for step in order.steps if step.key not in done]
-        foreman = Foreman(bundle, folder, order, journal)
+        foreman = Supervisor(bundle, folder, order, journal)
         for block in blocks(todo):
             foreman.ask(block)
         if todo or not any(line.kind == "end" for line in journal.lines):
@@ -160,7 +160,7 @@ class Journal:
         os.close(self._file)
 
 
-class Foreman:
+class Supervisor:
     """Gives blocks of questions to processes, and says what became of those that did not end well."""
 
     def __init__(self, bundle: Path, folder: Path, order: JobOrder, journal: Journal) -> None:

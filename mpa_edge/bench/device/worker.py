@@ -1,7 +1,7 @@
 """One block of questions in a process of its own: load one model, warm up, answer, say how much memory it took.
 
-Only the runner (`mpa_edge.bench.device.runner`) starts it, and it ends when the runner does. It runs on the device, with
-Python 3.10 or newer.
+Only the runner (`mpa_edge.bench.device.runner`) starts it, and it ends when the runner does. It runs on the device,
+with Python 3.10 or newer.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpa_edge.artifact import ARTIFACT, Artifact, read_artifact
-from mpa_edge.bench.device.protocol import JobOrder, Line, Step, from_json, to_line
 from mpa_edge.bench.device.memory import Watcher, as_values
 from mpa_edge.bench.device.page_cache import drop
+from mpa_edge.bench.device.protocol import JobOrder, Line, Step, from_json, to_line
 from mpa_edge.bench.device.runner import read_questions
 from mpa_edge.errors import MpaError
 from mpa_edge.images.folder import open_image
@@ -149,10 +149,15 @@ def load_model(bundle: Path, order: JobOrder, variant: str, *, cold: bool) -> tu
     model = load(str(folder), name=variant, threads=order.threads)
     load_s = time.perf_counter() - started
     return model, {
-        "load_s": load_s, "cold": was_cold, "runtime": runtime(artifact), "backend": backend(model, artifact),
-        "threads": threads(model), "warm_up": order.warm_up, "uptime_s": began_s,
+        "load_s": load_s,
+        "cold": was_cold,
+        "runtime": runtime(artifact),
+        "backend": backend(model, artifact),
+        "threads": threads(model),
+        "warm_up": order.warm_up,
+        "uptime_s": began_s,
         "cores": sorted(os.sched_getaffinity(0)),
-    }  # fmt: skip
+    }
 
 
 def inside(bundle: Path, name: str) -> Path:
@@ -232,9 +237,14 @@ def answer(model: VLM, bundle: Path, question: dict[str, Any], step: Step) -> di
     request = Request(image, question["prompt"], int(question["max_new_tokens"]), temperature=0.0)
     reply = model.answer([request])[0]
     return {
-        "id": step.id, "repetition": step.repetition, "text": reply.text, "finish_reason": reply.finish_reason,
-        "tokens": reply.n_tokens, "same_pixels": pixels_mark(image) == question["pixels"], "uptime_s": uptime_s(),
-    } | figures(reply)  # fmt: skip
+        "id": step.id,
+        "repetition": step.repetition,
+        "text": reply.text,
+        "finish_reason": reply.finish_reason,
+        "tokens": reply.n_tokens,
+        "same_pixels": pixels_mark(image) == question["pixels"],
+        "uptime_s": uptime_s(),
+    } | figures(reply)
 
 
 def picture(bundle: Path, question: dict[str, Any]) -> Image:
@@ -261,9 +271,12 @@ def figures(reply: Reply) -> dict[str, float]:
     if timing is None:
         return {}
     found = {
-        "preprocess_s": timing.preprocess_s, "vision_encode_s": timing.vision_s, "prefill_s": timing.prefill_s,
-        "ttft_s": timing.ttft_s, "total_s": timing.total_s,
-    }  # fmt: skip
+        "preprocess_s": timing.preprocess_s,
+        "vision_encode_s": timing.vision_s,
+        "prefill_s": timing.prefill_s,
+        "ttft_s": timing.ttft_s,
+        "total_s": timing.total_s,
+    }
     known = {name: value for name, value in found.items() if value is not None}
     if timing.decode_s and reply.n_tokens > 1:
         steps = reply.n_tokens - 1

@@ -20,17 +20,17 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from mpa_edge.artifact import ARTIFACT, read_artifact
-from mpa_edge.config.library import root
-from mpa_edge.bench.host.device_package import light_files
 from mpa_edge.bench.device.protocol import ORDER, JobOrder, Step, to_json
 from mpa_edge.bench.device.runner import QUESTIONS
 from mpa_edge.bench.device.worker import pixels_mark
+from mpa_edge.bench.host.device_package import light_files
+from mpa_edge.config.library import root
+from mpa_edge.config.target import Target
 from mpa_edge.errors import MpaError
 from mpa_edge.images.folder import MAX_PIXELS, READ_SUFFIXES, open_image
 from mpa_edge.images.parquet import is_packed, packed_bytes
 from mpa_edge.runs.files import atomic_write, disk_errors, make_folder, read_json, sha256_file, write_json
 from mpa_edge.runs.manifest import MANIFEST
-from mpa_edge.config.target import Target
 from mpa_edge.types import Drop, Record
 
 SUMS, MODELS, IMAGES, LIBRARY = "SHA256SUMS", "models", "images", "lib"

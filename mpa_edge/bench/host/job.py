@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-from mpa_edge.config import library
 from mpa_edge.bench.device.protocol import ERRORS, OUT
 from mpa_edge.bench.transports import Done, Transport
 from mpa_edge.bench.transports.patience import PATIENCE_S, patiently
 from mpa_edge.bench.transports.shell import quoted_path, refused
+from mpa_edge.config import library
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
 

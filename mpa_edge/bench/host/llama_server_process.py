@@ -12,11 +12,11 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from mpa_edge.artifact import Artifact
-from mpa_edge.bench.host.job import Job
 from mpa_edge.bench.device.memory import held_now, kib_fields
+from mpa_edge.bench.device.worker import parse_cores
+from mpa_edge.bench.host.job import Job
 from mpa_edge.bench.transports import Done, LinkError, Transport
 from mpa_edge.bench.transports.patience import patiently
-from mpa_edge.bench.device.worker import parse_cores
 from mpa_edge.errors import MpaError
 from mpa_edge.vlm.llama_cpp.http import LlamaServer, ServerGoneError, WrongServerError
 from mpa_edge.vlm.llama_cpp.server import LlamaServerVLM

@@ -15,6 +15,8 @@ from typing import Any
 
 from mpa_edge.artifact import Artifact
 from mpa_edge.bench.device.protocol import JobOrder, Line, Step, answered, blocks
+from mpa_edge.bench.device.runner import MOST_FAULTS, Journal
+from mpa_edge.bench.device.worker import answer
 from mpa_edge.bench.host.llama_server_process import (
     Launch,
     RemoteServer,
@@ -23,10 +25,8 @@ from mpa_edge.bench.host.llama_server_process import (
     stop_leftovers,
     usable_cores,
 )
-from mpa_edge.bench.device.runner import MOST_FAULTS, Journal
 from mpa_edge.bench.transports import Transport
 from mpa_edge.bench.transports.patience import patiently
-from mpa_edge.bench.device.worker import answer
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import Advance, progress, say
 from mpa_edge.vlm.llama_cpp.http import ServerGoneError, ServerSlowError
@@ -189,13 +189,23 @@ class Driver:
         """A server with the model of a variant, ready and warm."""
         self._variant, self._next = variant, self._next + 1
         server = self._server = RemoteServer(
-            self.site.transport, self._launch(variant), self.site.job_root,
-            timeout_s=self.order.answer_timeout_s, ports=self.site.ports,
-        )  # fmt: skip
+            self.site.transport,
+            self._launch(variant),
+            self.site.job_root,
+            timeout_s=self.order.answer_timeout_s,
+            ports=self.site.ports,
+        )
         self._write(
-            "loaded", load_s=server.load_s, cold=False, runtime=server.runtime(), backend=server.backend(),
-            threads=server.launch.threads, cores=server.cores, warm_up=self.order.warm_up, uptime_s=server.uptime_s(),
-        )  # fmt: skip
+            "loaded",
+            load_s=server.load_s,
+            cold=False,
+            runtime=server.runtime(),
+            backend=server.backend(),
+            threads=server.launch.threads,
+            cores=server.cores,
+            warm_up=self.order.warm_up,
+            uptime_s=server.uptime_s(),
+        )
         for step in block[: self.order.warm_up]:
             with suppress(MpaError):  # whatever it is, it shows again where it counts
                 self._answer(server, step)
@@ -204,6 +214,9 @@ class Driver:
     def _launch(self, variant: str) -> Launch:
         artifact = self.artifacts[variant]
         return Launch(
-            program=self.site.server, folder=f"{self.site.remote_bundle}/{self.order.variants[variant]}",
-            artifact=artifact, threads=self.order.threads or artifact.threads or self._n_cores, cores=self.order.cores,
-        )  # fmt: skip
+            program=self.site.server,
+            folder=f"{self.site.remote_bundle}/{self.order.variants[variant]}",
+            artifact=artifact,
+            threads=self.order.threads or artifact.threads or self._n_cores,
+            cores=self.order.cores,
+        )

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mpa_edge.errors import MpaError
 from mpa_edge.config.recipe import Recipe
+from mpa_edge.config.target import Target
+from mpa_edge.errors import MpaError
 from mpa_edge.runs.files import sha256_json
 from mpa_edge.runs.manifest import FOLDERS
-from mpa_edge.config.target import Target
 from mpa_edge.types import Sample
 
 FOLDER = "bench"

@@ -11,21 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpa_edge.artifact import read_artifact
-from mpa_edge.bench import device
-from mpa_edge.bench.host.bundle import Bundle, Question, make_bundle
-from mpa_edge.bench.results.documents import Evidence, report_of, write_documents
-from mpa_edge.bench.host.job import Job
 from mpa_edge.bench.device.protocol import ERRORS, ORDER, OUT, PROBE, WATCH, JobOrder, Line, read_lines, to_json
+from mpa_edge.bench.device.runner import read_questions
+from mpa_edge.bench.host import device_run
+from mpa_edge.bench.host.bundle import Bundle, Question, make_bundle
+from mpa_edge.bench.host.job import Job
 from mpa_edge.bench.host.llama_server_run import NOT_TIMED, drive
 from mpa_edge.bench.host.measurement import DEVICE, EXAM, FOLDER, Bench, spread
+from mpa_edge.bench.host.upload import remove, send
+from mpa_edge.bench.results.documents import Evidence, report_of, write_documents
 from mpa_edge.bench.results.probe import WatchLine
 from mpa_edge.bench.results.records import BENCH
-from mpa_edge.bench.device.runner import read_questions
 from mpa_edge.bench.results.sensors import read_probe, read_watch
 from mpa_edge.bench.results.timing import order as order_of
 from mpa_edge.bench.transports import Transport
 from mpa_edge.bench.transports.connect import connect
-from mpa_edge.bench.host.upload import remove, send
 from mpa_edge.errors import MpaError
 from mpa_edge.evaluation.compare import Exam, answers_of_run, open_exam
 from mpa_edge.progress import progress, say
@@ -87,9 +87,7 @@ def make(bench: Bench, folder: Path | None = None) -> Bundle:
 
 def exam_of(bench: Bench) -> Exam:
     """The questions."""
-    return open_exam(
-        bench.recipe, bench.effort.questions, bench.run / FOLDER / EXAM, bench.host_threads, "--questions"
-    )  # fmt: skip
+    return open_exam(bench.recipe, bench.effort.questions, bench.run / FOLDER / EXAM, bench.host_threads, "--questions")
 
 
 def host_answers(bench: Bench, exam: Exam) -> tuple[list[Prediction], list[Prediction]]:
@@ -99,9 +97,13 @@ def host_answers(bench: Bench, exam: Exam) -> tuple[list[Prediction], list[Predi
 
 
 def write_down(
-    bench: Bench, exam: Exam, bundle: Bundle, host: tuple[list[Prediction], list[Prediction]], evidence: Evidence,
+    bench: Bench,
+    exam: Exam,
+    bundle: Bundle,
+    host: tuple[list[Prediction], list[Prediction]],
+    evidence: Evidence,
     mark: str,
-) -> Path:  # fmt: skip
+) -> Path:
     """All documents; the folder."""
     write_documents(report_of(bench, bundle.sha256, *host, evidence), exam.images, bench.results)
     write_json(bench.results / JOB, {"inputs": mark, "done": True})
@@ -121,10 +123,16 @@ def bundle_of(bench: Bench, exam: Exam, folder: Path | None = None) -> Bundle:
         for s in exam.samples
     ]
     made = make_bundle(
-        folder=folder or bench.bundles, target=bench.target, artifact=bench.artifact, base=bench.base,
-        questions=questions, images=exam.images, max_pixels=bench.recipe.images.max_pixels,
-        named_by_hash=folder is None, order=job_order(bench, exam),
-    )  # fmt: skip
+        folder=folder or bench.bundles,
+        target=bench.target,
+        artifact=bench.artifact,
+        base=bench.base,
+        questions=questions,
+        images=exam.images,
+        max_pixels=bench.recipe.images.max_pixels,
+        named_by_hash=folder is None,
+        order=job_order(bench, exam),
+    )
     if folder is None:
         keep_newest(bench.bundles, made.folder)
     return made
@@ -169,9 +177,12 @@ def job_order(bench: Bench, exam: Exam) -> JobOrder:
     """Who is asked what on the device."""
     variants = VARIANTS if bench.base else VARIANTS[:1]
     steps = order_of(
-        [sample.id for sample in exam.samples], repetitions=bench.effort.repetitions,
-        timed_ids=spread(exam.samples, bench.effort.timed), variants=variants, seed=bench.recipe.seed,
-    )  # fmt: skip
+        [sample.id for sample in exam.samples],
+        repetitions=bench.effort.repetitions,
+        timed_ids=spread(exam.samples, bench.effort.timed),
+        variants=variants,
+        seed=bench.recipe.seed,
+    )
     folders = {name: f"models/{name}" for name in variants}
     return JobOrder(folders, steps, bench.device_threads, bench.target.cpu.cores)
 
@@ -180,10 +191,13 @@ def measure(bench: Bench, exam: Exam, bundle: Bundle, job: Attempt) -> Evidence:
     """Send the bundle, run the job to its end, and bring back what it left."""
     order, local = job_order(bench, exam), make_folder(bench.results / DEVICE)
     with closing(connect(bench.reach.via, root=bench.reach.root)) as transport:
-        runner = device.choose_runner(
-            transport, read_artifact(bench.artifact).format,
-            python=bench.reach.python, server=bench.reach.server, fallback=bench.target.server,
-        )  # fmt: skip
+        runner = device_run.choose_runner(
+            transport,
+            read_artifact(bench.artifact).format,
+            python=bench.reach.python,
+            server=bench.reach.server,
+            fallback=bench.target.server,
+        )
         if job.abandoned:
             with suppress(MpaError):  # it may have been another device
                 Job(transport, job.abandoned).stop()
@@ -192,7 +206,7 @@ def measure(bench: Bench, exam: Exam, bundle: Bundle, job: Attempt) -> Evidence:
         with suppress(MpaError):
             remove(transport)  # of earlier benchmarks: a device must not fill up
         thermal = bench.target.thermal
-        device.cool_down(transport, remote, thermal.start_below_c, thermal.cool_down_s)
+        device_run.cool_down(transport, remote, thermal.start_below_c, thermal.cool_down_s)
         place = Place(transport, remote, f"{remote}/jobs/{job.id}", local)
         write_json(bench.results / JOB, {"inputs": bench.inputs(bundle.sha256), "id": job.id, "folder": place.folder})
         if runner.python:
@@ -230,14 +244,14 @@ class Place:
 def run_python(place: Place, order: JobOrder, python: str) -> None:
     """Start or join the job, and follow it to its end. MpaError where it ended with less than all answers."""
     job, out = Job(place.transport, place.folder), place.local / OUT
-    device.write_remote(place.transport, place.local / ORDER, to_json(order), f"{place.folder}/{ORDER}")
+    device_run.write_remote(place.transport, place.local / ORDER, to_json(order), f"{place.folder}/{ORDER}")
     job.start(shlex.join(["sh", f"{place.remote}/bench.sh", place.folder, python]), out)
     with progress(f"bench on {place.transport.name}", len(order.steps)) as advance:
         for line in read_lines(job.lines(out, stall_s=STALL_S)):
             if line.kind == "answer":
                 advance(1)
     for name in (PROBE, PROBE_AFTER, WATCH, ERRORS):
-        device.fetch(place.transport, f"{place.folder}/{name}", place.local / name)
+        device_run.fetch(place.transport, f"{place.folder}/{name}", place.local / name)
     if rc := job.poll().rc:
         why = why_failed(read_out(place.local), job.errors())
         raise MpaError(
@@ -256,20 +270,27 @@ def run_server(place: Place, order: JobOrder, bundle: Bundle, server: str) -> No
     """Ask a llama-server question by question, with the device watched meanwhile."""
     transport, local = place.transport, place.local
     if not (local / PROBE).is_file():
-        (local / PROBE).write_text(device.probe(transport, place.remote), encoding="utf-8")
+        (local / PROBE).write_text(device_run.probe(transport, place.remote), encoding="utf-8")
     watch = Job(transport, f"{place.folder}/watch")
     watch.start(f"sh {shlex.quote(place.remote)}/probe.sh watch >>{WATCH}")
     artifacts = {name: read_artifact(bundle.folder / inside) for name, inside in bundle.variants.items()}
     try:
         drive(
-            transport, place.remote, order, read_questions(bundle.folder), artifacts, local / OUT,
-            bundle=bundle.folder, server=server, job_root=f"{place.folder}/server",
-        )  # fmt: skip
+            transport,
+            place.remote,
+            order,
+            read_questions(bundle.folder),
+            artifacts,
+            local / OUT,
+            bundle=bundle.folder,
+            server=server,
+            job_root=f"{place.folder}/server",
+        )
     finally:
         with suppress(MpaError):
             watch.stop()
-    device.fetch(transport, f"{place.folder}/watch/{WATCH}", local / WATCH)
-    (local / PROBE_AFTER).write_text(device.probe(transport, place.remote), encoding="utf-8")
+    device_run.fetch(transport, f"{place.folder}/watch/{WATCH}", local / WATCH)
+    (local / PROBE_AFTER).write_text(device_run.probe(transport, place.remote), encoding="utf-8")
 
 
 def read_out(local: Path) -> list[Line]:

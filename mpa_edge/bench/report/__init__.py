@@ -5,8 +5,8 @@ from mpa_edge.bench.report.document import report_document
 from mpa_edge.bench.report.html import render_html
 from mpa_edge.bench.report.markdown import render_markdown
 from mpa_edge.bench.report.read import BenchData, find_benches, read_bench
-from mpa_edge.bench.results.samples import pick
 from mpa_edge.bench.report.table import render_comparison, render_table, verdict_line
+from mpa_edge.bench.results.samples import pick
 
 __all__ = [
     "BenchData",

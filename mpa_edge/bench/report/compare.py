@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mpa_edge.bench.results.records import Figure
 from mpa_edge.bench.report.read import BenchData
 from mpa_edge.bench.report.words import METRIC_NAMES, percent, plural, quantity, signed
+from mpa_edge.bench.results.records import Figure
 from mpa_edge.metrics.paired import bootstrap_ci95, mcnemar_p
 from mpa_edge.types import Record
 
@@ -113,9 +113,14 @@ def _verdict(before: BenchData, after: BenchData) -> Change:
     outcome: Outcome = "regression" if lost else "no clear change"
     why = "the gain is lost, with 95 % confidence" if lost else "a word, not a measurement: see the accuracy"
     return Change(
-        name="verdict", title="verdict", before=old, after=new, change="" if old == new else "changed",
-        outcome=outcome, why=why,
-    )  # fmt: skip
+        name="verdict",
+        title="verdict",
+        before=old,
+        after=new,
+        change="" if old == new else "changed",
+        outcome=outcome,
+        why=why,
+    )
 
 
 def _accuracy(before: BenchData, after: BenchData) -> Change:
@@ -209,8 +214,13 @@ def _share(old: float | None, new: float | None) -> float:
 
 
 def _change(
-    name: str, title: str, values: tuple[float | None, float | None], text: Callable[[float | None], str],
-    change: str, outcome: Outcome, why: str,
-) -> Change:  # fmt: skip
+    name: str,
+    title: str,
+    values: tuple[float | None, float | None],
+    text: Callable[[float | None], str],
+    change: str,
+    outcome: Outcome,
+    why: str,
+) -> Change:
     before, after = map(text, values)
     return Change(name=name, title=title, before=before, after=after, change=change, outcome=outcome, why=why)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mpa_edge.bench.results.records import AnswerRow, BenchReport, Figure, Sweep, SweepPoint, Timed
 from mpa_edge.bench.report.words import METRIC_NAMES, interval, percent, percent_range, quantity, rounded
+from mpa_edge.bench.results.records import AnswerRow, BenchReport, Figure, Sweep, SweepPoint, Timed
 from mpa_edge.bench.results.timing import in_rounds
 
 MODELS = ("base", "aligned", "artifact")

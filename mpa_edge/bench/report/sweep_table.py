@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from mpa_edge.bench.results.records import Sweep, SweepPoint
 from mpa_edge.bench.report import words
 from mpa_edge.bench.report.table import WIDTH, cells, drawn, new_table
+from mpa_edge.bench.results.records import Sweep, SweepPoint
 
 
 def render_sweep(sweep: Sweep, width: int = WIDTH) -> str:
@@ -22,10 +22,13 @@ def render_sweep(sweep: Sweep, width: int = WIDTH) -> str:
 def _figures(point: SweepPoint) -> tuple[str, ...]:
     speed = "" if point.tokens_per_s is None else f"{point.tokens_per_s:,.0f}"
     return (
-        words.percent(point.accuracy), words.percent_range(point.ci95),
-        "" if point.ttft_s is None else words.quantity(point.ttft_s, "s"), speed, words.size(point.peak_bytes),
+        words.percent(point.accuracy),
+        words.percent_range(point.ci95),
+        "" if point.ttft_s is None else words.quantity(point.ttft_s, "s"),
+        speed,
+        words.size(point.peak_bytes),
         "yes" if point.within_budgets else "no",
-    )  # fmt: skip
+    )
 
 
 def _last_word(sweep: Sweep) -> str:

@@ -6,11 +6,11 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mpa_edge.bench.results.records import BenchReport
 from mpa_edge.bench.report import words
 from mpa_edge.bench.report.compare import Comparison
 from mpa_edge.bench.report.read import BenchData
 from mpa_edge.bench.report.view import budgets, median
+from mpa_edge.bench.results.records import BenchReport
 
 if TYPE_CHECKING:
     from rich.table import Table

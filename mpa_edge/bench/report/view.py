@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mpa_edge.bench.results.records import METRICS, AnswerRow, BenchReport, Sweep
 from mpa_edge.bench.report import drawing, words
 from mpa_edge.bench.report.read import BenchData
+from mpa_edge.bench.results.records import METRICS, AnswerRow, BenchReport, Sweep
 from mpa_edge.bench.results.samples import pick, story
 
 MOST_READINGS = 120

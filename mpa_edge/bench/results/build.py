@@ -35,12 +35,18 @@ def answer_rows(
     score = get_metric(task.metric).score
     return [
         AnswerRow(
-            id=was.sample_id, image=was.image_id, question=was.question, kind=was.kind, answers=was.answers,
-            base=was.text, aligned=could.text, artifact=said[was.sample_id],
+            id=was.sample_id,
+            image=was.image_id,
+            question=was.question,
+            kind=was.kind,
+            answers=was.answers,
+            base=was.text,
+            aligned=could.text,
+            artifact=said[was.sample_id],
             scores=(was.score, could.score, score(said[was.sample_id], was.answers)),
         )
         for was, could in zip(base, aligned, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def peak_memory(lines: Iterable[Line], variant: str) -> MemoryResult:

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mpa_edge.bench.results.build import answer_rows, busy, peak_memory, require_all
-from mpa_edge.bench.results.budgets import budget_lines
 from mpa_edge.bench.device.protocol import JobOrder, Line
 from mpa_edge.bench.host.measurement import Bench
+from mpa_edge.bench.results.budgets import budget_lines
+from mpa_edge.bench.results.build import answer_rows, busy, peak_memory, require_all
 from mpa_edge.bench.results.probe import Probe, WatchLine, known
 from mpa_edge.bench.results.records import (
     ANSWERS,
@@ -86,20 +86,30 @@ def report_of(
     invalid = why_invalid(bench, evidence)
     energy, energy_reason = energy_of_artifact(evidence, bool(invalid))
     report = BenchReport(
-        run=bench.name, scheme=bench.scheme, created=datetime.now(UTC).isoformat(timespec="seconds"),
-        bundle_sha256=bundle_sha256, target=bench.target.name, emulated=known(evidence.before.emulated) is True,
+        run=bench.name,
+        scheme=bench.scheme,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        bundle_sha256=bundle_sha256,
+        target=bench.target.name,
+        emulated=known(evidence.before.emulated) is True,
         environment=environment(evidence.before, first_loaded(evidence.lines), evidence.transport),
         accuracy=accuracy_result(was, could, does, pictures, seed=bench.recipe.seed),
-        accuracy_verdict=judgement.verdict, n_to_settle=judgement.n_to_settle,
-        not_worse=not_worse(could, does, pictures), margin=MARGIN, latency=latency,
+        accuracy_verdict=judgement.verdict,
+        n_to_settle=judgement.n_to_settle,
+        not_worse=not_worse(could, does, pictures),
+        margin=MARGIN,
+        latency=latency,
         base_latency=base_latency(evidence.lines, timings),
         not_timed=(*NOT_TIMED, *cold(evidence.lines), *evidence.not_timed),
         timings=f"invalid: {'; '.join(invalid)}" if invalid else "valid",
-        memory=memory, size_bytes=evidence.size_bytes, energy=energy, energy_reason=energy_reason,
+        memory=memory,
+        size_bytes=evidence.size_bytes,
+        energy=energy,
+        energy_reason=energy_reason,
         budgets=budget_lines(bench.target.budgets, latency, memory, counts=not invalid),
         verdict=overall(judgement.verdict, bool(invalid)),
         reasons=(*judgement.reasons, *invalid, *careful(bench, evidence, timings)),
-    )  # fmt: skip
+    )
     return Documents(report, rows, timings)
 
 
@@ -145,9 +155,11 @@ def energy_of_artifact(evidence: Evidence, invalid: bool) -> tuple[EnergyResult 
     spans = busy(evidence.lines, "artifact")
     starts = [line.values["uptime_s"] for line in evidence.lines if line.kind == "loaded" and "uptime_s" in line.values]
     return energy_of(
-        evidence.during, [(span.start_uptime_s, span.end_uptime_s) for span in spans],
-        sum(span.tokens for span in spans), began_uptime_s=min(starts, default=None),
-    )  # fmt: skip
+        evidence.during,
+        [(span.start_uptime_s, span.end_uptime_s) for span in spans],
+        sum(span.tokens for span in spans),
+        began_uptime_s=min(starts, default=None),
+    )
 
 
 # --- onto the disk ----------------------------------------------------------------------------------------------------

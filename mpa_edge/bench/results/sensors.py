@@ -23,14 +23,35 @@ ARM = "asimd neon fphp asimdhp asimddp i8mm bf16 sve sve2 svei8mm svebf16 sme sm
 FEATURES = frozenset(f"{X86} {ARM}".split())
 # Linux, arch/arm64/include/asm/cputype.h; util-linux, sys-utils/lscpu-arm.c
 ARM_CORES = {
-    "0xd03": "Cortex-A53", "0xd04": "Cortex-A35", "0xd05": "Cortex-A55", "0xd07": "Cortex-A57",
-    "0xd08": "Cortex-A72", "0xd09": "Cortex-A73", "0xd0a": "Cortex-A75", "0xd0b": "Cortex-A76",
-    "0xd0c": "Neoverse-N1", "0xd0d": "Cortex-A77", "0xd40": "Neoverse-V1", "0xd41": "Cortex-A78",
-    "0xd42": "Cortex-A78AE", "0xd44": "Cortex-X1", "0xd46": "Cortex-A510", "0xd47": "Cortex-A710",
-    "0xd48": "Cortex-X2", "0xd49": "Neoverse-N2", "0xd4d": "Cortex-A715", "0xd4e": "Cortex-X3",
-    "0xd4f": "Neoverse-V2", "0xd80": "Cortex-A520", "0xd81": "Cortex-A720", "0xd82": "Cortex-X4",
-    "0xd83": "Neoverse-V3AE", "0xd84": "Neoverse-V3", "0xd85": "Cortex-X925", "0xd87": "Cortex-A725",
-}  # fmt: skip
+    "0xd03": "Cortex-A53",
+    "0xd04": "Cortex-A35",
+    "0xd05": "Cortex-A55",
+    "0xd07": "Cortex-A57",
+    "0xd08": "Cortex-A72",
+    "0xd09": "Cortex-A73",
+    "0xd0a": "Cortex-A75",
+    "0xd0b": "Cortex-A76",
+    "0xd0c": "Neoverse-N1",
+    "0xd0d": "Cortex-A77",
+    "0xd40": "Neoverse-V1",
+    "0xd41": "Cortex-A78",
+    "0xd42": "Cortex-A78AE",
+    "0xd44": "Cortex-X1",
+    "0xd46": "Cortex-A510",
+    "0xd47": "Cortex-A710",
+    "0xd48": "Cortex-X2",
+    "0xd49": "Neoverse-N2",
+    "0xd4d": "Cortex-A715",
+    "0xd4e": "Cortex-X3",
+    "0xd4f": "Neoverse-V2",
+    "0xd80": "Cortex-A520",
+    "0xd81": "Cortex-A720",
+    "0xd82": "Cortex-X4",
+    "0xd83": "Neoverse-V3AE",
+    "0xd84": "Neoverse-V3",
+    "0xd85": "Cortex-X925",
+    "0xd87": "Cortex-A725",
+}
 # zones of the processor; the others (battery, radio, PMIC that always says 100 C) say nothing about its speed
 PROCESSOR = re.compile(r"cpu|gpu|soc|^tj|core|pkg|package|big|little|mid|apc|cluster|k10temp|tctl", re.IGNORECASE)
 OTHER = re.compile(r"pmic|board|batt|charg|skin|wlan|wifi|iwl|nvme|modem|usb|bcl|limit|acpitz", re.IGNORECASE)
@@ -112,14 +133,23 @@ def readings(probe: Probe) -> dict[str, Any]:
     zones = {str(known(zone.type) or "?"): plain(zone.temp_c) for zone in probe.thermal_zones}
     governors = sorted({str(known(each.governor)) for each in probe.frequencies if known(each.governor)})
     said = {
-        "board": probe.board, "kernel": probe.kernel, "virtual": probe.virtual, "emulated_why": probe.emulated_why,
-        "power_mode": probe.power_mode, "load_average": probe.load_average, "memory_kib": probe.memory_kib,
-        "swaps": probe.swaps, "frequencies": probe.frequencies, "throttling": probe.throttling,
-        "battery": probe.battery, "android": probe.android, "thermal_service": probe.thermal_service,
+        "board": probe.board,
+        "kernel": probe.kernel,
+        "virtual": probe.virtual,
+        "emulated_why": probe.emulated_why,
+        "power_mode": probe.power_mode,
+        "load_average": probe.load_average,
+        "memory_kib": probe.memory_kib,
+        "swaps": probe.swaps,
+        "frequencies": probe.frequencies,
+        "throttling": probe.throttling,
+        "battery": probe.battery,
+        "android": probe.android,
+        "thermal_service": probe.thermal_service,
         "python3": probe.python3,
         "governor": ", ".join(governors) or Unreadable(reason="no cpufreq, or not allowed to read it"),
         "temperatures_c": zones or Unreadable(reason="no thermal zone"),
-    }  # fmt: skip
+    }
     return {name: plain(value) for name, value in said.items()}
 
 

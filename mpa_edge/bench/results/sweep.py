@@ -8,8 +8,8 @@ from itertools import product
 from mpa_edge.bench.results.budgets import within
 from mpa_edge.bench.results.pareto import marked, recommend
 from mpa_edge.bench.results.records import BenchReport, Sweep, SweepPoint
-from mpa_edge.errors import MpaError
 from mpa_edge.config.target import ImageBudget, Target
+from mpa_edge.errors import MpaError
 
 Setting = dict[str, str | int]
 AXES = ("threads", "image_budget", "scheme")
@@ -92,12 +92,15 @@ def point_of(setting: Setting, report: BenchReport) -> SweepPoint:
     """What one benchmark says of its setting; timings that do not count are null."""
     counts = report.timings == "valid"
     return SweepPoint(
-        settings=setting, accuracy=report.accuracy.artifact.value, ci95=report.accuracy.artifact.ci95,
+        settings=setting,
+        accuracy=report.accuracy.artifact.value,
+        ci95=report.accuracy.artifact.ci95,
         ttft_s=report.latency["ttft_s"].p50 if counts else None,
         tokens_per_s=report.latency["tokens_per_s"].p50 if counts else None,
         peak_bytes=report.memory.peak_bytes if counts else None,
-        within_budgets=within(report.budgets), on_front=False,
-    )  # fmt: skip
+        within_budgets=within(report.budgets),
+        on_front=False,
+    )
 
 
 def sweep_of(target: str, points: Sequence[SweepPoint]) -> Sweep:

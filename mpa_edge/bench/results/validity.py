@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from mpa_edge.bench.results.probe import Probe, known
 from mpa_edge.bench.results.records import BenchWord
 from mpa_edge.bench.results.sensors import count_cores, hottest
-from mpa_edge.metrics.gain import Word
 from mpa_edge.config.target import Thermal
+from mpa_edge.metrics.gain import Word
 
 # a share of all cores that other programs may keep busy before it is said
 BUSY_SHARE = 0.3

@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from mpa_edge.runs.isolation import run_apart
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.gguf.fetch import converter_folder
 from mpa_edge.exporters.gguf.mmproj import NAMES, write_mmproj
 from mpa_edge.exporters.gguf.pre_tokenizer import pre_tokenizer_name
 from mpa_edge.exporters.gguf.stage import stage
 from mpa_edge.runs.files import TEMP_SUFFIX, disk_errors, fsync_folder, make_folder, read_json
+from mpa_edge.runs.isolation import run_isolated
 
 GgufComponent = Literal["language", "mmproj"]
 PRECISIONS: dict[GgufComponent, tuple[str, ...]] = {
@@ -52,7 +52,7 @@ def convert(
         with disk_errors(out.parent, _weight_bytes(checkpoint) // 2):
             staged = stage(checkpoint, folder / (checkpoint.resolve().name or "model"), image)
             if component == "mmproj" and read_json(staged / "config.json")["model_type"] in NAMES:
-                _, peak_bytes = run_apart(write_mmproj, staged, temp, precision)
+                _, peak_bytes = run_isolated(write_mmproj, staged, temp, precision)
             else:
                 peak_bytes = _run_converter(staged, component, temp, precision)
             os.replace(temp, out)

@@ -8,11 +8,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from mpa_edge.runs.isolation import run_apart
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.exporters.gguf.plan import DEFAULT_TYPES, gqa_of, plan, predicted_bytes, shapes_of
-from mpa_edge.vlm.llama_cpp.gguf_header import Header, read_header
 from mpa_edge.runs.files import MB, TEMP_SUFFIX, disk_errors, fsync_folder, make_folder, require_free
+from mpa_edge.runs.isolation import run_isolated
+from mpa_edge.vlm.llama_cpp.gguf_header import Header, read_header
 
 LOG_LINES = 20
 
@@ -32,7 +32,7 @@ def quantize_gguf(source: Path, out: Path, precision: str, threads: int | None =
     temp = out.with_name(f".{out.name}.{os.getpid()}{TEMP_SUFFIX}")
     try:
         with disk_errors(out.parent, need_bytes):
-            run_apart(_quantize, source, temp, precision, threads or os.cpu_count() or 1)
+            run_isolated(_quantize, source, temp, precision, threads or os.cpu_count() or 1)
             read_header(temp)
             os.replace(temp, out)
             fsync_folder(out.parent)

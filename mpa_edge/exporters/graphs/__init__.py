@@ -10,9 +10,9 @@ import pkgutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mpa_edge.config.scheme import Component
 from mpa_edge.errors import MpaError
 from mpa_edge.families import family_of
-from mpa_edge.config.scheme import Component
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -16,18 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader
 
+from mpa_edge.config.scheme import Component
 from mpa_edge.errors import MpaError
 from mpa_edge.images.folder import open_image
-from mpa_edge.runs.parquet import read_parts
 from mpa_edge.runs.files import make_folder, read_json
 from mpa_edge.runs.manifest import FOLDERS, RENDERED, RUN_FILE
-from mpa_edge.config.scheme import Component
+from mpa_edge.runs.parquet import read_parts
 from mpa_edge.types import Drop, ParityRecord, Request
 
 if TYPE_CHECKING:
-    from mpa_edge.exporters.source import Source
     from mpa_edge.config.recipe import Recipe
     from mpa_edge.config.target import ImageBudget
+    from mpa_edge.exporters.source import Source
 
 Arrays = dict[str, NDArray[Any]]
 CONTEXT_TOKENS = 131_072

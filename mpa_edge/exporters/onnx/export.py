@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpa_edge.config.scheme import Component
 from mpa_edge.errors import missing_package
 from mpa_edge.exporters.onnx.embedded import embed_weights
-from mpa_edge.config.scheme import Component
 
 if TYPE_CHECKING:
     from mpa_edge.exporters.graphs import Graph

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.config.scheme import CalibrationConfig, Component, Scheme
+from mpa_edge.errors import MpaError, missing_package
 
 if TYPE_CHECKING:
     from onnx import ModelProto

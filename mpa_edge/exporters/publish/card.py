@@ -9,8 +9,8 @@ from typing import Any
 from mpa_edge.artifact import Artifact
 from mpa_edge.exporters.publish.licences import Licence, front_matter, licence_of
 from mpa_edge.exporters.publish.manifest import CARD, ExportManifest
-from mpa_edge.exporters.sizes import full_bytes
 from mpa_edge.exporters.publish.snippets import snippets
+from mpa_edge.exporters.sizes import full_bytes
 from mpa_edge.exporters.source import Source
 from mpa_edge.runs.files import write_bytes
 from mpa_edge.runs.manifest import FOLDERS, read_manifest

@@ -41,9 +41,12 @@ def push(folder: Path, repo_id: str, private: bool = False) -> str:
     with _errors_in_one_line(repo_id, token):
         made = api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(
-            repo_id=made.repo_id, folder_path=folder, allow_patterns=[_literal(name) for name in names],
-            ignore_patterns=[], commit_message=f"{folder.name}, exported by mpa-edge",
-        )  # fmt: skip
+            repo_id=made.repo_id,
+            folder_path=folder,
+            allow_patterns=[_literal(name) for name in names],
+            ignore_patterns=[],
+            commit_message=f"{folder.name}, exported by mpa-edge",
+        )
     return str(made)
 
 

@@ -137,8 +137,8 @@ def _card_on_hub(hub_id: str) -> str:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         cached = try_to_load_from_cache(hub_id, "README.md")
-        return _read(Path(cached if isinstance(cached, str) else hf_hub_download(
-            hub_id, "README.md", etag_timeout=HUB_WAIT_S
-        )))  # fmt: skip
+        return _read(
+            Path(cached if isinstance(cached, str) else hf_hub_download(hub_id, "README.md", etag_timeout=HUB_WAIT_S))
+        )
     except Exception:  # the hub's many ways to say no: all of them mean that the licence is not known
         return ""

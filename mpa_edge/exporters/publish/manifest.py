@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from mpa_edge.config.scheme import Component
 from mpa_edge.metrics.gain import Word
 from mpa_edge.runs.files import read_json, sha256_file, write_json
 from mpa_edge.runs.manifest import MANIFEST, output_files
-from mpa_edge.config.scheme import Component
 from mpa_edge.types import Record
 
 CARD = "README.md"

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mpa_edge.artifact import read_artifact
+from mpa_edge.config.recipe import Recipe
 from mpa_edge.errors import MpaError
-from mpa_edge.evaluation.predict import mean
 from mpa_edge.evaluation.compare import Exam, answers_of_run, ask, open_exam
+from mpa_edge.evaluation.predict import mean
 from mpa_edge.exporters.publish.card import write_card
 from mpa_edge.exporters.publish.manifest import AccuracyFigures, read_export_manifest, write_export_manifest
 from mpa_edge.exporters.source import Source
 from mpa_edge.metrics.gain import judge
 from mpa_edge.metrics.paired import bootstrap_ci95
 from mpa_edge.progress import say
-from mpa_edge.config.recipe import Recipe
 from mpa_edge.runs.lock import run_lock
 from mpa_edge.types import Prediction
 
@@ -63,10 +63,16 @@ def figures(
     interval = bootstrap_ci95(does, pictures, resamples=config.bootstrap, seed=exam.recipe.seed)
     judgement = judge(was, could, does, pictures)
     return AccuracyFigures(
-        base=before, aligned=after, artifact=now, n=len(made), ci95=interval,
-        retained_gain=retained_gain(before, after, now), verdict=judgement.verdict, reasons=judgement.reasons,
+        base=before,
+        aligned=after,
+        artifact=now,
+        n=len(made),
+        ci95=interval,
+        retained_gain=retained_gain(before, after, now),
+        verdict=judgement.verdict,
+        reasons=judgement.reasons,
         questions_sha256=exam.sha256,
-    )  # fmt: skip
+    )
 
 
 def retained_gain(base: float, aligned: float, artifact: float) -> float | None:

@@ -17,16 +17,19 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mpa_edge.config.scheme import Component
 from mpa_edge.exporters.verify.adapter import Adapter
 from mpa_edge.exporters.verify.weights import Look, Stored, exported, flat, look
-from mpa_edge.config.scheme import Component
 
 Array = NDArray[Any]
 Part = Literal["vision", "connector", "embed", "language", "head"]
 TITLES: dict[Part, str] = {
-    "vision": "vision tower", "connector": "connector", "embed": "token embeddings", "language": "language model",
+    "vision": "vision tower",
+    "connector": "connector",
+    "embed": "token embeddings",
+    "language": "language model",
     "head": "output embeddings",
-}  # fmt: skip
+}
 PARTS: dict[Component, tuple[Part, ...]] = {
     "vision": ("vision", "connector"),
     "mmproj": ("vision", "connector"),

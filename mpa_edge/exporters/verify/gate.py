@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpa_edge.runs.isolation import run_apart
 from mpa_edge.artifact import read_artifact
 from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.exporters.budget import image_values
+from mpa_edge.exporters.source import DOWNLOADED, Source
 from mpa_edge.exporters.verify.census import Census, faults, summary, take_census
 from mpa_edge.exporters.verify.parity import Compared, Mismatch, Pair, Parity, ParityDetails, compare
 from mpa_edge.exporters.verify.probes import Probes, probes
 from mpa_edge.exporters.verify.reference import Reference, read_reference, reference
-from mpa_edge.exporters.source import DOWNLOADED, Source
+from mpa_edge.runs.isolation import run_isolated
 from mpa_edge.vlm import resolve
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def verify(
     truth = reference(source, budget, artifact.tokens.image, threads, parts)
     reasons, found = weigh(source, folder, artifact, threads)
     try:
-        traced = run_apart(trace_export, source, folder, budget, threads, truth, threads=threads)[0]
+        traced = run_isolated(trace_export, source, folder, budget, threads, truth, threads=threads)[0]
     except (MpaError, RuntimeError) as error:  # a runtime's own exception comes from its process as a RuntimeError
         if not_its_fault(error):
             raise
@@ -72,7 +72,7 @@ def verify(
 def weigh(source: Source, folder: Path, artifact: Artifact, threads: int | None) -> tuple[list[str], Census]:
     """What is wrong with the weights, and what was counted."""
     try:
-        census = run_apart(census_of, source, folder, artifact, threads=threads)[0]
+        census = run_isolated(census_of, source, folder, artifact, threads=threads)[0]
     except MpaError as error:
         if not_its_fault(error):
             raise

@@ -209,10 +209,18 @@ def compare(pairs: Sequence[Pair], blanks: Sequence[tuple[int, Pair]], tolerance
         blank_image_changes=change > 0 and change >= BLANK_SHARE * wanted,
     )
     details = ParityDetails(
-        probes=len(pairs), steps=sum(pair.comparable for pair in pairs), near_ties=ties, greedy_prefix_clear=clear,
-        logit_std=std, relative_logit_diff=diff / std if std else float("inf"), vision_norm_ratio=norm_ratio(pairs),
-        blank_change=change, blank_change_reference=wanted, pixels_equal=pixels_equal(pairs), mismatch="none",
-    )  # fmt: skip
+        probes=len(pairs),
+        steps=sum(pair.comparable for pair in pairs),
+        near_ties=ties,
+        greedy_prefix_clear=clear,
+        logit_std=std,
+        relative_logit_diff=diff / std if std else float("inf"),
+        vision_norm_ratio=norm_ratio(pairs),
+        blank_change=change,
+        blank_change_reference=wanted,
+        pixels_equal=pixels_equal(pairs),
+        mismatch="none",
+    )
     return Compared(parity, details, tuple(reasons(pairs, parity, details, tolerance, image_id)))
 
 

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpa_edge.runs.isolation import run_apart
 from mpa_edge.exporters.budget import image_values, processor_values
 from mpa_edge.exporters.verify.probes import VERSION, probes
 from mpa_edge.runs.files import atomic_write, make_folder, sha256_json
+from mpa_edge.runs.isolation import run_isolated
 from mpa_edge.types import Request, Trace
 from mpa_edge.vlm.trace import pixels_digest
 
 if TYPE_CHECKING:
-    from mpa_edge.exporters.source import Source
     from mpa_edge.config.target import ImageBudget
+    from mpa_edge.exporters.source import Source
     from mpa_edge.types import Pixels
 
 Array = NDArray[Any]
@@ -58,7 +58,7 @@ def reference(source: Source, budget: ImageBudget | None, image_token: str, thre
     key = sha256_json({**mark, "image_token": image_token, "prompt": source.prompt("?")})[:16]
     path = make_folder(parts) / FILE.format(key=key)
     if read_reference(path) is None:
-        run_apart(trace_checkpoint, source, budget, image_token, threads, path, threads=threads)
+        run_isolated(trace_checkpoint, source, budget, image_token, threads, path, threads=threads)
     return path
 
 
@@ -108,9 +108,12 @@ class Checkpoint:
         inputs = self._inputs(requests)
         with torch.inference_mode(), Captured(self.model.base_model) as features:
             out = self.model.generate(
-                **inputs, max_new_tokens=max(request.max_new_tokens for request in requests), do_sample=False,
-                output_logits=True, return_dict_in_generate=True,
-            )  # fmt: skip
+                **inputs,
+                max_new_tokens=max(request.max_new_tokens for request in requests),
+                do_sample=False,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
         logits = torch.stack(out.logits, 1).float().numpy()
         new = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
         rows = features.rows(self._image_tokens(inputs))

@@ -14,14 +14,16 @@ from typing import Any
 
 from PIL.Image import Image
 
+from mpa_edge.config.recipe import AnnotateConfig
 from mpa_edge.engines import Facts, Job, Outcome
 from mpa_edge.engines.local import run_local
 from mpa_edge.engines.retries import poisoned
+from mpa_edge.images.cache import groups
 from mpa_edge.images.folder import ImageEntry, open_image
 from mpa_edge.metrics import get_metric
-from mpa_edge.images.cache import groups
 from mpa_edge.progress import say
-from mpa_edge.config.recipe import AnnotateConfig
+from mpa_edge.runs.files import sha256_json, sha256_list
+from mpa_edge.runs.manifest import StageClock, finish, is_done
 from mpa_edge.runs.parquet import (
     count_reasons,
     count_rows,
@@ -33,10 +35,8 @@ from mpa_edge.runs.parquet import (
     shards_done,
     write_part,
 )
-from mpa_edge.runs.files import sha256_json, sha256_list
-from mpa_edge.runs.manifest import StageClock, finish, is_done
-from mpa_edge.stages.annotate.parsing import STAGE, Draft, Noted, collect, left_out, row_id
 from mpa_edge.stages.annotate.filters import blind, guessed, voted
+from mpa_edge.stages.annotate.parsing import STAGE, Draft, Noted, collect, left_out, row_id
 from mpa_edge.stages.run import Run, begin, memory_counts, stable_seed
 from mpa_edge.stages.shards import (
     ModelWorker,
@@ -138,20 +138,30 @@ def _annotator(run: Run, loader: Callable[..., VLM], folder: Path | None = None)
 def _load(run: Run, needed: bool, loader: Callable[..., VLM] | None = None) -> VLM:
     recipe = run.recipe
     return (loader or load)(
-        recipe.teacher, name="teacher", device=recipe.device, threads=recipe.threads,
-        batch_size=recipe.annotate.batch_size, **teacher_options(run, patient=needed),
-    )  # fmt: skip
+        recipe.teacher,
+        name="teacher",
+        device=recipe.device,
+        threads=recipe.threads,
+        batch_size=recipe.annotate.batch_size,
+        **teacher_options(run, patient=needed),
+    )
 
 
-def _job(
-    run: Run, todo: Sequence[int], make: Callable[..., Annotator], written: Callable[[int], object]
-) -> Job:  # fmt: skip
+def _job(run: Run, todo: Sequence[int], make: Callable[..., Annotator], written: Callable[[int], object]) -> Job:
     return Job(
-        title=STAGE, folder=run.stage_folder(STAGE), total=len(run.shards), todo=todo, make=make, written=written,
-        entries=lambda i: anywhere(run.shards[i]), read=partial(_read_ahead, run.recipe.images.max_pixels),
-        weigh=run.shards.size_of, units=len(run.entries), config=run.recipe.engine,
+        title=STAGE,
+        folder=run.stage_folder(STAGE),
+        total=len(run.shards),
+        todo=todo,
+        make=make,
+        written=written,
+        entries=lambda i: anywhere(run.shards[i]),
+        read=partial(_read_ahead, run.recipe.images.max_pixels),
+        weigh=run.shards.size_of,
+        units=len(run.entries),
+        config=run.recipe.engine,
         sees=witness(run) if run.engine.name == "ray" else (),
-    )  # fmt: skip
+    )
 
 
 def _read_ahead(max_pixels: int, _shard: int, entries: Sequence[ImageEntry], budget_bytes: int) -> list[Any]:
@@ -225,10 +235,15 @@ def _finish(run: Run, inputs: dict[str, str], by: Facts) -> None:
     counts = {"images": len(run.entries) - len(broken), "annotated": count_rows(folder)}
     counts |= {"dropped": sum(reasons.values())} | poisoned_counts(folder)
     finish(
-        folder, STAGE, inputs=inputs, config=run.recipe.annotate, seed=run.recipe.seed,
-        counts=counts | usage_counts(run, STAGE) | memory_counts(by), packages=("torch", "transformers", "openai"),
+        folder,
+        STAGE,
+        inputs=inputs,
+        config=run.recipe.annotate,
+        seed=run.recipe.seed,
+        counts=counts | usage_counts(run, STAGE) | memory_counts(by),
+        packages=("torch", "transformers", "openai"),
         used=by.used,
-    )  # fmt: skip
+    )
     say(f"annotate: {counts['annotated']} question-answer pairs on {counts['images']} images, {_dropped_line(reasons)}")
 
 
@@ -238,9 +253,12 @@ def _dropped_line(reasons: dict[str, int]) -> str:
 
 
 def annotate_shard(
-    teacher: VLM, run: Run, entries: Sequence[ImageEntry], again: Again | None = None,
+    teacher: VLM,
+    run: Run,
+    entries: Sequence[ImageEntry],
+    again: Again | None = None,
     opened: Mapping[str, Image | Drop | None] | None = None,
-) -> tuple[list[PseudoAnnotation], list[Dropped]]:  # fmt: skip
+) -> tuple[list[PseudoAnnotation], list[Dropped]]:
     """Annotations of one shard, and what was left out. Pictures that are not `opened` before are opened in time."""
     rows: list[PseudoAnnotation] = []
     dropped: list[Dropped] = []

@@ -39,9 +39,11 @@ def losses_before(
 
 @torch.no_grad()
 def row_losses(
-    model: Any, made: Sequence[Mapping[str, Any]], collate: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]],
+    model: Any,
+    made: Sequence[Mapping[str, Any]],
+    collate: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]],
     at_once: int,
-) -> list[float]:  # fmt: skip
+) -> list[float]:
     """Mean negative log-likelihood of the tokens of each answer, in nats."""
 
     def work(rows: Sequence[Mapping[str, Any]]) -> list[float]:

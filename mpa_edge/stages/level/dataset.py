@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mpa_edge.errors import MpaError
-from mpa_edge.images.folder import open_image
 from mpa_edge.images.cache import PictureCache
-from mpa_edge.stages.level.distill import SOFT, SoftLabel, stacked
+from mpa_edge.images.folder import open_image
 from mpa_edge.stages.level.answer_logits import IGNORE
+from mpa_edge.stages.level.distill import SOFT, SoftLabel, stacked
 from mpa_edge.stages.run import Run
 from mpa_edge.tasks import answer_prompt
 from mpa_edge.types import Drop, ParityRecord

@@ -101,14 +101,21 @@ def in_step(base: type) -> type:
             a_step = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
             # the step counts also where training goes on in the middle: accelerate's samplers lose their pass there
             return EvenOrder(
-                n, args.per_device_train_batch_size * args.world_size, args.train_sampling_strategy == "random",
-                args.data_seed, lambda: self.state.global_step // -(-n // a_step),
-            )  # fmt: skip
+                n,
+                args.per_device_train_batch_size * args.world_size,
+                args.train_sampling_strategy == "random",
+                args.data_seed,
+                lambda: self.state.global_step // -(-n // a_step),
+            )
 
         def evaluation_loop(
-            self, dataloader: Any, description: str, prediction_loss_only: bool | None = None,
-            ignore_keys: Any = None, metric_key_prefix: str = "eval",
-        ) -> Any:  # fmt: skip
+            self,
+            dataloader: Any,
+            description: str,
+            prediction_loss_only: bool | None = None,
+            ignore_keys: Any = None,
+            metric_key_prefix: str = "eval",
+        ) -> Any:
             """Each process looks at its share; all of them learn the mean."""
             from transformers.trainer_utils import EvalLoopOutput
 

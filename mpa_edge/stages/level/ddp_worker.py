@@ -1,4 +1,4 @@
-"""One of several training processes, as accelerate starts it: `python -m mpa_edge.stages.level.ddp_worker ORDER.json`."""
+"""One of several training processes: `python -m mpa_edge.stages.level.ddp_worker ORDER.json`, started by accelerate."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpa_edge.runs.isolation import die_with_parent
 from mpa_edge.errors import MpaError
+from mpa_edge.runs.isolation import die_with_parent
 from mpa_edge.stages.level.launch import FAILED, LAUNCHER, OUTCOME, Failure, Order
 
 if TYPE_CHECKING:
-    from mpa_edge.stages.run import Run
     from mpa_edge.stages.level.training import Outcome
+    from mpa_edge.stages.run import Run
 
 
 def main(path: Path) -> int:
@@ -79,8 +79,8 @@ def work(order: Order, folder: Path) -> None:
     from mpa_edge.runs.files import write_json
     from mpa_edge.runs.manifest import StageClock
     from mpa_edge.stages.level import training
-    from mpa_edge.stages.level.stage import choose
     from mpa_edge.stages.level.ddp import agreed
+    from mpa_edge.stages.level.stage import choose
     from mpa_edge.vlm.transformers import checkpoint
 
     device = checkpoint.pick_device(order.recipe.device)
@@ -111,9 +111,12 @@ def summary(run: Run, outcome: Outcome, device: str, count: int) -> dict[str, An
 
     used = device_used(run.recipe.device) | numbers_used(run.recipe.level, device) | {"processes": str(count)}
     return {
-        "losses": outcome.losses, "steps": outcome.steps, "best_step": outcome.best_step, "used": used,
+        "losses": outcome.losses,
+        "steps": outcome.steps,
+        "best_step": outcome.best_step,
+        "used": used,
         **memory_counts(),
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

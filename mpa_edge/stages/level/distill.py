@@ -18,8 +18,8 @@ from pydantic import BaseModel
 
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import progress
-from mpa_edge.runs.parquet import part_path, read_rows, write_rows
 from mpa_edge.runs.files import make_folder
+from mpa_edge.runs.parquet import part_path, read_rows, write_rows
 from mpa_edge.stages.level.answer_logits import IGNORE, answer_logits, by_row, in_batches
 from mpa_edge.stages.level.ddp import place, wait_for
 
@@ -93,11 +93,14 @@ def opinions(model: Any, rows: Rows, collate: Collate, n_words: int) -> list[Sof
     parts = (by_row(values.cpu(), batch["labels"].cpu()) for values in (tokens, top.indices, top.values))
     return [
         SoftLabel(
-            id=row["id"], tokens=tuple(said.tolist()), top=ids.shape[1], ids=tuple(ids.flatten().tolist()),
+            id=row["id"],
+            tokens=tuple(said.tolist()),
+            top=ids.shape[1],
+            ids=tuple(ids.flatten().tolist()),
             logprobs=tuple(logprobs.flatten().tolist()),
         )
         for row, said, ids, logprobs in zip(rows, *parts, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def stacked(rows: Rows, labels: Tensor, known: Mapping[str, SoftLabel]) -> dict[str, Tensor]:

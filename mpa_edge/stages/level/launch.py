@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from mpa_edge.runs.isolation import run_apart
+from mpa_edge.config.recipe import Recipe
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
-from mpa_edge.config.recipe import Recipe
 from mpa_edge.runs.files import make_folder, read_json, write_json
+from mpa_edge.runs.isolation import run_isolated
 from mpa_edge.runs.manifest import CLOCK, seconds_so_far
-from mpa_edge.stages.level.processes import Processes, require_possible
 from mpa_edge.runs.write_hooks import tell
+from mpa_edge.stages.level.processes import Processes, require_possible
 
 if TYPE_CHECKING:
     from mpa_edge.stages.run import Run
@@ -109,11 +109,16 @@ def join(run: Run, names: tuple[str, ...]) -> None:
 
 def _order(run: Run, asked: Processes, checkpoints: Path, out: Path, at_once: int) -> Order:
     return Order(
-        run=str(run.folder.resolve()), recipe=run.recipe, images=run.images, limit=run.limit, at_once=at_once,
+        run=str(run.folder.resolve()),
+        recipe=run.recipe,
+        images=run.images,
+        limit=run.limit,
+        at_once=at_once,
         threads=run.recipe.threads or max(1, len(os.sched_getaffinity(0)) // asked.here),
-        checkpoints=str(checkpoints), out=str(out.resolve()),
+        checkpoints=str(checkpoints),
+        out=str(out.resolve()),
         quiet=logging.root.manager.disable >= logging.WARNING,
-    )  # fmt: skip
+    )
 
 
 def _fresh(folder: Path) -> Path:
@@ -152,7 +157,7 @@ def _start(asked: Processes, folder: Path, order: Order) -> None:
     write_json(folder / ORDER, order)
     write_json(folder / CONFIG, plain_config(asked.count))
     try:
-        run_apart(accelerate_launch, arguments(asked, str(folder / ORDER)), order.quiet)
+        run_isolated(accelerate_launch, arguments(asked, str(folder / ORDER)), order.quiet)
     except (MpaError, RuntimeError) as error:
         raise _reason(folder, error, asked) from None
 
@@ -175,9 +180,13 @@ def plain_config(count: int) -> dict[str, Any]:
     """What accelerate is told without a user's file; it would take that of `accelerate config`, made for other work."""
     kind = "MULTI_GPU" if count > 1 else "NO"
     return {
-        "compute_environment": "LOCAL_MACHINE", "distributed_type": kind, "mixed_precision": "no", "use_cpu": False,
-        "debug": False, "num_processes": count,
-    }  # fmt: skip
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": kind,
+        "mixed_precision": "no",
+        "use_cpu": False,
+        "debug": False,
+        "num_processes": count,
+    }
 
 
 def accelerate_launch(words: list[str], quiet: bool) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
-from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.config.recipe import LevelConfig
+from mpa_edge.errors import MpaError, missing_package
 
 # option of level -> (package, extra that brings it)
 PACKAGES = {"quantize": ("bitsandbytes", "qlora"), "liger": ("liger_kernel", "liger")}
@@ -62,9 +62,12 @@ def _quantization(config: LevelConfig, device: str) -> Any:
 
     computed = torch.bfloat16 if computes_in_bf16(config, device) else torch.float32
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=computed,
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=computed,
         llm_int8_skip_modules=list(KEPT),
-    )  # fmt: skip
+    )
 
 
 def numbers_used(config: LevelConfig, device: str) -> dict[str, str]:

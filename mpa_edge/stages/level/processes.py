@@ -61,10 +61,13 @@ def processes(count: int | None, config: str | None) -> Processes | None:
             f"student on each GPU: use distributed_type MULTI_GPU or MULTI_CPU, without mpirun"
         )
     found = Processes(
-        count or _number(config, stored, "num_processes", 1), config,
-        machines=_number(config, stored, "num_machines", 1), machine=_number(config, stored, "machine_rank", 0),
-        mixed_precision=_precision(stored), use_cpu=bool(stored.get("use_cpu")),
-    )  # fmt: skip
+        count or _number(config, stored, "num_processes", 1),
+        config,
+        machines=_number(config, stored, "num_machines", 1),
+        machine=_number(config, stored, "machine_rank", 0),
+        mixed_precision=_precision(stored),
+        use_cpu=bool(stored.get("use_cpu")),
+    )
     _check_machines(found, stored)
     return found
 

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
-from mpa_edge.metrics.lenient import normalized
 from mpa_edge.config.recipe import LevelConfig
+from mpa_edge.metrics.lenient import normalized
 from mpa_edge.stages.run import stable_seed
 from mpa_edge.types import ParityRecord
 

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
-from mpa_edge.runs.parquet import read_parts
 from mpa_edge.runs.files import sha256_json, write_json
 from mpa_edge.runs.manifest import StageClock, finish, is_done
+from mpa_edge.runs.parquet import read_parts
 from mpa_edge.stages.annotate.stage import kind_of
 from mpa_edge.stages.deployed import deployed_inputs
-from mpa_edge.stages.level.precision import numbers_used
-from mpa_edge.stages.run import Run, begin, device_used, memory_counts
-from mpa_edge.stages.level.selection import Selection, select
 from mpa_edge.stages.level.interpolate import soften
+from mpa_edge.stages.level.precision import numbers_used
+from mpa_edge.stages.level.selection import Selection, select
+from mpa_edge.stages.run import Run, begin, device_used, memory_counts
 from mpa_edge.tasks import answer_prompt
 from mpa_edge.types import ParityRecord
 from mpa_edge.vlm import resolve
@@ -52,13 +52,22 @@ def run_level(run: Run, fresh: bool = False) -> None:
     clock.tick()
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     counts = {
-        "train": len(selection.train), "replayed": selection.replayed, "holdout": len(selection.holdout),
-        "steps": outcome.steps, "best_step": outcome.best_step,
-    }  # fmt: skip
+        "train": len(selection.train),
+        "replayed": selection.replayed,
+        "holdout": len(selection.holdout),
+        "steps": outcome.steps,
+        "best_step": outcome.best_step,
+    }
     finish(
-        folder, STAGE, inputs=inputs, config=run.recipe.level, seed=run.recipe.seed, counts=counts | _memory(outcome),
-        packages=("torch", "transformers", "peft", "trl", "accelerate"), used=outcome.used or _used(run),
-    )  # fmt: skip
+        folder,
+        STAGE,
+        inputs=inputs,
+        config=run.recipe.level,
+        seed=run.recipe.seed,
+        counts=counts | _memory(outcome),
+        packages=("torch", "transformers", "peft", "trl", "accelerate"),
+        used=outcome.used or _used(run),
+    )
     say(f"level: {counts['train']} samples, {outcome.steps} steps, best at step {outcome.best_step}")
 
 

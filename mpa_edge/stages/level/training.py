@@ -14,25 +14,25 @@ from typing import Any
 import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from mpa_edge.config.recipe import LevelConfig
 from mpa_edge.errors import MpaError
 from mpa_edge.families import family_of
 from mpa_edge.progress import Advance, progress, say
-from mpa_edge.config.recipe import LevelConfig
 from mpa_edge.runs.files import make_folder, read_json, write_json
 from mpa_edge.runs.manifest import StageClock
-from mpa_edge.stages.level.curriculum import LOSSES_BEFORE, easy_first, losses_before, row_losses
 from mpa_edge.stages.deployed import processor_of
 from mpa_edge.stages.disk import disk_guard
+from mpa_edge.stages.level.curriculum import LOSSES_BEFORE, easy_first, losses_before, row_losses
+from mpa_edge.stages.level.dataset import AnswerCollator, as_rows
+from mpa_edge.stages.level.ddp import agreed, blank, in_step, is_first, meet, place, wait_for
 from mpa_edge.stages.level.distill import SoftLabel, distilling, require_same_words, soft_labels
 from mpa_edge.stages.level.launch import launch
-from mpa_edge.stages.level.dataset import AnswerCollator, as_rows
 from mpa_edge.stages.level.precision import computes_in_bf16, load_student
-from mpa_edge.stages.run import Run, stable_seed
 from mpa_edge.stages.level.selection import Selection
-from mpa_edge.stages.level.ddp import agreed, blank, in_step, is_first, meet, place, wait_for
+from mpa_edge.stages.run import Run, stable_seed
 from mpa_edge.types import ParityRecord
-from mpa_edge.vlm.transformers import checkpoint
 from mpa_edge.vlm import resolve
+from mpa_edge.vlm.transformers import checkpoint
 from mpa_edge.vlm.transformers.model import is_out_of_memory
 
 COMPLETE = "complete"
@@ -154,9 +154,12 @@ def _opinions(
     processor = checkpoint.load_processor(path)
     require_same_words(processor, student)
     said = soft_labels(
-        folder, as_rows(rows, processor, run), run.recipe.level.batch_size,
-        lambda: (checkpoint.load_model(path, device), _collator(run, processor), len(processor.tokenizer)), clock.tick,
-    )  # fmt: skip
+        folder,
+        as_rows(rows, processor, run),
+        run.recipe.level.batch_size,
+        lambda: (checkpoint.load_model(path, device), _collator(run, processor), len(processor.tokenizer)),
+        clock.tick,
+    )
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -273,9 +276,14 @@ def _trainable(path: str, config: LevelConfig, device: str, seed: int) -> Any:
         return model.train()
     targets = family_of(model.config.model_type).target_modules(config.targets)
     lora = LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, use_rslora=config.rslora,
-        use_dora=config.dora, target_modules=targets, base_model_name_or_path=None,
-    )  # fmt: skip
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        use_rslora=config.rslora,
+        use_dora=config.dora,
+        target_modules=targets,
+        base_model_name_or_path=None,
+    )
     return get_peft_model(model, lora)
 
 
@@ -324,20 +332,40 @@ def _arguments(
 
     every = "steps" if has_holdout else "no"
     return SFTConfig(
-        output_dir=str(checkpoints), seed=seed, data_seed=seed, use_cpu=device == "cpu", report_to="none",
-        max_steps=_planned_steps(config, n_train), per_device_train_batch_size=at_once,
-        gradient_accumulation_steps=config.batch_size // (at_once * place()[1]), per_device_eval_batch_size=at_once,
+        output_dir=str(checkpoints),
+        seed=seed,
+        data_seed=seed,
+        use_cpu=device == "cpu",
+        report_to="none",
+        max_steps=_planned_steps(config, n_train),
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=config.batch_size // (at_once * place()[1]),
+        per_device_eval_batch_size=at_once,
         learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine", warmup_steps=config.warmup_steps, weight_decay=config.weight_decay,
-        eval_strategy=every, eval_steps=config.eval_steps, save_strategy="steps",
-        save_steps=config.eval_steps if has_holdout else config.save_steps, save_total_limit=2,
-        load_best_model_at_end=has_holdout, metric_for_best_model="eval_loss" if has_holdout else None,
-        greater_is_better=False if has_holdout else None, logging_steps=1, logging_strategy="steps",
-        max_length=None, dataloader_num_workers=0, dataloader_pin_memory=False, remove_unused_columns=False,
+        lr_scheduler_type="cosine",
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        eval_strategy=every,
+        eval_steps=config.eval_steps,
+        save_strategy="steps",
+        save_steps=config.eval_steps if has_holdout else config.save_steps,
+        save_total_limit=2,
+        load_best_model_at_end=has_holdout,
+        metric_for_best_model="eval_loss" if has_holdout else None,
+        greater_is_better=False if has_holdout else None,
+        logging_steps=1,
+        logging_strategy="steps",
+        max_length=None,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
         activation_checkpointing=config.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
-        bf16=computes_in_bf16(config, device), use_liger_kernel=config.liger,
-        disable_tqdm=True, prediction_loss_only=True, ddp_find_unused_parameters=True,
+        bf16=computes_in_bf16(config, device),
+        use_liger_kernel=config.liger,
+        disable_tqdm=True,
+        prediction_loss_only=True,
+        ddp_find_unused_parameters=True,
         dataset_kwargs={"skip_prepare_dataset": True},
         train_sampling_strategy="sequential" if config.curriculum else "random",
-    )  # fmt: skip
+    )

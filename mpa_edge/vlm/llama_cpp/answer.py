@@ -16,9 +16,9 @@ from mpa_edge.artifact import read_artifact
 from mpa_edge.errors import MpaError
 from mpa_edge.types import FinishReason, Reply, Request, Timing, Trace
 from mpa_edge.vlm.llama_cpp.language import LanguageModel, Piece
+from mpa_edge.vlm.llama_cpp.token_table import merged, open_table
 from mpa_edge.vlm.prompts import prompt_text, without_special_tokens
 from mpa_edge.vlm.sampling import Sampler
-from mpa_edge.vlm.llama_cpp.token_table import merged, open_table
 from mpa_edge.vlm.trace import pixels_digest
 
 if TYPE_CHECKING:
@@ -156,9 +156,13 @@ class LlamaAnswers(ABC):
         ended = time.perf_counter()
         vision_s = 0.0 if seen else picture.vision_s
         timing = Timing(
-            total_s=ended - started, ttft_s=first - started, preprocess_s=ready - started - vision_s,
-            vision_s=vision_s, prefill_s=first - ready, decode_s=ended - first,
-        )  # fmt: skip
+            total_s=ended - started,
+            ttft_s=first - started,
+            preprocess_s=ready - started - vision_s,
+            vision_s=vision_s,
+            prefill_s=first - ready,
+            decode_s=ended - first,
+        )
         return self._reply(tokens, timing)
 
     def _trace(self, request: Request, pixels: Pixels | None) -> Trace:

@@ -158,8 +158,12 @@ def options(request: Request) -> dict[str, Any]:
     """
     chosen: dict[str, Any] = {"temperature": 0.0, "top_k": 1}
     if request.temperature > 0:
-        chosen = {"temperature": request.temperature, "top_p": request.top_p, "seed": request.seed,
-                  "samplers": ["temperature", "top_p"]}  # fmt: skip
+        chosen = {
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "seed": request.seed,
+            "samplers": ["temperature", "top_p"],
+        }
     fixed = {"n_predict": request.max_new_tokens, "cache_prompt": False, "return_tokens": True, "stream": False}
     return fixed | chosen
 

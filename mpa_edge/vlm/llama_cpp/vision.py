@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpa_edge.errors import MpaError
-from mpa_edge.vlm.llama_cpp.gguf_header import read_header
 from mpa_edge.vlm.clock import Clock
 from mpa_edge.vlm.llama_cpp.answer import Picture
+from mpa_edge.vlm.llama_cpp.gguf_header import read_header
 from mpa_edge.vlm.llama_cpp.language import LanguageModel, Piece
 from mpa_edge.vlm.llama_cpp.log import last_error
 

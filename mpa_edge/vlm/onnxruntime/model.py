@@ -15,10 +15,10 @@ from mpa_edge.types import Reply, Request, Timing, Trace
 from mpa_edge.vlm import positions
 from mpa_edge.vlm.clock import Clock
 from mpa_edge.vlm.onnxruntime.decoder import Decoder, first_tokens
+from mpa_edge.vlm.onnxruntime.sessions import Graph, VisionEncoder, usable_threads
 from mpa_edge.vlm.pixels import Prepared, prepare
 from mpa_edge.vlm.prompts import PromptTokenizer, prompt_text
 from mpa_edge.vlm.sampling import Sampler
-from mpa_edge.vlm.onnxruntime.sessions import Graph, VisionEncoder, usable_threads
 from mpa_edge.vlm.trace import pixels_digest
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ from typing import Any
 
 import openai
 
+from mpa_edge.config.recipe import TeacherServerConfig
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
-from mpa_edge.config.recipe import TeacherServerConfig
 from mpa_edge.types import Drop, Reply, Request, TeacherUsage, Timing
-from mpa_edge.vlm.openai.cost import Meter, Prices
 from mpa_edge.vlm.openai.circuit_breaker import Gate, Pass, backoff_s
+from mpa_edge.vlm.openai.cost import Meter, Prices
 from mpa_edge.vlm.openai.http import (
     BUSY,
     HOPELESS,
@@ -34,6 +34,7 @@ from mpa_edge.vlm.openai.http import (
     said,
 )
 from mpa_edge.vlm.openai.image import Pictures
+from mpa_edge.vlm.openai.reference import ServerReference, key_for
 from mpa_edge.vlm.openai.reply import (
     CONNECTION,
     DOWN,
@@ -46,7 +47,6 @@ from mpa_edge.vlm.openai.reply import (
     read_answer,
     without_special,
 )
-from mpa_edge.vlm.openai.reference import ServerReference, key_for
 
 LOOK_TIMEOUT_S = 10.0
 SAY_EVERY_S = 15.0
@@ -57,9 +57,14 @@ class OpenAIVLM:
     """Answers through a server. `usage` counts what it cost, `card` is what the server says about the model."""
 
     def __init__(
-        self, base_url: str, model: str, *, name: str,
-        server: TeacherServerConfig | None = None, spent_before: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        base_url: str,
+        model: str,
+        *,
+        name: str,
+        server: TeacherServerConfig | None = None,
+        spent_before: float = 0.0,
+    ) -> None:
         self.name, self.reference = name, ServerReference(base_url, model)
         self.config = server or TeacherServerConfig()
         self._key = key_for(base_url, self.config.api_key_env)

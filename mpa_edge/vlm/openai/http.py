@@ -75,8 +75,13 @@ def refused(error: openai.APIStatusError, key: str | None, wait_s: float) -> Fai
     asked_s = retry_after_s(error.response.headers.get("retry-after"))
     again = (status == BUSY or status in RETRIED) and (asked_s or 0.0) <= wait_s
     detail = said(error, key) + (f"; to be asked again after {asked_s:.0f} s" if asked_s else "")
-    return Failure(Drop(f"server: HTTP {status}", detail), again, sent=status >= 500, status=status,
-                   retry_after_s=asked_s if again else None)  # fmt: skip
+    return Failure(
+        Drop(f"server: HTTP {status}", detail),
+        again,
+        sent=status >= 500,
+        status=status,
+        retry_after_s=asked_s if again else None,
+    )
 
 
 def said(error: openai.APIStatusError, key: str | None) -> str:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
 
-from mpa_edge.errors import MpaError
 from mpa_edge.config.recipe import SERVER_PREFIX
+from mpa_edge.errors import MpaError
 
 EXAMPLE = f"{SERVER_PREFIX}http://127.0.0.1:8000/v1#MODEL"
 DEFAULT_KEY = "OPENAI_API_KEY"

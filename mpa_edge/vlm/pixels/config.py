@@ -21,26 +21,45 @@ KINDS = {
 """`model_type` of config.json -> pipeline."""
 
 COMMON: dict[str, Any] = {
-    "do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255, "resample": 3,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
-}  # fmt: skip
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "rescale_factor": 1 / 255,
+    "resample": 3,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
 HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 IDEFICS3 = {
-    **COMMON, **HALF, "resample": 1, "do_image_splitting": True, "size": {"longest_edge": 1456},
+    **COMMON,
+    **HALF,
+    "resample": 1,
+    "do_image_splitting": True,
+    "size": {"longest_edge": 1456},
     "max_image_size": {"longest_edge": 364},
-}  # fmt: skip
+}
 QWEN = {
-    **COMMON, "size": {"shortest_edge": 3136, "longest_edge": 1003520}, "patch_size": 14, "merge_size": 2,
+    **COMMON,
+    "size": {"shortest_edge": 3136, "longest_edge": 1003520},
+    "patch_size": 14,
+    "merge_size": 2,
     "temporal_patch_size": 2,
-}  # fmt: skip
+}
 SIGLIP = {
-    **COMMON, **HALF, "size": {"height": 224, "width": 224}, "do_center_crop": False, "crop_size": None,
+    **COMMON,
+    **HALF,
+    "size": {"height": 224, "width": 224},
+    "do_center_crop": False,
+    "crop_size": None,
     "do_pad": False,
-}  # fmt: skip
+}
 CLIP = {
-    **COMMON, "size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": {"height": 224, "width": 224},
+    **COMMON,
+    "size": {"shortest_edge": 224},
+    "do_center_crop": True,
+    "crop_size": {"height": 224, "width": 224},
     "do_pad": False,
-}  # fmt: skip
+}
 INTERNVL = {**COMMON, "size": {"height": 384, "width": 384}, "min_patches": 1, "max_patches": 12}
 PROCESSORS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "Idefics3ImageProcessor": (("idefics3",), IDEFICS3),

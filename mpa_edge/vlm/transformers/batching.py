@@ -10,7 +10,7 @@ from mpa_edge.types import Request
 
 
 @dataclass(frozen=True)
-class Asked:
+class Query:
     """One request with its prompt in two parts."""
 
     place: int
@@ -43,8 +43,8 @@ def length_of(image_processor: Any) -> Callable[[tuple[int, int]], float]:
 
 
 def in_order(
-    asked: Sequence[Asked], length: Callable[[tuple[int, int]], float], is_stored: Callable[[Asked], bool]
-) -> list[Asked]:
+    asked: Sequence[Query], length: Callable[[tuple[int, int]], float], is_stored: Callable[[Query], bool]
+) -> list[Query]:
     """Requests by limit of new tokens, then by length of the picture, all about one picture next to each other.
 
     Pictures whose prefix is stored come first: it is used before new ones push it out.
@@ -53,7 +53,7 @@ def in_order(
     for one in asked:
         first.setdefault(one.key, one.place)
 
-    def rank(one: Asked) -> tuple[int, bool, float, int]:
+    def rank(one: Query) -> tuple[int, bool, float, int]:
         return one.request.max_new_tokens, not is_stored(one), length(one.request.image.size), first[one.key]
 
     return sorted(asked, key=rank)

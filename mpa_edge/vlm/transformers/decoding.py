@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from mpa_edge.vlm.transformers.sampling import Choice
 from mpa_edge.vlm.transformers.prefix_cache import Prefix
+from mpa_edge.vlm.transformers.sampling import Choice
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,12 +17,12 @@ from transformers import LogitsProcessorList
 from mpa_edge.errors import MpaError
 from mpa_edge.types import FinishReason, Reply, Request
 from mpa_edge.vlm.transformers import checkpoint, prefix_cache
-from mpa_edge.vlm.transformers.prefetch import Ahead
-from mpa_edge.vlm.transformers.sampling import Choice, Repetition, SeededSampling, decodes_plainly
+from mpa_edge.vlm.transformers.batch_size import BatchSize, free_bytes
+from mpa_edge.vlm.transformers.batching import Query, in_order, length_of
 from mpa_edge.vlm.transformers.confidence import Confidence
 from mpa_edge.vlm.transformers.decoding import Row, decode
-from mpa_edge.vlm.transformers.batching import Asked, in_order, length_of
-from mpa_edge.vlm.transformers.batch_size import BatchSize, free_bytes
+from mpa_edge.vlm.transformers.prefetch import Ahead
+from mpa_edge.vlm.transformers.sampling import Choice, Repetition, SeededSampling, decodes_plainly
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,9 +41,15 @@ class TransformersVLM:
     """Answers in batches. What the language model keeps of a picture stays as long as the picture and the room do."""
 
     def __init__(
-        self, path: str, *, name: str, device: str = "auto", threads: int | None = None,
-        batch_size: int = 256, share_prefixes: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        path: str,
+        *,
+        name: str,
+        device: str = "auto",
+        threads: int | None = None,
+        batch_size: int = 256,
+        share_prefixes: bool = True,
+    ) -> None:
         """`batch_size` is the largest batch. `share_prefixes` False: `generate` on whole prompts."""
         self.name = name
         self.device = checkpoint.pick_device(device)
@@ -77,7 +83,7 @@ class TransformersVLM:
         self.store.clear()
         self._give_back()
 
-    def _split(self, requests: Sequence[Request], prompts: dict[str, str]) -> list[Asked] | None:
+    def _split(self, requests: Sequence[Request], prompts: dict[str, str]) -> list[Query] | None:
         """Every request with its prompt in two parts, or None where the template does not put one picture first."""
         token = getattr(self.processor, "image_token", None)
         parts = {text: prefix_cache.split(whole, token) if token else None for text, whole in prompts.items()}
@@ -89,9 +95,9 @@ class TransformersVLM:
             if not tails[text]:
                 return None
         heads = {text: part[0] for text, part in parts.items() if part}
-        return [Asked(i, one, heads[one.prompt], tails[one.prompt]) for i, one in enumerate(requests)]
+        return [Query(i, one, heads[one.prompt], tails[one.prompt]) for i, one in enumerate(requests)]
 
-    def _all_shared(self, requests: Sequence[Request], asked: Sequence[Asked]) -> list[Reply]:
+    def _all_shared(self, requests: Sequence[Request], asked: Sequence[Query]) -> list[Reply]:
         """Every batch behind prefixes; the pictures to come are prepared by a second thread meanwhile."""
         length = length_of(self.processor.image_processor)
         todo = in_order(asked, length, lambda one: self.store.get(one.request.image, one.head) is not None)
@@ -99,7 +105,9 @@ class TransformersVLM:
         new = [(key, seen) for key, seen in shown.items() if self.store.get(seen[1], seen[0]) is None]
         second = self.second_processor
         new = new if second and len(new) > 1 else []
-        with Ahead(lambda seen: prefix_cache.prepare(second, *seen), new, AHEAD_VALUES, prefix_cache.n_values) as pictures:
+        with Ahead(
+            lambda seen: prefix_cache.prepare(second, *seen), new, AHEAD_VALUES, prefix_cache.n_values
+        ) as pictures:
             made = self._in_batches(todo, lambda chosen: self._shared(chosen, pictures))
         return [reply for _, reply in sorted(zip((one.place for one in todo), made, strict=True), key=itemgetter(0))]
 
@@ -128,7 +136,7 @@ class TransformersVLM:
         click.echo(f"out of memory: batch of {self.name} halved to {self.batch.size}", err=True)
         return []
 
-    def _shared(self, asked: Sequence[Asked], pictures: Pictures) -> list[Reply]:
+    def _shared(self, asked: Sequence[Query], pictures: Pictures) -> list[Reply]:
         """One batch behind prefixes."""
         found = self._prefixes(asked, pictures)
         rows = [Row(found[one.key], one.tail, one.request.max_new_tokens) for one in asked]
@@ -142,7 +150,7 @@ class TransformersVLM:
             for row, (tokens, one) in enumerate(zip(said, asked, strict=True))
         ]
 
-    def _prefixes(self, asked: Sequence[Asked], pictures: Pictures) -> dict[tuple[int, str], prefix_cache.Prefix]:
+    def _prefixes(self, asked: Sequence[Query], pictures: Pictures) -> dict[tuple[int, str], prefix_cache.Prefix]:
         """The prefix of every picture of a batch, computed where it is not there yet."""
         found: dict[tuple[int, str], prefix_cache.Prefix] = {}
         waiting: dict[tuple[int, str], prefix_cache.Prepared] = {}
@@ -163,11 +171,13 @@ class TransformersVLM:
             self.store.put(image, key[1], found[key])
         return found
 
-    def _see(self, prepared: dict[tuple[int, str], prefix_cache.Prepared]) -> dict[tuple[int, str], prefix_cache.Prefix]:
+    def _see(
+        self, prepared: dict[tuple[int, str], prefix_cache.Prepared]
+    ) -> dict[tuple[int, str], prefix_cache.Prefix]:
         seen = prefix_cache.see(self.model, list(prepared.values()), self._pad_id())
         return dict(zip(prepared, seen, strict=True))
 
-    def _choice(self, asked: Sequence[Asked], rows: Sequence[Row]) -> Choice:
+    def _choice(self, asked: Sequence[Query], rows: Sequence[Row]) -> Choice:
         penalty = self.model.generation_config.repetition_penalty
         requests = [one.request for one in asked]
         if penalty in (None, 1.0):

@@ -20,9 +20,12 @@ class Ahead(Generic[Item, Result]):
     """
 
     def __init__(
-        self, work: Callable[[Item], Result], items: Iterable[tuple[Hashable, Item]], room: int,
+        self,
+        work: Callable[[Item], Result],
+        items: Iterable[tuple[Hashable, Item]],
+        room: int,
         weight: Callable[[Result], int],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`items` are pairs of a key and what to work on; `weight` of a result and `room` have one unit."""
         self._work, self._room, self._weight = work, room, weight
         self._held, self._closed, self._changed = 0, False, threading.Condition()

@@ -108,13 +108,25 @@ class Choice:
 
 # settings of a checkpoint's generation_config.json that change greedy decoding, with the value that does nothing
 UNTOUCHED: dict[str, tuple[Any, ...]] = {
-    "num_beams": (None, 1), "guidance_scale": (None, 1, 1.0), "no_repeat_ngram_size": (None, 0),
-    "encoder_repetition_penalty": (None, 1.0), "encoder_no_repeat_ngram_size": (None, 0), "bad_words_ids": (None,),
-    "min_length": (None, 0), "min_new_tokens": (None, 0), "forced_bos_token_id": (None,),
-    "forced_eos_token_id": (None,), "remove_invalid_values": (None, False), "sequence_bias": (None,),
-    "exponential_decay_length_penalty": (None,), "suppress_tokens": (None, []), "begin_suppress_tokens": (None, []),
-    "watermarking_config": (None,), "stop_strings": (None,), "max_time": (None,),
-}  # fmt: skip
+    "num_beams": (None, 1),
+    "guidance_scale": (None, 1, 1.0),
+    "no_repeat_ngram_size": (None, 0),
+    "encoder_repetition_penalty": (None, 1.0),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "bad_words_ids": (None,),
+    "min_length": (None, 0),
+    "min_new_tokens": (None, 0),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,),
+    "remove_invalid_values": (None, False),
+    "sequence_bias": (None,),
+    "exponential_decay_length_penalty": (None,),
+    "suppress_tokens": (None, []),
+    "begin_suppress_tokens": (None, []),
+    "watermarking_config": (None,),
+    "stop_strings": (None,),
+    "max_time": (None,),
+}
 
 
 def decodes_plainly(config: Any) -> bool:

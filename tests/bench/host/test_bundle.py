@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.config.library import load_scheme
-from mpa_edge.bench.host.bundle import Question, make_bundle, pack, read_bundle, weight_files
-from mpa_edge.bench.host.device_package import light_files
 from mpa_edge.bench.device.protocol import JobOrder, Step, from_json
 from mpa_edge.bench.device.runner import PACKAGES
+from mpa_edge.bench.host.bundle import Question, make_bundle, pack, read_bundle, weight_files
+from mpa_edge.bench.host.device_package import light_files
+from mpa_edge.config.library import load_scheme
 from mpa_edge.errors import MpaError
 from tests.bench.bundles import TARGET, pictures, rows_of, small
 from tests.exporters import hand_made

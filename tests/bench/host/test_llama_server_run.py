@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from mpa_edge.bench.device.protocol import blocks
+from mpa_edge.bench.device.runner import read_questions
 from mpa_edge.bench.host.llama_server_process import usable_cores
 from mpa_edge.bench.results.records import METRICS
-from mpa_edge.bench.device.runner import read_questions
 from mpa_edge.bench.transports.local import LocalTransport
 from mpa_edge.errors import MpaError
 from mpa_edge.types import Request
@@ -180,8 +180,17 @@ def test_a_question_that_ends_its_server_twice_is_a_failed_line(
 ) -> None:
     assert not ask(device, order(IDS[0], "boom", IDS[1]), out, faulty)
     assert [line.kind for line in lines(out)] == [
-        "loaded", "answer", "memory", "loaded", "memory", "failed", "loaded", "answer", "memory", "end",
-    ]  # fmt: skip
+        "loaded",
+        "answer",
+        "memory",
+        "loaded",
+        "memory",
+        "failed",
+        "loaded",
+        "answer",
+        "memory",
+        "end",
+    ]
     (failed,) = (line.values for line in lines(out) if line.kind == "failed")
     assert (failed["id"], failed["repetition"]) == ("boom", 0)
     assert failed["reason"].endswith("run the same command again to go on")

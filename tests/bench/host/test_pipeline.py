@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mpa_edge.bench.results.records import METRICS
 from mpa_edge.bench.report.read import read_bench
+from mpa_edge.bench.results.records import METRICS
 from mpa_edge.evaluation.predict import predict, read_samples
 from mpa_edge.runs.files import read_json
 from mpa_edge.tasks import answer_prompt, get_task
@@ -28,9 +28,18 @@ pytestmark = [pytest.mark.slow, pytest.mark.peer, pytest.mark.timeout(300)]
 
 SMALL = ("--questions", "60", "--timed", "2", "--threads", "1")
 KEYS = [
-    "bundle_sha256", "target", "emulated", "environment", "accuracy", "latency", "memory", "energy", "budgets",
-    "verdict", "reasons",
-]  # fmt: skip
+    "bundle_sha256",
+    "target",
+    "emulated",
+    "environment",
+    "accuracy",
+    "latency",
+    "memory",
+    "energy",
+    "budgets",
+    "verdict",
+    "reasons",
+]
 
 
 def mpa_edge(*words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -163,9 +172,13 @@ def test_carried_by_hand(run: Path, tmp_path: Path) -> None:
     subprocess.run(["tar", "-xf", tar, "-C", tmp_path], check=True, timeout=60)
     (there,) = tmp_path.glob("mpa-edge-*")
     ran = subprocess.run(
-        ["sh", there / "bench.sh", tmp_path / "job", sys.executable], capture_output=True, text=True, timeout=200,
-        env={**os.environ, "PYTHONPATH": ""}, cwd="/",
-    )  # fmt: skip
+        ["sh", there / "bench.sh", tmp_path / "job", sys.executable],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "PYTHONPATH": ""},
+        cwd="/",
+    )
     assert ran.returncode == 0, ran.stderr
     read = mpa_edge("bench", copied, "--as", "onnx-int8", *SMALL, "--results", tmp_path / "job", "--json")
     assert read.returncode == 0, read.stderr

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from mpa_edge.bench.host.job import Job
+from mpa_edge.bench.host.upload import PACK_BYTES, remove, send
 from mpa_edge.bench.transports import Done, LinkError, Transport
 from mpa_edge.bench.transports.connect import connect
 from mpa_edge.bench.transports.local import LocalTransport
 from mpa_edge.bench.transports.shell import BLOCK_BYTES
-from mpa_edge.bench.host.upload import PACK_BYTES, remove, send
 from mpa_edge.errors import MpaError
 from tests.bench.peers import AdbPeer, SshPeer, adbd, sshd
 

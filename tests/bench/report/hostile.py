@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mpa_edge.bench.results.records import ANSWERS, BENCH, BenchReport
 from mpa_edge.bench.report import BenchData, read_bench
+from mpa_edge.bench.results.records import ANSWERS, BENCH, BenchReport
 from tests.bench import made_up
 
 TEXTS = (
@@ -34,16 +34,33 @@ def write(folder: Path) -> BenchData:
         rows.append(row.model_copy(update={**values, "aligned": text, "artifact": text, "kind": text}))
     (folder / ANSWERS).write_text("".join(row.model_dump_json() + "\n" for row in rows))
     report = data.report
-    used = report.environment.model_copy(update={
-        "cpu": TEXTS[0], "os": TEXTS[1], "runtime": TEXTS[6], "backend": TEXTS[4], "machine": TEXTS[3],
-        "cpu_features": TEXTS, "transport": TEXTS[9],
-        "readings": {text[:300]: {"value": None, "reason": text} for text in TEXTS} | {"list": list(TEXTS)},
-    })  # fmt: skip
-    changed: BenchReport = report.model_copy(update={
-        "run": TEXTS[0], "scheme": TEXTS[6], "target": TEXTS[1], "reasons": TEXTS, "not_timed": TEXTS,
-        "environment": used, "energy": None, "energy_reason": TEXTS[2], "bundle_sha256": TEXTS[7],
-        "memory": report.memory.model_copy(update={"method": TEXTS[5]}), "created": TEXTS[10],
-        "timings": f"invalid: {TEXTS[0]}",
-    })  # fmt: skip
+    used = report.environment.model_copy(
+        update={
+            "cpu": TEXTS[0],
+            "os": TEXTS[1],
+            "runtime": TEXTS[6],
+            "backend": TEXTS[4],
+            "machine": TEXTS[3],
+            "cpu_features": TEXTS,
+            "transport": TEXTS[9],
+            "readings": {text[:300]: {"value": None, "reason": text} for text in TEXTS} | {"list": list(TEXTS)},
+        }
+    )
+    changed: BenchReport = report.model_copy(
+        update={
+            "run": TEXTS[0],
+            "scheme": TEXTS[6],
+            "target": TEXTS[1],
+            "reasons": TEXTS,
+            "not_timed": TEXTS,
+            "environment": used,
+            "energy": None,
+            "energy_reason": TEXTS[2],
+            "bundle_sha256": TEXTS[7],
+            "memory": report.memory.model_copy(update={"method": TEXTS[5]}),
+            "created": TEXTS[10],
+            "timings": f"invalid: {TEXTS[0]}",
+        }
+    )
     (folder / BENCH).write_text(changed.model_dump_json())
     return read_bench(folder)

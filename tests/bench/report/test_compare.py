@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpa_edge.bench.results.records import BenchReport, Figure
 from mpa_edge.bench.report import BenchData, Change, compare, compare_all, read_bench
 from mpa_edge.bench.report.compare import differences
+from mpa_edge.bench.results.records import BenchReport, Figure
 from tests.bench import made_up
 
 RIGHT = (0.58, 0.71, 0.70)
@@ -136,10 +136,12 @@ def test_noise_alone_seldom_counts(holds: BenchData) -> None:
         sides = []
         for _side in range(2):
             right = np.array([row.scores[2] for row in rows]) != (rng.random(len(rows)) < 0.1)
-            sides.append(tuple(
-                row.model_copy(update={"scores": (*row.scores[:2], float(s))})
-                for row, s in zip(rows, right, strict=True)
-            ))  # fmt: skip
+            sides.append(
+                tuple(
+                    row.model_copy(update={"scores": (*row.scores[:2], float(s))})
+                    for row, s in zip(rows, right, strict=True)
+                )
+            )
         before, after = (replace(holds, answers=side) for side in sides)
         called += outcomes(compare(before, after)[:2])["accuracy"] != "no clear change"
     assert called <= 6

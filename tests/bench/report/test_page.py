@@ -45,13 +45,16 @@ WIDE = """
    .map(e => e.tagName + '.' + (e.className.baseVal ?? e.className) + ' ' + e.textContent.slice(0, 30)).slice(0, 5)]
 """
 # non-text marks against what lies behind them (1.4.11)
-MARKS = CONTRAST.split("const found")[0] + """
+MARKS = (
+    CONTRAST.split("const found")[0]
+    + """
   return [...document.querySelectorAll('rect[class^=s], .mark')].map(e => {
     const style = getComputedStyle(e);
     const paint = e.classList.contains('mark') ? style.stroke : style.fill;
     return [ratio(parse(paint), behind(e.closest('svg.plot, ul').parentElement)), e.getAttribute('class')]; });
 })()
-"""  # fmt: skip
+"""
+)
 
 
 def checked(page: Page) -> None:

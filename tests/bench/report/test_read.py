@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.bench.results.records import ANSWERS, BENCH, PICTURES, SWEEP, TIMINGS
 from mpa_edge.bench.report import find_benches, read_bench
 from mpa_edge.bench.report.read import data_uri
+from mpa_edge.bench.results.records import ANSWERS, BENCH, PICTURES, SWEEP, TIMINGS
 from mpa_edge.errors import MpaError
 
 

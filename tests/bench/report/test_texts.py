@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from mpa_edge.bench.results.records import AnswerRow, BenchReport, Figure
 from mpa_edge.bench.report import (
     BenchData,
     compare_all,
@@ -28,6 +27,7 @@ from mpa_edge.bench.report import (
     words,
 )
 from mpa_edge.bench.report.markdown import escaped
+from mpa_edge.bench.results.records import AnswerRow, BenchReport, Figure
 from mpa_edge.bench.results.samples import story
 from tests.bench import made_up
 from tests.bench.report import hostile
@@ -42,9 +42,17 @@ def changed(data: BenchData, **values: object) -> BenchData:
 
 def row(scores: tuple[float, float, float], name: str = "q", picture: str | None = None) -> AnswerRow:
     return AnswerRow(
-        id=name, image="a.png", question="?", kind=None, answers=("1",), base="1", aligned="1", artifact="1",
-        scores=scores, picture=picture,
-    )  # fmt: skip
+        id=name,
+        image="a.png",
+        question="?",
+        kind=None,
+        answers=("1",),
+        base="1",
+        aligned="1",
+        artifact="1",
+        scores=scores,
+        picture=picture,
+    )
 
 
 # --- words and drawings -----------------------------------------------------------------------------------------------
@@ -164,10 +172,18 @@ def test_the_page_is_the_same_every_time(run: Path, benches: list[BenchData]) ->
 def test_the_page_says_what_is_asked_for(holds: BenchData) -> None:
     text = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", render_html([holds]))).replace("\u00a0", " ")
     for part in (
-        "The gain holds", "at least 83 % with 95 % confidence", "vision encoder", "missed by 10 %",
-        "Settings for jetson", "lost on the device", "not readable: permission denied", "0.146 J per generated token",
-        "Not timed", "decoding of the picture file", "max(VmHWM, VmRSS + VmSwap)",
-    ):  # fmt: skip
+        "The gain holds",
+        "at least 83 % with 95 % confidence",
+        "vision encoder",
+        "missed by 10 %",
+        "Settings for jetson",
+        "lost on the device",
+        "not readable: permission denied",
+        "0.146 J per generated token",
+        "Not timed",
+        "decoding of the picture file",
+        "max(VmHWM, VmRSS + VmSwap)",
+    ):
         assert part in text
 
 

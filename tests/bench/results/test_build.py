@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mpa_edge.bench.results.build import answer_rows, busy, peak_memory, require_all
 from mpa_edge.bench.device.protocol import Line, Step
+from mpa_edge.bench.results.build import answer_rows, busy, peak_memory, require_all
 from mpa_edge.errors import MpaError
 from mpa_edge.tasks import get_task
 from mpa_edge.types import Prediction
@@ -18,9 +18,15 @@ def answer(question: str, text: str, variant: str = "artifact", repetition: int 
 
 def prediction(question: str, text: str, score: float) -> Prediction:
     return Prediction(
-        sample_id=question, image_id=f"{question}.png", kind="word", question="Which?", answers=("red",), model="m",
-        text=text, score=score,
-    )  # fmt: skip
+        sample_id=question,
+        image_id=f"{question}.png",
+        kind="word",
+        question="Which?",
+        answers=("red",),
+        model="m",
+        text=text,
+        score=score,
+    )
 
 
 def test_the_first_answer_on_the_device_is_scored_beside_those_of_the_host() -> None:
@@ -51,18 +57,22 @@ def test_memory_is_the_largest_of_a_variants_processes_or_says_why_not() -> None
     assert (peak_memory(lines, "artifact").peak_bytes, peak_memory(lines, "artifact").method) == (9, "VmHWM")
     denied = [Line("memory", "artifact", 0, {"peak_bytes": None, "method": "/proc is closed"})]
     assert (peak_memory(denied, "artifact").peak_bytes, peak_memory(denied, "artifact").method) == (
-        None, "/proc is closed",
-    )  # fmt: skip
+        None,
+        "/proc is closed",
+    )
     assert peak_memory([], "artifact").peak_bytes is None
 
 
 def test_busy_times_belong_to_one_variant_and_count_its_tokens() -> None:
     lines = [
-        Line("loaded", "artifact", 0, {"uptime_s": 8.0, "load_s": 2.0}), answer("1", "x"), answer("2", "x"),
+        Line("loaded", "artifact", 0, {"uptime_s": 8.0, "load_s": 2.0}),
+        answer("1", "x"),
+        answer("2", "x"),
         Line("memory", "artifact", 0, {"uptime_s": 14.0}),
-        Line("loaded", "base", 1, {"uptime_s": 15.0}), answer("1", "x", "base", 1, 1),
+        Line("loaded", "base", 1, {"uptime_s": 15.0}),
+        answer("1", "x", "base", 1, 1),
         Line("memory", "base", 1, {"uptime_s": 19.0}),
         Line("loaded", "artifact", 2, {"uptime_s": 20.0}),  # killed: it never said its end
-    ]  # fmt: skip
+    ]
     (span,) = busy(lines, "artifact")
     assert (span.start_uptime_s, span.end_uptime_s, span.tokens) == (10.0, 14.0, 6)

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mpa_edge.config.library import load_recipe, load_target
-from mpa_edge.bench.results import documents
-from mpa_edge.bench.results.documents import Evidence, report_of, write_documents
 from mpa_edge.bench.device.protocol import JobOrder, Line
 from mpa_edge.bench.host.measurement import Bench
+from mpa_edge.bench.report.read import read_bench
+from mpa_edge.bench.results import documents
+from mpa_edge.bench.results.documents import Evidence, report_of, write_documents
 from mpa_edge.bench.results.probe import Probe, WatchLine
 from mpa_edge.bench.results.records import METRICS
-from mpa_edge.bench.report.read import read_bench
 from mpa_edge.bench.results.timing import order
+from mpa_edge.config.library import load_recipe, load_target
 from mpa_edge.errors import MpaError
 from mpa_edge.types import Prediction
 
@@ -29,19 +29,29 @@ PROBE = Probe(machine="x86_64", emulated=False, affinity="0-1")
 
 def bench(target: str = "cpu") -> Bench:
     return Bench(
-        run=Path("runs/mine"), recipe=load_recipe("minicharts"), target=load_target(target), scheme="onnx-int8",
-        artifact=Path("a"), base=Path("b"),
-    )  # fmt: skip
+        run=Path("runs/mine"),
+        recipe=load_recipe("minicharts"),
+        target=load_target(target),
+        scheme="onnx-int8",
+        artifact=Path("a"),
+        base=Path("b"),
+    )
 
 
 def said(right: Sequence[bool]) -> list[Prediction]:
     return [
         Prediction(
-            sample_id=name, image_id=f"{name}.png", kind=None, question="?", answers=("yes",), model="m",
-            text="yes" if good else "no", score=float(good),
+            sample_id=name,
+            image_id=f"{name}.png",
+            kind=None,
+            question="?",
+            answers=("yes",),
+            model="m",
+            text="yes" if good else "no",
+            score=float(good),
         )
         for name, good in zip(IDS, right, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def evidence(share_right: float, ttft_s: float = 0.1) -> Evidence:

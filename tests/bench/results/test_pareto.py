@@ -13,19 +13,29 @@ def point(
     accuracy: float, ttft_s: float | None, speed: float | None = 10.0, peak: int | None = 100, ok: bool = True
 ) -> SweepPoint:
     return SweepPoint(
-        settings={}, accuracy=accuracy, ci95=(accuracy - 0.02, accuracy + 0.02), ttft_s=ttft_s, tokens_per_s=speed,
-        peak_bytes=peak, within_budgets=ok, on_front=False,
-    )  # fmt: skip
+        settings={},
+        accuracy=accuracy,
+        ci95=(accuracy - 0.02, accuracy + 0.02),
+        ttft_s=ttft_s,
+        tokens_per_s=speed,
+        peak_bytes=peak,
+        within_budgets=ok,
+        on_front=False,
+    )
 
 
 NUMBERS = st.integers(1, 4)
 POINTS = st.lists(
     st.builds(
-        point, NUMBERS.map(lambda n: n / 10), st.none() | NUMBERS.map(float), st.none() | NUMBERS.map(float),
-        st.none() | NUMBERS, st.booleans(),
+        point,
+        NUMBERS.map(lambda n: n / 10),
+        st.none() | NUMBERS.map(float),
+        st.none() | NUMBERS.map(float),
+        st.none() | NUMBERS,
+        st.booleans(),
     ),
     max_size=9,
-)  # fmt: skip
+)
 
 
 @given(POINTS)

@@ -23,8 +23,8 @@ from mpa_edge.bench.results.sensors import (
     throttled,
 )
 from mpa_edge.bench.results.validity import cautions, invalid_reasons, overall
-from mpa_edge.errors import MpaError
 from mpa_edge.config.target import Thermal
+from mpa_edge.errors import MpaError
 from tests.bench import trees
 from tests.bench.test_probe_sh import said
 
@@ -131,11 +131,17 @@ SIGNS: list[tuple[dict[str, Any], dict[str, Any], str | None]] = [
     ({}, {"thermal_zones": zones(cpu=79.9, PMIC=100.0)}, None),
     ({}, {"thermal_zones": zones(cpu=80.0)}, "cpu at 80 C, and it slows down from 80 C on"),
     ({}, {"thermal_zones": [{"type": "cpu", "temp_c": DENIED}]}, None),
-    ({"frequencies": [{"name": "policy0", "allowed_khz": 2400000}]},
-     {"frequencies": [{"name": "policy0", "allowed_khz": 1500000}]}, "policy0 capped at 1500 of 2400 MHz"),
-    ({"frequencies": [{"name": "policy0", "allowed_khz": 2400000}]},
-     {"frequencies": [{"name": "policy0", "allowed_khz": 2400000}]}, None),
-]  # fmt: skip
+    (
+        {"frequencies": [{"name": "policy0", "allowed_khz": 2400000}]},
+        {"frequencies": [{"name": "policy0", "allowed_khz": 1500000}]},
+        "policy0 capped at 1500 of 2400 MHz",
+    ),
+    (
+        {"frequencies": [{"name": "policy0", "allowed_khz": 2400000}]},
+        {"frequencies": [{"name": "policy0", "allowed_khz": 2400000}]},
+        None,
+    ),
+]
 
 
 @pytest.mark.parametrize(("before", "now", "said"), SIGNS)
@@ -230,10 +236,15 @@ def test_emulated_and_throttled_runs_are_invalid() -> None:
 def test_cautions_are_said_and_do_not_invalidate() -> None:
     probe = Probe.model_validate(
         {
-            "emulated": False, "load_average": [3.0, 1.0, 1.0], "affinity": "0-3", "virtual": "QEMU",
-            "frequencies": [{"governor": "powersave"}], "thermal_zones": zones(cpu=62.0), "power_mode": "battery saver",
+            "emulated": False,
+            "load_average": [3.0, 1.0, 1.0],
+            "affinity": "0-3",
+            "virtual": "QEMU",
+            "frequencies": [{"governor": "powersave"}],
+            "thermal_zones": zones(cpu=62.0),
+            "power_mode": "battery saver",
         }
-    )  # fmt: skip
+    )
     found = cautions(probe, LIMITS, {"ttft_s": 0.12, "tpot_s": 0.0})
     assert len(found) == 6
     for word in (
@@ -253,6 +264,10 @@ def test_cautions_are_said_and_do_not_invalidate() -> None:
 def test_the_word_of_all() -> None:
     words = {(word, bad): overall(word, bad) for word in ("holds", "lost", "inconclusive") for bad in (False, True)}
     assert words == {
-        ("holds", False): "holds", ("holds", True): "invalid", ("lost", False): "lost", ("lost", True): "lost",
-        ("inconclusive", False): "inconclusive", ("inconclusive", True): "invalid",
-    }  # fmt: skip
+        ("holds", False): "holds",
+        ("holds", True): "invalid",
+        ("lost", False): "lost",
+        ("lost", True): "lost",
+        ("inconclusive", False): "inconclusive",
+        ("inconclusive", True): "invalid",
+    }

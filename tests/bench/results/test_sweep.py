@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpa_edge.config.library import load_target
 from mpa_edge.bench.results.records import BenchReport
 from mpa_edge.bench.results.sweep import axes_of, budget_for, point_of, settings, slug, sweep_of
+from mpa_edge.config.library import load_target
 from mpa_edge.errors import MpaError
 from tests.bench import made_up
 
@@ -19,15 +19,17 @@ def report(seed: int = 1, slower: float = 1.0, emulated: bool = False) -> BenchR
     rows, timed = made_up.answers(60, (0.5, 0.7, 0.7), rng), made_up.timings(slower, rng)
     return made_up.report_of(
         rows, timed, run="r", scheme="gguf-q8_0", target="cpu", emulated=emulated, peak=100_000_000
-    )  # fmt: skip
+    )
 
 
 def test_every_combination_once_in_a_fixed_order() -> None:
     made = settings(axes_of("scheme=a:b,threads=1:4"), CPU, cores=8)
     assert made == [
-        {"threads": 1, "scheme": "a"}, {"threads": 1, "scheme": "b"},
-        {"threads": 4, "scheme": "a"}, {"threads": 4, "scheme": "b"},
-    ]  # fmt: skip
+        {"threads": 1, "scheme": "a"},
+        {"threads": 1, "scheme": "b"},
+        {"threads": 4, "scheme": "a"},
+        {"threads": 4, "scheme": "b"},
+    ]
     assert len({slug(one) for one in made}) == 4
 
 
@@ -41,11 +43,15 @@ def test_without_values_the_target_and_the_device_choose() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no axis ''"), ("tiles", "no axis 'tiles'"), ("threads=", "threads has no values"),
-        ("threads=two", "threads=two is no count"), ("threads=0", "threads=0 is no count"),
-        ("threads=1,", "no axis ''"), ("image_budget=1:999", "image_budget=999 is no count"),
+        ("", "no axis ''"),
+        ("tiles", "no axis 'tiles'"),
+        ("threads=", "threads has no values"),
+        ("threads=two", "threads=two is no count"),
+        ("threads=0", "threads=0 is no count"),
+        ("threads=1,", "no axis ''"),
+        ("image_budget=1:999", "image_budget=999 is no count"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_sweep_is_one_line_with_the_fix(text: str, message: str) -> None:
     with pytest.raises(MpaError, match=message):
         settings(axes_of(text), CPU, cores=2)

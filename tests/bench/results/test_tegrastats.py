@@ -106,9 +106,14 @@ def test_golden(line: str, expected: tuple[object, ...]) -> None:
     assert not isinstance(power, Unreadable)
     ram, hottest = (found.ram_used_mb, found.ram_total_mb), max(found.temperatures_c.values(), default=None)
     assert (
-        ram, found.cpu_loads, found.gpu_load, found.gpu_mhz, found.emc_load, hottest,
+        ram,
+        found.cpu_loads,
+        found.gpu_load,
+        found.gpu_mhz,
+        found.emc_load,
+        hottest,
         (pytest.approx(power[0]), power[1]),
-    ) == expected  # fmt: skip
+    ) == expected
 
 
 def test_sensors_that_are_off_are_left_out() -> None:

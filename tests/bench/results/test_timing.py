@@ -156,7 +156,8 @@ def test_a_short_run_has_no_drift() -> None:
 def test_level_takes_the_questions_length_out() -> None:
     rows = [
         Timed(variant="base", id=name, repetition=r, values={"ttft_s": size * slow})
-        for r, slow in ((1, 1.0), (2, 1.0), (3, 1.0)) for name, size in (("short", 1.0), ("long", 7.0))
-    ]  # fmt: skip
+        for r, slow in ((1, 1.0), (2, 1.0), (3, 1.0))
+        for name, size in (("short", 1.0), ("long", 7.0))
+    ]
     assert level(rows, "ttft_s") == [1.0] * 6
     assert level(rows, "tpot_s") == []

@@ -16,14 +16,18 @@ LLAMA = {"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536}
 SMOL = {"model_type": "smolvlm", "text_config": LLAMA, "vision_config": {}}
 QWEN = {"model_type": "qwen2_5_vl", "text_config": {"hidden_size": 64}, "vision_config": {"depth": 32}}
 DEEP = {
-    "model_type": "qwen3_vl", "text_config": {"hidden_size": 64, "num_hidden_layers": 28},
+    "model_type": "qwen3_vl",
+    "text_config": {"hidden_size": 64, "num_hidden_layers": 28},
     "vision_config": {"depth": 24, "deepstack_visual_indexes": [5, 11, 17]},
-}  # fmt: skip
+}
 SIGLIP = {"model_type": "siglip_vision_model"}
 LLAVA = {
-    "model_type": "llava", "text_config": LLAMA, "vision_config": SIGLIP, "vision_feature_layer": -2,
+    "model_type": "llava",
+    "text_config": LLAMA,
+    "vision_config": SIGLIP,
+    "vision_feature_layer": -2,
     "vision_feature_select_strategy": "full",
-}  # fmt: skip
+}
 INTERNVL = {"model_type": "internvl", "text_config": LLAMA, "vision_config": {"norm_type": "layer_norm"}}
 
 

@@ -18,9 +18,15 @@ from tests.families import zoo
 
 ALL = ("student", *zoo.MODEL_TYPES)
 PROJECTORS = {
-    "student": "idefics3", "idefics3": "idefics3", "smolvlm": "idefics3", "qwen2_vl": "qwen2vl_merger",
-    "qwen2_5_vl": "qwen2.5vl_merger", "qwen3_vl": "qwen3vl_merger", "llava": "mlp", "internvl": "internvl",
-}  # fmt: skip
+    "student": "idefics3",
+    "idefics3": "idefics3",
+    "smolvlm": "idefics3",
+    "qwen2_vl": "qwen2vl_merger",
+    "qwen2_5_vl": "qwen2.5vl_merger",
+    "qwen3_vl": "qwen3vl_merger",
+    "llava": "mlp",
+    "internvl": "internvl",
+}
 LANGUAGES = {"qwen2_vl": "qwen2vl", "qwen2_5_vl": "qwen2vl", "qwen3_vl": "qwen3vl", "internvl": "qwen2"}
 HARD_TEXTS = (
     "How many?  12345 or 3.14\n\n\tNo -- it's \"them\", isn't it?!",

@@ -30,9 +30,14 @@ def test_only_what_the_converter_needs_is_staged(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "source")
     staged = stage(source, tmp_path / "staged")
     assert sorted(path.name for path in staged.iterdir()) == [
-        "config.json", "model-1.safetensors", "model-2.safetensors", "model.safetensors.index.json",
-        "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
-    ]  # fmt: skip
+        "config.json",
+        "model-1.safetensors",
+        "model-2.safetensors",
+        "model.safetensors.index.json",
+        "preprocessor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     assert (staged / "model-2.safetensors").resolve() == source / "model-2.safetensors"
 
 

@@ -15,9 +15,9 @@ from mpa_edge.exporters.onnx.calibrate import Feeds, Recorder, calibrate, chosen
 from mpa_edge.exporters.onnx.quantize import quantize_component
 from mpa_edge.exporters.source import Source, open_source
 from mpa_edge.nursery.render import pictures
-from mpa_edge.runs.parquet import write_part
 from mpa_edge.runs.files import write_json
 from mpa_edge.runs.manifest import FOLDERS, RENDERED, RUN_FILE
+from mpa_edge.runs.parquet import write_part
 from mpa_edge.types import ParityRecord
 from tests.vlm.exported import STUDENT, checkpoint, onnx_folder
 
@@ -41,9 +41,12 @@ def step(n: int, past: int) -> dict[str, np.ndarray]:
 def test_an_answer_becomes_one_pass() -> None:
     whole = one_pass([step(5, 0), step(1, 5), step(1, 6)])
     assert {name: array.shape for name, array in whole.items()} == {
-        "inputs_embeds": (1, 7, 4), "attention_mask": (1, 7), "position_ids": (3, 1, 7), "num_logits_to_keep": (),
+        "inputs_embeds": (1, 7, 4),
+        "attention_mask": (1, 7),
+        "position_ids": (3, 1, 7),
+        "num_logits_to_keep": (),
         "past_key_values.0.key": (1, 2, 0, 8),
-    }  # fmt: skip
+    }
     assert whole["position_ids"][0, 0].tolist() == list(range(7))
     assert whole["num_logits_to_keep"] == 0
     assert whole["inputs_embeds"][0, :, 0].tolist() == [0, 0, 0, 0, 0, 5, 6]

@@ -13,8 +13,8 @@ import onnx
 import pytest
 
 from mpa_edge.errors import MpaError
-from mpa_edge.exporters.onnx import export
 from mpa_edge.exporters.graphs import build, known
+from mpa_edge.exporters.onnx import export
 from mpa_edge.exporters.onnx.export import export_component, load_part
 from mpa_edge.exporters.verify.probes import drawn
 from mpa_edge.families import families
@@ -45,9 +45,13 @@ class TorchSide:
         images = [drawn(*size, seed=i) for i, size in enumerate(PICTURES)][rows]
         texts = [chat_prompt(self.processor, question) for question in QUESTIONS[rows]]
         return self.processor(
-            text=texts, images=[[image] for image in images], padding=True,
-            padding_side="left", add_special_tokens=False, return_tensors="pt",
-        )  # fmt: skip
+            text=texts,
+            images=[[image] for image in images],
+            padding=True,
+            padding_side="left",
+            add_special_tokens=False,
+            return_tensors="pt",
+        )
 
     def logits(self, feed: Any, model: Any) -> np.ndarray:
         import torch
@@ -155,9 +159,11 @@ def test_what_is_masked_does_not_count() -> None:
 
 
 VISION_INPUTS = {
-    "pixel_values+pixel_attention_mask": ("student", "idefics3", "smolvlm"), "pixel_values+grid_thw": ("qwen2_vl",),
-    "pixel_values+image_grid_thw": ("qwen2_5_vl", "qwen3_vl"), "pixel_values": ("llava", "llava:clip", "internvl"),
-}  # fmt: skip
+    "pixel_values+pixel_attention_mask": ("student", "idefics3", "smolvlm"),
+    "pixel_values+grid_thw": ("qwen2_vl",),
+    "pixel_values+image_grid_thw": ("qwen2_5_vl", "qwen3_vl"),
+    "pixel_values": ("llava", "llava:clip", "internvl"),
+}
 
 
 def axes(value: Any) -> list[str | int]:
@@ -211,7 +217,7 @@ def test_no_file_tells_of_the_machine_that_made_it(which: str) -> None:
 def test_weights_in_a_file_of_their_own_are_the_same_model(
     part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_export, "EMBEDDED_BYTES", 1000)
+    monkeypatch.setattr(export, "EMBEDDED_BYTES", 1000)
     out = tmp_path / f"{FILES[part]}.onnx"
     export_component(checkpoint("student"), part, out)  # type: ignore[arg-type]
     assert sorted(path.name for path in tmp_path.iterdir()) == [out.name, f"{out.name}_data"]
@@ -223,8 +229,10 @@ def test_weights_in_a_file_of_their_own_are_the_same_model(
         if entry.key == "location"
     }
     assert places == {f"{out.name}_data"}
-    apart, whole = ({t.name: onnx.numpy_helper.to_array(t) for t in m.graph.initializer} for m in
-                    (onnx.load(out), proto("student", part)))  # fmt: skip
+    apart, whole = (
+        {t.name: onnx.numpy_helper.to_array(t) for t in m.graph.initializer}
+        for m in (onnx.load(out), proto("student", part))
+    )
     assert apart.keys() == whole.keys()
     assert all(np.array_equal(apart[name], whole[name]) for name in whole)
     session(out)
@@ -236,7 +244,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
         out.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(onnx_export, "embed_weights", full)
+    monkeypatch.setattr(export, "embed_weights", full)
     with pytest.raises(OSError, match="No space left"):
         export_component(checkpoint("student"), "embed", tmp_path / "embed_tokens.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from mpa_edge.config.library import load_scheme
+from mpa_edge.config.scheme import Scheme
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.onnx import files
 from mpa_edge.exporters.onnx.quantize import quantize_component
-from mpa_edge.config.scheme import Scheme
 
 HIDDEN, WIDE, ROWS = 64, 96, 40
 SCHEME = load_scheme("onnx-q4")
@@ -179,9 +179,11 @@ def test_a_decoder_takes_fp32_embeddings_and_an_fp16_cache(tmp_path: Path, out: 
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     kinds = {value.name: value.type for value in (*session.get_inputs(), *session.get_outputs())}
     assert kinds == {
-        "inputs_embeds": "tensor(float)", "past_key_values.0.key": "tensor(float16)",
-        "logits": "tensor(float)", "present.0.key": "tensor(float16)",
-    }  # fmt: skip
+        "inputs_embeds": "tensor(float)",
+        "past_key_values.0.key": "tensor(float16)",
+        "logits": "tensor(float)",
+        "present.0.key": "tensor(float16)",
+    }
 
 
 @pytest.mark.parametrize(
@@ -208,7 +210,7 @@ def test_an_embedding_table(tmp_path: Path, out: Path, precision: str, operator:
 
 
 def test_large_weights_go_beside_the_graph(fp32: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_files, "EMBEDDED_BYTES", 1000)
+    monkeypatch.setattr(files, "EMBEDDED_BYTES", 1000)
     for precision in ("int8", "q4", "fp16"):
         quantize_component(fp32, out, "vision", precision, SCHEME)
         graph = onnx.load(out, load_external_data=False).graph
@@ -228,7 +230,7 @@ def test_nothing_has_the_final_name_when_it_fails(fp32: Path, out: Path, monkeyp
         assert path.is_file()
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(onnx_files, "check", fail)
+    monkeypatch.setattr(files, "check", fail)
     with pytest.raises(RuntimeError, match="no such kernel"):
         quantize_component(fp32, out, "vision", "int8", SCHEME)
     assert [path.name for path in out.parent.iterdir()] == ["fp32.onnx"]

@@ -14,13 +14,13 @@ import pytest
 
 from mpa_edge.artifact import Artifact, read_artifact
 from mpa_edge.config.library import load_recipe, load_scheme
+from mpa_edge.config.scheme import Scheme, Tolerance
 from mpa_edge.exporters.publish.card import card, write_card
 from mpa_edge.exporters.publish.licences import front_matter
 from mpa_edge.exporters.source import Source, open_source
 from mpa_edge.nursery.render import render
 from mpa_edge.runs.files import write_json
 from mpa_edge.runs.manifest import FOLDERS, Manifest
-from mpa_edge.config.scheme import Scheme, Tolerance
 from mpa_edge.vlm import WEIGHTS
 from tests.exporters import hand_made
 from tests.exporters.javascript import client
@@ -58,17 +58,26 @@ def test_the_card_of_a_run_says_where_it_comes_from(tmp_path: Path) -> None:
     text = text_of(run_source(tmp_path), tmp_path / "x", load_scheme("onnx-int8"), accuracy=hand_made.ACCURACY)
     head = front_matter(text)
     assert head == {
-        "license": "apache-2.0", "pipeline_tag": "image-text-to-text", "library_name": "transformers.js",
+        "license": "apache-2.0",
+        "pipeline_tag": "image-text-to-text",
+        "library_name": "transformers.js",
         "tags": ["mpa-edge", "onnx", "idefics3"],
-    }  # fmt: skip
+    }
     for part in (
-        "recipe `minicharts`", "`nursery:teacher` wrote 3,605 pseudo labels for 1,000 unlabelled pictures",
+        "recipe `minicharts`",
+        "`nursery:teacher` wrote 3,605 pseudo labels for 1,000 unlabelled pictures",
         "the 1,606 where only the teacher was right, and 718 that both knew",
-        "| **this export** | **67.7%** (95 % interval 64.8% to 70.6%) |", "| base, fp32 | 49.3% |",
-        "| aligned, fp32 | 68.3% |", "It keeps 97% of the gain.", "1,000 held-out questions", "target `cpu`",
-        "| vision | `onnx/vision_encoder_int8.onnx` | int8 |", "- vision: 3 of 28 weights stay fp32",
-        "| smallest cosine of an image embedding | 0.99912 |", "| prompt tokens equal | yes |",
-    ):  # fmt: skip
+        "| **this export** | **67.7%** (95 % interval 64.8% to 70.6%) |",
+        "| base, fp32 | 49.3% |",
+        "| aligned, fp32 | 68.3% |",
+        "It keeps 97% of the gain.",
+        "1,000 held-out questions",
+        "target `cpu`",
+        "| vision | `onnx/vision_encoder_int8.onnx` | int8 |",
+        "- vision: 3 of 28 weights stay fp32",
+        "| smallest cosine of an image embedding | 0.99912 |",
+        "| prompt tokens equal | yes |",
+    ):
         assert part in text, part
     assert "Warning" not in text
     assert str(tmp_path) not in text
@@ -162,9 +171,12 @@ def place(tmp_path: Path, made: Path, which: str) -> tuple[Path, Artifact]:
     picture = next((render(tmp_path / "pictures", 1, 7, "target"), tmp_path / "pictures")[1].rglob("*.png"))
     shutil.copy(picture, folder / "picture.png")
     scheme = Scheme(
-        schema_version=1, name=artifact.scheme, format=artifact.format, components=_bits(artifact),
+        schema_version=1,
+        name=artifact.scheme,
+        format=artifact.format,
+        components=_bits(artifact),
         tolerance=Tolerance(vision_cosine_min=0.5, max_abs_logit_diff=1.0, greedy_prefix=0.0),
-    )  # fmt: skip
+    )
     source = open_source(str(checkpoint(which)), out=str(tmp_path / "exports"))
     write_card(source, artifact, hand_made.manifest_of(scheme, folder), folder)
     return folder, artifact

@@ -45,9 +45,15 @@ def run(folder: Path, repo: str, endpoint: str, home: Path, token: str = TOKEN, 
     """`push` with nothing in its environment that this test did not put there."""
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LANG") if name in os.environ}
     environment = {
-        **kept, "HOME": str(home), "HF_HOME": str(home / "hf"), "HF_ENDPOINT": endpoint, "HF_TOKEN": token,
-        "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", **more,
-    }  # fmt: skip
+        **kept,
+        "HOME": str(home),
+        "HF_HOME": str(home / "hf"),
+        "HF_ENDPOINT": endpoint,
+        "HF_TOKEN": token,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        **more,
+    }
     words = [sys.executable, "-c", PUSH, str(folder), repo]
     root = Path(__file__).parents[2]
     return subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True, timeout=120)
@@ -62,9 +68,13 @@ def test_what_the_manifest_names_arrives_and_nothing_else(hub: Hub, folder: Path
     assert done.stdout == f"{hub.url}/me/mine\n"
     assert hub.repos["me/mine"] is True
     names = [
-        "README.md", "artifact.json", "manifest.json", "onnx/decoder_model_merged_int8.onnx",
-        "onnx/embed_tokens_int8.onnx", "onnx/vision_encoder_int8.onnx",
-    ]  # fmt: skip
+        "README.md",
+        "artifact.json",
+        "manifest.json",
+        "onnx/decoder_model_merged_int8.onnx",
+        "onnx/embed_tokens_int8.onnx",
+        "onnx/vision_encoder_int8.onnx",
+    ]
     assert sorted(hub.files) == names
     assert hub.files == {name: (folder / name).read_bytes() for name in names}
     assert any(line.endswith("/info/lfs/objects/batch") for line in hub.asked)

@@ -11,14 +11,14 @@ import pytest
 
 from mpa_edge.artifact import Artifact, read_artifact
 from mpa_edge.config.library import load_scheme
-from mpa_edge.errors import MpaError
-from mpa_edge.exporters.publish.layout import file_name, prompt_parts, write_layout
-from mpa_edge.exporters.verify.probes import drawn
-from mpa_edge.exporters.source import Source, open_source
 from mpa_edge.config.scheme import Scheme
 from mpa_edge.config.target import ImageBudget
-from mpa_edge.vlm.transformers.checkpoint import chat_prompt, load_processor, without_special_tokens
+from mpa_edge.errors import MpaError
+from mpa_edge.exporters.publish.layout import file_name, prompt_parts, write_layout
+from mpa_edge.exporters.source import Source, open_source
+from mpa_edge.exporters.verify.probes import drawn
 from mpa_edge.vlm.pixels import prepare
+from mpa_edge.vlm.transformers.checkpoint import chat_prompt, load_processor, without_special_tokens
 from tests.vlm.exported import checkpoint
 
 EVERY = ("student", "idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava:clip", "internvl")

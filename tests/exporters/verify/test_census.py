@@ -259,9 +259,11 @@ def test_static_graphs_name_their_scales_in_an_operator(tmp_path: Path) -> None:
     bias = AFTER["model.vision_model.encoder.layers.0.mlp.fc1.bias"]
     steps = np.abs(weight).max(1) / 127
     stored = {
-        "w": np.round(weight / steps[:, None]).astype(np.int8), "w_s": steps.astype(np.float32),
-        "b": np.round(bias / 1e-6).astype(np.int32), "b_s": np.float32(1e-6),
-    }  # fmt: skip
+        "w": np.round(weight / steps[:, None]).astype(np.int8),
+        "w_s": steps.astype(np.float32),
+        "b": np.round(bias / 1e-6).astype(np.int32),
+        "b_s": np.float32(1e-6),
+    }
     nodes = [
         helper.make_node("DequantizeLinear", ["w", "w_s"], ["weight"], axis=0),
         helper.make_node("DequantizeLinear", ["b", "b_s"], ["bias"]),

@@ -18,12 +18,12 @@ from safetensors.numpy import load_file, save_file
 from mpa_edge.artifact import ARTIFACT
 from mpa_edge.config.library import load_recipe, load_scheme
 from mpa_edge.errors import MpaError, VerificationError
-from mpa_edge.exporters.verify import reference as truth
-from mpa_edge.exporters.verify.gate import gate as gate
-from mpa_edge.exporters.verify.parity import Parity, ParityDetails
 from mpa_edge.exporters.source import Source
-from mpa_edge.vlm.onnxruntime import model as runtime
+from mpa_edge.exporters.verify import gate as gate
+from mpa_edge.exporters.verify import reference as truth
+from mpa_edge.exporters.verify.parity import Parity, ParityDetails
 from mpa_edge.vlm import resolve
+from mpa_edge.vlm.onnxruntime import model as runtime
 from tests.exporters.small_weights import aligned, quantize
 from tests.vlm.exported import onnx_folder
 from tests.vlm.llama_exported import gguf_folder, hybrid_folder
@@ -60,7 +60,7 @@ def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     if "apart" not in request.fixturenames:
         for module in (gate, truth):
             monkeypatch.setattr(
-                module, "run_apart", lambda function, *arguments, threads=None: (function(*arguments), 0)
+                module, "run_isolated", lambda function, *arguments, threads=None: (function(*arguments), 0)
             )
 
 
@@ -134,9 +134,13 @@ def to_base(path: Path, base: Path) -> None:
 def test_a_right_export_passes_in_processes_of_its_own(apart: None, source: Source, folder: Path) -> None:
     parity, details = verified(source, folder)
     assert set(parity.model_dump()) == {
-        "tokens_equal", "image_tokens_equal", "vision_cosine_min", "max_abs_logit_diff", "greedy_prefix",
+        "tokens_equal",
+        "image_tokens_equal",
+        "vision_cosine_min",
+        "max_abs_logit_diff",
+        "greedy_prefix",
         "blank_image_changes",
-    }  # fmt: skip
+    }
     assert parity.greedy_prefix == 1
     assert parity.max_abs_logit_diff < 1e-3
     assert details.pixels_equal

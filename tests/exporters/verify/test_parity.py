@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mpa_edge.exporters.verify.parity import Compared, Pair, compare, prefix_shares
 from mpa_edge.config.scheme import Tolerance
+from mpa_edge.exporters.verify.parity import Compared, Pair, compare, prefix_shares
 from mpa_edge.types import Trace
 
 IMAGE, VOCABULARY, HIDDEN = 5, 40, 16

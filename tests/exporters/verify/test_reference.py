@@ -8,20 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mpa_edge.config.target import ImageBudget
+from mpa_edge.exporters.source import Source
 from mpa_edge.exporters.verify import reference as truth
 from mpa_edge.exporters.verify.probes import Probes, probes
 from mpa_edge.exporters.verify.reference import Checkpoint, Reference, Seen, read_reference, write_reference
-from mpa_edge.exporters.source import Source
-from mpa_edge.config.target import ImageBudget
 from mpa_edge.types import Request, Trace
 from mpa_edge.vlm.trace import pixels_digest
 from tests.vlm.exported import checkpoint
 
 NAMES = {
-    "idefics3": ["pixel_attention_mask", "pixel_values"], "smolvlm": ["pixel_attention_mask", "pixel_values"],
-    "qwen2_vl": ["grid_thw", "pixel_values"], "qwen2_5_vl": ["image_grid_thw", "pixel_values"],
-    "llava": ["pixel_values"], "internvl": ["pixel_values"],
-}  # fmt: skip
+    "idefics3": ["pixel_attention_mask", "pixel_values"],
+    "smolvlm": ["pixel_attention_mask", "pixel_values"],
+    "qwen2_vl": ["grid_thw", "pixel_values"],
+    "qwen2_5_vl": ["image_grid_thw", "pixel_values"],
+    "llava": ["pixel_values"],
+    "internvl": ["pixel_values"],
+}
 
 
 def asked(model: Checkpoint) -> Probes:
@@ -82,7 +85,7 @@ def test_the_budget_is_applied() -> None:
 
 @pytest.mark.slow
 def test_another_budget_is_another_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(truth, "run_apart", lambda function, *arguments, threads=None: (function(*arguments), 0))
+    monkeypatch.setattr(truth, "run_isolated", lambda function, *arguments, threads=None: (function(*arguments), 0))
     source = Source("student", checkpoint("student"), Path("runs"))
     plain = truth.reference(source, None, "<image>", 1, tmp_path)
     tight = truth.reference(source, ImageBudget(max_tiles=1, max_pixels=4096), "<image>", 1, tmp_path)

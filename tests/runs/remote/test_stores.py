@@ -130,7 +130,7 @@ def test_a_store_that_stays_away_is_one_line(shaky: type[Shaky], files: Path) ->
 def test_is_url() -> None:
     assert [is_url(text) for text in ("S3://b", "gs://b/x", "C:\\x", "openai:http://x#m", "a/b", Path("x"))] == [
         True, True, False, False, False, False,
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize("name", ["../evil", "1-annotate/../../evil", "/etc/evil", "a\0b"])

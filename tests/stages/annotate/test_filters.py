@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from mpa_edge.errors import MpaError
 from mpa_edge.config.recipe import AnnotateConfig
+from mpa_edge.errors import MpaError
 from mpa_edge.runs.parquet import count_reasons, read_dropped, read_parts
-from mpa_edge.stages.annotate.stage import run_annotate
 from mpa_edge.stages.annotate.filters import GREY, alikeness, repeats, sure
+from mpa_edge.stages.annotate.stage import run_annotate
 from mpa_edge.tasks import get_task
 from mpa_edge.types import PseudoAnnotation
 
@@ -123,9 +123,7 @@ def test_a_teacher_that_does_not_say_how_sure_it_is(shelf, make_run) -> None:
 
 
 def test_confidence_is_a_probability() -> None:
-    row = PseudoAnnotation(
-        id="1", image_id="1", image="1", question="?", answer="7", votes=("7",), teacher="teacher"
-    )  # fmt: skip
+    row = PseudoAnnotation(id="1", image_id="1", image="1", question="?", answer="7", votes=("7",), teacher="teacher")
     assert sure(row, -0.693, 0.5) == row.model_copy(update={"logprob": -0.693})
     assert sure(row, -0.694, 0.5).reason == "the teacher was not sure"
     with pytest.raises(ValidationError, match=r"min_confidence needs an answer to measure: use annotate\.votes=1"):

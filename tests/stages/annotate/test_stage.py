@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mpa_edge.runs.parquet import count_reasons, read_dropped, read_parts
 from mpa_edge.runs.manifest import read_manifest
-from mpa_edge.stages.annotate.stage import stage
+from mpa_edge.runs.parquet import count_reasons, read_dropped, read_parts
+from mpa_edge.stages.annotate import stage as annotate
 from mpa_edge.stages.annotate.stage import annotation_request, run_annotate
 from mpa_edge.stages.run import stable_seed
 from mpa_edge.tasks import get_task

@@ -18,24 +18,24 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.stages.test_training import ANSWERS, records
 
 import mpa_edge
 from mpa_edge.errors import MpaError
 from mpa_edge.nursery.models import build_model, build_processor
 from mpa_edge.runs.files import make_folder, read_json, write_json
 from mpa_edge.runs.manifest import StageClock, read_manifest
-from mpa_edge.stages.level import launch, ddp_worker, training
 from mpa_edge.stages.annotate.stage import run_annotate
-from mpa_edge.stages.level.answer_logits import IGNORE, answer_logits
 from mpa_edge.stages.identify import run_identify
+from mpa_edge.stages.level import ddp_worker, launch, training
+from mpa_edge.stages.level.answer_logits import IGNORE, answer_logits
 from mpa_edge.stages.level.dataset import AnswerCollator, as_rows
-from mpa_edge.stages.level.stage import run_level
-from mpa_edge.stages.level.processes import Processes, processes
-from mpa_edge.stages.run import Run, remember
-from mpa_edge.stages.level.selection import Selection
 from mpa_edge.stages.level.ddp import EvenOrder, agreed, blank, place
+from mpa_edge.stages.level.processes import Processes, processes
+from mpa_edge.stages.level.selection import Selection
+from mpa_edge.stages.level.stage import run_level
+from mpa_edge.stages.run import Run, remember
 from mpa_edge.tasks import get_task
-from tests.stages.test_training import ANSWERS, records
 
 ROOT = Path(mpa_edge.__file__).parent.parent
 RANK_MODULE = "mpa_edge.stages.level.ddp_worker"
@@ -176,9 +176,16 @@ def configuration(folder: Path, machine: int, port: int) -> str:
 def test_two_machines_learn_what_one_process_learns(prepared, tmp_path) -> None:
     """Each launcher stands for a machine. DoRA, a curriculum, the teacher's probabilities, early stopping."""
     one = prepared(
-        "one", level__dora=True, level__strength=1.0, level__rank=2, level__curriculum=True, level__distill=0.5,
-        level__max_steps=8, level__eval_steps=2, level__targets=["language"],
-    )  # fmt: skip
+        "one",
+        level__dora=True,
+        level__strength=1.0,
+        level__rank=2,
+        level__curriculum=True,
+        level__distill=0.5,
+        level__max_steps=8,
+        level__eval_steps=2,
+        level__targets=["language"],
+    )
     two, port = copied(one, "two"), free_port()
     run_level(one)
     helper = program("level", str(two.folder), "--accelerate-config", configuration(tmp_path, 1, port))
@@ -274,15 +281,20 @@ def test_whoever_dies_takes_all_along_and_the_same_command_goes_on(prepared) -> 
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"), [(MpaError("put it back"), "user"), (MemoryError("x"), "memory"), (KeyError("x"), "other"),
-     (RuntimeError("[gloo/transport/tcp/pair.cc:545] Read error: Connection reset by peer"), "peer")],
-)  # fmt: skip
+    ("error", "kind"),
+    [
+        (MpaError("put it back"), "user"),
+        (MemoryError("x"), "memory"),
+        (KeyError("x"), "other"),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:545] Read error: Connection reset by peer"), "peer"),
+    ],
+)
 def test_what_ends_a_training_process_is_written_down(make_run, tmp_path, monkeypatch, error, kind) -> None:
     def work(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(rank, "work", work)
-    monkeypatch.setattr(rank, "die_with_parent", lambda parent: None)
+    monkeypatch.setattr(ddp_worker, "work", work)
+    monkeypatch.setattr(ddp_worker, "die_with_parent", lambda parent: None)
     monkeypatch.setenv(launch.LAUNCHER, "1")
     monkeypatch.setenv("RANK", "0")
     run = replace(make_run(), processes=Processes(2))

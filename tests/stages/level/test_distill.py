@@ -10,21 +10,21 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from tests.stages.test_training import losses, records
 
+from mpa_edge.config.recipe import Recipe
 from mpa_edge.errors import MpaError
 from mpa_edge.nursery.models import build_model, build_processor
-from mpa_edge.config.recipe import Recipe
 from mpa_edge.runs.files import make_folder, read_json
 from mpa_edge.runs.manifest import StageClock
 from mpa_edge.stages.level import distill, training
-from mpa_edge.stages.level.curriculum import LOSSES_BEFORE, easy_first, losses_before, row_losses
-from mpa_edge.stages.level.distill import SOFT, SoftLabel, divergence, opinions, require_same_words, stacked
 from mpa_edge.stages.level.answer_logits import IGNORE, answer_logits, by_row, in_batches
+from mpa_edge.stages.level.curriculum import LOSSES_BEFORE, easy_first, losses_before, row_losses
 from mpa_edge.stages.level.dataset import AnswerCollator, as_rows
-from mpa_edge.stages.level.stage import level_inputs
+from mpa_edge.stages.level.distill import SOFT, SoftLabel, divergence, opinions, require_same_words, stacked
 from mpa_edge.stages.level.selection import Selection
+from mpa_edge.stages.level.stage import level_inputs
 from mpa_edge.vlm.transformers import checkpoint
-from tests.stages.test_training import losses, records
 
 
 def saved(folder: Path, seed: int) -> Path:
@@ -52,10 +52,18 @@ def loaded(models) -> SimpleNamespace:
 @pytest.fixture
 def run(make_run, models):
     return make_run(
-        teacher=str(models.teacher), student=str(models.student), threads=1, level__batch_size=4, level__max_steps=4,
-        level__eval_steps=2, level__targets=["language"], level__rank=2, level__warmup_steps=0,
-        level__distill=1.0, level__curriculum=True,
-    )  # fmt: skip
+        teacher=str(models.teacher),
+        student=str(models.student),
+        threads=1,
+        level__batch_size=4,
+        level__max_steps=4,
+        level__eval_steps=2,
+        level__targets=["language"],
+        level__rank=2,
+        level__warmup_steps=0,
+        level__distill=1.0,
+        level__curriculum=True,
+    )
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
+from mpa_edge.config.recipe import LevelConfig
 from mpa_edge.families import family_of
 from mpa_edge.nursery.models import build_model, build_processor
-from mpa_edge.config.recipe import LevelConfig
 from mpa_edge.stages.level.interpolate import between, scaled, soften
 
 

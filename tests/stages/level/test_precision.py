@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+from mpa_edge.config.recipe import LevelConfig
 from mpa_edge.errors import MpaError
 from mpa_edge.families import family_of
-from mpa_edge.config.recipe import LevelConfig
 from mpa_edge.runs.manifest import StageClock
 from mpa_edge.stages import plan
 from mpa_edge.stages.level import precision, training
-from mpa_edge.stages.run import device_used
 from mpa_edge.stages.level.selection import Selection
+from mpa_edge.stages.run import device_used
 from tests.families import zoo
 from tests.stages.test_families import records
 
@@ -81,9 +81,16 @@ def test_four_bits_are_for_the_language_model_alone(model_type: str) -> None:
 def taught(make_run: Any, folder: Path, **options: Any) -> list[float]:
     """Losses of a short training of a tiny student."""
     run = make_run(
-        student=str(zoo.checkpoint("idefics3")), threads=1, level__batch_size=4, level__max_steps=4,
-        level__warmup_steps=0, level__rank=4, level__targets=["language", "vision"], level__holdout=0.0, **options,
-    )  # fmt: skip
+        student=str(zoo.checkpoint("idefics3")),
+        threads=1,
+        level__batch_size=4,
+        level__max_steps=4,
+        level__warmup_steps=0,
+        level__rank=4,
+        level__targets=["language", "vision"],
+        level__holdout=0.0,
+        **options,
+    )
     chosen = Selection(records(8), (), 0)
     outcome = training.train(run, chosen, folder / "steps", folder / "adapter", StageClock(folder))
     return [entry["loss"] for entry in outcome.losses if "loss" in entry]

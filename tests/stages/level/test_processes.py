@@ -12,8 +12,8 @@ from mpa_edge.errors import MpaError
 from mpa_edge.runs.files import write_json
 from mpa_edge.stages.level import launch, processes
 from mpa_edge.stages.level.launch import CONFIG, Failure, _reason, arguments, plain_config
-from mpa_edge.stages.plan import memory_bytes, plan, preflight
 from mpa_edge.stages.level.processes import Processes, require_possible
+from mpa_edge.stages.plan import memory_bytes, plan, preflight
 from tests.stages.conftest import recipe_with
 
 TWO_MACHINES = """
@@ -73,7 +73,7 @@ def test_what_accelerate_writes_itself_is_read(tmp_path) -> None:
         ("num_machines: 2\nnum_processes: 5", "5 processes cannot be shared evenly by 2 machines: use .* 4"),
         ("num_machines: 2\nnum_processes: 4", "write main_process_ip and main_process_port of machine 0"),
     ],
-)  # fmt: skip
+)
 def test_a_configuration_that_cannot_work_is_one_line(tmp_path, text: str, says: str) -> None:
     with pytest.raises(MpaError, match=says):
         processes.processes(None, written(tmp_path, text))
@@ -89,7 +89,7 @@ def test_a_configuration_that_cannot_work_is_one_line(tmp_path, text: str, says:
         (Processes(2), {"level__quantize": "nf4"}, "leave --num-processes out, or --set level.quantize=null"),
         (Processes(2, "f", mixed_precision="fp16"), {}, "'f' computes in fp16, the recipe in fp32: write"),
     ],
-)  # fmt: skip
+)
 def test_a_recipe_that_cannot_be_shared_is_one_line(asked: Processes, changed: dict, says: str) -> None:
     with pytest.raises(MpaError, match=says):
         require_possible(asked, recipe_with(device="cpu", **changed))
@@ -129,8 +129,10 @@ def test_the_words_for_accelerate_are_words_it_knows(tmp_path) -> None:
     alone = parser.parse_args(arguments(Processes(2), "order.json"))
     assert (alone.num_processes, alone.multi_gpu, alone.main_process_port) == (2, True, 0)
     assert (alone.module, alone.training_script, alone.training_script_args) == (
-        True, "mpa_edge.stages.level.ddp_worker", ["order.json"],
-    )  # fmt: skip
+        True,
+        "mpa_edge.stages.level.ddp_worker",
+        ["order.json"],
+    )
     path = written(tmp_path, TWO_MACHINES)
     of_two = parser.parse_args(arguments(processes.processes(None, path), "order.json"))
     assert (of_two.config_file, of_two.main_process_port) == (path, None)

@@ -16,9 +16,15 @@ VERDICTS = ("gap", "parity", "unverified")
 def record(image: int, number: int) -> ParityRecord:
     verdict = VERDICTS[(image + number) % 3]
     return ParityRecord(
-        id=f"{image}-{number}", image_id=str(image), image=f"{image}.png", question="?", answer="7", teacher_answer="7",
-        student_answer=None, verdict=verdict,
-    )  # fmt: skip
+        id=f"{image}-{number}",
+        image_id=str(image),
+        image=f"{image}.png",
+        question="?",
+        answer="7",
+        teacher_answer="7",
+        student_answer=None,
+        verdict=verdict,
+    )
 
 
 ROWS = [record(image, number) for image in range(200) for number in range(4)]

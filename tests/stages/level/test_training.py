@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from transformers import EarlyStoppingCallback
 
+from mpa_edge.config.recipe import LevelConfig
 from mpa_edge.errors import MpaError
 from mpa_edge.nursery.models import END, build_model, build_processor
-from mpa_edge.config.recipe import LevelConfig
 from mpa_edge.runs.files import make_folder, read_json, write_json
 from mpa_edge.runs.manifest import StageClock
 from mpa_edge.stages.level import training
@@ -30,11 +30,17 @@ ANSWERS = ("7", "red", "42", "no", "-5", "3.5", "U.S.", "a  b", "blue circle")
 def records(n: int, images: int = 6) -> tuple[ParityRecord, ...]:
     return tuple(
         ParityRecord(
-            id=str(i), image_id=str(i % images), image=f"{i % images}.png", question=f"What is {i}?",
-            answer=ANSWERS[i % len(ANSWERS)], teacher_answer="", student_answer=None, verdict="gap",
+            id=str(i),
+            image_id=str(i % images),
+            image=f"{i % images}.png",
+            question=f"What is {i}?",
+            answer=ANSWERS[i % len(ANSWERS)],
+            teacher_answer="",
+            student_answer=None,
+            verdict="gap",
         )
         for i in range(n)
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +59,15 @@ def processor(student):
 @pytest.fixture
 def run(make_run, student):
     return make_run(
-        student=str(student), threads=1, level__batch_size=4, level__max_steps=4, level__eval_steps=2,
-        level__targets=["language"], level__rank=2, level__warmup_steps=0,
-    )  # fmt: skip
+        student=str(student),
+        threads=1,
+        level__batch_size=4,
+        level__max_steps=4,
+        level__eval_steps=2,
+        level__targets=["language"],
+        level__rank=2,
+        level__warmup_steps=0,
+    )
 
 
 def test_only_the_answer_and_its_end_token_are_learned(run, processor, pictures) -> None:
@@ -78,7 +90,7 @@ def test_only_the_answer_and_its_end_token_are_learned(run, processor, pictures)
 
 def test_the_prompt_is_the_one_that_the_models_are_asked_with(run, processor, pictures, student, monkeypatch) -> None:
     """Token for token: what stands before the labels is what answers start from, with shared prefixes and without."""
-    from mpa_edge.vlm.transformers.model import model
+    from mpa_edge.vlm.transformers import model as transformers_model
     from mpa_edge.vlm.transformers.model import TransformersVLM
 
     rows = as_rows(records(3), processor, run)
@@ -94,13 +106,13 @@ def test_the_prompt_is_the_one_that_the_models_are_asked_with(run, processor, pi
     vlm.model.generate = spy
     images = [Image.open(pictures / row.image).convert("RGB") for row in records(3)]
     requests = [Request(image, row.question, max_new_tokens=1) for image, row in zip(images, records(3), strict=True)]
-    behind, decode = [], model.decode
+    behind, decode = [], transformers_model.decode
 
     def watched(model, rows, *rest):
         behind.extend([*row.prefix.ids, *row.tail] for row in rows)
         return decode(model, rows, *rest)
 
-    monkeypatch.setattr(transformers, "decode", watched)
+    monkeypatch.setattr(transformers_model, "decode", watched)
     vlm.answer(requests)
     assert not seen
     vlm.shares = False

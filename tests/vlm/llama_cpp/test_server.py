@@ -23,8 +23,8 @@ from mpa_edge.exporters.verify.probes import drawn
 from mpa_edge.nursery.render import pictures
 from mpa_edge.types import Request
 from mpa_edge.vlm.llama_cpp.http import LlamaServer, ServerGoneError, ServerSlowError, WrongServerError
-from mpa_edge.vlm.llama_cpp.server import LlamaServerVLM
 from mpa_edge.vlm.llama_cpp.model import LlamaCppVLM
+from mpa_edge.vlm.llama_cpp.server import LlamaServerVLM
 from tests.bench.llama_server import program
 from tests.vlm.llama_exported import gguf_folder
 

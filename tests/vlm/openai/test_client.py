@@ -33,8 +33,10 @@ def test_picture_first_as_bytes_then_text_and_the_limits() -> None:
     assert Image.open(io.BytesIO(base64.b64decode(data))).getpixel((0, 0)) == (3, 0, 0)
     assert text == {"type": "text", "text": "question 3"}
     assert {key: asked[0.0][key] for key in asked[0.0] if key != "messages"} == {
-        "model": "m", "max_tokens": 16, "temperature": 0.0,
-    }  # fmt: skip
+        "model": "m",
+        "max_tokens": 16,
+        "temperature": 0.0,
+    }
     assert (asked[0.7]["top_p"], asked[0.7]["seed"]) == (0.9, (2**40 + 5) % 2**31)
 
 
@@ -62,8 +64,9 @@ def test_how_sure_the_model_is_is_asked_only_where_somebody_wants_it() -> None:
         plain, unsure = vlm.answer([request(0), request(1, confidence=True)])
         vlm.close()
     assert {body["messages"][0]["content"][1]["text"]: body.get("logprobs") for body in server.bodies} == {
-        "question 0": None, "question 1": True,
-    }  # fmt: skip
+        "question 0": None,
+        "question 1": True,
+    }
     assert (plain.logprob, unsure.logprob) == (None, None)  # this server does not say
 
 
@@ -194,8 +197,9 @@ def test_a_dead_server_costs_no_time_out_a_request(capsys: pytest.CaptureFixture
     assert time.monotonic() - began < 6
     assert len(server.bodies) < 30
     assert {reply.drop.reason for reply in replies + again if reply.drop} <= {
-        "server: timed out", "server: not asked, it is down",
-    }  # fmt: skip
+        "server: timed out",
+        "server: not asked, it is down",
+    }
     assert all(reply.finish_reason == "failed" for reply in replies + again)
     assert "failed 5 times in a row (timed out): looking every 0.05 s" in capsys.readouterr().err
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mpa_edge.errors import MpaError
-from mpa_edge.vlm.transformers import checkpoint
 from mpa_edge.vlm import pixels
+from mpa_edge.vlm.transformers import checkpoint
 from tests.docs.markdown import ROOT
 from tests.families import zoo
 
@@ -39,9 +39,25 @@ DTYPES = {"pixel_values": np.float32, "pixel_attention_mask": np.bool_}
 TEXT = {"input_ids", "attention_mask", "mm_token_type_ids"}
 # 1 px, narrow, exactly a tile, a multiple of tiles, one off, larger than everything
 SIZES = [
-    (1, 1), (2, 1), (1, 3), (3, 500), (500, 3), (28, 28), (64, 64), (65, 64), (112, 112), (128, 64), (256, 256),
-    (255, 257), (140, 100), (100, 140), (333, 97), (97, 333), (640, 480), (1200, 300),
-]  # fmt: skip
+    (1, 1),
+    (2, 1),
+    (1, 3),
+    (3, 500),
+    (500, 3),
+    (28, 28),
+    (64, 64),
+    (65, 64),
+    (112, 112),
+    (128, 64),
+    (256, 256),
+    (255, 257),
+    (140, 100),
+    (100, 140),
+    (333, 97),
+    (97, 333),
+    (640, 480),
+    (1200, 300),
+]
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -68,11 +68,11 @@ def test_a_container_may_have_less_than_its_machine(
     tmp_path: Path, monkeypatch, limit: str, used: int, cached: int, free: int
 ) -> None:
     machine = batch_size.free_bytes("cpu")
-    monkeypatch.setattr(room, "CGROUP", group(tmp_path, limit, used, cached))
+    monkeypatch.setattr(batch_size, "CGROUP", group(tmp_path, limit, used, cached))
     assert batch_size.free_bytes("cpu") == pytest.approx(min(free, machine), rel=0.5)
 
 
 def test_a_group_that_says_nothing_is_no_limit(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(room, "CGROUP", group(tmp_path, "1000", 10, 10))
+    monkeypatch.setattr(batch_size, "CGROUP", group(tmp_path, "1000", 10, 10))
     (tmp_path / "memory.current").unlink()
     assert batch_size.free_bytes("cpu") > 10**6

@@ -5,15 +5,15 @@ from __future__ import annotations
 from PIL import Image
 
 from mpa_edge.types import Request
-from mpa_edge.vlm.transformers.batching import Asked, in_order, length_of
+from mpa_edge.vlm.transformers.batching import Query, in_order, length_of
 
 
-def asked(images: list[Image.Image], limits: list[int]) -> list[Asked]:
+def asked(images: list[Image.Image], limits: list[int]) -> list[Query]:
     pairs = zip(images, limits, strict=True)
-    return [Asked(i, Request(image, "?", limit), "head", (1,)) for i, (image, limit) in enumerate(pairs)]
+    return [Query(i, Request(image, "?", limit), "head", (1,)) for i, (image, limit) in enumerate(pairs)]
 
 
-def places(requests: list[Asked], stored: tuple[Image.Image, ...] = ()) -> list[int]:
+def places(requests: list[Query], stored: tuple[Image.Image, ...] = ()) -> list[int]:
     found = in_order(requests, lambda size: size[0] * size[1], lambda one: any(one.request.image is s for s in stored))
     return [one.place for one in found]
 

@@ -9,8 +9,8 @@ from transformers.cache_utils import DynamicLayer
 from mpa_edge.nursery.render import pictures
 from mpa_edge.tasks import get_task
 from mpa_edge.types import Request
-from mpa_edge.vlm.transformers import decoding
 from mpa_edge.vlm import load
+from mpa_edge.vlm.transformers import decoding
 from mpa_edge.vlm.transformers.decoding import Batch, FilledLayer
 
 

@@ -16,10 +16,10 @@ from mpa_edge.nursery import models
 from mpa_edge.nursery.render import pictures
 from mpa_edge.types import Request
 from mpa_edge.vlm import load
-from mpa_edge.vlm.transformers.model import model as module
-from mpa_edge.vlm.transformers.sampling import SeededSampling
+from mpa_edge.vlm.transformers import model as module
 from mpa_edge.vlm.transformers.batch_size import BatchSize
 from mpa_edge.vlm.transformers.model import TransformersVLM, is_out_of_memory
+from mpa_edge.vlm.transformers.sampling import SeededSampling
 
 PROMPTS = (
     "Ask about a value.",

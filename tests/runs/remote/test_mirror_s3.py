@@ -149,7 +149,7 @@ def test_a_killed_upload_leaves_nothing(server: StoreServer, url: str, tmp_path:
     process = subprocess.Popen(
         [sys.executable, "-c", SEND, url, str(tmp_path)], cwd=ROOT, env=environment(server, tmp_path),
         stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "sending\n"
     time.sleep(0.4)

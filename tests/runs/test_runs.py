@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge import runs
+from mpa_edge.runs import files, lock, memory
+from mpa_edge.runs import manifest as folders
 from mpa_edge.errors import MpaError
 
 INPUTS = {"recipe": "aa", "images": "bb"}
 
 
-def finish(folder: Path, inputs: dict[str, str] = INPUTS) -> runs.Manifest:
-    return runs.finish(
+def finish(folder: Path, inputs: dict[str, str] = INPUTS) -> folders.Manifest:
+    return folders.finish(
         folder, "annotate", inputs=inputs, config={"n": 1}, seed=3, counts={"rows": 2}, packages=("numpy", "no-such")
     )
 
@@ -28,17 +29,17 @@ def finish(folder: Path, inputs: dict[str, str] = INPUTS) -> runs.Manifest:
 def stage(tmp_path: Path) -> Path:
     """A finished stage folder with two outputs."""
     folder = tmp_path / "run" / "1-annotate"
-    runs.prepare(folder, INPUTS)
+    folders.prepare(folder, INPUTS)
     (folder / "sub").mkdir()
-    runs.write_bytes(folder / "a.bin", b"a")
-    runs.write_bytes(folder / "sub" / "b.bin", b"b")
+    files.write_bytes(folder / "a.bin", b"a")
+    files.write_bytes(folder / "sub" / "b.bin", b"b")
     finish(folder)
     return folder
 
 
 def test_a_finished_stage_is_done(stage: Path) -> None:
-    assert runs.is_done(stage, INPUTS)
-    manifest = runs.read_manifest(stage)
+    assert folders.is_done(stage, INPUTS)
+    manifest = folders.read_manifest(stage)
     assert manifest is not None
     assert set(manifest.outputs) == {"a.bin", "sub/b.bin"}
     assert manifest.counts == {"rows": 2}
@@ -61,43 +62,43 @@ def test_anything_else_is_not_done(stage: Path, harm: str) -> None:
         (stage / "manifest.json").write_text("{}")
     else:
         inputs["recipe"] = "cc"
-    assert not runs.is_done(stage, inputs)
+    assert not folders.is_done(stage, inputs)
 
 
 def test_prepare_keeps_what_is_sound_and_drops_what_is_damaged(stage: Path) -> None:
     (stage / "a.bin").write_bytes(b"x")
     (stage / ".a.bin.99.tmp").write_bytes(b"half")
-    assert runs.prepare(stage, INPUTS)
-    assert [path.name for path in runs.output_files(stage)] == ["b.bin"]
+    assert folders.prepare(stage, INPUTS)
+    assert [path.name for path in folders.output_files(stage)] == ["b.bin"]
     assert not (stage / ".a.bin.99.tmp").exists()
-    assert runs.read_manifest(stage) is None
+    assert folders.read_manifest(stage) is None
 
 
 @pytest.mark.parametrize("fresh", [True, False])
 def test_prepare_starts_again_with_other_inputs_or_fresh(stage: Path, fresh: bool) -> None:
-    assert not runs.prepare(stage, INPUTS if fresh else {"recipe": "cc"}, fresh=fresh)
-    assert runs.output_files(stage) == []
-    assert runs.prepare(stage, INPUTS if fresh else {"recipe": "cc"})
+    assert not folders.prepare(stage, INPUTS if fresh else {"recipe": "cc"}, fresh=fresh)
+    assert folders.output_files(stage) == []
+    assert folders.prepare(stage, INPUTS if fresh else {"recipe": "cc"})
 
 
 def test_hash_of_json_ignores_key_order() -> None:
     assert (
-        runs.sha256_json({"a": 1, "b": 2}) == runs.sha256_json({"b": 2, "a": 1}) != runs.sha256_json({"a": 1, "b": 3})
+        files.sha256_json({"a": 1, "b": 2}) == files.sha256_json({"b": 2, "a": 1}) != files.sha256_json({"a": 1, "b": 3})
     )
 
 
 def test_the_clock_adds_up_attempts(tmp_path: Path) -> None:
-    runs.write_json(tmp_path / runs.CLOCK, {"seconds": 100.0})
-    clock = runs.StageClock(tmp_path)
+    files.write_json(tmp_path / folders.CLOCK, {"seconds": 100.0})
+    clock = folders.StageClock(tmp_path)
     time.sleep(0.02)
     assert 100.02 <= clock.tick() < 101
-    assert 100.02 <= clock.tick() == runs.seconds_so_far(tmp_path) < 101
+    assert 100.02 <= clock.tick() == folders.seconds_so_far(tmp_path) < 101
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    runs.write_json(path, {"old": True})
-    with pytest.raises(KeyboardInterrupt), runs.atomic_write(path) as file:
+    files.write_json(path, {"old": True})
+    with pytest.raises(KeyboardInterrupt), files.atomic_write(path) as file:
         file.write(b"half")
         raise KeyboardInterrupt
     assert json.loads(path.read_text()) == {"old": True}
@@ -115,7 +116,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_file(tmp_path: Path) -> None:
         with pytest.raises(
             MpaError, match=r"disk full at .*: free \d+ MB and run the same command again; nothing is lost"
         ):
-            runs.write_bytes(path, b"x" * 1_000_000)
+            files.write_bytes(path, b"x" * 1_000_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, previous)
@@ -125,29 +126,30 @@ def test_a_full_disk_is_one_line_and_leaves_no_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_no_space_and_quota_are_a_full_disk(tmp_path: Path, code: int) -> None:
-    with pytest.raises(MpaError, match="disk full"), runs.disk_errors(tmp_path, 1):
+    with pytest.raises(MpaError, match="disk full"), files.disk_errors(tmp_path, 1):
         raise OSError(code, "x")
-    with pytest.raises(PermissionError), runs.disk_errors(tmp_path, 1):
+    with pytest.raises(PermissionError), files.disk_errors(tmp_path, 1):
         raise PermissionError(errno.EACCES, "x")
 
 
 def test_free_space_is_asked_before(tmp_path: Path) -> None:
-    runs.require_free(tmp_path / "not" / "there", 1)
+    files.require_free(tmp_path / "not" / "there", 1)
     with pytest.raises(MpaError, match=r"disk full at .*: free \d+ MB"):
-        runs.require_free(tmp_path, 1 << 60)
+        files.require_free(tmp_path, 1 << 60)
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(MpaError, match="cannot make folder .*choose another --out"):
-        runs.make_folder(tmp_path / "file" / "run")
+        files.make_folder(tmp_path / "file" / "run")
 
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from mpa_edge import runs
-with runs.run_lock(Path(sys.argv[1])):
+from mpa_edge.runs import files, lock, memory
+from mpa_edge.runs import manifest as folders
+with lock.run_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -170,32 +172,32 @@ def holder(tmp_path: Path):
 def test_two_processes_cannot_work_in_one_run(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     with (
         pytest.raises(MpaError, match=f"is in use by process {holder.pid}: wait for it"),
-        runs.run_lock(tmp_path / "run"),
+        lock.run_lock(tmp_path / "run"),
     ):
         pass
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    with runs.run_lock(tmp_path / "run"):
-        assert (tmp_path / "run" / runs.LOCK).read_text() == f"{os.getpid()}\n"
+    with lock.run_lock(tmp_path / "run"):
+        assert (tmp_path / "run" / lock.LOCK).read_text() == f"{os.getpid()}\n"
 
 
 def test_the_lock_may_be_entered_again_and_sweeps(tmp_path: Path) -> None:
     (tmp_path / "run" / "deep").mkdir(parents=True)
     (tmp_path / "run" / "deep" / ".x.json.1.tmp").write_text("half")
-    with runs.run_lock(tmp_path / "run"):
+    with lock.run_lock(tmp_path / "run"):
         assert not (tmp_path / "run" / "deep" / ".x.json.1.tmp").exists()
-        with runs.run_lock(tmp_path / "run"):
+        with lock.run_lock(tmp_path / "run"):
             pass
         with pytest.raises(BlockingIOError):  # the inner one did not let go
             import fcntl
 
-            with (tmp_path / "run" / runs.LOCK).open() as file:
+            with (tmp_path / "run" / lock.LOCK).open() as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_peak_memory_follows_what_was_used() -> None:
-    before = runs.peak_rss_bytes()
+    before = memory.peak_rss_bytes()
     block = b"x" * (before + 50_000_000)
-    assert runs.peak_rss_bytes() >= before + 40_000_000
+    assert memory.peak_rss_bytes() >= before + 40_000_000
     del block
-    assert runs.peak_rss_bytes() >= before + 40_000_000
+    assert memory.peak_rss_bytes() >= before + 40_000_000

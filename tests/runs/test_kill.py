@@ -13,23 +13,23 @@ from pathlib import Path
 import pytest
 
 from mpa_edge.runs import parquet
-from mpa_edge import runs
+from mpa_edge.runs import lock, manifest
 from mpa_edge.types import Sample
 
 SHARDS = 60
 WORKER = """
 import sys
 from pathlib import Path
-from mpa_edge import rows, runs
+from mpa_edge.runs import lock, manifest, parquet
 from mpa_edge.types import Dropped, Sample
 folder = Path(sys.argv[1]) / "1-annotate"
 inputs = {"recipe": "aa"}
-with runs.run_lock(Path(sys.argv[1])):
+with lock.run_lock(Path(sys.argv[1])):
     print("on", flush=True)
-    if runs.is_done(folder, inputs):
+    if manifest.is_done(folder, inputs):
         sys.exit()
-    runs.prepare(folder, inputs)
-    clock = runs.StageClock(folder)
+    manifest.prepare(folder, inputs)
+    clock = manifest.StageClock(folder)
     done = parquet.shards_done(folder, Sample)
     for shard in range(int(sys.argv[2])):
         if shard not in done:
@@ -37,12 +37,12 @@ with runs.run_lock(Path(sys.argv[1])):
             lost = [Dropped(id=str(shard), image="a.png", stage="annotate", reason="no answer", detail="")]
             parquet.write_part(folder, shard, found, lost, Sample)
             clock.tick()
-    runs.finish(folder, "annotate", inputs=inputs, config={}, seed=0, counts={"rows": 1})
+    manifest.finish(folder, "annotate", inputs=inputs, config={}, seed=0, counts={"rows": 1})
 """
 
 
 def start(run: Path) -> subprocess.Popen[str]:
-    root = str(Path(runs.__file__).parent.parent)
+    root = str(Path(lock.__file__).parents[2])
     env = {**os.environ, "PYTHONPATH": root}
     process = subprocess.Popen(
         [sys.executable, "-c", WORKER, str(run), str(SHARDS)], env=env, stdout=subprocess.PIPE, text=True
@@ -65,7 +65,7 @@ def test_twenty_kills_lose_and_double_nothing(tmp_path: Path) -> None:
     assert kills >= 5
     assert start(run).wait() == 0
     folder = run / "1-annotate"
-    assert runs.is_done(folder, {"recipe": "aa"})
+    assert manifest.is_done(folder, {"recipe": "aa"})
     assert [row.id for row in parquet.read_parts(folder, Sample)] == [f"{s}-{i}" for s in range(SHARDS) for i in range(20)]
     assert len(parquet.read_dropped(folder)) == SHARDS
     assert list(run.rglob("*.tmp")) == []
