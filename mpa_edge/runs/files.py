@@ -16,7 +16,6 @@ from typing import IO, Any
 from pydantic import BaseModel
 
 from mpa_edge.errors import MpaError
-from mpa_edge.runs.manifest import damaged
 
 TEMP_SUFFIX = ".tmp"
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 
 
-
 def peak_rss_bytes() -> int:
     """Largest resident memory of this process so far; on Linux with what was swapped out, 0 where nobody says."""
     with suppress(OSError):

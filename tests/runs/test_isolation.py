@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpa_edge.runs.isolation import run_isolated
 from mpa_edge.errors import MpaError, VerificationError
+from mpa_edge.runs.isolation import run_isolated
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.runs import parquet
-from mpa_edge.runs import lock, manifest
+from mpa_edge.runs import lock, manifest, parquet
 from mpa_edge.types import Sample
 
 SHARDS = 60
@@ -66,6 +65,7 @@ def test_twenty_kills_lose_and_double_nothing(tmp_path: Path) -> None:
     assert start(run).wait() == 0
     folder = run / "1-annotate"
     assert manifest.is_done(folder, {"recipe": "aa"})
-    assert [row.id for row in parquet.read_parts(folder, Sample)] == [f"{s}-{i}" for s in range(SHARDS) for i in range(20)]
+    ids = [row.id for row in parquet.read_parts(folder, Sample)]
+    assert ids == [f"{s}-{i}" for s in range(SHARDS) for i in range(20)]
     assert len(parquet.read_dropped(folder)) == SHARDS
     assert list(run.rglob("*.tmp")) == []

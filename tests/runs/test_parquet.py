@@ -5,8 +5,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from mpa_edge.runs import parquet
 from mpa_edge.errors import MpaError
+from mpa_edge.runs import parquet
 from mpa_edge.types import Dropped, ParityRecord, Prediction, PseudoAnnotation, Sample
 
 NOTE = PseudoAnnotation(
@@ -95,7 +95,7 @@ def test_rows_are_counted_and_read_one_shard_at_a_time(tmp_path: Path, monkeypat
         parquet.write_part(tmp_path, shard, [lost] * n, [lost] * (n + 1), Dropped)
     assert parquet.count_rows(tmp_path) == 5
     read, opened = parquet.read_rows, []
-    monkeypatch.setattr(rows, "read_rows", lambda path, model: opened.append(path.name) or read(path, model))
+    monkeypatch.setattr(parquet, "read_rows", lambda path, model: opened.append(path.name) or read(path, model))
     one_by_one = parquet.each_row(tmp_path, Dropped)
     next(one_by_one)
     assert opened == ["part-00000.parquet"]

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from mpa_edge.errors import MpaError
 from mpa_edge.runs import files, lock, memory
 from mpa_edge.runs import manifest as folders
-from mpa_edge.errors import MpaError
 
 INPUTS = {"recipe": "aa", "images": "bb"}
 
@@ -83,7 +83,9 @@ def test_prepare_starts_again_with_other_inputs_or_fresh(stage: Path, fresh: boo
 
 def test_hash_of_json_ignores_key_order() -> None:
     assert (
-        files.sha256_json({"a": 1, "b": 2}) == files.sha256_json({"b": 2, "a": 1}) != files.sha256_json({"a": 1, "b": 3})
+        files.sha256_json({"a": 1, "b": 2})
+        == files.sha256_json({"b": 2, "a": 1})
+        != files.sha256_json({"a": 1, "b": 3})
     )
 
 
@@ -158,7 +160,7 @@ with lock.run_lock(Path(sys.argv[1])):
 @pytest.fixture
 def holder(tmp_path: Path):
     """Another process that holds tmp_path/run."""
-    root = Path(runs.__file__).parent.parent
+    root = Path(lock.__file__).parents[2]
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path / "run")], cwd=root, stdout=subprocess.PIPE, text=True
     )

@@ -17,8 +17,8 @@ from PIL import Image
 from mpa_edge.errors import MpaError
 from mpa_edge.types import Drop, TeacherUsage
 from mpa_edge.vlm import fingerprint, resolve
+from mpa_edge.vlm.openai import circuit_breaker
 from mpa_edge.vlm.openai.circuit_breaker import FAILURES_IN_A_ROW, Gate, backoff_s, retry_after_s
-from mpa_edge.vlm.openai.client import circuit_breaker
 from mpa_edge.vlm.openai.cost import Meter, Prices, add
 from mpa_edge.vlm.openai.image import Pictures, data_uri
 from mpa_edge.vlm.openai.reference import key_for, parse

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpa_edge.errors import MpaError
-from mpa_edge.runs.remote.lease import LEASE_S, Lease
 from mpa_edge.progress import say
 from mpa_edge.runs.files import make_folder, write_bytes
 from mpa_edge.runs.lock import run_lock
 from mpa_edge.runs.manifest import CLOCK, INPUTS, MANIFEST, RENDERED
+from mpa_edge.runs.remote.lease import LEASE_S, Lease
 from mpa_edge.runs.remote.stores import Store, Stored, download, is_url, listing, upload
 from mpa_edge.runs.write_hooks import WATCHERS
 

@@ -24,8 +24,14 @@ URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 RETRY_S = 60.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 8.0
 COPIES_AT_ONCE = 8
-NO_LOGIN = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "DefaultCredentialsError",
-            "ProfileNotFound", "ClientAuthenticationError")
+NO_LOGIN = (
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "CredentialRetrievalError",
+    "DefaultCredentialsError",
+    "ProfileNotFound",
+    "ClientAuthenticationError",
+)
 # a store's own fingerprint of an object, by backend: S3 and others, a hub's buckets, Azure, Google, folders, memory
 MARKS = ("ETag", "etag", "xet_hash", "content_md5", "md5Hash", "LastModified", "mtime", "created")
 # patience of the S3 client itself for one attempt; ours is around it

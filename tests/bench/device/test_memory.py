@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from mpa_edge.bench.device import memory
 from mpa_edge.bench.device.memory import Watcher, as_values, process_peak
-from mpa_edge.bench.host.device_run import memory
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20

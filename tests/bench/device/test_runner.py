@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from mpa_edge.bench.device import page_cache
 from mpa_edge.bench.device.protocol import JobOrder, Step
-from mpa_edge.bench.host.device_run import page_cache
 from mpa_edge.images.folder import open_image
 from mpa_edge.types import Request
 from mpa_edge.vlm import load

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.runs.remote import mirror
 from mpa_edge.errors import MpaError
-from mpa_edge.runs.remote.lease import LOCK_NAME, Lease
-from mpa_edge.runs.remote.mirror import Mirror, listing, work_folder, working_copy
 from mpa_edge.runs.files import write_bytes
 from mpa_edge.runs.manifest import INPUTS, MANIFEST, finish, prepare
+from mpa_edge.runs.remote import mirror
+from mpa_edge.runs.remote.lease import LOCK_NAME, Lease
+from mpa_edge.runs.remote.mirror import Mirror, listing, work_folder, working_copy
 from mpa_edge.runs.remote.stores import Store
 from mpa_edge.runs.write_hooks import WATCHERS, tell
 

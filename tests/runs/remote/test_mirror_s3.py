@@ -147,8 +147,11 @@ def test_a_killed_upload_leaves_nothing(server: StoreServer, url: str, tmp_path:
         for _ in range(150):
             file.write(os.urandom(2**20))
     process = subprocess.Popen(
-        [sys.executable, "-c", SEND, url, str(tmp_path)], cwd=ROOT, env=environment(server, tmp_path),
-        stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", SEND, url, str(tmp_path)],
+        cwd=ROOT,
+        env=environment(server, tmp_path),
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "sending\n"

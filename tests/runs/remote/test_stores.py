@@ -129,7 +129,12 @@ def test_a_store_that_stays_away_is_one_line(shaky: type[Shaky], files: Path) ->
 
 def test_is_url() -> None:
     assert [is_url(text) for text in ("S3://b", "gs://b/x", "C:\\x", "openai:http://x#m", "a/b", Path("x"))] == [
-        True, True, False, False, False, False,
+        True,
+        True,
+        False,
+        False,
+        False,
+        False,
     ]
 
 

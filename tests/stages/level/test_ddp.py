@@ -18,7 +18,6 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.stages.test_training import ANSWERS, records
 
 import mpa_edge
 from mpa_edge.errors import MpaError
@@ -36,6 +35,7 @@ from mpa_edge.stages.level.selection import Selection
 from mpa_edge.stages.level.stage import run_level
 from mpa_edge.stages.run import Run, remember
 from mpa_edge.tasks import get_task
+from tests.stages.level.test_training import ANSWERS, records
 
 ROOT = Path(mpa_edge.__file__).parent.parent
 RANK_MODULE = "mpa_edge.stages.level.ddp_worker"

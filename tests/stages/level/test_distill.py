@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
-from tests.stages.test_training import losses, records
 
 from mpa_edge.config.recipe import Recipe
 from mpa_edge.errors import MpaError
@@ -25,6 +24,7 @@ from mpa_edge.stages.level.distill import SOFT, SoftLabel, divergence, opinions,
 from mpa_edge.stages.level.selection import Selection
 from mpa_edge.stages.level.stage import level_inputs
 from mpa_edge.vlm.transformers import checkpoint
+from tests.stages.level.test_training import losses, records
 
 
 def saved(folder: Path, seed: int) -> Path:
