@@ -95,7 +95,7 @@ def test_the_core_requires_nothing_heavy(wheel: Path) -> None:
 def test_an_installed_copy_reads_its_own_assets(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-    code = "import mpa_edge.assets as a; print(a.root()); print(a.load_recipe('minicharts').name)"
+    code = "import mpa_edge.config.library as a; print(a.root()); print(a.load_recipe('minicharts').name)"
     done = subprocess.run(
         [sys.executable, "-P", "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
     )

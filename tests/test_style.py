@@ -15,9 +15,9 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 def faults(source: str) -> list[str]:
     """Every broken rule of one file, with its line."""
     tree = ast.parse(source)
-    found = [] if source.count("\n") <= 400 else [f"{source.count(chr(10))} lines in one file"]
+    found = [] if source.count("\n") <= 450 else [f"{source.count(chr(10))} lines in one file"]
     for node in ast.walk(tree):
-        if isinstance(node, FUNCTIONS) and node.end_lineno - node.lineno + 1 > 50:
+        if isinstance(node, FUNCTIONS) and node.end_lineno - node.lineno + 1 > 60:
             found.append(f"line {node.lineno}: {node.name} has {node.end_lineno - node.lineno + 1} lines")
         if isinstance(node, ast.ExceptHandler) and node.type is None:
             found.append(f"line {node.lineno}: bare except")
@@ -32,11 +32,11 @@ def test_file_keeps_the_rules(path: Path) -> None:
 
 
 def test_the_rules_bite() -> None:
-    long = "def f():\n" + "    x = 1\n" * 50
+    long = "def f():\n" + "    x = 1\n" * 60
     assert len(faults(long)) == 1
     assert len(faults("try:\n    pass\nexcept:\n    assert 1\n")) == 2
-    assert len(faults("x = 1\n" * 401)) == 1
-    assert faults("def f():\n" + "    x = 1\n" * 49) == []
+    assert len(faults("x = 1\n" * 451)) == 1
+    assert faults("def f():\n" + "    x = 1\n" * 59) == []
 
 
 def test_there_are_files() -> None:

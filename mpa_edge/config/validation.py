@@ -47,7 +47,7 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 def nearest_key(key: str, model: type[BaseModel], root: type[BaseModel]) -> str | None:
     """The key that was probably meant: in this section by spelling or initials, else of that name elsewhere.
 
-    >>> from mpa_edge.recipe import LevelConfig, Recipe
+    >>> from mpa_edge.config.recipe import LevelConfig, Recipe
     >>> nearest_key("lr", LevelConfig, Recipe), nearest_key("ranks", LevelConfig, Recipe)
     ('learning_rate', 'rank')
     >>> nearest_key("votes", LevelConfig, Recipe)

@@ -43,7 +43,9 @@ BEGINNING = """        replies: dict[int, Reply] = {}
 @pytest.fixture
 def faulty(bundles, tmp_path) -> Path:
     """A bundle whose runtime does what the prompt says."""
-    return changed_copy(bundles["onnx"], tmp_path / "faulty", "lib/mpa_edge/vlm/onnx.py", BEGINNING, FAULTS + BEGINNING)
+    return changed_copy(
+        bundles["onnx"], tmp_path / "faulty", "lib/mpa_edge/vlm/onnxruntime/model.py", BEGINNING, FAULTS + BEGINNING
+    )
 
 
 def questions(bundle: Path, *prompts: str) -> None:

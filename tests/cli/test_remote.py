@@ -1,4 +1,4 @@
-"""Commands that are given the URL of a run folder. The store is fsspec's memory; S3 is in tests/test_mirror_s3.py."""
+"""Commands that are given the URL of a run folder, on a store in memory; S3: tests/runs/remote/test_mirror_s3.py."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KNOWN = {"run.json", "recipe.yaml"}
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("mpa_edge.lease.SETTLE_S", 0.0)
+    monkeypatch.setattr("mpa_edge.runs.remote.lease.SETTLE_S", 0.0)
     return tmp_path / "cache"
 
 

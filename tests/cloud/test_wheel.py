@@ -51,7 +51,7 @@ def test_pip_installs_it_and_it_runs(tmp_path: Path) -> None:
     subprocess.run([*pip, "--disable-pip-version-check", str(wheel)], check=True, timeout=120)
     assert (site / "bin" / "mpa-edge").is_file()
     env = {**os.environ, "PYTHONPATH": str(site)}
-    code = "import mpa_edge.assets as a; print(a.root()); print(a.load_recipe('minicharts').name)"
+    code = "import mpa_edge.config.library as a; print(a.root()); print(a.load_recipe('minicharts').name)"
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],
         cwd=tmp_path,

@@ -27,7 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 import pytest
 from mpa_edge.engines import Engine
-from mpa_edge.mirror import working_copy
+from mpa_edge.runs.remote.mirror import working_copy
 from mpa_edge.stages.annotate.stage import run_annotate
 from tests.engines.conftest import Lab
 lab = Lab(Path(sys.argv[1]), pytest.MonkeyPatch())

@@ -107,7 +107,7 @@ def test_a_killed_parent_takes_its_child_along(tmp_path: Path) -> None:
     code += f"if __name__ == '__main__': orphan_maker({str(pid_file)!r})"
     script = tmp_path / "parent.py"
     script.write_text(code)
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     parent = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(root)})
     deadline = time.monotonic() + 60
     while not (pid_file.is_file() and pid_file.read_text()):

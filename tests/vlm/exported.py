@@ -19,7 +19,7 @@ from mpa_edge.vlm import resolve
 from tests.families import zoo
 
 PACKAGE = Path(mpa_edge.exporters.__file__).parents[1]
-SOURCES = ("exporters/graphs/*.py", "exporters/onnx_export.py", "exporters/layout.py", "vlm/pixels/config.py")
+SOURCES = ("exporters/graphs/*.py", "exporters/onnx/export.py", "exporters/publish/layout.py", "vlm/pixels/config.py")
 STUDENT, TEACHER = "student", "teacher"
 
 

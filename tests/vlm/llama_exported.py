@@ -19,8 +19,8 @@ from tests.vlm.exported import PACKAGE, checkpoint
 
 SOURCES = (
     "exporters/graphs/*.py",
-    "exporters/onnx_export.py",
-    "exporters/layout.py",
+    "exporters/onnx/export.py",
+    "exporters/publish/layout.py",
     "exporters/gguf/*.py",
     "vlm/pixels/config.py",
 )

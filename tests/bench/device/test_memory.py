@@ -15,7 +15,7 @@ import pytest
 from mpa_edge.bench.device import memory
 from mpa_edge.bench.device.memory import Watcher, as_values, process_peak
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MIB = 1 << 20
 # what a runtime does: maps a model and touches it, allocates, gives back
 WORK = """

@@ -25,7 +25,7 @@ from mpa_edge.errors import MpaError
 from tests.bench.bundles import TARGET, pictures, rows_of, small
 from tests.exporters import hand_made
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ODD = (
     "a b.png",
     "it's; $(rm) `x`.png",
@@ -52,7 +52,7 @@ def test_everything_is_in_the_manifest_and_sha256sum_agrees(tmp_path: Path) -> N
     assert found == {*bundle.manifest.files, "manifest.json", "SHA256SUMS"}
     subprocess.run(["sha256sum", "--strict", "-c", "SHA256SUMS"], cwd=bundle.folder, check=True, capture_output=True)
     assert bundle.manifest.files["models/artifact/model-q8_0.gguf"].bytes == len(b"language q8_0") * 200
-    assert {"run.py", "bench.sh", "README.md", "order.json", "lib/mpa_edge/vlm/onnx.py"} <= found
+    assert {"run.py", "bench.sh", "README.md", "order.json", "lib/mpa_edge/vlm/onnxruntime/model.py"} <= found
     assert "models/artifact/README.md" not in found
     assert "models/artifact/manifest.json" not in found
     assert read_bundle(bundle.folder) == bundle

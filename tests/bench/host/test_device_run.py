@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.bench import device
+from mpa_edge.bench.host import device_run
 from mpa_edge.bench.host.device_run import choose_runner, cool_down, fetch, missing_modules, write_remote
 from mpa_edge.bench.transports import Done
 from mpa_edge.bench.transports.local import LocalTransport
@@ -60,7 +60,7 @@ def test_a_server_is_taken_where_it_was_named_or_python_cannot(
         choose(here, "gguf", server="/nowhere/llama-server")
     with pytest.raises(MpaError, match="llama-server runs GGUF, not onnx"):
         choose(here, "onnx", server="/bin/sh")
-    monkeypatch.setattr(device.sys, "executable", "/nowhere/python3")
+    monkeypatch.setattr(device_run.sys, "executable", "/nowhere/python3")
     assert choose(here, "gguf", fallback="/bin/sh").server == "/bin/sh"
     with pytest.raises(MpaError, match="there is no /nowhere/python3"):
         choose(here, "onnx", fallback="/bin/sh")

@@ -22,7 +22,7 @@ from mpa_edge.bench.transports.local import LocalTransport
 from mpa_edge.errors import MpaError
 from tests.bench.peers import AdbPeer, SshPeer, adbd, sshd, until
 
-SCRIPT = Path(__file__).parents[2] / "export" / "runners" / "job.sh"
+SCRIPT = Path(__file__).parents[3] / "export" / "runners" / "job.sh"
 # goes on behind its last line, as the real runner does
 COUNT = (
     "n=$(cat out.jsonl 2>/dev/null | wc -l); "

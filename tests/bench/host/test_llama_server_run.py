@@ -134,7 +134,7 @@ def test_a_killed_client_leaves_a_server_that_the_next_one_stops(
     device: LocalTransport, server: Path, out: Path
 ) -> None:
     command = [sys.executable, "-c", DRIVER, device.root, str(out), str(server), str(bundle().folder)]
-    client = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+    client = subprocess.Popen(command, cwd=Path(__file__).parents[3])
     try:
         soon(lambda: out.exists() and len(answers(out)) >= 3, 60)
     finally:

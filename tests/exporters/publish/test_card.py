@@ -27,7 +27,7 @@ from tests.exporters.javascript import client
 from tests.vlm.exported import STUDENT, checkpoint, onnx_folder
 from tests.vlm.llama_exported import gguf_folder, hybrid_folder
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COUNTS = {
     "annotate": {"images": 1000, "annotated": 3605},
     "identify": {"gap": 1606, "parity": 1867},

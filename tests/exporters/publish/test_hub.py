@@ -55,7 +55,7 @@ def run(folder: Path, repo: str, endpoint: str, home: Path, token: str = TOKEN, 
         **more,
     }
     words = [sys.executable, "-c", PUSH, str(folder), repo]
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     return subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True, timeout=120)
 
 

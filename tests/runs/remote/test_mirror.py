@@ -30,7 +30,7 @@ def url() -> str:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mpa_edge.lease.SETTLE_S", 0.0)
+    monkeypatch.setattr("mpa_edge.runs.remote.lease.SETTLE_S", 0.0)
 
 
 def stage(folder: Path, *parts: int, inputs: str = "1", done: bool = False, text: str = "rows") -> None:

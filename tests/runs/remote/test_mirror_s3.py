@@ -21,7 +21,7 @@ from mpa_edge.runs.remote.stores import Store, listing
 from tests.store_server import BUCKET, StoreServer, environment, running
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 N_PICTURES, IN_A_SHARD = 24, 2
 SHARD_S = 0.4
 LONG_S = 2.0  # the first of two is still at work when the second has started, also on a busy machine
@@ -135,7 +135,7 @@ def test_stopped_by_ctrl_c_everything_is_there(server: StoreServer, url: str, pi
 SEND = """
 import sys
 from pathlib import Path
-from mpa_edge.mirror import upload
+from mpa_edge.runs.remote.mirror import upload
 print("sending", flush=True)
 upload(sys.argv[1], Path(sys.argv[2]), ["large"])
 print("sent", flush=True)

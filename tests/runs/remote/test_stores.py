@@ -104,7 +104,7 @@ class Shaky(MemoryFileSystem):
 @pytest.fixture
 def shaky(monkeypatch: pytest.MonkeyPatch) -> type[Shaky]:
     fsspec.register_implementation("shaky", Shaky, clobber=True)
-    monkeypatch.setattr("mpa_edge.stores.FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("mpa_edge.runs.remote.stores.FIRST_WAIT_S", 0.01)
     Shaky.fails, Shaky.half, Shaky.left = 0, False, -1
     return Shaky
 
