@@ -7,8 +7,7 @@
 Takes the finished runs of benchmarks/align.py (`seed-0`, `seed-1`, ...). Every arm starts from such a run and redoes
 what its changed keys redo: a selection arm only trains, an annotation arm asks the teacher again. All arms train for
 the same number of optimiser steps, in bf16, without early stopping, and answer the run's held-out questions and 1,000
-in the plain style. Two arms are also exported and answer as a device would have it: there, and only there, is it seen
-what `identify.student: as-deployed` is worth.
+in the plain style. The first arm is also exported, and answers as a device would have it.
 
 What is measured lands in --out after each arm and seed. The same command goes on where it was, also inside an arm; an
 arm whose keys have changed is measured again, and `--fresh` begins anew. Seeds may run side by side, each a command of
@@ -63,9 +62,6 @@ ARMS = (
     Arm("one question a picture", ("annotate.samples_per_image=1",)),
     Arm("ten questions a picture", ("annotate.samples_per_image=10",)),
     Arm("three votes", ("annotate.votes=3",)),
-    Arm("blind filter", ("annotate.blind_filter=true",)),
-    Arm("near duplicates dropped", ("annotate.near_duplicates=0.8",)),
-    Arm("only where the teacher is sure", ("annotate.min_confidence=0.6",)),
     # which of them, in which order, with what loss
     Arm("kinds balanced", ("level.balance_kinds=true",)),
     Arm("answers capped", ("level.answer_share=0.05",)),
@@ -74,17 +70,11 @@ ARMS = (
     Arm("the whole change kept", ("level.strength=1.0",)),
     Arm("easy samples first", ("level.curriculum=true",)),
     Arm("distilled", ("level.distill=1.0",)),
-    Arm(
-        "as deployed",
-        ("identify.student=as-deployed", f"identify.target={TARGET}", f"identify.scheme={SCHEME}"),
-        exported=True,
-    ),
 )
 
 
 def measure(arm: Arm, source: Path, folder: Path, threads: int, plain: int) -> dict[str, Any]:
     """Everything about one arm and seed; goes on where a run in `folder` was left."""
-    from mpa_edge.cli._deploy import before_stages
     from mpa_edge.stages.pipeline import run_stages
     from mpa_edge.stages.run import open_run
 
@@ -92,7 +82,7 @@ def measure(arm: Arm, source: Path, folder: Path, threads: int, plain: int) -> d
         copied(source, folder)
     always = (f"level.max_steps={STEPS}", "level.precision=bf16", "level.patience=0", f"threads={threads}")
     run = open_run(str(folder), overrides=(*arm.changes, *always))
-    run_stages(run, STAGES, before=before_stages(run, STAGES))
+    run_stages(run, STAGES)
     counts = {stage: manifest(folder, stage)["counts"] for stage in ("1-annotate", "2-identify", "3-level")}
     result = {
         "annotated": counts["1-annotate"]["annotated"],

@@ -64,8 +64,6 @@ class Request:
     """Nucleus mass; only read when temperature > 0."""
     seed: int = 0
     """Seed of this request's sampling; only read when temperature > 0."""
-    confidence: bool = False
-    """Whether the reply should say how sure the model was."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,6 @@ class Reply:
     """None where nothing was measured."""
     drop: Drop | None = None
     """Why there is nothing in it to use, where a server failed or said nothing; None for every answer of a model."""
-    logprob: float | None = None
-    """Mean natural log-probability of its tokens, the end token included; None where nobody asked or nobody says."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +163,6 @@ class PseudoAnnotation(Record):
     """What the teacher said when it was asked its own question again, greedy first."""
     teacher: str
     """Name of the model that wrote it."""
-    logprob: float | None = None
-    """How sure the teacher was of its greedy vote: mean log-probability of the tokens; None where nobody asked."""
 
 
 class ParityRecord(Record):

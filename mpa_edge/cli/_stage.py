@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mpa_edge.cli._deploy import before_stages
 from mpa_edge.cli._options import is_verbose, print_json, run_options
 from mpa_edge.cli._remote import both_here, work_option
 
@@ -75,14 +74,13 @@ def _run_here(
     run = replace(run, processes=processes)
     if dry_run:
         preflight(run, names)
-        before_stages(run, names)
         show_plan(plan(run), names, as_json)
         return
     with suppress_library_output(is_verbose()):
         if processes and processes.machine:
             join(run, names)
         else:
-            run_stages(run, names, fresh, before_stages(run, names))
+            run_stages(run, names, fresh)
     result = report(run)
     if as_json:
         print_json(result)

@@ -83,7 +83,6 @@ def extras(recipe: Recipe, options: Sequence[str] = ()) -> tuple[str, ...]:
     needed = {
         "align": True,
         "openai": is_server(recipe.teacher),
-        "export": recipe.identify.student == "as-deployed",
         "qlora": level.quantize is not None,
         "liger": level.liger,
         "ray": "ray" in options,

@@ -65,7 +65,7 @@ def travel(recipe: Recipe, images: str | None, provider: str) -> Travel:
     mounts = [*_images(images or recipe.images.path, provider)]
     # a benchmark's pictures and questions are one folder: it goes where the pictures go, be it an address
     shared = recipe.evaluate.data is not None and recipe.evaluate.data == recipe.images.path
-    files, overrides = {}, [f"evaluate.data={IMAGES}"] if shared else []
+    overrides = [f"evaluate.data={IMAGES}"] if shared else []
     for key, local in _folders(recipe):
         if shared and key == "evaluate.data":
             continue
@@ -73,12 +73,7 @@ def travel(recipe: Recipe, images: str | None, provider: str) -> Travel:
         inside = local.name if local.is_file() else ""
         mounts.append(_folder(name, local.parent if inside else local, f"{PLACE}/{name}", provider))
         overrides.append(f"{key}={PLACE}/{name}{'/' + inside if inside else ''}")
-    for key, value in (("identify.target", recipe.identify.target), ("identify.scheme", recipe.identify.scheme)):
-        if value is not None and Path(value).expanduser().is_file():
-            name = f"{key.rpartition('.')[2]}.yaml"
-            files[name] = Path(value).expanduser()
-            overrides.append(f"{key}={KIT}/{name}")
-    return Travel(tuple(mounts), files, tuple(overrides))
+    return Travel(tuple(mounts), {}, tuple(overrides))
 
 
 def _images(place: str | None, provider: str) -> Iterator[Mount]:

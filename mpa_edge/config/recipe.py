@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
     from typing import Self  # novm
 
 PILLOW_PIXEL_CAP = 89_478_485
@@ -25,16 +24,6 @@ class Section(BaseModel):
     """Base of every part of a recipe: nothing unknown, nothing silently converted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-    ADDED: ClassVar[frozenset[str]] = frozenset()
-    """Keys that are younger than the first runs."""
-
-    def settings(self, exclude: Collection[str] = ()) -> dict[str, Any]:
-        """The values that a stage's result depends on; a younger key counts only where it is not at its default.
-
-        So what was finished before there was such a key stays finished.
-        """
-        idle = {name for name in self.ADDED if getattr(self, name) == type(self).model_fields[name].default}
-        return self.model_dump(exclude={*exclude, *idle})
 
 
 class RenderConfig(Section):
@@ -86,21 +75,6 @@ class AnnotateConfig(Section):
     """Requests in one batch at most: begins with 32, grows while memory allows, is halved when it runs out."""
     shard_size: int = Field(100, ge=1, le=100_000)
     """Images in one shard: what a crash can lose."""
-    blind_filter: bool = False
-    """Drop what the teacher answers the same way about a grey picture of the same size."""
-    near_duplicates: float = Field(1.0, ge=0.5, le=1.0)
-    """Two questions about one picture that are this alike are one; 1 is the same words, whatever their case."""
-    min_confidence: Share = 0.0
-    """Drop what the teacher answers with less: geometric mean of its tokens' probabilities; 0 is never."""
-
-    ADDED: ClassVar[frozenset[str]] = frozenset({"blind_filter", "near_duplicates", "min_confidence"})
-    """Younger keys."""
-
-    @model_validator(mode="after")
-    def _confidence_needs_a_vote(self) -> Self:
-        if self.min_confidence and not self.votes:
-            raise ValueError("annotate.min_confidence needs an answer to measure: use annotate.votes=1 or more")
-        return self
 
 
 class IdentifyConfig(Section):
@@ -110,18 +84,6 @@ class IdentifyConfig(Section):
     """Requests in one batch at most: begins with 32, grows while memory allows, is halved when it runs out."""
     max_new_tokens: Tokens = 16
     """For one short answer; evaluation uses the same."""
-    student: Literal["checkpoint", "as-deployed"] = "checkpoint"
-    """as-deployed: the student answers as it is exported for `target`, and is trained on pictures of that size."""
-    target: str | None = None
-    """Device or class of devices, where the student answers as deployed."""
-    scheme: str | None = None
-    """Quantization scheme of that export; null: the target's first one that fits."""
-
-    @model_validator(mode="after")
-    def _deployed_where(self) -> Self:
-        if (self.student == "as-deployed") != (self.target is not None) or (self.scheme and not self.target):
-            raise ValueError("identify.student: as-deployed and identify.target belong together: give both, or neither")
-        return self
 
 
 class LevelConfig(Section):
@@ -189,21 +151,6 @@ class LevelConfig(Section):
     """Easy samples first in each pass, by the loss of the student before training; off: shuffled."""
     distill: float = Field(0.0, ge=0.0, le=100.0)
     """Weight of the Jensen-Shannon divergence from the teacher's token probabilities beside the loss; 0 is off."""
-
-    ADDED: ClassVar[frozenset[str]] = frozenset(
-        {
-            "balance_kinds",
-            "answer_share",
-            "question_share",
-            "curriculum",
-            "distill",
-            "precision",
-            "quantize",
-            "gradient_checkpointing",
-            "liger",
-        }
-    )
-    """Younger keys."""
 
     @model_validator(mode="after")
     def _adapter_options(self) -> Self:

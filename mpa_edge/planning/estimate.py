@@ -240,8 +240,6 @@ def _annotate(work: Work, machine: Machine) -> StagePlan:
     if config.votes:
         votes = replace(_votes(work, "annotate.votes", config.votes, config.batch_size), new_pictures=False)
         parts.append(_ask(votes, work, machine))
-    if config.blind_filter:
-        parts.append(_ask(_votes(work, "annotate.blind", 1, config.batch_size), work, machine))
     return _joined("annotate", parts, loads=1, load_s=_load_s(work, work.teacher))
 
 

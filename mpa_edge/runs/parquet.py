@@ -75,17 +75,9 @@ def read_rows(path: Path, model: type[Row]) -> list[Row]:
         table = pq.ParquetFile(path).read()
     except (OSError, pa.ArrowException) as error:
         raise MpaError(f"{path} cannot be read: delete it and run the same command again") from error
-    if not _fits(table.schema, model):
+    if not table.schema.equals(schema_of(model)):
         raise MpaError(f"{path} holds other columns than {model.__name__}: run its stage again with --fresh")
     return [model.model_validate(row) for row in table.to_pylist()]
-
-
-def _fits(found: pa.Schema, model: type[BaseModel]) -> bool:
-    """Whether a file holds these records; a column that is younger than the file may be missing if it has a default."""
-    import pyarrow as pa
-
-    missing = {name for name, field in model.model_fields.items() if not field.is_required()} - set(found.names)
-    return bool(found.equals(pa.schema([column for column in schema_of(model) if column.name not in missing])))
 
 
 def write_part(folder: Path, shard: int, rows: Sequence[Row], dropped: Sequence[Dropped], model: type[Row]) -> None:
@@ -111,7 +103,7 @@ def _readable(path: Path, model: type[BaseModel]) -> bool:
     import pyarrow.parquet as pq
 
     try:
-        return _fits(pq.read_schema(path), model)
+        return bool(pq.read_schema(path).equals(schema_of(model)))
     except (OSError, pa.ArrowException):
         return False
 

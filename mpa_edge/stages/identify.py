@@ -26,7 +26,6 @@ from mpa_edge.progress import say
 from mpa_edge.runs.files import make_folder, sha256_json
 from mpa_edge.runs.manifest import StageClock, finish, is_done
 from mpa_edge.runs.parquet import dropped_path, each_row, is_whole, part_path, read_rows, shards_done, write_part
-from mpa_edge.stages.deployed import deployed_inputs, student_of
 from mpa_edge.stages.run import Run, begin, memory_counts
 from mpa_edge.stages.shards import (
     Do,
@@ -116,7 +115,7 @@ def identify_inputs(run: Run) -> dict[str, str]:
     """Everything that the verdicts depend on."""
     config = {"max_new_tokens": run.recipe.identify.max_new_tokens, "answer": answer_prompt(run.task, "?")}
     made_by = {"annotate": run.outputs_of("annotate"), "student": run.student_fingerprint}
-    return made_by | deployed_inputs(run) | {"config": sha256_json(config)}
+    return made_by | {"config": sha256_json(config)}
 
 
 def verdict(pseudo: str, teacher: Sequence[str], student: str | None, agrees: Agrees) -> Verdict:
@@ -142,7 +141,7 @@ def confirmed(pseudo: str, teacher: Sequence[str], agrees: Agrees) -> bool:
 
 def _load(run: Run, name: str, patient: bool = True, loader: Callable[..., VLM] | None = None) -> VLM:
     recipe, teaches = run.recipe, name == "teacher"
-    reference, options = (recipe.teacher, teacher_options(run, patient)) if teaches else (student_of(run), {})
+    reference, options = (recipe.teacher, teacher_options(run, patient)) if teaches else (recipe.student, {})
     return (loader or load)(
         reference,
         name=name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import chain
 
 from mpa_edge.errors import MpaError
@@ -36,13 +36,8 @@ MADE_FROM: dict[str, Callable[[Run], dict[str, str]]] = {
 }
 
 
-def run_stages(
-    run: Run,
-    names: tuple[str, ...] = tuple(STAGES),
-    fresh: bool = False,
-    before: Mapping[str, Callable[[Run], None]] | None = None,
-) -> None:
-    """Run the named stages in order; what is done and unchanged is skipped. `before` a stage something else may run."""
+def run_stages(run: Run, names: tuple[str, ...] = tuple(STAGES), fresh: bool = False) -> None:
+    """Run the named stages in order; what is done and unchanged is skipped."""
     check_earlier(run, names[0])
     preflight(run, names)
     with run_lock(run.folder):
@@ -51,8 +46,6 @@ def run_stages(
             if name == "evaluate" and not can_evaluate(run):
                 _no_questions(run, alone=len(names) == 1)
                 continue
-            if before and name in before:
-                before[name](run)
             STAGES[name](run, fresh)
             tell(run.folder, settled=True)
 

@@ -39,9 +39,8 @@ def plan(run: Run) -> dict[str, Any]:
         "device": recipe.device,
         "images": images,
         "stages": {
-            "annotate": f"{questions} annotations, {questions * recipe.annotate.votes} votes{_blind(run)}",
-            "identify": f"up to {questions} questions to the student{_as_deployed(run)}"
-            + _teacher_pass(run, questions),
+            "annotate": f"{questions} annotations, {questions * recipe.annotate.votes} votes",
+            "identify": f"up to {questions} questions to the student" + _teacher_pass(run, questions),
             "level": f"{recipe.level.method} on {'+'.join(recipe.level.targets)}, {_length(run)}",
             "merge": "adapter into student",
             "evaluate": _evaluation(run),
@@ -55,15 +54,6 @@ def plan(run: Run) -> dict[str, Any]:
 def can_evaluate(run: Run) -> bool:
     """Whether there are questions with known answers: a file, or the generator's for the built-in task."""
     return not run.recipe.evaluate.generated or run.recipe.task == "minicharts"
-
-
-def _blind(run: Run) -> str:
-    return ", as many questions about grey pictures" if run.recipe.annotate.blind_filter else ""
-
-
-def _as_deployed(run: Run) -> str:
-    config = run.recipe.identify
-    return f" as deployed on {config.target}" if config.target else ""
 
 
 def _teacher_pass(run: Run, questions: int) -> str:

@@ -56,15 +56,10 @@ def test_a_folder_that_the_recipe_names_goes_along(place: Path) -> None:
 def test_checkpoints_and_questions_of_this_machine_go_along(place: Path) -> None:
     student, asked = folder(place, "my student"), folder(place, "exam")
     (asked / "questions.csv").write_text("id,image,question,answer\n")
-    target = place / "board.yaml"
-    target.write_text("name: board\n")
     own = recipe(student=f'"{student}"', evaluate__questions=f'"{asked}/questions.csv"')
     found = travel(own, None, "sky")
     assert {mount.what: mount.source for mount in found.mounts} == {"student": str(student), "questions": str(asked)}
     assert found.overrides == ("student=/mpa/student", "evaluate.questions=/mpa/questions/questions.csv")
-    deployed = recipe(identify=f'{{student: as-deployed, target: "{target}"}}')
-    assert travel(deployed, None, "sky").files == {"target.yaml": target}
-    assert travel(deployed, None, "sky").overrides == ("identify.target=/mpa/kit/target.yaml",)
 
 
 def test_a_benchmark_is_one_folder(place: Path) -> None:

@@ -9,12 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mpa_edge.artifact import ARTIFACT
 from mpa_edge.config.library import load_recipe
 from mpa_edge.config.recipe import Recipe
 from mpa_edge.config.validation import field_at, keys, model_of
-from mpa_edge.runs.files import make_folder, write_json
-from mpa_edge.stages import deployed
 from mpa_edge.stages.annotate.stage import annotate_inputs
 from mpa_edge.stages.evaluate import evaluate_inputs
 from mpa_edge.stages.identify import identify_inputs
@@ -51,8 +48,6 @@ KEYS = [key for key in keys(Recipe) if key not in SECTIONS and not key.startswit
 
 # these three belong together
 BENCHMARK = ("evaluate.benchmark", "evaluate.data", "evaluate.split")
-# and these
-DEPLOYED = ("identify.student", "identify.target", "identify.scheme")
 
 
 def documented(key: str) -> str:
@@ -91,11 +86,6 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         recipe = load_recipe("minicharts", base)
         if key in BENCHMARK:
             recipe = load_recipe("minicharts", ["level.strength=1.0", *benchmark])
-        elif key in DEPLOYED:
-            recipe = load_recipe("minicharts", [*base, "identify.student=as-deployed", "identify.target=cpu"])
-            export = make_folder(tmp_path / "run" / deployed.FOLDER / "onnx-int8")
-            write_json(export / ARTIFACT, {})
-            deployed.note(Run(tmp_path / "run", recipe), export)
         elif key:
             value = recipe
             for part in key.split("."):

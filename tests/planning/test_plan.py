@@ -76,7 +76,6 @@ def test_more_images_never_cost_less(n: int, device: str) -> None:
     [
         "annotate.samples_per_image=8",
         "annotate.votes=3",
-        "annotate.blind_filter=true",
         "level.rank=64",
         "level.epochs=8",
         "evaluate.n=3000",

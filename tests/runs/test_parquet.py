@@ -78,17 +78,6 @@ def test_a_kill_between_the_two_files_leaves_the_shard_undone(tmp_path: Path) ->
     assert parquet.shards_done(tmp_path, PseudoAnnotation) == set()
 
 
-def test_files_from_before_a_column_with_a_default_are_read(tmp_path: Path) -> None:
-    parquet.write_part(tmp_path, 1, [NOTE], [], PseudoAnnotation)
-    path = parquet.part_path(tmp_path, 1)
-    table = pq.read_table(path)
-    pq.write_table(table.drop_columns(["logprob"]), path)
-    assert parquet.shards_done(tmp_path, PseudoAnnotation) == {1}
-    assert parquet.read_rows(path, PseudoAnnotation) == [NOTE]
-    pq.write_table(table.drop_columns(["logprob", "votes"]), path)
-    assert parquet.shards_done(tmp_path, PseudoAnnotation) == set()
-
-
 def test_rows_are_counted_and_read_one_shard_at_a_time(tmp_path: Path, monkeypatch) -> None:
     lost = Dropped(id="x", image="x.png", stage="annotate", reason="empty", detail="")
     for shard, n in enumerate((2, 0, 3)):

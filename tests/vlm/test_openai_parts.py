@@ -104,15 +104,6 @@ def test_a_document_with_anything_in_any_place_is_read_or_dropped(place: str, va
         assert found.reply.text or found.reply.drop or found.reply.finish_reason != "stop"
 
 
-@given(JSON)
-def test_log_probabilities_of_any_kind_are_a_number_or_none(value: Any) -> None:
-    made = document("x")
-    made["choices"][0]["logprobs"] = {"content": [{"logprob": -1.0}, {"logprob": value}]}
-    found = read_answer(json.dumps(made).encode())
-    assert isinstance(found, Answer)
-    assert found.reply.logprob is None or found.reply.logprob <= -0.5
-
-
 @given(document_end=st.integers(1, len(json.dumps(document("a long answer"))) - 1))
 def test_every_beginning_of_a_document_is_no_answer(document_end: int) -> None:
     assert isinstance(read_answer(json.dumps(document("a long answer")).encode()[:document_end]), Drop)

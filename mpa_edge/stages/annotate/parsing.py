@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from PIL.Image import Image
 
 from mpa_edge.images.folder import ImageEntry
-from mpa_edge.stages.annotate.filters import repeats
 from mpa_edge.tasks import Task
 from mpa_edge.tasks.parse import parse_annotation
 from mpa_edge.types import Drop, Dropped, PseudoAnnotation, Reply
@@ -33,17 +32,15 @@ def row_id(entry: ImageEntry, sample: int) -> str:
 
 
 def collect(
-    drafts: Sequence[Draft], task: Task, teacher: str, known: Sequence[PseudoAnnotation] = (), alike: float = 1.0
+    drafts: Sequence[Draft], task: Task, teacher: str, known: Sequence[PseudoAnnotation] = ()
 ) -> tuple[list[Noted], list[Dropped]]:
     """Parse what the teacher wrote; cut, unreadable and repeated annotations are dropped with their reason.
 
-    `known` are there already; `alike` says from where on two questions about a picture are one.
+    `known` are there already. Two questions about an image are one where they differ in nothing but case.
     """
     kept: list[Noted] = []
     dropped: list[Dropped] = []
-    seen: dict[str, list[tuple[str, str]]] = {}
-    for one in known:
-        seen.setdefault(one.image_id, []).append((one.question, one.answer))
+    seen = {(row.image_id, row.question.casefold()) for row in known}
     for draft in drafts:
         this, name = row_id(draft.entry, draft.sample), draft.entry.name
         parsed = _parsed(draft.reply, task)
@@ -51,11 +48,10 @@ def collect(
             dropped.append(left_out(this, name, parsed))
             continue
         question, answer = parsed
-        earlier = seen.setdefault(draft.entry.id, [])
-        if repeats(question, answer, earlier, alike):
+        if (draft.entry.id, question.casefold()) in seen:
             dropped.append(left_out(this, name, Drop("duplicate question", question)))
             continue
-        earlier.append((question, answer))
+        seen.add((draft.entry.id, question.casefold()))
         row = PseudoAnnotation(
             id=this, image_id=draft.entry.id, image=name, question=question, answer=answer, votes=(), teacher=teacher
         )

@@ -20,7 +20,6 @@ from mpa_edge.engines.local import run_local
 from mpa_edge.engines.retries import poisoned
 from mpa_edge.images.cache import groups
 from mpa_edge.images.folder import ImageEntry, open_image
-from mpa_edge.metrics import get_metric
 from mpa_edge.progress import say
 from mpa_edge.runs.files import sha256_json, sha256_list
 from mpa_edge.runs.manifest import StageClock, finish, is_done
@@ -35,7 +34,6 @@ from mpa_edge.runs.parquet import (
     shards_done,
     write_part,
 )
-from mpa_edge.stages.annotate.filters import blind, guessed, voted
 from mpa_edge.stages.annotate.parsing import STAGE, Draft, Noted, collect, left_out, row_id
 from mpa_edge.stages.run import Run, begin, memory_counts, stable_seed
 from mpa_edge.stages.shards import (
@@ -64,7 +62,7 @@ from mpa_edge.stages.teacher import (
     usage_counts,
 )
 from mpa_edge.tasks import Task, answer_prompt
-from mpa_edge.types import VLM, Drop, Dropped, PseudoAnnotation, Request
+from mpa_edge.types import VLM, Drop, Dropped, PseudoAnnotation, Reply, Request
 from mpa_edge.vlm import load
 from mpa_edge.vlm.openai.reference import is_server
 
@@ -215,7 +213,7 @@ def annotate_settings(run: Run) -> dict[str, str]:
         "teacher": run.teacher_fingerprint,
         "config": sha256_json(
             {
-                "annotate": run.recipe.annotate.settings({"batch_size"}),
+                "annotate": run.recipe.annotate.model_dump(exclude={"batch_size"}),
                 "prompts": run.task.annotation_prompts,
                 "answer": answer_prompt(run.task, "?"),
                 "max_answer_words": run.task.max_answer_words,
@@ -319,10 +317,9 @@ def annotate_pictures(
     ]
     replies = teacher.answer([request for *_, request in asked])
     drafts = [Draft(entry, image, n, reply) for (entry, image, n, _), reply in zip(asked, replies, strict=True)]
-    kept, refused = collect(drafts, task, teacher.name, again.kept if again else (), config.near_duplicates)
+    kept, refused = collect(drafts, task, teacher.name, again.kept if again else ())
     kept, unsure = sift(kept, vote(teacher, kept, run))
-    kept, unseen = sift(kept, look(teacher, kept, run) if config.blind_filter else [row for row, _ in kept])
-    return [row for row, _ in kept], dropped + unsure + unseen + refused
+    return [row for row, _ in kept], dropped + unsure + refused
 
 
 def sift(kept: Sequence[Noted], judged: Sequence[PseudoAnnotation | Drop]) -> tuple[list[Noted], list[Dropped]]:
@@ -358,20 +355,18 @@ def vote(teacher: VLM, kept: Sequence[Noted], run: Run) -> list[PseudoAnnotation
             temperature=config.temperature if number else 0.0,
             top_p=config.top_p,
             seed=stable_seed(seed, "vote", row.id, number),
-            confidence=not number and config.min_confidence > 0,
         )
         for row, image in kept
         for number in range(config.votes)
     ]
     replies, n = teacher.answer(requests), config.votes
-    return [voted(row, replies[i * n : (i + 1) * n], config) for i, (row, _) in enumerate(kept)]
+    return [voted(row, replies[i * n : (i + 1) * n]) for i, (row, _) in enumerate(kept)]
 
 
-def look(teacher: VLM, kept: Sequence[Noted], run: Run) -> list[PseudoAnnotation | Drop]:
-    """The annotations that the teacher cannot answer about a grey picture."""
-    agrees, limit = get_metric(run.task.metric).agrees, run.recipe.identify.max_new_tokens
-    grey = {image.size: blind(image) for _, image in kept}
-    replies = teacher.answer(
-        [Request(grey[image.size], answer_prompt(run.task, row.question), limit) for row, image in kept]
-    )
-    return [guessed(row, reply, agrees) or row for (row, _), reply in zip(kept, replies, strict=True)]
+def voted(row: PseudoAnnotation, replies: Sequence[Reply]) -> PseudoAnnotation | Drop:
+    """The annotation with what the teacher said to its own question, or why it is left out.
+
+    A row that a server left without one of its votes is dropped: a majority of fewer is another measure.
+    """
+    lost = next((reply.drop for reply in replies if reply.drop is not None), None)
+    return lost or row.model_copy(update={"votes": tuple(reply.text for reply in replies)})

@@ -15,7 +15,6 @@ from mpa_edge.runs.files import sha256_json, write_json
 from mpa_edge.runs.manifest import StageClock, finish, is_done
 from mpa_edge.runs.parquet import read_parts
 from mpa_edge.stages.annotate.stage import kind_of
-from mpa_edge.stages.deployed import deployed_inputs
 from mpa_edge.stages.level.interpolate import soften
 from mpa_edge.stages.level.precision import numbers_used
 from mpa_edge.stages.level.selection import Selection, select
@@ -88,11 +87,11 @@ def level_inputs(run: Run) -> dict[str, str]:
     teacher = {"teacher": run.teacher_fingerprint} if run.recipe.level.distill else {}
     base = {"identify": run.outputs_of("identify"), "student": run.student_fingerprint}
     config = {
-        "level": run.recipe.level.settings({"min_gap"}),
+        "level": run.recipe.level.model_dump(exclude={"min_gap"}),
         "seed": run.recipe.seed,
         "answer": answer_prompt(run.task, "?"),
     }
-    return base | teacher | deployed_inputs(run) | {"config": sha256_json(config)}
+    return base | teacher | {"config": sha256_json(config)}
 
 
 def choose(run: Run) -> Selection:

@@ -20,7 +20,6 @@ from mpa_edge.families import family_of
 from mpa_edge.progress import Advance, progress, say
 from mpa_edge.runs.files import make_folder, read_json, write_json
 from mpa_edge.runs.manifest import StageClock
-from mpa_edge.stages.deployed import processor_of
 from mpa_edge.stages.disk import disk_guard
 from mpa_edge.stages.level.curriculum import LOSSES_BEFORE, easy_first, losses_before, row_losses
 from mpa_edge.stages.level.dataset import AnswerCollator, as_rows
@@ -123,7 +122,7 @@ def learn(run: Run, selection: Selection, checkpoints: Path, out: Path, clock: S
     resume_from = checkpoints / taken_up if taken_up else None
     device = checkpoint.pick_device(recipe.device)
     path = resolve(recipe.student)
-    processor = checkpoint.load_processor(processor_of(run))
+    processor = checkpoint.load_processor(path)
     soft = _opinions(run, selection.train, processor, checkpoints / OPINIONS, clock, device) if config.distill else {}
     model, collate = _trainable(path, config, device, recipe.seed), _collator(run, processor, soft)
     if config.curriculum:

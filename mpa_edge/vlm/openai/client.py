@@ -237,8 +237,6 @@ class OpenAIVLM:
         limits: dict[str, Any] = {self.config.limit_key: request.max_new_tokens, "temperature": request.temperature}
         if request.temperature > 0:
             limits |= {"top_p": request.top_p, "seed": request.seed & MAX_SEED}
-        if request.confidence:
-            limits["logprobs"] = True
         return {"model": self.reference.model, "messages": [{"role": "user", "content": content}], **limits}
 
     async def _send(self, body: dict[str, Any], timeout_s: float) -> Answer | Failure:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from mpa_edge.types import Drop, FinishReason, Reply
@@ -16,7 +16,6 @@ EMPTY, UNUSABLE = "server: empty reply", "server: unusable reply"
 MAX_DETAIL_CHARS = 200
 MAX_BODY_BYTES = 8_000_000
 MAX_TOKENS = 10**9
-LEAST_LOGPROB = -1.0e5  # servers write -9999 for "never"
 REASONS: dict[str, FinishReason] = {
     **dict.fromkeys(("stop", "eos", "eos_token", "stop_sequence"), "stop"),
     **dict.fromkeys(("length", "max_tokens"), "length"),
@@ -101,24 +100,7 @@ def read_answer(body: bytes, secret: str | None = None) -> Answer | Drop:
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(choice, dict) or not isinstance(message, dict):
         return Drop(UNUSABLE, f"no choices: {excerpt(json.dumps(document), secret)}")
-    answer = _read_message(message, choice.get("finish_reason"), document.get("usage"))
-    if isinstance(answer, Drop):
-        return answer
-    return replace(answer, reply=replace(answer.reply, logprob=mean_logprob(choice.get("logprobs"))))
-
-
-def mean_logprob(found: object) -> float | None:
-    """The mean log-probability of a reply's tokens; None where the server does not say it of every one.
-
-    >>> mean_logprob({"content": [{"token": "7", "logprob": -0.5}, {"token": "", "logprob": -1.5}]})
-    -1.0
-    >>> mean_logprob({"content": [{"token": "7"}]}), mean_logprob(None)
-    (None, None)
-    """
-    tokens = found.get("content") if isinstance(found, dict) else None
-    said = [one.get("logprob") if isinstance(one, dict) else None for one in tokens] if isinstance(tokens, list) else []
-    known = [value for value in said if isinstance(value, int | float) and LEAST_LOGPROB <= value <= 0]
-    return float(sum(known) / len(known)) if known and len(known) == len(said) else None
+    return _read_message(message, choice.get("finish_reason"), document.get("usage"))
 
 
 def _read_message(message: dict[str, Any], why: object, usage: object) -> Answer | Drop:

@@ -6,7 +6,6 @@ import copy
 import gc
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +18,6 @@ from mpa_edge.types import FinishReason, Reply, Request
 from mpa_edge.vlm.transformers import checkpoint, prefix_cache
 from mpa_edge.vlm.transformers.batch_size import BatchSize, free_bytes
 from mpa_edge.vlm.transformers.batching import Query, in_order, length_of
-from mpa_edge.vlm.transformers.confidence import Confidence
 from mpa_edge.vlm.transformers.decoding import Row, decode
 from mpa_edge.vlm.transformers.prefetch import Ahead
 from mpa_edge.vlm.transformers.sampling import Choice, Repetition, SeededSampling, decodes_plainly
@@ -142,13 +140,9 @@ class TransformersVLM:
         rows = [Row(found[one.key], one.tail, one.request.max_new_tokens) for one in asked]
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        choice = self._choice(asked, rows)
-        said = decode(self.model, rows, choice, self._end_ids())
+        said = decode(self.model, rows, self._choice(asked, rows), self._end_ids())
         self.batch.worked(len(rows), self._used_bytes(rows), free_bytes(self.device))
-        return [
-            self._reply(tokens, one.request, choice.confidence(row, len(tokens)))
-            for row, (tokens, one) in enumerate(zip(said, asked, strict=True))
-        ]
+        return [self._reply(tokens, one.request) for tokens, one in zip(said, asked, strict=True)]
 
     def _prefixes(self, asked: Sequence[Query], pictures: Pictures) -> dict[tuple[int, str], prefix_cache.Prefix]:
         """The prefix of every picture of a batch, computed where it is not there yet."""
@@ -220,21 +214,16 @@ class TransformersVLM:
             return_tensors="pt",
         ).to(self.device, dtype=self.model.dtype)
         sampling = SeededSampling(requests) if any(request.temperature > 0 for request in requests) else None
-        watched = Confidence(sampling) if any(request.confidence for request in requests) else None
         output = self.model.generate(
             **inputs,
             max_new_tokens=max(request.max_new_tokens for request in requests),
             do_sample=False,
-            logits_processor=LogitsProcessorList(filter(None, [watched or sampling])),
+            logits_processor=LogitsProcessorList(filter(None, [sampling])),
         )
         new = output[:, inputs["input_ids"].shape[1] :].tolist()
-        replies = [self._reply(tokens, request) for tokens, request in zip(new, requests, strict=True)]
-        return [
-            replace(reply, logprob=watched.mean(row, reply.n_tokens)) if watched and request.confidence else reply
-            for row, (reply, request) in enumerate(zip(replies, requests, strict=True))
-        ]
+        return [self._reply(tokens, request) for tokens, request in zip(new, requests, strict=True)]
 
-    def _reply(self, tokens: Sequence[int], request: Request, logprob: float | None = None) -> Reply:
+    def _reply(self, tokens: Sequence[int], request: Request) -> Reply:
         """Cut a row at the end token or at the request's own limit."""
         kept = list(tokens[: request.max_new_tokens])
         ends = self._end_ids()
@@ -243,9 +232,7 @@ class TransformersVLM:
         kept = kept[: stops[0] + 1] if stops else kept
         text = self.processor.tokenizer.decode(kept, skip_special_tokens=True)
         text = checkpoint.without_special_tokens(self.processor, text).strip()
-        return Reply(
-            text=text, finish_reason=reason, n_tokens=len(kept), logprob=logprob if request.confidence else None
-        )
+        return Reply(text=text, finish_reason=reason, n_tokens=len(kept))
 
     def _end_ids(self) -> set[int]:
         ends = self.model.generation_config.eos_token_id

@@ -73,10 +73,6 @@ class Choice:
         sampled = any(request.temperature > 0 for request in requests)
         self.sampling = SeededSampling(requests) if sampled else None
         self.repetition = repetition
-        self.watched = any(request.confidence for request in requests)
-        self.logprobs = [list[float]() for _ in requests]
-        """Natural log-probability of each chosen token, for each row of the beginning; empty where nobody asked."""
-        self._rows = list(range(len(requests)))
 
     def __call__(self, logits: Tensor) -> Tensor:
         """(rows, vocabulary) -> (rows,) tokens."""
@@ -85,22 +81,12 @@ class Choice:
             scores = self.repetition(scores)
         warped = self.sampling(scores, scores) if self.sampling else scores  # the nucleus never reads the ids
         tokens = warped.argmax(-1)
-        if self.watched:
-            sure = scores.gather(1, tokens[:, None])[:, 0] - scores.logsumexp(-1)
-            for row, value in zip(self._rows, sure.tolist(), strict=True):
-                self.logprobs[row].append(value)
         if self.repetition:
             self.repetition.add(tokens)
         return tokens
 
-    def confidence(self, row: int, n_tokens: int) -> float | None:
-        """Mean log-probability of the first tokens of a row of the beginning; None where nobody asked."""
-        said = self.logprobs[row][:n_tokens]
-        return sum(said) / len(said) if said else None
-
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
-        self._rows = [self._rows[row] for row in rows]
         for part in (self.sampling, self.repetition):
             if part:
                 part.keep(rows)

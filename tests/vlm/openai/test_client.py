@@ -58,18 +58,6 @@ def test_answers_come_back_in_order_and_no_more_go_out_than_allowed() -> None:
     assert 2 <= server.most_at_once <= SOON.concurrency
 
 
-def test_how_sure_the_model_is_is_asked_only_where_somebody_wants_it() -> None:
-    with serving() as server:
-        vlm = vlm_of(server)
-        plain, unsure = vlm.answer([request(0), request(1, confidence=True)])
-        vlm.close()
-    assert {body["messages"][0]["content"][1]["text"]: body.get("logprobs") for body in server.bodies} == {
-        "question 0": None,
-        "question 1": True,
-    }
-    assert (plain.logprob, unsure.logprob) == (None, None)  # this server does not say
-
-
 def test_a_limit_by_another_name() -> None:
     _, server = one_reply(limit_key="max_completion_tokens")
     assert server.bodies[0]["max_completion_tokens"] == 16

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from transformers import GenerationConfig, RepetitionPenaltyLogitsProcessor
 
@@ -21,17 +20,14 @@ def test_the_penalty_is_the_librarys() -> None:
     assert torch.equal(ours(scores[1:]), library(more[1:], scores[1:].clone()))
 
 
-def test_rows_that_go_on_keep_their_own_seed_and_their_confidence() -> None:
-    requests = [Request(None, "", temperature=1.0, seed=seed, confidence=True) for seed in range(4)]
+def test_rows_that_go_on_keep_their_own_seed() -> None:
+    requests = [Request(None, "", temperature=1.0, seed=seed) for seed in range(4)]
     logits = torch.zeros(4, 500)
     whole, part = Choice(requests), Choice(requests)
     first = whole(logits)
     assert torch.equal(part(logits), first)
     part.keep([1, 3])
     assert torch.equal(part(logits[:2]), whole(logits)[[1, 3]])
-    assert part.confidence(3, 2) == pytest.approx(-torch.tensor(500.0).log().item())
-    assert [len(part.logprobs[row]) for row in range(4)] == [1, 2, 1, 2]
-    assert Choice([Request(None, "")]).confidence(0, 5) is None
 
 
 def test_whatever_else_a_checkpoint_asks_for_is_left_to_generate() -> None:
