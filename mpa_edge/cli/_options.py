@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from mpa_edge.cli.main import VERBOSE_KEY
+from mpa_edge.runs.log import show_log
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -16,6 +17,7 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 def _remember_verbose(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     # the last resort in main.py reads it after the command has failed
     ctx.meta[VERBOSE_KEY] = value
+    show_log(value)
 
 
 def is_verbose() -> bool:
@@ -29,7 +31,7 @@ verbose_option = click.option(
     is_flag=True,
     expose_value=False,
     callback=_remember_verbose,
-    help="Say more; show the traceback of an error.",
+    help="Show the log (run.log) and the traceback of an error.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document on stdout.")
 set_option = click.option(

@@ -15,6 +15,7 @@ import click
 
 from mpa_edge import __version__
 from mpa_edge.errors import MpaError
+from mpa_edge.runs.log import close_log, log_path, logger, show_log
 
 FOLDER = Path(__file__).parent
 VERBOSE_KEY = "mpa_edge.verbose"
@@ -121,11 +122,17 @@ def say(message: str) -> None:
 def one_line(error: BaseException) -> str:
     """What a user reads when something went wrong that nobody expected."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"disk full at {error.filename or os.getcwd()}: free some space and run the same command again"
+        return f"disk full at {error.filename or os.getcwd()}: free some space, then rerun"
     if isinstance(error, MemoryError):
-        return "out of memory: close other programs or lower batch_size with --set, then run the same command again"
+        return "out of memory: close other programs or lower batch_size with --set, then rerun"
     name = type(error).__name__
-    return f"unexpected {name}: {error} (run again with -v for the traceback, and report it)"
+    where = f"the traceback is in {shown_path(path)}" if (path := log_path()) else "rerun with -v for the traceback"
+    return f"unexpected {name}: {error} ({where}; please report it)"
+
+
+def shown_path(path: Path) -> str:
+    """A path as a user would type it here."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def exit_code(argv: Sequence[str] | None = None) -> int:
@@ -143,7 +150,8 @@ def exit_code(argv: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted: run the same command again to go on", err=True)
+        logger.info("interrupted")
+        click.echo("interrupted: rerun to resume", err=True)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # the reader has gone; python would complain once more when it flushes stdout at exit
@@ -152,8 +160,13 @@ def exit_code(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if meta.get(VERBOSE_KEY):
             traceback.print_exc()
+        # with -v the traceback is on the screen already
+        logger.error("%s", error, exc_info=True, extra={"printed": True})
         say(str(error) if isinstance(error, MpaError) else one_line(error))
         return error.exit_code if isinstance(error, MpaError) else 1
+    finally:
+        close_log()
+        show_log(False)
 
 
 def run() -> None:

@@ -75,9 +75,7 @@ def disk_full(folder: Path, need_bytes: int) -> MpaError:
     short = need_bytes
     with suppress(OSError):
         short = max(need_bytes - free_bytes(folder), min(need_bytes, MB))
-    return MpaError(
-        f"disk full at {folder}: free {max(1, -(-short // MB))} MB and run the same command again; nothing is lost"
-    )
+    return MpaError(f"disk full at {folder}: free {max(1, -(-short // MB))} MB, then rerun; nothing is lost")
 
 
 @contextmanager

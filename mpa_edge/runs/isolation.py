@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.runs.files import FULL
+from mpa_edge.runs.log import append_to, log_path, logger
 from mpa_edge.runs.memory import peak_rss_bytes
 
 Result = TypeVar("Result")
@@ -36,7 +37,8 @@ def run_isolated(
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    given = (theirs, os.getpid(), function, arguments, threads, scratch)
+    given = (theirs, os.getpid(), log_path(), function, arguments, threads, scratch)
+    logger.debug("%s: starting in a process of its own", function.__name__)
     process = context.Process(target=_child, args=given, daemon=True)
     with _sheltered():
         process.start()
@@ -51,6 +53,7 @@ def run_isolated(
             process.kill()
         process.join()
     kind, value, peak_bytes = outcome
+    logger.debug("%s: ended, peak memory %.0f MB", function.__name__, peak_bytes / 1e6)
     if kind == "error":
         raise value
     return value, peak_bytes
@@ -82,6 +85,7 @@ def die_with_parent(parent: int) -> None:
 def _child(
     pipe: Connection,
     parent: int,
+    log: Path | None,
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
     threads: int | None,
@@ -90,6 +94,8 @@ def _child(
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     os.dup2(2, 1)  # stdout belongs to the parent's one document
+    if log is not None:
+        append_to(log)
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     if scratch is not None:
@@ -103,7 +109,9 @@ def _child(
     except Exception as error:
         if isinstance(error, OSError) and is_full(error):
             return pipe.send(("error", OSError(errno.ENOSPC, "no space left"), peak_rss_bytes()))
-        traceback.print_exc()
+        logger.exception("%s failed", function.__name__)
+        if log is None:
+            traceback.print_exc()
         pipe.send(("error", RuntimeError(f"{type(error).__name__}: {error}"), peak_rss_bytes()))
 
 
@@ -119,7 +127,5 @@ def is_full(error: OSError) -> bool:
 def _died(function: Callable[..., Any], exit_code: int | None) -> MpaError:
     name = function.__name__
     if exit_code == -signal.SIGKILL:
-        return MpaError(
-            f"{name} was killed, most likely because memory ran out: free memory and run the same command again"
-        )
-    return MpaError(f"{name} ended with code {exit_code}: run the same command again, with -v")
+        return MpaError(f"{name} was killed, most likely because memory ran out: free memory, then rerun")
+    return MpaError(f"{name} ended with code {exit_code}: rerun with -v")

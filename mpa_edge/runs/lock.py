@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mpa_edge.errors import MpaError
 from mpa_edge.runs.files import MB, disk_errors, make_folder, sweep
+from mpa_edge.runs.log import open_log
 
 LOCK = ".lock"
 ORPHAN_WAIT_S = 5.0
@@ -33,6 +34,7 @@ def run_lock(folder: Path) -> Iterator[None]:
         _acquire(descriptor, folder)
         _held[key] = descriptor
         sweep(key)
+        open_log(key)
         yield
     finally:
         _held.pop(key, None)

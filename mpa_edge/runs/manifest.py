@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mpa_edge import __version__
 from mpa_edge.runs.files import make_folder, read_json, sha256_file, sha256_json, sweep, write_json
 from mpa_edge.runs.lock import LOCK
+from mpa_edge.runs.log import logger
 from mpa_edge.runs.write_hooks import tell
 
 MANIFEST = "manifest.json"
@@ -160,6 +161,7 @@ def finish(
         used=dict(used or {}),
     )
     write_json(folder / MANIFEST, manifest)
+    logger.info("%s: done in %.1f s, counts %s, used %s", stage, manifest.seconds, manifest.counts, manifest.used)
     return manifest
 
 

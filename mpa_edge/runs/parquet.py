@@ -74,7 +74,7 @@ def read_rows(path: Path, model: type[Row]) -> list[Row]:
         # not read_table: that one looks for partitions in the folder names
         table = pq.ParquetFile(path).read()
     except (OSError, pa.ArrowException) as error:
-        raise MpaError(f"{path} cannot be read: delete it and run the same command again") from error
+        raise MpaError(f"{path} cannot be read: delete it and rerun") from error
     if not table.schema.equals(schema_of(model)):
         raise MpaError(f"{path} holds other columns than {model.__name__}: run its stage again with --fresh")
     return [model.model_validate(row) for row in table.to_pylist()]

@@ -108,10 +108,10 @@ def test_usage_errors_exit_2_and_name_what_was_meant(argv: list[str], hint: str)
         (MpaError("it broke: mend it"), 1, "error: it broke: mend it\n"),
         (MpaError("two\nlines"), 1, "error: two lines\n"),
         (VerificationError("differs: merge again"), 3, "error: differs: merge again\n"),
-        (KeyboardInterrupt(), 130, "interrupted: run the same command again to go on\n"),
+        (KeyboardInterrupt(), 130, "interrupted: rerun to resume\n"),
         (OSError(28, "No space left on device"), 1, "error: disk full at"),
         (MemoryError(), 1, "error: out of memory: close other programs or lower batch_size"),
-        (RuntimeError("boom"), 1, "error: unexpected RuntimeError: boom (run again with -v"),
+        (RuntimeError("boom"), 1, "error: unexpected RuntimeError: boom (rerun with -v"),
     ],
 )
 def test_an_error_is_one_line_and_an_exit_code(command, capsys, error: BaseException, code: int, text: str) -> None:
@@ -158,4 +158,4 @@ def test_ctrl_c_is_130() -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert err.strip() == "interrupted: run the same command again to go on"
+    assert err.strip() == "interrupted: rerun to resume"

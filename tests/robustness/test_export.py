@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 SCHEMES = ("onnx-int8", "gguf-q8_0")
 KILLS = 9
 SEED = 20_261_123
-INTERRUPTED = "interrupted: run the same command again to go on"
+INTERRUPTED = "interrupted: rerun to resume"
 
 
 def command(out: Path, *schemes: str, source: str = "nursery:student") -> tuple[str, ...]:

@@ -21,7 +21,7 @@ def test_ctrl_c_ends_in_one_line(forks, set_arguments, tmp_path, undisturbed, st
     command = ("align", "--out", str(out), *set_arguments())
     ended = forks(*command, run=out, stage=stage, after_s=0.3 if stage != "merge" else 0.05, sig=signal.SIGINT)
     assert ended.rc == 130, ended.stderr
-    assert ended.last == "interrupted: run the same command again to go on"
+    assert ended.last == "interrupted: rerun to resume"
     assert "Traceback" not in ended.stderr
     if stage in ("annotate", "level"):
         again = forks(*command, run=out)

@@ -83,7 +83,7 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch) -> None:
     ],
 )
 def test_a_full_disk_is_one_line_whoever_met_it(tmp_path, error) -> None:
-    said = "disk full at .*: free .* MB and run the same command again"
+    said = "disk full at .*: free .* MB, then rerun"
     with pytest.raises(MpaError, match=said), disk_guard(tmp_path, 5_000_000):
         raise error
 
