@@ -48,7 +48,7 @@ logger.addHandler(logging.NullHandler())
 class RedactingFormatter(logging.Formatter):
     """UTC times; the values of secrets in messages and tracebacks are replaced."""
 
-    converter = time.gmtime
+    converter = staticmethod(time.gmtime)
     default_time_format, default_msec_format = "%Y-%m-%dT%H:%M:%S", "%s.%03dZ"
 
     def format(self, record: logging.LogRecord) -> str:
