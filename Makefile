@@ -1,6 +1,10 @@
 # make help says what there is
 BIN := .venv/bin
-STAMP := .venv/.installed
+# what the demo needs, and what the tests need besides
+DEMO := .venv/.demo
+TEST := .venv/.test
+# TORCH=cpu fetches PyTorch's CPU build, which is 2.4 GB smaller
+TORCH ?=
 # more threads than cores are far slower, and tests run beside other things
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -11,27 +15,30 @@ WORKERS ?= 2
 .PHONY: demo test lint unit venv clean help
 
 # the demo may use every core; tests may not
-demo: $(STAMP)
-	env -u OMP_NUM_THREADS $(BIN)/mpa-edge demo
+demo: $(DEMO)
+	@env -u OMP_NUM_THREADS $(BIN)/mpa-edge demo
 
 test: lint
 	@.ci/peers
 	@$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
-unit: $(STAMP)
+unit: $(TEST)
 	@$(BIN)/pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not peer"
 
-lint: $(STAMP)
+lint: $(TEST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports
 
-venv: $(STAMP)
+venv: $(TEST)
 
-$(STAMP): pyproject.toml constraints.txt .ci/prepare
-	@python=$$(.ci/prepare) && { $(BIN)/python -c 'import pip' 2>/dev/null || "$$python" -m venv --clear .venv; }
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[align,export,onnx,gguf,openai,ray,s3,dev]'
+$(DEMO): pyproject.toml constraints.txt tools/install.py .ci/prepare
+	@python=$$(.ci/prepare) && "$$python" tools/install.py demo $(if $(filter cpu,$(TORCH)),--cpu)
+	@touch $@
+
+$(TEST): $(DEMO)
+	@python=$$(.ci/prepare) && "$$python" tools/install.py test
 	@touch $@
 
 help:
