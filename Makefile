@@ -3,7 +3,7 @@ BIN := .venv/bin
 # what the demo needs, and what the tests need besides
 DEMO := .venv/.demo
 TEST := .venv/.test
-# TORCH=cpu fetches PyTorch's CPU build, which is 2.4 GB smaller
+# TORCH=cpu fetches PyTorch's CPU build, 2.9 GB less to fetch
 TORCH ?=
 # more threads than cores are far slower, and tests run beside other things
 export OMP_NUM_THREADS ?= 1

@@ -18,6 +18,7 @@ import tempfile
 import time
 import venv
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,9 +33,8 @@ EXTRAS = {"demo": "align,export,onnx,gguf", "test": "align,export,onnx,gguf,open
 TICK_S = 0.5
 LINE_EVERY_S = 15.0
 COMPILED = re.compile(r"\[(\d+)/(\d+)\]")
-DOWNLOADING = re.compile(
-    r"^\s*(?:Downloading|Processing) (?:\S*/)?([A-Za-z0-9_.]+?)-(\d\S*?)-\S*\.whl(?:\.metadata)?(?: \(([\d.]+ [kMG]B)\))?"
-)
+WHEEL = r"(?:\S*/)?([A-Za-z0-9_.]+?)-(\d\S*?)-\S*\.whl(?:\.metadata)?"
+DOWNLOADING = re.compile(rf"\s*(?:Downloading|Processing) {WHEEL}(?: \(([\d.]+ [kMG]B)\))?")
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,9 @@ def steps(what: str, constraints: Path, cpu: bool) -> Iterator[Step]:
     """The calls of pip, in order."""
     pinned = ("-c", str(constraints))
     if installed_torch() is None:
-        size = (
-            "0.2 GB to fetch, 1 GB on disk, about 1 minute"
-            if cpu
-            else "2.6 GB to fetch, 5.6 GB on disk, 2 to 10 minutes"
-        )
-        where = ("--index-url", CPU_WHEELS) if cpu else ()
-        title = f"PyTorch ({'CPU build' if cpu else 'with CUDA'})"
-        yield Step(title, size, (*pinned, *where, "torch", "torchvision"), NETWORK)
+        build, where = ("CPU build", ("--index-url", CPU_WHEELS)) if cpu else ("with CUDA", ())
+        size = "0.2 GB to fetch, 0.9 GB on disk" if cpu else "3.1 GB to fetch, 5.6 GB on disk"
+        yield Step(f"PyTorch ({build})", size, (*pinned, *where, "torch", "torchvision"), NETWORK)
     if version_of("llama-cpp-python") is None:
         # -v: the compiler's progress is shown
         compiled = "70 MB to fetch, compiled here: about 10 minutes of CPU time, once (pip keeps the result)"
@@ -88,7 +83,7 @@ def version_of(package: str) -> str | None:
 
 
 def installed_torch() -> str | None:
-    """Version of a torch in .venv that is new enough; None where there is none. Exits where it lacks its torchvision."""
+    """Version of the torch in .venv, None where there is none or an old one. Exits where it has no torchvision."""
     found = version_of("torch")
     if found is None or tuple(int(n) for n in re.findall(r"\d+", found)[:2]) < OLDEST_TORCH:
         return None
@@ -113,11 +108,10 @@ def constraints_for(torch: str | None, folder: Path) -> Path:
 def fetched_bytes(folder: Path) -> int:
     """Size of what pip has in its temporary folder."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:  # pip removes files meanwhile
-            continue
+    for above, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # pip removes files meanwhile
+                total += (Path(above) / name).stat().st_size
     return total
 
 
@@ -132,7 +126,7 @@ def run(step: Step, temporary: Path) -> None:
         log.flush()
         offset = LOG.stat().st_size
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
-        now = "starting"
+        now = "starting pip"
         try:
             while process.poll() is None:
                 time.sleep(TICK_S)
@@ -210,15 +204,13 @@ def main(what: str, cpu: bool) -> None:
     torch = installed_torch()
     with tempfile.TemporaryDirectory(dir=VENV, prefix="tmp-") as folder:
         todo = list(steps(what, constraints_for(torch, Path(folder)), cpu))
-        show(
-            f"Installing into .venv ({len(todo)} steps, once; Ctrl-C is safe, a rerun resumes). Log: .venv/install.log\n"
-        )
+        show(f"Installing into .venv, {len(todo)} steps, once; a rerun resumes. Log: .venv/install.log\n")
         for n, step in enumerate(todo, 1):
             show(f"  {n}/{len(todo)} {step.title}: {step.expects}\n")
         if torch:
             show(f"  PyTorch {torch} is there already and is kept\n")
         elif not cpu and not has_gpu():
-            show(f"  No NVIDIA GPU here. PyTorch's CPU build is 2.4 GB less to fetch: make {what} TORCH=cpu\n")
+            show(f"  No NVIDIA GPU here. PyTorch's CPU build is 2.9 GB less to fetch: make {what} TORCH=cpu\n")
         free = shutil.disk_usage(VENV).free
         if not torch and not cpu and free < NEED_BYTES[what]:
             sys.exit(
