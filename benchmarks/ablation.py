@@ -110,19 +110,21 @@ def manifest(folder: Path, stage: str) -> dict[str, Any]:
 
 def against_base(run: Run, source: Path, model: str, prefix: str = "") -> dict[str, Any]:
     """Accuracy of a model on the run's held-out questions, and its gain over the student of the finished run."""
-    from mpa_edge.evaluation.predict import mean, predict
-    from mpa_edge.metrics.paired import bootstrap_ci95
+    from mpa_edge.evaluation.answer_log import AnswerLog, answer_all
+    from mpa_edge.evaluation.predict import recipe_spec
+    from mpa_edge.metrics.paired import bootstrap_ci95, mean
     from mpa_edge.runs.parquet import read_rows
-    from mpa_edge.stages.evaluate import questions
+    from mpa_edge.stages.evaluate import QUESTIONS, STAGE
     from mpa_edge.types import Prediction
     from mpa_edge.vlm import load
 
     recipe = run.recipe
-    images, samples = questions(run)
+    log = AnswerLog(recipe_spec(recipe, run.stage_folder(STAGE) / QUESTIONS))
     before = read_rows(source / "evaluate" / "predictions-base.parquet", Prediction)
     vlm = load(model, name="aligned", threads=recipe.threads, batch_size=recipe.evaluate.batch_size)
-    after = predict(vlm, run.task, images, samples, recipe.identify.max_new_tokens, recipe.images.max_pixels)
+    answer_all(vlm, log)
     vlm.close()
+    after = log.predictions("aligned")
     difference = [a.score - b.score for a, b in zip(after, before, strict=True)]
     interval = bootstrap_ci95(difference, [row.image_id for row in before], resamples=2000, seed=recipe.seed)
     return {

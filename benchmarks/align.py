@@ -109,20 +109,26 @@ def counting(spent: dict[str, float]) -> Iterator[None]:
 def plain_style(references: dict[str, str], n: int) -> dict[str, Any]:
     """Models on n questions in the plain style: accuracy in all and by kind."""
     from mpa_edge.config.recipe import PILLOW_PIXEL_CAP
-    from mpa_edge.evaluation.predict import by_kind, predict, read_samples
+    from mpa_edge.evaluation.answer_log import AnswerLog, answer_all
+    from mpa_edge.evaluation.predict import EvalSpec
+    from mpa_edge.evaluation.score import accuracy_by_kind
     from mpa_edge.nursery.render import ANSWERS, render
+    from mpa_edge.questions.own import read_questions
     from mpa_edge.tasks import get_task
     from mpa_edge.vlm import load
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = render(Path(temporary), n, EVALUATION_SEED + 1, "plain", answers_per_image=1)
-        samples, made = read_samples(folder / ANSWERS), {}
+        spec = EvalSpec(read_questions(folder / ANSWERS), get_task("minicharts"), 16, PILLOW_PIXEL_CAP)
+        made = {}
         for name, reference in references.items():
             vlm = load(reference, name=name)
-            made[name] = predict(vlm, get_task("minicharts"), folder, samples, 16, PILLOW_PIXEL_CAP)
+            log = AnswerLog(spec)
+            answer_all(vlm, log)
+            made[name] = log.predictions(name)
             vlm.close()
     scores = {name: sum(row.score for row in rows) / n for name, rows in made.items()}
-    return {"n": n, **scores, "kinds": by_kind(made)}
+    return {"n": n, **scores, "kinds": accuracy_by_kind(made)}
 
 
 def machine() -> dict[str, Any]:

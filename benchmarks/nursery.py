@@ -19,9 +19,12 @@ from typing import Any
 import click
 
 from mpa_edge.config.recipe import AnnotateConfig
-from mpa_edge.evaluation.predict import by_kind, predict, read_samples
+from mpa_edge.evaluation.answer_log import AnswerLog, answer_all
+from mpa_edge.evaluation.predict import EvalSpec
+from mpa_edge.evaluation.score import accuracy_by_kind
 from mpa_edge.nursery import world
 from mpa_edge.nursery.render import ANSWERS, pictures, render
+from mpa_edge.questions.own import read_questions
 from mpa_edge.stages.annotate.stage import annotation_request
 from mpa_edge.tasks import get_task
 from mpa_edge.tasks.parse import parse_annotation
@@ -37,9 +40,10 @@ def answers(vlm: VLM, style: Any, n: int) -> dict[str, Any]:
     """Strict accuracy on n fresh questions, in all and by kind."""
     with tempfile.TemporaryDirectory() as folder:
         render(Path(folder), n, SEED, style, answers_per_image=1)
-        samples = read_samples(Path(folder) / ANSWERS)
-        rows = predict(vlm, get_task("minicharts"), Path(folder), samples, 16, 10**7)
-    kinds = {kind: {"n": row["n"], "accuracy": row["base"]} for kind, row in by_kind({"base": rows}).items()}
+        log = AnswerLog(EvalSpec(read_questions(Path(folder) / ANSWERS), get_task("minicharts"), 16, 10**7))
+        answer_all(vlm, log)
+        rows = log.predictions("base")
+    kinds = {kind: {"n": row["n"], "accuracy": row["base"]} for kind, row in accuracy_by_kind({"base": rows}).items()}
     return {"accuracy": sum(row.score for row in rows) / n, "n": n, "kinds": kinds}
 
 

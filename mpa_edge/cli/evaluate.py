@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mpa_edge.cli._evaluate_model import Asked, evaluate_questions, recipe_for
 from mpa_edge.cli._options import is_verbose, print_json
 from mpa_edge.cli._stage import run_named_stages, stage_arguments, suppress_library_output
 from mpa_edge.errors import MpaError
 from mpa_edge.metrics import METRICS
 
-OUT_HELP = "Run folder; for a MODEL with --data: file for its answers, which a second start goes on with."
+if TYPE_CHECKING:
+    from mpa_edge.config.recipe import Recipe
+    from mpa_edge.evaluation.predict import EvalSpec
+
+NURSERY = "nursery:"
+OUT_HELP = "Run folder; for a MODEL: a .jsonl file that keeps its answers, so that a rerun resumes."
 
 
 @click.command("evaluate")
@@ -32,10 +39,10 @@ def command(
 ) -> None:
     """Ask teacher, base and aligned student the same held-out questions.
 
-    A MODEL in the place of the run is asked alone: a checkpoint folder, anything that mpa-edge export made, or
-    openai:BASE_URL#MODEL. Its questions are those of the run that it lies in, else those of the recipe minicharts with
-    --set. With --data it is asked a benchmark, or your own questions about your own pictures (a table of image,
-    question, answers); --limit is then the number of questions, and --out keeps every answer.
+    With a MODEL instead of a run, only that model is asked: a checkpoint folder, anything that mpa-edge export made, or
+    openai:BASE_URL#MODEL. Its questions are those of the run that contains it, else those of the recipe minicharts with
+    --set. With --data they are a benchmark's, or your own questions about your own images (a table of image, question,
+    answers). --limit is then the number of questions, and --out keeps every answer.
 
     \b
     Examples:
@@ -45,46 +52,167 @@ def command(
       $ mpa-edge evaluate runs/mine/merged --benchmark chartqa --data data/chartqa --limit 100 --out chartqa.jsonl
       $ mpa-edge evaluate runs/mine/merged --data photos/questions.csv --metric exact-match
     """
-    if benchmark or data:
-        asked = Asked(source, benchmark, data, split, metric, **arguments)
-        return evaluate_questions(asked)
-    if split or metric or (source and source.endswith((".csv", ".jsonl"))):
-        raise MpaError("--split and --metric need questions: add --data with a benchmark's folder or a questions file")
-    if source is None or not is_model(source):
+    if not (benchmark or data or split or metric) and (source is None or not is_model(source)):
+        if source and source.endswith((".csv", ".jsonl")):
+            raise MpaError(f"'{source}' is a file of questions: name a MODEL, and the file with --data")
         return run_named_stages(("evaluate",), source=source, **arguments)
-    return evaluate_model(
-        source, arguments["overrides"], arguments["limit"], arguments["dry_run"], arguments["as_json"]
-    )
+    if source is None:
+        raise MpaError("no model to ask: name a MODEL, a checkpoint folder, an export, nursery:student or a hub id")
+    if benchmark and data is None:
+        raise MpaError(f"--benchmark {benchmark} needs its files: add --data with the folder that holds them")
+    if (split or metric) and data is None:
+        raise MpaError("--split and --metric need questions: add --data with a benchmark's folder or a questions file")
+    if split and not benchmark:
+        raise MpaError("--split belongs to a benchmark: name it with --benchmark")
+    if metric and benchmark:
+        raise MpaError(f"{benchmark} has its own metric: leave --metric out")
+    return evaluate_model(source, benchmark, data, split, metric, **arguments)
 
 
 def is_model(source: str) -> bool:
     """Whether a name is a model rather than a run or a recipe."""
     folder = Path(source)
-    return source.startswith(("nursery:", "openai:")) or any(
+    return source.startswith((NURSERY, "openai:")) or any(
         (folder / name).is_file() for name in ("artifact.json", "config.json")
     )
 
 
-def evaluate_model(model: str, overrides: tuple[str, ...], limit: int | None, dry_run: bool, as_json: bool) -> None:
-    """Ask one model and print how it did; nothing is kept."""
-    from tempfile import TemporaryDirectory
+def evaluate_model(
+    model: str,
+    benchmark: str | None,
+    data: str | None,
+    split: str | None,
+    metric: str | None,
+    *,
+    images: str | None,
+    out: str | None,
+    overrides: tuple[str, ...],
+    limit: int | None,
+    dry_run: bool,
+    fresh: bool,
+    as_json: bool,
+) -> None:
+    """Ask one model the questions of its recipe, or those in `data`, and print its score."""
+    from mpa_edge.evaluation.predict import recipe_spec
+    from mpa_edge.evaluation.score import run_eval
+    from mpa_edge.vlm import fingerprint, load
 
-    from mpa_edge.evaluation.predict import examine
-    from mpa_edge.vlm import load
-
+    if images is not None:
+        raise MpaError("--images belongs to a run: leave it out")
+    if out is not None and not out.endswith(".jsonl"):
+        raise MpaError(f"--out '{out}' is a file of answers here: let its name end in .jsonl")
     recipe = recipe_for(model, overrides, limit)
-    if dry_run:
+    if data is None and dry_run:
         return click.echo(f"ask {model} {recipe.evaluate.n} questions of task {recipe.task}")
-    with suppress_library_output(is_verbose()), TemporaryDirectory(prefix="mpa-edge-") as scratch:
-        name, server = Path(model).name, recipe.teacher_server
-        vlm = load(model, name=name, device=recipe.device, threads=recipe.threads, server=server)
-        result = examine(vlm, recipe, Path(scratch))
-        vlm.close()
-    if as_json:
-        return print_json(result)
-    low, high = result["ci95"]
-    click.echo(f"{model}: {result['accuracy']:.1%} of {result['n']} questions, {result['metric']}")
-    click.echo(f"95 % interval {low:.1%} to {high:.1%}; {result['seconds']:.0f} s")
-    for kind, row in result["kinds"].items():
-        click.echo(f"  {kind} ({row['n']:.0f}) {row['accuracy']:.0%}")
+    with TemporaryDirectory(prefix="mpa-edge-") as scratch, suppress_library_output(is_verbose()):
+        if data is None:
+            spec = recipe_spec(recipe, Path(scratch))
+        else:
+            known = model.startswith(NURSERY) or run_of(model) or any(one.startswith("task=") for one in overrides)
+            spec = data_spec(recipe, benchmark, data, split, metric, limit, use_recipe_task=bool(known))
+        questions = spec.questions
+        if not dry_run:
+            load_vlm = partial(
+                load,
+                model,
+                name=Path(model).name,
+                device=recipe.device,
+                threads=recipe.threads,
+                batch_size=recipe.evaluate.batch_size,
+                server=recipe.teacher_server,
+            )
+            out_path = Path(out) if out else None
+            result = run_eval(spec, Path(model).name, load_vlm, out_path, fingerprint(model), fresh)
+    if dry_run:
+        click.echo(f"ask {model} {len(questions.samples)} questions of {questions.name}, {spec.task.metric}")
+    elif as_json:
+        print_json(result)
+    else:
+        for line in screen(result):
+            click.echo(line)
     return None
+
+
+def run_of(model: str) -> Path | None:
+    """The run that contains a model's folder."""
+    from mpa_edge.runs.manifest import RUN_FILE
+
+    folders = Path(model).resolve().parents
+    return next((folder for folder in folders[:3] if (folder / RUN_FILE).is_file()), None)
+
+
+def recipe_for(model: str, overrides: tuple[str, ...], limit: int | None) -> Recipe:
+    """The recipe of the run that contains a model, else the built-in one; `limit` is the number of questions."""
+    from mpa_edge.config.library import load_recipe
+    from mpa_edge.runs.manifest import RECIPE_FILE
+
+    run = run_of(model)
+    recipe = load_recipe(str(run / RECIPE_FILE) if run else "minicharts", overrides)
+    return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"n": limit})}) if limit else recipe
+
+
+def data_spec(
+    recipe: Recipe,
+    benchmark: str | None,
+    data: str,
+    split: str | None,
+    metric: str | None,
+    limit: int | None,
+    *,
+    use_recipe_task: bool,
+) -> EvalSpec:
+    """The questions of a benchmark, or a file of own questions, asked with the limits of a recipe.
+
+    `use_recipe_task`: own questions are put as the recipe's task puts them, and by default scored so.
+    """
+    from mpa_edge.evaluation.predict import EvalSpec
+    from mpa_edge.questions import left_out
+    from mpa_edge.questions.own import SUFFIXES, read_own
+    from mpa_edge.questions.published import read_benchmark
+    from mpa_edge.tasks import Task, get_benchmark, get_task
+
+    if benchmark:
+        questions = read_benchmark(get_benchmark(benchmark), data, split, limit)
+        task = get_task(benchmark)
+    else:
+        path = Path(data).expanduser()
+        if not path.is_file() or path.suffix.lower() not in SUFFIXES:
+            raise MpaError(f"'{data}' is no .csv or .jsonl file: name one, or say with --benchmark whose folder it is")
+        if not use_recipe_task and metric is None:
+            raise MpaError(f"own questions need a metric: add --metric {', '.join(METRICS)}")
+        questions = read_own(path, limit)
+        task = Task(name="own", title="Own questions", metric=metric or "", annotation_prompts=())
+        if use_recipe_task:
+            task = get_task(recipe.task)
+            task = dataclasses.replace(task, metric=metric or task.metric)
+    for line in filter(None, (questions.note, left_out(questions.dropped))):
+        click.echo(f"{questions.name}: {line}", err=True)
+    return EvalSpec(
+        questions,
+        task,
+        max_new_tokens=recipe.identify.max_new_tokens,
+        max_pixels=recipe.images.max_pixels,
+        bootstrap=recipe.evaluate.bootstrap,
+        seed=recipe.seed,
+    )
+
+
+def screen(result: dict[str, Any]) -> Iterator[str]:
+    """The strict scores as a table; the lenient ones below it, by their own name."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{result['model']} on {result['questions']}, {result['images']} images")
+    for heading in ("", "questions", result["metric"], "95 % interval"):
+        table.add_column(heading, justify="right" if heading else "left")
+    whole = "mean of the kinds" if result["mean_of_kinds"] else "all"
+    for name, row in {**result["kinds"], whole: result}.items():
+        interval = "{:.1%} – {:.1%}".format(*row["ci95"])
+        table.add_row(name, str(row["n"]), f"{row['accuracy']:.1%}", interval, style="bold" if name == whole else None)
+    console = Console()
+    with console.capture() as captured:
+        console.print(table)
+    yield captured.get().rstrip("\n")
+    parts = [f"{name} {row['lenient']['accuracy']:.1%}" for name, row in result["kinds"].items()]
+    named = f" ({', '.join(parts)})" if result["mean_of_kinds"] else ""
+    yield f"{result['lenient']['metric']}, not the reference: {result['lenient']['accuracy']:.1%}{named}"

@@ -52,14 +52,14 @@ def command(source: str, repo: str | None, accuracy: int | None, dry_run: bool, 
     if dry_run:
         return show_plan(order, as_json)
     from mpa_edge.exporters.pipeline import report_of, run_export
-    from mpa_edge.exporters.verify import accuracy as exam
+    from mpa_edge.exporters.verify.accuracy import measure, recipe_of
 
     with suppress_library_output(is_verbose()):
         if accuracy:
-            exam.recipe_of(order.source)
+            recipe_of(order.source)
         folders = run_export(order)
         if accuracy:
-            exam.measure(order.source, folders, accuracy, order.threads)
+            measure(order.source, folders, accuracy, order.threads)
         links = upload(folders, repo) if repo else []
     if as_json:
         return print_json({"run": str(order.source.run or source), "exports": [report_of(path) for path in folders]})

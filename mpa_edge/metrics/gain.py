@@ -157,6 +157,17 @@ def retained_lower(base: Array, aligned: Array, artifact: Array, clusters: Seque
     return round(low, 6)
 
 
+def retained_gain(base: float, aligned: float, artifact: float) -> float | None:
+    """Share of the gain that is left in the artifact; None where there was no gain.
+
+    >>> retained_gain(0.5, 0.7, 0.65)
+    0.75
+    >>> retained_gain(0.5, 0.5, 0.6) is None
+    True
+    """
+    return round((artifact - base) / (aligned - base), 6) if aligned > base else None
+
+
 def accuracy_result(
     base: Sequence[float],
     aligned: Sequence[float],
@@ -170,7 +181,7 @@ def accuracy_result(
     if not len(base) == len(aligned) == len(artifact) == len(clusters):
         raise MpaError("base, aligned and artifact were asked different questions: run the benchmark again")
     b, a, q = (np.asarray(scores, float) for scores in (base, aligned, artifact))
-    changed, gain = flips(base, artifact), float(a.mean() - b.mean())
+    changed = flips(base, artifact)
 
     def model(scores: Array) -> ModelAccuracy:
         interval = bootstrap_ci95(scores.tolist(), clusters, resamples=resamples, seed=seed)
@@ -180,7 +191,7 @@ def accuracy_result(
         base=model(b),
         aligned=model(a),
         artifact=model(q),
-        retained_gain=round(float(q.mean() - b.mean()) / gain, 6) if gain > 0 else None,
+        retained_gain=retained_gain(float(b.mean()), float(a.mean()), float(q.mean())),
         retained_gain_lower=retained_lower(b, a, q, clusters),
         p_mcnemar=mcnemar_above(changed.gained, changed.lost),
         flips=FlipCounts(gained=changed.gained, lost=changed.lost),

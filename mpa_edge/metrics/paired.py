@@ -24,6 +24,11 @@ class Flips:
     """Right before, wrong after."""
 
 
+def mean(values: Sequence[float]) -> float:
+    """The arithmetic mean; of nothing it is 0."""
+    return sum(values) / len(values) if values else 0.0
+
+
 def bootstrap_ci95(
     values: Sequence[float], clusters: Sequence[str], *, resamples: int, seed: int
 ) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mpa_edge.errors import MpaError
-from mpa_edge.questions import MISSING, QuestionSet, share
+from mpa_edge.questions import MISSING, QuestionSet
 from mpa_edge.types import Sample
 
 SUFFIXES = (".jsonl", ".csv")
@@ -109,17 +109,22 @@ def split_answers(cell: str) -> list[Any]:
     return [part.strip() for part in cell.split(BETWEEN_ANSWERS) if part.strip()]
 
 
-def read_own(path: Path, limit: int | None = None) -> QuestionSet:
-    """A questions file as something to ask: rows whose picture is not there are left out and counted.
+def read_questions(path: Path, limit: int | None = None) -> QuestionSet:
+    """The first `limit` questions of a file, whether or not their images exist."""
+    samples = read_samples(path)[:limit]
+    return QuestionSet(path.name, path.parent, tuple(samples), tuple(range(len(samples))), dropped={})
 
-    Raises MpaError where no picture is there.
+
+def read_own(path: Path, limit: int | None = None) -> QuestionSet:
+    """The first `limit` questions of a file whose images exist; the others are left out and counted.
+
+    Raises MpaError where no image exists.
     """
     samples = read_samples(path)
-    there = [(i, sample) for i, sample in enumerate(samples) if (path.parent / sample.image).is_file()]
-    if not there:
-        raise MpaError(f"{path}: no picture is there (first: '{samples[0].image}'): paths are relative to the file")
-    kept = [there[i] for i in share([None] * len(there), limit)]
-    missing = len(samples) - len(there)
+    found = [(i, sample) for i, sample in enumerate(samples) if (path.parent / sample.image).is_file()]
+    if not found:
+        raise MpaError(f"{path}: no image exists (first: '{samples[0].image}'); give paths relative to the file")
+    missing, kept = len(samples) - len(found), found[:limit]
     return QuestionSet(
         name=path.name,
         folder=path.parent,

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from mpa_edge.config.recipe import EvaluateConfig
-from mpa_edge.evaluation.predict import by_kind, mean, predict, question_set, questions_file
-from mpa_edge.metrics.paired import bootstrap_ci95, flips, mcnemar_p
-from mpa_edge.progress import progress, say
-from mpa_edge.runs.files import make_folder, sha256_file, sha256_json, write_json
+from mpa_edge.evaluation.answer_log import answer_all, open_log
+from mpa_edge.evaluation.predict import EvalSpec, question_set, questions_file, recipe_spec
+from mpa_edge.evaluation.score import accuracy_by_kind
+from mpa_edge.metrics.paired import bootstrap_ci95, flips, mcnemar_p, mean
+from mpa_edge.progress import say
+from mpa_edge.questions import QuestionSet
+from mpa_edge.runs.files import sha256_file, sha256_json, write_json
 from mpa_edge.runs.manifest import StageClock, finish, is_done
-from mpa_edge.runs.parquet import part_path, read_parts, read_rows, write_rows
+from mpa_edge.runs.parquet import read_rows, write_rows
 from mpa_edge.stages.run import Run, begin, device_used, memory_counts
 from mpa_edge.stages.teacher import account, check_card, teacher_options, usage_counts
 from mpa_edge.tasks import answer_prompt
-from mpa_edge.types import Prediction, Sample
+from mpa_edge.types import Prediction
 from mpa_edge.vlm import load
 
 STAGE = "evaluate"
 RESULT = "evaluate.json"
 QUESTIONS = "questions"
-CHUNK = 200
 MODELS = ("teacher", "base", "aligned")
 
 
@@ -31,14 +32,13 @@ def run_evaluate(run: Run, fresh: bool = False) -> None:
     """Write `evaluate/`: predictions of each model as parquet, and `evaluate.json`."""
     folder, inputs = run.stage_folder(STAGE), evaluate_inputs(run)
     if not fresh and is_done(folder, inputs):
-        say("evaluate: done before, nothing changed")
+        say("evaluate: already done, nothing changed")
         return
     begin(STAGE, folder, inputs, fresh)
     clock = StageClock(folder)
-    images, samples = questions(run)
-    made = {name: _predictions(run, name, images, samples, clock) for name in MODELS}
-    result = summarise(made, run.recipe.evaluate.bootstrap, run.recipe.seed)
-    write_json(folder / RESULT, result | {"metric": run.task.metric})
+    spec = recipe_spec(run.recipe, folder / QUESTIONS)
+    made = {name: _predictions(run, name, spec, clock) for name in MODELS}
+    write_json(folder / RESULT, summarise(made, spec.bootstrap, spec.seed) | {"metric": run.task.metric})
     clock.tick()
     finish(
         folder,
@@ -46,11 +46,11 @@ def run_evaluate(run: Run, fresh: bool = False) -> None:
         inputs=inputs,
         config=run.recipe.evaluate,
         seed=run.recipe.evaluate.seed,
-        counts={"questions": len(samples)} | usage_counts(run, STAGE) | memory_counts(),
+        counts={"questions": len(spec.questions.samples)} | usage_counts(run, STAGE) | memory_counts(),
         packages=("torch", "transformers", "openai"),
         used=device_used(run.recipe.device),
     )
-    say(f"evaluate: {len(samples)} questions")
+    say(f"evaluate: {len(spec.questions.samples)} questions")
 
 
 def evaluate_inputs(run: Run) -> dict[str, str]:
@@ -60,7 +60,7 @@ def evaluate_inputs(run: Run) -> dict[str, str]:
         "merge": run.outputs_of("merge"),
         "teacher": run.teacher_fingerprint,
         "student": run.student_fingerprint,
-        "questions": _questions_mark(config),
+        "questions": _questions_sha256(config),
         "config": sha256_json(
             {
                 "evaluate": config.model_dump(exclude={"batch_size", "questions", "benchmark", "data", "split"}),
@@ -72,59 +72,48 @@ def evaluate_inputs(run: Run) -> dict[str, str]:
     }
 
 
-def _questions_mark(config: EvaluateConfig) -> str:
-    """What makes the questions these questions; moving a benchmark's folder changes nothing."""
+def _questions_sha256(config: EvaluateConfig) -> str:
+    """Of what is asked. Where the files of a benchmark are does not matter."""
     if config.benchmark:
-        _, samples = question_set(config, Path())
+        samples = question_set(config, Path()).samples
         return sha256_json({"split": config.split, "asked": [sample.model_dump() for sample in samples]})
     return sha256_file(questions_file(config.questions)) if config.questions else "generator"
 
 
-def questions(run: Run) -> tuple[Path, list[Sample]]:
-    """(folder of the images, held-out samples): from the file that the recipe names, or drawn by the generator."""
+def questions(run: Run) -> QuestionSet:
+    """The held-out questions of a run: from what its recipe names, or drawn by the generator."""
     return question_set(run.recipe.evaluate, run.stage_folder(STAGE) / QUESTIONS)
 
 
-def _predictions(run: Run, name: str, images: Path, samples: Sequence[Sample], clock: StageClock) -> list[Prediction]:
-    """All predictions of one model: read, or made in parts so that a kill costs one part, then joined in one file."""
-    path = run.stage_folder(STAGE) / f"predictions-{name}.parquet"
-    if not path.is_file():
-        parts = make_folder(run.stage_folder(STAGE) / f".parts-{name}")
-        starts = range(0, len(samples), CHUNK)
-        todo = [i for i in range(len(starts)) if not part_path(parts, i).is_file()]
-        if todo:
-            _ask(
-                run, name, images, [(part_path(parts, i), samples[starts[i] : starts[i] + CHUNK]) for i in todo], clock
+def _predictions(run: Run, name: str, spec: EvalSpec, clock: StageClock) -> list[Prediction]:
+    """All predictions of one model, from its finished file, else from its answer log and the model itself."""
+    folder, recipe = run.stage_folder(STAGE), run.recipe
+    path, log_path = folder / f"predictions-{name}.parquet", folder / f".answers-{name}.jsonl"
+    if path.is_file():
+        return read_rows(path, Prediction)
+    with open_log(log_path, spec) as log:
+        if log.missing:
+            references = {"teacher": recipe.teacher, "base": recipe.student, "aligned": str(run.stage_folder("merge"))}
+            vlm = load(
+                references[name],
+                name=name,
+                device=recipe.device,
+                threads=recipe.threads,
+                batch_size=recipe.evaluate.batch_size,
+                **(teacher_options(run) if name == "teacher" else {}),
             )
-        write_rows(path, read_parts(parts, Prediction), Prediction)
-        shutil.rmtree(parts)
-    return read_rows(path, Prediction)
+            with closing(vlm), account(run, STAGE, vlm) as save_usage:
+                check_card(run, vlm, write=False)
 
+                def after_chunk() -> None:
+                    clock.tick()
+                    save_usage()
 
-def _ask(run: Run, name: str, images: Path, parts: Sequence[tuple[Path, Sequence[Sample]]], clock: StageClock) -> None:
-    """Ask one model the questions of each part and write them."""
-    recipe = run.recipe
-    reference = {"teacher": recipe.teacher, "base": recipe.student, "aligned": str(run.stage_folder("merge"))}[name]
-    vlm = load(
-        reference,
-        name=name,
-        device=recipe.device,
-        threads=recipe.threads,
-        batch_size=recipe.evaluate.batch_size,
-        **(teacher_options(run) if name == "teacher" else {}),
-    )
-    check_card(run, vlm, write=False)
-    with (
-        account(run, STAGE, vlm) as save,
-        progress(f"evaluate {name}", sum(len(chunk) for _, chunk in parts)) as advance,
-    ):
-        for path, chunk in parts:
-            made = predict(vlm, run.task, images, chunk, recipe.identify.max_new_tokens, recipe.images.max_pixels)
-            write_rows(path, made, Prediction)
-            clock.tick()
-            save()
-            advance(len(chunk))
-    vlm.close()
+                answer_all(vlm, log, title=f"evaluate {name}", after_chunk=after_chunk)
+        made = log.predictions(name)
+    write_rows(path, made, Prediction)
+    log_path.unlink()
+    return made
 
 
 def summarise(made: dict[str, list[Prediction]], resamples: int, seed: int) -> dict[str, Any]:
@@ -145,5 +134,5 @@ def summarise(made: dict[str, list[Prediction]], resamples: int, seed: int) -> d
         "gain_ci95": bootstrap_ci95(difference, images, resamples=resamples, seed=seed),
         "p_mcnemar": mcnemar_p(changed.gained, changed.lost),
         "flips": {"gained": changed.gained, "lost": changed.lost},
-        "kinds": by_kind(made),
+        "kinds": accuracy_by_kind(made),
     }

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from mpa_edge.bench.host.bundle import Bundle, Question, make_bundle
-from mpa_edge.evaluation.predict import read_samples
 from mpa_edge.images.folder import open_image
 from mpa_edge.nursery.render import ANSWERS, render
+from mpa_edge.questions.own import read_samples
 from mpa_edge.types import Request
 from mpa_edge.vlm import load
 from tests.bench.bundles import TARGET

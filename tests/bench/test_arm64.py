@@ -86,7 +86,8 @@ def rows(bench: Bench) -> list[AnswerRow]:
 def on_the_host(bench: Bench) -> list[str]:
     """What the same files answer on this machine's own processor."""
     config = bench.recipe.evaluate.model_copy(update={"n": N})
-    images, samples = question_set(config, bench.run / "questions")
+    questions = question_set(config, bench.run / "questions")
+    images, samples = questions.folder, questions.samples
     task, model = get_task(bench.recipe.task), load(str(bench.artifact), name="host", threads=1)
     asked = [Request(open_image(images / one.image), answer_prompt(task, one.question)) for one in samples]  # type: ignore[arg-type]
     said = [model.answer([request])[0].text for request in asked]

@@ -99,7 +99,7 @@ def test_a_real_model_on_every_kind_of_file(tmp_path: Path, capsys: pytest.Captu
     assert json.loads((tmp_path / "c_results.json").read_text())["accuracy"] == whole["accuracy"]
     packed = result("--benchmark", "textvqa", "--data", official.textvqa_hub(tmp_path / "hub"), "--limit", 3)
     assert (packed["n"], packed["images"], packed["metric"]) == (3, 3, "vqa-accuracy")
-    questions = render(tmp_path / "exam", 12, 99, "target", answers_per_image=1) / ANSWERS
+    questions = render(tmp_path / "drawn", 12, 99, "target", answers_per_image=1) / ANSWERS
     own = result("--data", questions)
     as_recipe = result("--set", f"evaluate.questions={questions}", "--set", "images.render=null")
     assert own["accuracy"] == as_recipe["accuracy"] > 0

@@ -127,7 +127,8 @@ def test_a_folder_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_evaluate_one_model_prints_how_it_did(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(["evaluate", "nursery:student", "--limit", "8", "--set", "threads=1"]) == 0
     out = capsys.readouterr().out
-    assert "of 8 questions, exact-match" in out
+    assert "nursery:student on generated questions" in out
+    assert "exact-match-lenient, not the reference" in out
     assert exit_code(["evaluate", "nursery:student", "--limit", "8", "--dry-run"]) == 0
     assert "ask nursery:student 8 questions of task minicharts" in capsys.readouterr().out
 

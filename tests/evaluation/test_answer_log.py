@@ -1,4 +1,4 @@
-"""One model on a set of questions: the lines, the score, going on after a kill."""
+"""One model on a set of questions: the lines, the score, resuming after a kill."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from mpa_edge.errors import MpaError
-from mpa_edge.evaluation.answer_log import CHUNK, EvalSpec, results_path, run_eval
+from mpa_edge.evaluation import answer_log, score
+from mpa_edge.evaluation.predict import EvalSpec
+from mpa_edge.evaluation.score import results_path
 from mpa_edge.metrics import get_metric
 from mpa_edge.questions.published import read_benchmark
 from mpa_edge.runs.files import read_json
@@ -38,7 +40,11 @@ class Model:
         """Nothing to free."""
 
 
-def quiz(name: str, data: Path, limit: int | None = None) -> EvalSpec:
+def run_eval(model: Model, spec: EvalSpec, out: Path | None, sha256: str, fresh: bool = False) -> dict[str, Any]:
+    return score.run_eval(spec, model.name, lambda: model, out, sha256, fresh)
+
+
+def spec_of(name: str, data: Path, limit: int | None = None) -> EvalSpec:
     return EvalSpec(
         read_benchmark(get_benchmark(name), str(data), None, limit), get_task(name), 16, 10**7, bootstrap=200
     )
@@ -55,7 +61,7 @@ def long_textvqa(root: Path, n: int = 130) -> Path:
 
 def test_a_line_has_the_keys_of_lmms_eval(tmp_path: Path) -> None:
     out = tmp_path / "answers" / "c.jsonl"
-    run_eval(Model(), quiz("chartqa", official.chartqa(tmp_path)), out, "m")
+    run_eval(Model(), spec_of("chartqa", official.chartqa(tmp_path)), out, "m")
     first, *rest = lines(out)
     assert len(rest) == 5
     assert first["doc_id"] == 0
@@ -71,7 +77,7 @@ def test_a_line_has_the_keys_of_lmms_eval(tmp_path: Path) -> None:
 
 def test_the_target_of_several_answers_is_their_list(tmp_path: Path) -> None:
     out = tmp_path / "t.jsonl"
-    run_eval(Model(), quiz("textvqa", official.textvqa(tmp_path)), out, "m")
+    run_eval(Model(), spec_of("textvqa", official.textvqa(tmp_path)), out, "m")
     assert lines(out)[0]["target"] == str(official.TEN)
 
 
@@ -80,7 +86,7 @@ def test_chartqa_is_the_mean_of_its_two_kinds(tmp_path: Path) -> None:
     (tmp_path / "test" / "png" / "166.png").unlink()
     answers = {"How many food": "14.", "What is the d": "0.58", "Which year wa": "2009"}
     model = Model(lambda prompt: answers.get(prompt[:13], "x"))
-    result = run_eval(model, quiz("chartqa", tmp_path), None, "m")
+    result = run_eval(model, spec_of("chartqa", tmp_path), None, "m")
     assert result["dropped"] == {"missing image": 1}
     assert (result["kinds"]["human"]["n"], result["kinds"]["augmented"]["n"]) == (2, 3)
     # strict: Python reads "14." as a number, 0.58 is within 5 % of 0.57, 2009 of 2008; lenient: a year must be equal
@@ -97,17 +103,19 @@ def test_chartqa_is_the_mean_of_its_two_kinds(tmp_path: Path) -> None:
 
 def test_the_score_is_the_metric_of_each_line(tmp_path: Path) -> None:
     data = official.okvqa(tmp_path)
-    result = run_eval(Model(lambda prompt: "racing" if "sport" in prompt else "race"), quiz("okvqa", data), None, "m")
+    result = run_eval(
+        Model(lambda prompt: "racing" if "sport" in prompt else "race"), spec_of("okvqa", data), None, "m"
+    )
     assert result["metric"] == "vqa-accuracy"
     assert result["accuracy"] == 0.5
     assert not result["mean_of_kinds"]
     assert get_metric("vqa-accuracy").score("race", ["race"] * 10) == 1.0
 
 
-def test_the_interval_resamples_pictures(tmp_path: Path) -> None:
-    """Two questions a picture, always right or wrong together: as wide as with half as many questions."""
+def test_the_interval_resamples_images(tmp_path: Path) -> None:
+    """Two questions an image, always right or wrong together: as wide as with half as many questions."""
     data = long_textvqa(tmp_path, 100)
-    asked = quiz("textvqa", data)
+    asked = spec_of("textvqa", data)
     right = {f"what is at {i}?" for i in range(100) if (i // 2) % 2}
     result = run_eval(Model(lambda p: "stop" if p.partition("\n")[0] in right else "x"), asked, None, "m")
     low, high = result["ci95"]
@@ -116,17 +124,18 @@ def test_the_interval_resamples_pictures(tmp_path: Path) -> None:
     assert 0.2 < high - low < 0.35
 
 
-def test_a_kill_costs_one_batch(tmp_path: Path) -> None:
-    asked, out = quiz("textvqa", long_textvqa(tmp_path)), tmp_path / "t.jsonl"
+def test_a_kill_costs_one_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_log, "CHUNK", 50)
+    asked, out = spec_of("textvqa", long_textvqa(tmp_path)), tmp_path / "t.jsonl"
     with pytest.raises(KeyboardInterrupt):
         run_eval(Model(patience=2), asked, out, "m")
-    assert len(lines(out)) == 2 * CHUNK
+    assert len(lines(out)) == 2 * 50
     assert read_json(results_path(out))["finished"] is False
     with out.open("ab") as file:
         file.write(b'{"doc_id": 100, "doc": {"ques')  # what a power cut leaves
     model = Model()
     result = run_eval(model, asked, out, "m")
-    assert len(model.prompts) == 130 - 2 * CHUNK
+    assert len(model.prompts) == 130 - 2 * 50
     assert [line["doc_id"] for line in lines(out)] == list(range(130))
     assert result["n"] == 130
     assert read_json(results_path(out))["finished"] is True
@@ -136,25 +145,25 @@ def test_a_kill_costs_one_batch(tmp_path: Path) -> None:
     assert (same["accuracy"], same["ci95"]) == (result["accuracy"], result["ci95"])
 
 
-def test_more_questions_go_on_behind_fewer(tmp_path: Path) -> None:
+def test_more_questions_resume_after_fewer(tmp_path: Path) -> None:
     data, out = official.chartqa(tmp_path), tmp_path / "c.jsonl"
-    few = run_eval(Model(), quiz("chartqa", data, 2), out, "m")
+    few = run_eval(Model(), spec_of("chartqa", data, 2), out, "m")
     model = Model()
-    all_of_them = run_eval(model, quiz("chartqa", data), out, "m")
+    all_of_them = run_eval(model, spec_of("chartqa", data), out, "m")
     assert (few["n"], all_of_them["n"], len(model.prompts)) == (2, 6, 4)
-    assert run_eval(Model(patience=0), quiz("chartqa", data, 2), out, "m")["n"] == 2
+    assert run_eval(Model(patience=0), spec_of("chartqa", data, 2), out, "m")["n"] == 2
 
 
-def test_a_sheet_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_log_of_something_else_is_refused(tmp_path: Path) -> None:
     data, out = official.chartqa(tmp_path), tmp_path / "c.jsonl"
-    asked = quiz("chartqa", data)
+    asked = spec_of("chartqa", data)
     run_eval(Model(), asked, out, "m")
     with pytest.raises(
-        MpaError, match=r"has the answers of another run \(other model\): choose another --out, or --fresh$"
+        MpaError, match=r"holds the answers of another run \(other model\): choose another --out, or --fresh$"
     ):
         run_eval(Model(), asked, out, "another model")
     with pytest.raises(MpaError, match=r"\(other questions, metric\)"):
-        run_eval(Model(), quiz("textvqa", official.textvqa(tmp_path)), out, "m")
+        run_eval(Model(), spec_of("textvqa", official.textvqa(tmp_path)), out, "m")
     assert run_eval(Model(), asked, out, "another model", fresh=True)["n"] == 6
     assert len(lines(out)) == 6
     results_path(out).unlink()
@@ -164,24 +173,24 @@ def test_a_sheet_of_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_other_questions_under_the_same_numbers(tmp_path: Path) -> None:
     out = tmp_path / "c.jsonl"
-    run_eval(Model(), quiz("chartqa", official.chartqa(tmp_path / "a")), out, "m")
-    with pytest.raises(MpaError, match="has the answers to other questions"):
-        run_eval(Model(), quiz("chartqa", official.chartqa_hub(tmp_path / "b")), out, "m")
+    run_eval(Model(), spec_of("chartqa", official.chartqa(tmp_path / "a")), out, "m")
+    with pytest.raises(MpaError, match="holds the answers to other questions"):
+        run_eval(Model(), spec_of("chartqa", official.chartqa_hub(tmp_path / "b")), out, "m")
 
 
 def test_a_file_of_something_else_stays_as_it_is(tmp_path: Path) -> None:
     data, out = official.chartqa(tmp_path), tmp_path / "mine.jsonl"
     out.write_text('{"mine": 1}\n')
-    with pytest.raises(MpaError, match=r"mine\.jsonl:1: no line of an earlier run"):
-        run_eval(Model(), quiz("chartqa", data), out, "m")
+    with pytest.raises(MpaError, match=r"mine\.jsonl:1: no line of an answer log"):
+        run_eval(Model(), spec_of("chartqa", data), out, "m")
     assert out.read_text() == '{"mine": 1}\n'
     with pytest.raises(MpaError, match=r"cannot write .* \(Is a directory\)"):
-        run_eval(Model(), quiz("chartqa", data), tmp_path, "m")
+        run_eval(Model(), spec_of("chartqa", data), tmp_path, "m")
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     data, out = official.chartqa(tmp_path), tmp_path / "c.jsonl"
-    asked = quiz("chartqa", data)
+    asked = spec_of("chartqa", data)
 
     def meanwhile(prompt: str) -> str:
         with pytest.raises(MpaError, match="is being written by another process"):
@@ -191,29 +200,29 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     assert run_eval(Model(meanwhile), asked, out, "m")["n"] == 6
 
 
-def test_a_damaged_picture_is_counted_and_asked_again_when_it_is_mended(tmp_path: Path) -> None:
+def test_a_damaged_image_is_counted_and_asked_again_when_it_is_fixed(tmp_path: Path) -> None:
     data, out = official.chartqa(tmp_path), tmp_path / "c.jsonl"
     broken = data / "test" / "png" / "166.png"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:40])
-    result = run_eval(Model(), quiz("chartqa", data), out, "m")
+    result = run_eval(Model(), spec_of("chartqa", data), out, "m")
     assert (result["n"], result["dropped"]) == (5, {"not an image": 1})
     broken.write_bytes(whole)
-    mended = run_eval(Model(), quiz("chartqa", data), out, "m")
-    assert (mended["n"], mended["dropped"]) == (6, {})
+    fixed = run_eval(Model(), spec_of("chartqa", data), out, "m")
+    assert (fixed["n"], fixed["dropped"]) == (6, {})
     assert sorted(line["doc_id"] for line in lines(out)) == list(range(6))
 
 
-def test_no_picture_that_can_be_shown(tmp_path: Path) -> None:
+def test_no_image_that_can_be_opened(tmp_path: Path) -> None:
     data = official.chartqa(tmp_path)
     for path in (data / "test" / "png").iterdir():
-        path.write_bytes(b"no picture")
-    with pytest.raises(MpaError, match=r"not one picture can be shown \(not an image\)"):
-        run_eval(Model(), quiz("chartqa", data), None, "m")
+        path.write_bytes(b"no image")
+    with pytest.raises(MpaError, match=r"no question was answered \(not an image\)"):
+        run_eval(Model(), spec_of("chartqa", data), None, "m")
 
 
-def test_pictures_are_decoded_once_and_not_kept(tmp_path: Path) -> None:
-    """Questions about one picture share it; what was decoded for a batch is freed after it."""
+def test_images_are_decoded_once_and_not_kept(tmp_path: Path) -> None:
+    """Questions about one image share it; what was decoded for a chunk is freed after it."""
     held: list[int] = []
 
     class Watching(Model):
@@ -221,5 +230,5 @@ def test_pictures_are_decoded_once_and_not_kept(tmp_path: Path) -> None:
             held.append(len({id(request.image) for request in requests}))
             return super().answer(requests)
 
-    run_eval(Watching(), quiz("textvqa", long_textvqa(tmp_path)), None, "m")
-    assert held == [CHUNK // 2, CHUNK // 2, 15]
+    run_eval(Watching(), spec_of("textvqa", long_textvqa(tmp_path)), None, "m")
+    assert held == [50, 15]

@@ -35,11 +35,11 @@ def test_json_lines_need_no_id(tmp_path: Path) -> None:
     assert found.numbers == (0,)
 
 
-def test_no_picture_is_an_error(tmp_path: Path) -> None:
+def test_no_image_is_an_error(tmp_path: Path) -> None:
     path = official.own_csv(tmp_path / "q.csv")
     for image in tmp_path.glob("*.png"):
         image.unlink()
-    with pytest.raises(MpaError, match=r"no picture is there \(first: '0.png'\): paths are relative to the file$"):
+    with pytest.raises(MpaError, match=r"no image exists \(first: '0.png'\); give paths relative to the file$"):
         read_own(path)
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from mpa_edge.config.library import load_recipe
 from mpa_edge.errors import MpaError
-from mpa_edge.evaluation import predict
-from mpa_edge.evaluation.predict import by_kind, read_samples
+from mpa_edge.evaluation import answer_log, predict
+from mpa_edge.evaluation.score import accuracy_by_kind
+from mpa_edge.questions.own import read_samples
 from mpa_edge.runs.files import read_json, write_json
 from mpa_edge.runs.manifest import read_manifest
 from mpa_edge.runs.parquet import read_rows
@@ -56,12 +57,12 @@ def test_summary() -> None:
 
 
 def test_kinds() -> None:
-    found = by_kind(made([1, 0, 0, 0], [1, 1, 0, 1]))
+    found = accuracy_by_kind(made([1, 0, 0, 0], [1, 1, 0, 1]))
     assert found == {
         "number": {"n": 2.0, "teacher": 1.0, "base": 0.5, "aligned": 0.5},
         "word": {"n": 2.0, "teacher": 1.0, "base": 0.0, "aligned": 1.0},
     }
-    assert by_kind({"base": [prediction(0, 1, None)], "aligned": [], "teacher": []}) == {}
+    assert accuracy_by_kind({"base": [prediction(0, 1, None)], "aligned": [], "teacher": []}) == {}
 
 
 def line(**changed) -> str:
@@ -145,8 +146,8 @@ def test_every_model_answers_the_same_questions(shelf, run) -> None:
     assert sorted(manifest.outputs) == ["evaluate.json", *(f"predictions-{name}.parquet" for name in sorted(MODELS))]
 
 
-def test_a_kill_costs_one_part(shelf, run, monkeypatch) -> None:
-    monkeypatch.setattr(evaluate, "CHUNK", 4)
+def test_a_kill_costs_one_chunk(shelf, run, monkeypatch) -> None:
+    monkeypatch.setattr(answer_log, "CHUNK", 4)
     asked = []
 
     def dies(request):
@@ -175,7 +176,7 @@ def test_line_separators_inside_a_question_do_not_end_the_line(tmp_path) -> None
 def test_an_unreadable_image_is_an_error(shelf, run, pictures) -> None:
     shelf(**MODELS)
     (pictures / "3.png").write_bytes(b"")
-    with pytest.raises(MpaError, match=r"3\.png: empty file; mend the image or remove its questions"):
+    with pytest.raises(MpaError, match=r"3\.png: empty file; fix the image or remove its questions"):
         run_evaluate(run)
 
 
@@ -259,5 +260,5 @@ def test_sources_that_do_not_go_together(keys, said) -> None:
 def test_a_table_of_questions(make_run, pictures) -> None:
     (pictures / "q.csv").write_text("image,question,answers\n0.png,What?,7|8\n")
     made = make_run(evaluate__questions=str(pictures / "q.csv"))
-    folder, samples = evaluate.questions(made)
-    assert (folder, samples[0].answers, samples[0].id) == (pictures, ("7", "8"), "2")
+    questions = evaluate.questions(made)
+    assert (questions.folder, questions.samples[0].answers, questions.samples[0].id) == (pictures, ("7", "8"), "2")

@@ -153,7 +153,8 @@ def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def asked(tmp_path_factory: pytest.TempPathFactory) -> list[Request]:
     """Questions with short answers, and questions that the teacher is to write."""
     task = get_task("minicharts")
-    folder, samples = question_set(EvaluateConfig(n=24), tmp_path_factory.mktemp("questions"))
+    questions = question_set(EvaluateConfig(n=24), tmp_path_factory.mktemp("questions"))
+    folder, samples = questions.folder, questions.samples
     opened = {sample.image: open_image(folder / sample.image, 10**6) for sample in samples}
     images = {name: image for name, image in opened.items() if not isinstance(image, Drop)}
     answers = [Request(images[sample.image], sample.question, 16) for sample in samples]

@@ -14,7 +14,7 @@ from mpa_edge.runs.manifest import FOLDERS
 from mpa_edge.types import Sample
 
 FOLDER = "bench"
-BUNDLES, EXAM, DEVICE = "bundles", ".exam", "device"
+BUNDLES, ANSWERED, DEVICE = "bundles", ".answers", "device"
 QUESTIONS, TIMED, REPETITIONS = 200, 10, 5
 
 

@@ -17,7 +17,7 @@ from mpa_edge.bench.host import device_run
 from mpa_edge.bench.host.bundle import Bundle, Question, make_bundle
 from mpa_edge.bench.host.job import Job
 from mpa_edge.bench.host.llama_server_run import NOT_TIMED, drive
-from mpa_edge.bench.host.measurement import DEVICE, EXAM, FOLDER, Bench, spread
+from mpa_edge.bench.host.measurement import ANSWERED, DEVICE, FOLDER, Bench, spread
 from mpa_edge.bench.host.upload import remove, send
 from mpa_edge.bench.results.documents import Evidence, report_of, write_documents
 from mpa_edge.bench.results.probe import WatchLine
@@ -27,7 +27,7 @@ from mpa_edge.bench.results.timing import order as order_of
 from mpa_edge.bench.transports import Transport
 from mpa_edge.bench.transports.connect import connect
 from mpa_edge.errors import MpaError
-from mpa_edge.evaluation.compare import Exam, answers_of_run, open_exam
+from mpa_edge.evaluation.compare import Comparison, answers_of_run, open_comparison
 from mpa_edge.progress import progress, say
 from mpa_edge.runs.files import make_folder, read_json, write_json
 from mpa_edge.runs.lock import run_lock
@@ -50,16 +50,16 @@ def run_bench(bench: Bench, fresh: bool = False) -> Path:
     Killed at any moment, the same command goes on: the job on the device keeps what it has answered.
     """
     with run_lock(make_folder(bench.results)):
-        exam = exam_of(bench)
-        bundle = bundle_of(bench, exam)
+        comparison = comparison_of(bench)
+        bundle = bundle_of(bench, comparison)
         mark = bench.inputs(bundle.sha256)
         if not fresh and is_measured(bench.results, mark):
             say(f"{bench.scheme}: measured before, nothing changed (--fresh measures again)")
             return bench.results
         # before the job: where the device is this machine, they would take its cores
-        host = host_answers(bench, exam)
-        evidence = measure(bench, exam, bundle, attempt(bench.results, mark, fresh))
-        return write_down(bench, exam, bundle, host, evidence, mark)
+        host = host_answers(bench, comparison)
+        evidence = measure(bench, comparison, bundle, attempt(bench.results, mark, fresh))
+        return write_down(bench, comparison, bundle, host, evidence, mark)
 
 
 def read_results(bench: Bench, job: Path) -> Path:
@@ -67,50 +67,52 @@ def read_results(bench: Bench, job: Path) -> Path:
     if not (job / OUT).is_file():
         raise MpaError(f"{job} has no {OUT}: give the job's folder as bench.sh left it on the device")
     with run_lock(make_folder(bench.results)):
-        exam = exam_of(bench)
-        bundle, order = bundle_of(bench, exam), job_order(bench, exam)
-        host = host_answers(bench, exam)
+        comparison = comparison_of(bench)
+        bundle, order = bundle_of(bench, comparison), job_order(bench, comparison)
+        host = host_answers(bench, comparison)
         clear(bench.results)
         local = make_folder(bench.results / DEVICE)
         for name in (OUT, PROBE, PROBE_AFTER, WATCH):
             if (job / name).is_file():
                 shutil.copyfile(job / name, local / name)
         evidence = evidence_of(order, bundle, local, "carried by hand")
-        return write_down(bench, exam, bundle, host, evidence, bench.inputs(bundle.sha256))
+        return write_down(bench, comparison, bundle, host, evidence, bench.inputs(bundle.sha256))
 
 
 def make(bench: Bench, folder: Path | None = None) -> Bundle:
     """The bundle alone; in `folder`, else among the run's own."""
     with run_lock(make_folder(bench.results)):
-        return bundle_of(bench, exam_of(bench), folder)
+        return bundle_of(bench, comparison_of(bench), folder)
 
 
-def exam_of(bench: Bench) -> Exam:
+def comparison_of(bench: Bench) -> Comparison:
     """The questions."""
-    return open_exam(bench.recipe, bench.effort.questions, bench.run / FOLDER / EXAM, bench.host_threads, "--questions")
+    return open_comparison(
+        bench.recipe, bench.effort.questions, bench.run / FOLDER / ANSWERED, bench.host_threads, "--questions"
+    )
 
 
-def host_answers(bench: Bench, exam: Exam) -> tuple[list[Prediction], list[Prediction]]:
+def host_answers(bench: Bench, comparison: Comparison) -> tuple[list[Prediction], list[Prediction]]:
     """Base and aligned in full precision, on this machine."""
-    base, aligned = (answers_of_run(exam, bench.run, bench.merged, name) for name in ("base", "aligned"))
+    base, aligned = (answers_of_run(comparison, bench.run, bench.merged, name) for name in ("base", "aligned"))
     return base, aligned
 
 
 def write_down(
     bench: Bench,
-    exam: Exam,
+    comparison: Comparison,
     bundle: Bundle,
     host: tuple[list[Prediction], list[Prediction]],
     evidence: Evidence,
     mark: str,
 ) -> Path:
     """All documents; the folder."""
-    write_documents(report_of(bench, bundle.sha256, *host, evidence), exam.images, bench.results)
+    write_documents(report_of(bench, bundle.sha256, *host, evidence), comparison.images, bench.results)
     write_json(bench.results / JOB, {"inputs": mark, "done": True})
     return bench.results
 
 
-def bundle_of(bench: Bench, exam: Exam, folder: Path | None = None) -> Bundle:
+def bundle_of(bench: Bench, comparison: Comparison, folder: Path | None = None) -> Bundle:
     """Everything that goes to the device; in `folder`, else among the run's own, of which the newest stay."""
     task = get_task(bench.recipe.task)
     questions = [
@@ -120,7 +122,7 @@ def bundle_of(bench: Bench, exam: Exam, folder: Path | None = None) -> Bundle:
             prompt=answer_prompt(task, s.question),
             max_new_tokens=bench.recipe.identify.max_new_tokens,
         )
-        for s in exam.samples
+        for s in comparison.samples
     ]
     made = make_bundle(
         folder=folder or bench.bundles,
@@ -128,10 +130,10 @@ def bundle_of(bench: Bench, exam: Exam, folder: Path | None = None) -> Bundle:
         artifact=bench.artifact,
         base=bench.base,
         questions=questions,
-        images=exam.images,
+        images=comparison.images,
         max_pixels=bench.recipe.images.max_pixels,
         named_by_hash=folder is None,
-        order=job_order(bench, exam),
+        order=job_order(bench, comparison),
     )
     if folder is None:
         keep_newest(bench.bundles, made.folder)
@@ -173,13 +175,13 @@ def attempt(results: Path, mark: str, fresh: bool) -> Attempt:
     return made
 
 
-def job_order(bench: Bench, exam: Exam) -> JobOrder:
+def job_order(bench: Bench, comparison: Comparison) -> JobOrder:
     """Who is asked what on the device."""
     variants = VARIANTS if bench.base else VARIANTS[:1]
     steps = order_of(
-        [sample.id for sample in exam.samples],
+        [sample.id for sample in comparison.samples],
         repetitions=bench.effort.repetitions,
-        timed_ids=spread(exam.samples, bench.effort.timed),
+        timed_ids=spread(comparison.samples, bench.effort.timed),
         variants=variants,
         seed=bench.recipe.seed,
     )
@@ -187,9 +189,9 @@ def job_order(bench: Bench, exam: Exam) -> JobOrder:
     return JobOrder(folders, steps, bench.device_threads, bench.target.cpu.cores)
 
 
-def measure(bench: Bench, exam: Exam, bundle: Bundle, job: Attempt) -> Evidence:
+def measure(bench: Bench, comparison: Comparison, bundle: Bundle, job: Attempt) -> Evidence:
     """Send the bundle, run the job to its end, and bring back what it left."""
-    order, local = job_order(bench, exam), make_folder(bench.results / DEVICE)
+    order, local = job_order(bench, comparison), make_folder(bench.results / DEVICE)
     with closing(connect(bench.reach.via, root=bench.reach.root)) as transport:
         runner = device_run.choose_runner(
             transport,

@@ -16,7 +16,8 @@ from PIL import Image
 
 from mpa_edge.bench.report.read import read_bench
 from mpa_edge.bench.results.records import METRICS
-from mpa_edge.evaluation.predict import predict, read_samples
+from mpa_edge.evaluation.predict import EvalSpec, ask
+from mpa_edge.questions.own import read_questions
 from mpa_edge.runs.files import read_json
 from mpa_edge.tasks import answer_prompt, get_task
 from mpa_edge.types import Request
@@ -101,11 +102,11 @@ def test_one_document_with_everything_that_was_promised(run: Path) -> None:
 
 
 def test_the_device_answers_as_the_export_does_on_the_host(run: Path) -> None:
-    drawn = next((run / "bench" / ".exam" / "questions").rglob("answers.jsonl"))
+    drawn = next((run / "bench" / ".answers" / "questions").rglob("answers.jsonl"))
     vlm = load(str(run / "exports" / "onnx-int8"), name="host", threads=1)
-    samples = read_samples(drawn)[:20]
-    said = predict(vlm, get_task("minicharts"), drawn.parent, samples, 16, 10**8)
-    assert {row.sample_id: row.text for row in said}.items() <= answers(run).items()
+    spec = EvalSpec(read_questions(drawn, 20), get_task("minicharts"), max_new_tokens=16, max_pixels=10**8)
+    replies = ask(vlm, spec, spec.questions.samples)
+    assert {sample_id: reply.text for sample_id, reply in replies.items()}.items() <= answers(run).items()
 
 
 def test_a_second_time_nothing_is_asked_and_fresh_asks_again(run: Path, root: Path) -> None:
@@ -217,7 +218,7 @@ def test_a_phone_without_python(tmp_path: Path) -> None:
     assert any("llama-server" in line for line in document["not_timed"])
     assert document["memory"]["peak_bytes"] > 10e6
     vlm = load(str(run / "exports" / "gguf-q8_0"), name="host", threads=1)
-    (drawn,) = (run / "bench" / ".exam" / "questions").rglob("answers.jsonl")
+    (drawn,) = (run / "bench" / ".answers" / "questions").rglob("answers.jsonl")
     for row in read_bench(run / "bench" / "phone" / "gguf-q8_0").answers[:4]:
         picture = Image.open(drawn.parent / row.image).convert("RGB")
         (reply,) = vlm.answer([Request(picture, answer_prompt(get_task("minicharts"), row.question), 16)])
