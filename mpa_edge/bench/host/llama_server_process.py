@@ -18,8 +18,7 @@ from mpa_edge.bench.host.job import Job
 from mpa_edge.bench.transports import Done, LinkError, Transport
 from mpa_edge.bench.transports.patience import patiently
 from mpa_edge.errors import MpaError
-from mpa_edge.vlm.llama_cpp.http import LlamaServer, ServerGoneError, WrongServerError
-from mpa_edge.vlm.llama_cpp.server import LlamaServerVLM
+from mpa_edge.vlm.llama_cpp.server import LlamaServer, LlamaServerVLM, ServerGoneError, WrongServerError
 
 SHORT_S = 30.0
 POLL_S, LOOK_S, WATCH_EVERY_S = 0.05, 1.0, 3.0
@@ -28,7 +27,7 @@ PORTS = (20_000, 30_000)
 MOST_PORTS = 3
 # ticks of /proc/PID/stat: 100 on every Linux since 2.6 (USER_HZ)
 TICKS_PER_S = 100
-# as many as vlm.llama_language reads and computes at once, and without flash attention, as there
+# as many as vlm.llama_cpp.language reads and computes at once, and without flash attention, as there
 BATCH_TOKENS, COMPUTED_TOKENS, MOST_IMAGE_TOKENS = 512, 256, 65_536
 PID, LOG = "server.pid", "err.txt"
 

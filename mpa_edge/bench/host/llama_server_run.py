@@ -29,7 +29,7 @@ from mpa_edge.bench.transports import Transport
 from mpa_edge.bench.transports.patience import patiently
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import Advance, progress, say
-from mpa_edge.vlm.llama_cpp.http import ServerGoneError, ServerSlowError
+from mpa_edge.vlm.llama_cpp.server import ServerGoneError, ServerSlowError
 
 # what the figures of a llama-server leave out
 NOT_TIMED = (

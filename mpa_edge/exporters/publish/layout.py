@@ -14,7 +14,7 @@ from mpa_edge.exporters.budget import within_budget
 from mpa_edge.exporters.source import Source
 from mpa_edge.runs.files import read_json, write_bytes, write_json
 from mpa_edge.tasks import get_task
-from mpa_edge.vlm.pixels import image_config
+from mpa_edge.vlm.pixels.config import image_config
 
 ONNX_FILES: dict[str, str] = {
     "vision": "vision_encoder",
@@ -82,7 +82,7 @@ def write_layout(
         files=files,
         prompt=prompt_parts(processor),
         tokens=known_tokens(processor, source.checkpoint, config),
-        image=image_config(folder),
+        image=image_config(folder, processor),
         text=text_sizes(config),
         context_tokens=context_tokens,
         threads=threads,

@@ -17,7 +17,7 @@ from mpa_edge.exporters.verify.probes import VERSION, probes
 from mpa_edge.runs.files import atomic_write, make_folder, sha256_json
 from mpa_edge.runs.isolation import run_isolated
 from mpa_edge.types import Request, Trace
-from mpa_edge.vlm.trace import pixels_digest
+from mpa_edge.vlm.pixels.common import pixels_digest
 
 if TYPE_CHECKING:
     from mpa_edge.config.target import ImageBudget

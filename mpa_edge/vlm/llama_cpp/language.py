@@ -1,8 +1,10 @@
-"""A GGUF language model through the C API of llama.cpp: tokens and embeddings go in, logits come out."""
+"""A GGUF language model through the C API of llama.cpp: tokens and embeddings in, logits out."""
 
 from __future__ import annotations
 
+import collections
 import ctypes
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,16 +15,47 @@ import numpy as np
 
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.vlm.llama_cpp.gguf_header import read_header
-from mpa_edge.vlm.llama_cpp.log import last_error, library_log
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from mpa_edge.vlm.llama_cpp.gguf_header import Header
 
 BATCH_TOKENS = 512
 # computed together: attention over more of them at once falls out of the caches (346 tokens on SmolVLM-256M shapes took
 # 0.26 s with 512, 0.21 s with 256)
 COMPUTED_TOKENS = 256
-MROPE_AXES = 4
+EMBEDDING_TABLE = "token_embd.weight"
+LOG: collections.deque[str] = collections.deque(maxlen=50)
+"""The last lines that llama.cpp and mtmd logged, oldest first."""
+_LOG_CALLBACKS: list[Any] = []
+"""The library may call them at any time, so they live as long as the process."""
+
+
+@functools.cache
+def load_llama_cpp() -> Any:
+    """The `llama_cpp` package; its log goes to `LOG` instead of the screen. MpaError where the package is missing."""
+    try:
+        import llama_cpp
+        from llama_cpp import mtmd_cpp
+    except ModuleNotFoundError as error:
+        raise missing_package("llama-cpp-python", "gguf") from error
+
+    @llama_cpp.llama_log_callback
+    def keep(_level: int, text: bytes, _user_data: Any) -> None:
+        LOG.append(text.decode("utf-8", "replace"))
+
+    _LOG_CALLBACKS.append(keep)
+    llama_cpp.llama_log_set(keep, ctypes.c_void_p())
+    mtmd_cpp.mtmd_helper_log_set(keep, ctypes.c_void_p())
+    return llama_cpp
+
+
+def last_error() -> str:
+    """The last log line that mentions a failure, else the last line. llama.cpp's return codes do not give a reason."""
+    lines = [line.strip() for line in "".join(LOG).replace("\r", "\n").splitlines() if line.strip(" .")]
+    failures = [line for line in lines if any(word in line.lower() for word in ("error", "fail", "invalid", "unknown"))]
+    return (failures or lines or ["no reason given"])[-1].removeprefix("error: ")[:200]
 
 
 @dataclass(frozen=True)
@@ -30,67 +63,56 @@ class Piece:
     """A stretch of a prompt: tokens, or image embeddings in their place."""
 
     ids: tuple[int, ...]
-    """Token ids; where there are embeddings, the image token's."""
+    """Token ids; for embeddings, the image token's id repeated."""
     embeddings: NDArray[np.float32] | None = None
-    """(tokens, hidden); None: the ids are looked up."""
+    """(tokens, hidden); None for text: llama.cpp looks the ids up."""
     grid: tuple[int, int] | None = None
-    """(rows, columns) of the embeddings where the model has a position for each (M-RoPE); None: one after another."""
+    """(rows, columns) of the embeddings for a model with M-RoPE; None: consecutive positions."""
 
     @property
     def n_positions(self) -> int:
-        """How far the text behind it moves on."""
+        """How many positions the piece takes up."""
         return max(self.grid) if self.grid else len(self.ids)
 
 
-def load_llama_cpp() -> Any:
-    """The package, its log kept off the screen. MpaError where it is missing."""
-    try:
-        import llama_cpp
-    except ModuleNotFoundError as error:
-        raise missing_package("llama-cpp-python", "gguf") from error
-    library_log()
-    return llama_cpp
-
-
 class LanguageModel:
-    """One model with one sequence in its cache."""
+    """One model with one sequence in its key-value cache."""
 
     def __init__(self, path: Path, *, context_tokens: int, threads: int | None = None) -> None:
         """Load a GGUF file. MpaError where llama_cpp is missing or the file is damaged."""
-        self.lib, self.path = load_llama_cpp(), path
-        self.header = read_header(path)  # before llama.cpp opens it: this one has limits
-        self.threads = threads or len(os.sched_getaffinity(0))
-        self.model: Any = self.lib.llama_model_load_from_file(os.fsencode(path), self.lib.llama_model_default_params())
+        lib = self.lib = load_llama_cpp()
+        self.path, self.threads = path, threads or len(os.sched_getaffinity(0))
+        self.header = read_header(path)  # checks the file before llama.cpp opens it
+        self.context: Any = None
+        self.model: Any = lib.llama_model_load_from_file(os.fsencode(path), lib.llama_model_default_params())
         if not self.model:
             raise MpaError(f"llama.cpp cannot load {path} ({last_error()}): copy the whole folder, or export again")
-        self.context: Any = self.lib.llama_init_from_model(self.model, self._context_params(context_tokens))
-        if not self.context:
-            self.close()
-            raise MpaError(f"llama.cpp has no memory for {context_tokens} tokens of context: free some memory")
-        self.vocabulary = self.lib.llama_model_get_vocab(self.model)
-        self.n_vocabulary = int(self.lib.llama_vocab_n_tokens(self.vocabulary))
-        self.hidden = int(self.lib.llama_model_n_embd_inp(self.model))
-        self.position = 0
-        self._one = _OneToken(self.lib)
-
-    def _context_params(self, context_tokens: int) -> Any:
-        params = self.lib.llama_context_default_params()
+        params = lib.llama_context_default_params()
         params.n_ctx, params.n_seq_max = context_tokens, 1
-        params.n_batch = min(BATCH_TOKENS, context_tokens)
-        params.n_ubatch = min(COMPUTED_TOKENS, context_tokens)
+        params.n_batch, params.n_ubatch = min(BATCH_TOKENS, context_tokens), min(COMPUTED_TOKENS, context_tokens)
         # one row of logits at a time: the working memory of 512 rows is 100 MB with a vocabulary of 49k
         params.n_outputs_max = 1
         params.n_threads = params.n_threads_batch = self.threads
-        params.flash_attn_type = self.lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.no_perf = True
-        return params
+        self.context = lib.llama_init_from_model(self.model, params)
+        if not self.context:
+            self.close()
+            raise MpaError(f"llama.cpp has no memory for {context_tokens} tokens of context: free some memory")
+        self.vocabulary = lib.llama_model_get_vocab(self.model)
+        self.n_vocabulary = int(lib.llama_vocab_n_tokens(self.vocabulary))
+        self.hidden = int(lib.llama_model_n_embd_inp(self.model))
+        self.position = 0
+        # a batch of one token that asks for its logits, allocated once: it runs for every token of an answer
+        self._id, self._id_position, wanted = (lib.llama_token * 1)(), (lib.llama_pos * 1)(), (ctypes.c_int8 * 1)(1)
+        self._one_token = lib.llama_batch(n_tokens=1, token=self._id, pos=self._id_position, logits=wanted)
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of a text; special tokens in it become their ids, none is added."""
         raw = text.encode()
-        room = len(raw) + 8
-        ids = (self.lib.llama_token * room)()
-        n = self.lib.llama_tokenize(self.vocabulary, raw, len(raw), ids, room, False, True)
+        capacity = len(raw) + 8
+        ids = (self.lib.llama_token * capacity)()
+        n = self.lib.llama_tokenize(self.vocabulary, raw, len(raw), ids, capacity, False, True)
         if n < 0:
             raise MpaError(f"llama.cpp cannot tokenize a text of {len(raw)} bytes: shorten the question")
         return list(ids[:n])
@@ -105,7 +127,7 @@ class LanguageModel:
         return b"".join(parts).decode("utf-8", "replace")
 
     def rewind(self, position: int = 0) -> None:
-        """Forget everything from a position on."""
+        """Drop everything from a position on from the cache."""
         memory = self.lib.llama_get_memory(self.context)
         if position == 0:
             self.lib.llama_memory_clear(memory, False)
@@ -114,51 +136,45 @@ class LanguageModel:
         self.position = position
 
     def read(self, piece: Piece, *, logits: bool = False) -> None:
-        """Put a piece behind what is there; `logits` of its last token are computed on request."""
-        step = int(self.lib.llama_n_batch(self.context))
+        """Append a piece to the cache; `logits` of its last token are computed on request."""
+        step, n = int(self.lib.llama_n_batch(self.context)), len(piece.ids)
         positions = _positions(piece, self.position)
-        for start in range(0, len(piece.ids), step):
-            part = slice(start, min(start + step, len(piece.ids)))
-            wanted = np.zeros(part.stop - part.start, np.int8)
-            wanted[-1] = logits and part.stop == len(piece.ids)
-            self._decode(_batch(self.lib, piece, part, positions, wanted))
+        for start in range(0, n, step):
+            end = min(start + step, n)
+            wanted = np.zeros(end - start, np.int8)
+            wanted[-1] = logits and end == n
+            batch = self.lib.llama_batch(n_tokens=end - start)
+            batch.pos = _array(self.lib.llama_pos, positions[:, start:end])
+            batch.logits = _array(ctypes.c_int8, wanted)
+            if piece.embeddings is None:
+                batch.token = (self.lib.llama_token * batch.n_tokens)(*piece.ids[start:end])
+            else:
+                batch.embd = _array(ctypes.c_float, np.asarray(piece.embeddings[start:end], np.float32))
+            self._decode(batch)
         self.position += piece.n_positions
 
     def step(self, token: int) -> None:
-        """Put one token behind what is there and compute its logits."""
-        self._decode(self._one.batch(token, self.position))
+        """Append one token to the cache and compute its logits."""
+        self._id[0], self._id_position[0] = token, self.position
+        self._decode(self._one_token)
         self.position += 1
 
     def _decode(self, batch: Any) -> None:
-        code = self.lib.llama_decode(self.context, batch)
-        if code:
-            raise MpaError(f"llama.cpp stopped with code {code} ({last_error()}): free memory, and run it again")
+        if code := self.lib.llama_decode(self.context, batch):
+            raise MpaError(f"llama.cpp stopped with code {code} ({last_error()}): free memory and rerun")
 
     def logits(self) -> NDArray[np.float32]:
-        """(vocabulary,) behind the last token that asked for them; a view, valid until the next piece or step."""
+        """(vocabulary,) of the last token that asked for them; a view, valid until the next `read` or `step`."""
         pointer = self.lib.llama_get_logits_ith(self.context, -1)
         return np.ctypeslib.as_array(pointer, (self.n_vocabulary,))
 
     def close(self) -> None:
         """Free the memory; safe to call twice."""
-        if getattr(self, "context", None):
+        if self.context:
             self.lib.llama_free(self.context)
         if self.model:
             self.lib.llama_model_free(self.model)
         self.context = self.model = None
-
-
-class _OneToken:
-    """A batch of one token that asks for its logits, made once: this is what runs for each token of an answer."""
-
-    def __init__(self, lib: Any) -> None:
-        self.id, self.position, self.wanted = (lib.llama_token * 1)(), (lib.llama_pos * 1)(), (ctypes.c_int8 * 1)(1)
-        self._batch = lib.llama_batch(n_tokens=1, token=self.id, pos=self.position, logits=self.wanted)
-
-    def batch(self, token: int, position: int) -> Any:
-        """The batch, with another token at another position."""
-        self.id[0], self.position[0] = token, position
-        return self._batch
 
 
 def _positions(piece: Piece, start: int) -> NDArray[np.int32]:
@@ -166,24 +182,51 @@ def _positions(piece: Piece, start: int) -> NDArray[np.int32]:
     n = len(piece.ids)
     if piece.grid is None:
         return np.arange(start, start + n, dtype=np.int32)[None]
-    columns = piece.grid[1]
-    index = np.arange(n)
-    axes = (np.zeros(n), index // columns, index % columns)
-    return np.stack([*(start + axis for axis in axes), np.zeros(n)]).astype(np.int32)
-
-
-def _batch(lib: Any, piece: Piece, part: slice, positions: NDArray[np.int32], wanted: NDArray[np.int8]) -> Any:
-    """llama.cpp's own struct; it keeps the arrays alive that it points to."""
-    batch = lib.llama_batch(n_tokens=part.stop - part.start)
-    batch.pos = _array(lib.llama_pos, positions[:, part])
-    batch.logits = _array(ctypes.c_int8, wanted)
-    if piece.embeddings is None:
-        batch.token = (lib.llama_token * batch.n_tokens)(*piece.ids[part])
-    else:
-        batch.embd = _array(ctypes.c_float, np.asarray(piece.embeddings[part], np.float32))
-    return batch
+    row, column = np.divmod(np.arange(n), piece.grid[1])
+    zeros = np.zeros(n)
+    return np.stack([zeros + start, row + start, column + start, zeros]).astype(np.int32)
 
 
 def _array(kind: Any, values: NDArray[Any]) -> Any:
     """A C array with a copy of the values: numpy's own pointers do not keep their array alive."""
     return (kind * values.size).from_buffer(np.array(values, order="C"))
+
+
+class TokenTable:
+    """Embeddings of text tokens, read from the file and dequantized a row at a time, as llama.cpp does it.
+
+    llama.cpp takes a batch of token ids or a batch of embeddings, never both. A prompt with five tiles is then eleven
+    batches, most of them tiny, and each costs a pass over all weights. With the embeddings of the text it is one batch.
+    """
+
+    def __init__(self, path: Path, header: Header) -> None:
+        from gguf import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        info = next(tensor for tensor in header.tensors if tensor.name == EMBEDDING_TABLE)
+        n_rows, self.hidden = info.shape
+        self._type, self._dequantize = GGMLQuantizationType[info.type.upper()], dequantize
+        self._rows = np.memmap(path, np.uint8, "r", info.offset, (n_rows, info.n_bytes // n_rows))
+
+    def __call__(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Embeddings of some tokens, (tokens, hidden)."""
+        values = self._dequantize(self._rows[list(ids)], self._type)
+        return np.asarray(values, np.float32).reshape(len(ids), self.hidden)
+
+
+def open_table(path: Path, header: Header) -> TokenTable | None:
+    """The table of a language model; None where the gguf package is missing or does not know the type."""
+    try:
+        table = TokenTable(path, header)
+        table([0])
+    except (ImportError, LookupError, NotImplementedError, StopIteration):
+        return None
+    return table
+
+
+def merged(pieces: Sequence[Piece], table: TokenTable | None) -> tuple[Piece, ...]:
+    """Text and embeddings as one piece of embeddings, where there is a table and no piece lies on a grid."""
+    if table is None or len(pieces) < 2 or any(piece.grid for piece in pieces):
+        return tuple(pieces)
+    rows = [table(piece.ids) if piece.embeddings is None else piece.embeddings for piece in pieces]
+    return (Piece(tuple(token for piece in pieces for token in piece.ids), np.concatenate(rows)),)

@@ -2,84 +2,218 @@
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpa_edge.artifact import read_artifact
 from mpa_edge.errors import MpaError
-from mpa_edge.vlm.llama_cpp.answer import LlamaAnswers, Picture
-from mpa_edge.vlm.llama_cpp.language import Piece
-from mpa_edge.vlm.llama_cpp.vision import Projector
-from mpa_edge.vlm.pixels import resized
-from mpa_edge.vlm.pixels.common import scale
+from mpa_edge.types import FinishReason, Reply, Request, Timing, Trace
+from mpa_edge.vlm.shared.prompts import prompt_text, prompt_too_long, without_special_tokens
+from mpa_edge.vlm.shared.sampling import Sampler
+from mpa_edge.vlm.llama_cpp.language import LanguageModel, Piece, merged, open_table
+from mpa_edge.vlm.llama_cpp.vision import EncodedImage, Projector, images_for_mtmd
+from mpa_edge.vlm.pixels.common import pixels_digest
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
+    from mpa_edge.config.scheme import Component
     from mpa_edge.types import Pixels
 
+IMAGE_MARK = "\0"
 
-class LlamaCppVLM(LlamaAnswers):
-    """Answers with llama.cpp alone, one request at a time: its mtmd half sees the picture."""
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question about an image, ready to be read."""
+
+    prefix: tuple[Piece, ...]
+    """Up to the last image embedding: the same for every question about the image."""
+    tail: Piece
+    """The text after it."""
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """All token ids."""
+        return tuple(token for piece in (*self.prefix, self.tail) for token in piece.ids)
+
+
+@dataclass(frozen=True)
+class Cached:
+    """The image whose prefix is in the key-value cache."""
+
+    image: Image
+    encoded: EncodedImage
+    position: int
+    """First position after the prefix."""
+
+
+def assemble(before: Sequence[int], encoded: EncodedImage, after: Sequence[int]) -> Prompt:
+    """Put an image between the tokens of a prompt.
+
+    A start or end token that both the prompt's template and the image's own pieces contain is kept once.
+
+    >>> image = EncodedImage((Piece((1,)), Piece((9, 9), np.zeros((2, 4), np.float32)), Piece((2,))), 0.0)
+    >>> assemble([5, 1], image, [2, 6]).ids
+    (5, 1, 9, 9, 2, 6)
+    >>> assemble([5], image, [6]).ids
+    (5, 1, 9, 9, 2, 6)
+    """
+    pieces, start, end = list(encoded.pieces), tuple(before), tuple(after)
+    trailing = pieces.pop().ids if pieces[-1].embeddings is None else ()
+    if pieces[0].embeddings is None:
+        leading = pieces.pop(0).ids
+        start = start if start[-len(leading) :] == leading else start + leading
+    end = end if end[: len(trailing)] == trailing else trailing + end
+    return Prompt((Piece(start), *pieces) if start else tuple(pieces), Piece(end))
+
+
+class LlamaCppVLM:
+    """Answers one request at a time. Subclasses may encode the image with another runtime (see `vlm.hybrid`)."""
 
     def __init__(self, folder: str | Path, *, name: str, threads: int | None = None) -> None:
         """Load an exported folder. MpaError where llama_cpp or a file is missing, or a file is damaged."""
-        super().__init__(folder, name=name, threads=threads)
-        self.kind = str(self.artifact.image["kind"])
-        self.projector = self._or_close(self._load_projector)
+        self.folder, self.name = Path(folder), name
+        self.artifact = read_artifact(self.folder)
+        self.language = LanguageModel(
+            self.file("language"),
+            context_tokens=self.artifact.context_tokens,
+            threads=threads or self.artifact.threads,
+        )
+        self.table = open_table(self.language.path, self.language.header)
+        self._cached: Cached | None = None
+        try:
+            self.vision: Any = self._load_vision()
+        except BaseException:
+            self.language.close()  # nobody gets an object to call `close` on
+            raise
 
-    def _load_projector(self) -> Projector:
-        any_size = self.kind.startswith("qwen")
+    def file(self, component: Component) -> Path:
+        """The file of a component. MpaError where the export has none."""
+        if component not in self.artifact.files:
+            raise MpaError(f"{self.folder} names no {component} file: export again with mpa-edge export")
+        return self.folder / self.artifact.files[component]
+
+    def _load_vision(self) -> Any:
+        any_size = str(self.artifact.image["kind"]).startswith("qwen")
         return Projector(self.file("mmproj"), self.language, self.artifact.tokens.image_id, any_size=any_size)
 
-    def look(self, image: Image, pixels: Pixels | None = None) -> Picture:
-        """Encode a picture; MpaError where `pixels` are given: llama.cpp makes its own."""
+    def look(self, image: Image, pixels: Pixels | None = None) -> EncodedImage:
+        """Encode an image. MpaError where `pixels` are given: llama.cpp makes its own."""
         if pixels is not None:
-            raise MpaError("llama.cpp takes a picture, not pixels: leave them out, or trace a hybrid export")
-        if self.kind == "internvl":
-            return self._look_at_tiles(image)
-        if stays_as_scaled(self.artifact.image):
-            image = resized(self.artifact.image, image)
-        return self.projector.look(image)
-
-    def _look_at_tiles(self, image: Image) -> Picture:
-        """InternVL: one tile after the other, as llama.cpp has other rules for how to cut a picture up."""
-        first, last = (self.artifact.image[f"{side}_image_token"] for side in ("start", "end"))
-        seen = [self.projector.look(tile) for tile in internvl_tiles(self.artifact.image, image)]
-        rows = [piece.embeddings for picture in seen for piece in picture.pieces if piece.embeddings is not None]
-        joined = np.concatenate(rows)
+            raise MpaError("llama.cpp takes an image, not pixels: leave them out, or trace a hybrid export")
+        config = self.artifact.image
+        tiles = [self.vision.look(tile) for tile in images_for_mtmd(config, image)]
+        if config["kind"] != "internvl":
+            return tiles[0]
+        rows = [piece.embeddings for tile in tiles for piece in tile.pieces if piece.embeddings is not None]
+        embeddings = np.concatenate(rows)
         pieces = (
-            Piece(tuple(self.language.tokenize(first))),
-            Piece((self.artifact.tokens.image_id,) * len(joined), joined),
-            Piece(tuple(self.language.tokenize(last))),
+            Piece(tuple(self.language.tokenize(config["start_image_token"]))),
+            Piece((self.artifact.tokens.image_id,) * len(embeddings), embeddings),
+            Piece(tuple(self.language.tokenize(config["end_image_token"]))),
         )
-        return Picture(pieces, sum(picture.vision_s for picture in seen))
+        return EncodedImage(pieces, sum(tile.vision_s for tile in tiles))
+
+    def answer(self, requests: Sequence[Request]) -> list[Reply]:
+        """One reply for each request, in order; consecutive requests about one image share its prefix."""
+        try:
+            return [self._answer(request) for request in requests]
+        finally:
+            self._cached = None  # the caller may draw into its image before the next call
+
+    def trace(self, requests: Sequence[Request], pixels: Sequence[Pixels] | None = None) -> list[Trace]:
+        """Greedy tokens with their logits, one request at a time. `pixels` replace the output of the image processor.
+
+        MpaError where `pixels` are given and this runtime cannot take them.
+        """
+        chosen: Sequence[Pixels | None] = [None] * len(requests) if pixels is None else pixels
+        return [self._trace(request, given) for request, given in zip(requests, chosen, strict=True)]
 
     def close(self) -> None:
         """Free the memory; safe to call twice."""
-        self.projector.close()
-        super().close()
+        self.vision.close()
+        self.language.close()
 
+    def _answer(self, request: Request) -> Reply:
+        started = time.perf_counter()
+        cached = self._cached if self._cached is not None and self._cached.image is request.image else None
+        encoded = cached.encoded if cached else self.look(request.image)
+        prompt = self._prompt(request, encoded)
+        ready = time.perf_counter()
+        position = self._read(prompt, cached)
+        self._cached = Cached(request.image, encoded, position)
+        first, tokens = 0.0, []
+        for token, _ in self._tokens(request, prompt):
+            first = first or time.perf_counter()
+            tokens.append(token)
+        ended = time.perf_counter()
+        vision_s = 0.0 if cached else encoded.vision_s
+        timing = Timing(
+            total_s=ended - started,
+            ttft_s=first - started,
+            preprocess_s=ready - started - vision_s,
+            vision_s=vision_s,
+            prefill_s=first - ready,
+            decode_s=ended - first,
+        )
+        reason: FinishReason = "stop" if tokens[-1] in self.artifact.tokens.ends else "length"
+        text = without_special_tokens(self.language.text(tokens), self.artifact.tokens.special).strip()
+        return Reply(text=text, finish_reason=reason, n_tokens=len(tokens), timing=timing)
 
-def internvl_tiles(config: dict[str, Any], image: Image) -> list[Image]:
-    """The picture cut up as its image processor does it, row by row, the small overview last."""
-    width, height = config["size"]["width"], config["size"]["height"]
-    whole = resized(config, image)
-    corners = itertools.product(range(0, whole.height, height), range(0, whole.width, width))
-    cut = [whole.crop((left, top, left + width, top + height)) for top, left in corners]
-    return cut if len(cut) == 1 else [*cut, scale(image, width, height, config)]
+    def _trace(self, request: Request, pixels: Pixels | None) -> Trace:
+        encoded = self.look(request.image, pixels)
+        prompt = self._prompt(request, encoded)
+        self._read(prompt, None)
+        greedy = dataclasses.replace(request, temperature=0.0)
+        steps = [(token, logits.copy()) for token, logits in self._tokens(greedy, prompt)]
+        return Trace(
+            input_ids=prompt.ids,
+            pixels_sha256=None if encoded.pixels is None else pixels_digest(encoded.pixels),
+            vision=np.concatenate([piece.embeddings for piece in prompt.prefix if piece.embeddings is not None]),
+            logits=np.stack([logits for _, logits in steps]),
+            tokens=tuple(token for token, _ in steps),
+        )
 
+    def _prompt(self, request: Request, encoded: EncodedImage) -> Prompt:
+        before, _, after = prompt_text(self.artifact, request.prompt, IMAGE_MARK).partition(IMAGE_MARK)
+        prompt = assemble(self.language.tokenize(before), encoded, self.language.tokenize(after))
+        if len(prompt.ids) >= self.artifact.context_tokens:
+            raise prompt_too_long(len(prompt.ids), self.artifact.context_tokens)
+        return prompt
 
-def stays_as_scaled(config: dict[str, Any]) -> bool:
-    """Whether llama.cpp leaves a picture alone that has its final size already.
+    def _read(self, prompt: Prompt, cached: Cached | None) -> int:
+        """Read a prompt, or only its tail where its image is in the cache; the position at which the tail begins."""
+        self._cached = None  # until all of it is read
+        if cached is None:
+            position, pieces = sum(piece.n_positions for piece in prompt.prefix), (*prompt.prefix, prompt.tail)
+            pieces = merged(pieces, self.table)
+            self.language.rewind()
+        else:
+            position, pieces = cached.position, (prompt.tail,)
+            self.language.rewind(position)
+        for piece in pieces[:-1]:
+            self.language.read(piece)
+        self.language.read(pieces[-1], logits=True)
+        return position
 
-    Left to itself it keeps the shape and pads where Qwen2-VL's image processor stretches, crops nothing where LLaVA's
-    does, and scales narrow pictures for Idefics3 a little otherwise. Idefics3 is scaled to whole tiles: only where the
-    longest edge is a number of whole tiles does that not change it again.
-    """
-    if config["kind"] != "idefics3":
-        return True
-    edges = config["size"]["longest_edge"], config["max_image_size"]["longest_edge"]
-    return bool(config["do_resize"]) and edges[0] % edges[1] == 0
+    def _tokens(self, request: Request, prompt: Prompt) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """(token, its logits) up to an end token or the limit; the logits are valid until the next token."""
+        language, choose, ends = self.language, Sampler(request), set(self.artifact.tokens.ends)
+        limit = min(request.max_new_tokens, self.artifact.context_tokens - len(prompt.ids))
+        if not np.isfinite(language.logits()).all():
+            raise MpaError(f"{language.path} computes values that are not numbers: export with another scheme")
+        for n in range(1, limit + 1):
+            logits = language.logits()
+            token = choose(logits)
+            yield token, logits
+            if token in ends or n == limit:
+                return
+            language.step(token)

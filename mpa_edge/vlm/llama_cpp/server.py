@@ -1,47 +1,138 @@
 """A GGUF pair behind llama.cpp's own server, as a VLM: for devices that have the binary `llama-server` and no Python.
 
-The text around the question is the artifact's own, and the picture is scaled here as `vlm.llamacpp` does it, so that
+The text around the question is the artifact's own, and the image is scaled here as for `vlm.llama_cpp.model`, so that
 the same files give the same tokens. The server's chat template is not used.
 """
 
 from __future__ import annotations
 
 import base64
+import http.client
 import io
+import json
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from mpa_edge.artifact import Artifact
 from mpa_edge.errors import MpaError
 from mpa_edge.types import FinishReason, Reply, Request, Timing
-from mpa_edge.vlm.llama_cpp.http import LlamaServer, RefusedError, WrongServerError
-from mpa_edge.vlm.llama_cpp.model import internvl_tiles, stays_as_scaled
-from mpa_edge.vlm.pixels import resized
-from mpa_edge.vlm.prompts import prompt_text, without_special_tokens
+from mpa_edge.vlm.shared.prompts import prompt_text, prompt_too_long, without_special_tokens
+from mpa_edge.vlm.llama_cpp.vision import images_for_mtmd
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# what the runtime writes around a picture by itself, for models whose template writes it as well
+LOADING_STATUS, LOADING_PAUSE_S = 503, 0.1
+# what the runtime itself writes around an image, for models whose template has it too
 WRITTEN_BY_RUNTIME = ("<|vision_start|>", "<|vision_end|>")
-# servers that have no marker of their own at each start
+# of servers that do not choose a random marker at each start
 OLD_MARKER = "<__media__>"
-LOADING_PAUSE_S = 0.1
-# too many tokens for the context
 TOO_LONG = "exceed_context_size_error"
+
+
+class ServerGoneError(MpaError):
+    """No answer came: the server ended, hangs, or the connection broke. A retry may help."""
+
+
+class ServerSlowError(ServerGoneError):
+    """The server took longer than the time-out."""
+
+
+class WrongServerError(MpaError):
+    """Something else listens at the address."""
+
+
+class RefusedError(MpaError):
+    """The server answered with an error status."""
+
+    def __init__(self, message: str, status: int, details: dict[str, Any]) -> None:
+        """`details` is the `error` object of the server's reply."""
+        super().__init__(message)
+        self.status, self.details = status, details
+
+
+class LlamaServer:
+    """JSON over HTTP to one llama-server. The connection is opened at the first call and after each failure."""
+
+    def __init__(self, url: str, *, timeout_s: float) -> None:
+        """`url` as http://HOST:PORT; MpaError where it is something else."""
+        parts = urlsplit(url)
+        if parts.scheme != "http" or not parts.hostname or parts.path.strip("/"):
+            raise MpaError(f"'{url}' is no address of a llama-server: write http://HOST:PORT")
+        self.url, self.timeout_s = url.rstrip("/"), timeout_s
+        self._connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=timeout_s)
+
+    def call(self, path: str, body: dict[str, Any] | None = None, *, timeout_s: float | None = None) -> dict[str, Any]:
+        """GET, or POST where there is a body. ServerGoneError: nothing came back; RefusedError: an error did."""
+        status, raw = self._exchange(path, body, timeout_s or self.timeout_s)
+        try:
+            found = json.loads(raw)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise WrongServerError(f"{self.url} is not a llama-server (status {status}): check the address")
+        if status >= http.client.BAD_REQUEST:
+            error = found.get("error")
+            details = error if isinstance(error, dict) else {}
+            reason = " ".join(str(details.get("message", "no reason given")).split())[:200]
+            raise RefusedError(f"llama-server refused (status {status}: {reason}): look at its log", status, details)
+        return found
+
+    def ready(self, *, timeout_s: float = 5.0) -> bool:
+        """Whether the model is loaded. ServerGoneError where nobody listens."""
+        try:
+            self.call("/health", timeout_s=timeout_s)
+        except RefusedError as error:
+            if error.status == LOADING_STATUS:
+                return False
+            raise
+        return True
+
+    def close(self) -> None:
+        """Close the connection; safe to call twice, and a later call opens it again."""
+        self._connection.close()
+
+    def _exchange(self, path: str, body: dict[str, Any] | None, timeout_s: float) -> tuple[int, bytes]:
+        """(status, body) of a reply."""
+        connection, was_open = self._connection, self._connection.sock is not None
+        connection.timeout = timeout_s
+        if isinstance(connection.sock, socket.socket):
+            connection.sock.settimeout(timeout_s)
+        try:
+            if body is None:
+                connection.request("GET", path)
+            else:
+                connection.request("POST", path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+            reply = connection.getresponse()
+            return reply.status, reply.read()
+        except TimeoutError as error:
+            self.close()
+            raise ServerSlowError(
+                f"llama-server at {self.url} gave no answer within {timeout_s:g} s: restart it"
+            ) from error
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            if was_open:  # a server closes a connection that was idle for seconds, or that served 100 calls
+                return self._exchange(path, body, timeout_s)
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            raise ServerGoneError(
+                f"no llama-server answers at {self.url} ({reason}): start it, or check the address"
+            ) from error
 
 
 class LlamaServerVLM:
     """Answers through a llama-server that was started with `--mmproj`, one request at a time.
 
-    Of its times the server tells two, both without the way there and back: from the picture's pixels to the first
-    token (`Timing.ttft_s`, vision encoder and prefill together), and the tokens after it (`decode_s`). Decoding and
-    scaling the picture are in neither.
+    The server reports two times, both without the network: from the image's pixels to the first token
+    (`Timing.ttft_s`, vision encoder and prefill together), and the tokens after it (`decode_s`). Decoding and scaling
+    the image are in neither.
 
-    One thing is the server's own: an answer also ends at a token whose text llama.cpp takes for an end, such as
-    <|endoftext|>, where the artifact does not name it. A trained model does not write one inside an answer.
+    An answer also ends at a token that llama.cpp itself takes for an end, such as <|endoftext|>, even where the
+    artifact does not name it. A trained model does not write one inside an answer.
     """
 
     def __init__(
@@ -50,34 +141,30 @@ class LlamaServerVLM:
         """Wait until it is ready, at most `timeout_s`, which also limits each answer.
 
         `alias`: the name that this very server was given at its start. MpaError where it is another server, holds
-        another model, or takes no pictures.
+        another model, or takes no images.
         """
         self.name, self.artifact = name, artifact
         self.server = LlamaServer(url, timeout_s=timeout_s)
-        self._wait(timeout_s)
-        self.props = self.server.call("/props")
-        self._check(alias)
-        self._marker = str(self.props.get("media_marker", OLD_MARKER))
-        parts = artifact.prompt.model_copy(update={"before": self._before()})
-        self._own = artifact.model_copy(update={"prompt": parts})
-
-    def answer(self, requests: Sequence[Request]) -> list[Reply]:
-        """One reply for each request, in order. ServerGoneError where none came, so that one may try again."""
-        return [self._answer(request) for request in requests]
-
-    def close(self) -> None:
-        """Close the connection; the server stays. Safe to call twice."""
-        self.server.close()
-
-    def _wait(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         while not self.server.ready():
             if time.monotonic() > deadline:
                 raise MpaError(f"llama-server at {self.server.url} loads for {timeout_s:g} s: use a smaller model")
             time.sleep(LOADING_PAUSE_S)
+        self.props = self.server.call("/props")
+        self._require_the_right_one(alias)
+        self._marker = str(self.props.get("media_marker", OLD_MARKER))
+        parts = artifact.prompt.model_copy(update={"before": self._text_before()})
+        self._own = artifact.model_copy(update={"prompt": parts})
 
-    def _check(self, alias: str | None) -> None:
-        """MpaError where this is not the server that was meant."""
+    def answer(self, requests: Sequence[Request]) -> list[Reply]:
+        """One reply for each request, in order. ServerGoneError where none came: a retry may help."""
+        return [self._answer(request) for request in requests]
+
+    def close(self) -> None:
+        """Close the connection; the server keeps running. Safe to call twice."""
+        self.server.close()
+
+    def _require_the_right_one(self, alias: str | None) -> None:
         url, found = self.server.url, PurePosixPath(str(self.props.get("model_path"))).name
         if alias is not None and self.props.get("model_alias") != alias:
             raise WrongServerError(f"another llama-server answers at {url}: stop it, or use another port")
@@ -85,59 +172,42 @@ class LlamaServerVLM:
         if found != expected:
             raise MpaError(f"llama-server at {url} runs '{found}', not '{expected}': start it with -m {expected}")
         if not self.props.get("modalities", {}).get("vision"):
-            raise MpaError(f"llama-server at {url} takes no pictures: start it with --mmproj FILE")
+            raise MpaError(f"llama-server at {url} takes no images: start it with --mmproj FILE")
 
-    def _before(self) -> str:
-        """The artifact's text in front of the question, without what the server adds to it by itself."""
-        parts = self.artifact.prompt
-        before, (start, end) = parts.before, WRITTEN_BY_RUNTIME
-        before = before.replace(f"{start}{parts.placeholder}{end}", parts.placeholder, 1)
-        first = self._begin_token()
+    def _text_before(self) -> str:
+        """The artifact's text in front of the question, without what the server adds to it."""
+        parts, (start, end) = self.artifact.prompt, WRITTEN_BY_RUNTIME
+        before = parts.before.replace(f"{start}{parts.placeholder}{end}", parts.placeholder, 1)
+        bare, dressed = (
+            self.server.call("/tokenize", {"content": "x", "add_special": special})["tokens"]
+            for special in (False, True)
+        )
+        first = str(self.props.get("bos_token", "")) if len(dressed) > len(bare) else ""
         if not before.startswith(first):
             raise MpaError(
                 f"llama-server begins every prompt with '{first}', the model was exported without: export again"
             )
         return before.removeprefix(first)
 
-    def _begin_token(self) -> str:
-        """The text of the token that the server puts in front of every prompt; empty where it puts none."""
-        bare, dressed = (
-            self.server.call("/tokenize", {"content": "x", "add_special": special})["tokens"]
-            for special in (False, True)
-        )
-        return str(self.props.get("bos_token", "")) if len(dressed) > len(bare) else ""
+    def body(self, request: Request) -> dict[str, Any]:
+        """What is sent to /completion. MpaError where the image takes several tiles that the server would cut anew."""
+        images = images_for_mtmd(self.artifact.image, request.image)
+        if len(images) > 1:
+            raise MpaError("llama-server cannot take an InternVL image in tiles: use a target with max_tiles: 1")
+        question = without_special_tokens(request.prompt, (self._marker,))
+        prompt = prompt_text(self._own, question, self._marker)
+        image = base64.b64encode(png(images[0])).decode()
+        return {"prompt": {"prompt_string": prompt, "multimodal_data": [image]}, **options(request)}
 
     def _answer(self, request: Request) -> Reply:
         try:
-            return self._reply(self.server.call("/completion", self.body(request)))
+            found = self.server.call("/completion", self.body(request))
         except RefusedError as error:
-            if error.details.get("type") == TOO_LONG:
-                raise self._too_long(error.details) from error
-            raise
-
-    def body(self, request: Request) -> dict[str, Any]:
-        """What is sent to /completion."""
-        picture = base64.b64encode(png(self._scaled(request.image))).decode()
-        question = without_special_tokens(request.prompt, (self._marker,))
-        prompt = prompt_text(self._own, question, self._marker)
-        return {"prompt": {"prompt_string": prompt, "multimodal_data": [picture]}, **options(request)}
-
-    def _too_long(self, details: dict[str, Any]) -> MpaError:
-        room = f"{details.get('n_prompt_tokens', 'too many')} tokens, this export takes {details.get('n_ctx', 'fewer')}"
-        return MpaError(f"the prompt has {room}: ask a shorter question, or export for a longer context")
-
-    def _scaled(self, image: Image) -> Image:
-        """As `vlm.llamacpp` hands it to llama.cpp. MpaError where that takes several pictures for one."""
-        config = self.artifact.image
-        if config["kind"] == "internvl":
-            tiles = internvl_tiles(config, image)
-            if len(tiles) > 1:
-                raise MpaError("llama-server cannot take an InternVL picture in tiles: use a target with max_tiles: 1")
-            return tiles[0]
-        return resized(config, image) if stays_as_scaled(config) else image
-
-    def _reply(self, found: dict[str, Any]) -> Reply:
-        """The text up to the first of the artifact's end tokens, which need not be those of the server."""
+            if error.details.get("type") != TOO_LONG:
+                raise
+            n, limit = error.details.get("n_prompt_tokens", "too many"), error.details.get("n_ctx", "fewer")
+            raise prompt_too_long(n, limit) from error
+        # the text up to the first of the artifact's end tokens, which need not be those of the server
         ends, tokens = self.artifact.tokens.ends, [int(token) for token in found["tokens"]]
         n = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
         text = str(found["content"])
@@ -150,7 +220,7 @@ class LlamaServerVLM:
 
 
 def options(request: Request) -> dict[str, Any]:
-    """What a /completion is asked beside its prompt: nothing kept from one answer to the next.
+    """The fields of a /completion request beside its prompt; no state is kept from one answer to the next.
 
     >>> from PIL import Image
     >>> options(Request(Image.new("RGB", (1, 1)), "x", 4))["top_k"]
@@ -168,23 +238,23 @@ def options(request: Request) -> dict[str, Any]:
     return fixed | chosen
 
 
-def timing(said: dict[str, Any], n_tokens: int) -> Timing:
+def timing(reported: dict[str, Any], n_tokens: int) -> Timing:
     """The server's own clock: `prompt_ms` ends with the first token, `predicted_ms` are the tokens after it.
 
     Source: llama.cpp 0c1e57098, tools/server/server-common.h, `server_slot_stats`. The vision encoder is inside
-    `prompt_ms`, so that neither its share nor that of the prefill is known.
+    `prompt_ms`, so neither its share nor that of the prefill is known.
 
     >>> timing({"prompt_ms": 200.0, "predicted_ms": 30.0, "predicted_n": 4}, 4)
     Timing(total_s=0.23, ttft_s=0.2, preprocess_s=None, vision_s=None, prefill_s=None, decode_s=0.03)
     """
-    ttft_s, steps = said["prompt_ms"] / 1000, int(said["predicted_n"]) - 1
-    # an answer that was cut at an end token of its own took only its share of the steps
-    decode_s = said["predicted_ms"] / 1000 * (n_tokens - 1) / steps if steps > 0 else 0.0
+    ttft_s, steps = reported["prompt_ms"] / 1000, int(reported["predicted_n"]) - 1
+    # an answer that was cut at an end token of the artifact took only its share of the steps
+    decode_s = reported["predicted_ms"] / 1000 * (n_tokens - 1) / steps if steps > 0 else 0.0
     return Timing(total_s=ttft_s + decode_s, ttft_s=ttft_s, decode_s=decode_s)
 
 
 def png(image: Image) -> bytes:
-    """The picture without loss; little time is spent on making it small."""
+    """The image as a PNG file, compressed lightly for speed."""
     data = io.BytesIO()
     image.convert("RGB").save(data, "PNG", compress_level=1)
     return data.getvalue()

@@ -1,35 +1,50 @@
-"""A GGUF vision encoder (mmproj) through llama.cpp's mtmd: a picture becomes pieces of a prompt."""
+"""A GGUF vision encoder (mmproj) through llama.cpp's mtmd: an image becomes pieces of a prompt."""
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mpa_edge.errors import MpaError
-from mpa_edge.vlm.clock import Clock
-from mpa_edge.vlm.llama_cpp.answer import Picture
 from mpa_edge.vlm.llama_cpp.gguf_header import read_header
-from mpa_edge.vlm.llama_cpp.language import LanguageModel, Piece
-from mpa_edge.vlm.llama_cpp.log import last_error
+from mpa_edge.vlm.llama_cpp.language import LanguageModel, Piece, last_error
+from mpa_edge.vlm.pixels import resized
+from mpa_edge.vlm.pixels.common import scale
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from mpa_edge.types import Pixels
 
-MOST_IMAGE_TOKENS = 2**16
+MAX_IMAGE_TOKENS = 2**16
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """What the language model reads in the place of an image."""
+
+    pieces: tuple[Piece, ...]
+    """In order; tokens around and between the embeddings are pieces, too."""
+    vision_s: float
+    """Seconds in the vision encoder with its connector."""
+    pixels: Pixels | None = None
+    """Input of the vision encoder; None where llama.cpp does not expose it."""
 
 
 class Projector:
     """One mmproj file, bound to the language model that it was made for."""
 
     def __init__(self, path: Path, language: LanguageModel, image_id: int, *, any_size: bool = False) -> None:
-        """Load it; `any_size`: pictures keep their size whatever the file says. MpaError where it is damaged."""
+        """Load it; `any_size`: ignore the file's limits of an image's size. MpaError where it is damaged."""
         from llama_cpp import mtmd_cpp
 
         read_header(path)
@@ -38,18 +53,18 @@ class Projector:
         params.n_threads, params.warmup, params.print_timings = language.threads, False, False
         params.flash_attn_type = language.lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         if any_size:
-            params.image_min_tokens, params.image_max_tokens = 1, MOST_IMAGE_TOKENS
+            params.image_min_tokens, params.image_max_tokens = 1, MAX_IMAGE_TOKENS
         self.context: Any = mtmd_cpp.mtmd_init_from_file(os.fsencode(path), language.model, params)
         if not self.context:
             raise MpaError(f"llama.cpp cannot load {path} ({last_error()}): copy the whole folder, or export again")
 
-    def look(self, image: Image) -> Picture:
-        """Preprocess and encode an RGB picture."""
+    def look(self, image: Image) -> EncodedImage:
+        """Preprocess and encode an RGB image."""
         with self._chunks(image) as chunks:
             n = self.mtmd.mtmd_input_chunks_size(chunks)
-            clock = Clock()
+            started = time.perf_counter()
             pieces = tuple(self._piece(self.mtmd.mtmd_input_chunks_get(chunks, i)) for i in range(n))
-            return Picture(pieces, clock.lap())
+            return EncodedImage(pieces, time.perf_counter() - started)
 
     def close(self) -> None:
         """Free the memory; safe to call twice."""
@@ -59,7 +74,7 @@ class Projector:
 
     @contextmanager
     def _chunks(self, image: Image) -> Iterator[Any]:
-        """The picture as mtmd cuts it up, with the model's own tokens around and between the parts."""
+        """The image as mtmd splits it, with the model's own tokens around and between the parts."""
         mtmd, marker = self.mtmd, self.mtmd.mtmd_default_marker()
         data = np.array(image.convert("RGB"), np.uint8)
         height, width, _ = data.shape
@@ -68,9 +83,8 @@ class Projector:
         text = mtmd.mtmd_input_text(text=marker, text_len=len(marker), add_special=False, parse_special=True)
         try:
             bitmaps = (mtmd.mtmd_bitmap_p_ctypes * 1)(bitmap)
-            code = mtmd.mtmd_tokenize(self.context, chunks, ctypes.byref(text), bitmaps, 1)
-            if code:
-                raise MpaError(f"llama.cpp cannot read a picture of {width}x{height} ({last_error()}): use another one")
+            if mtmd.mtmd_tokenize(self.context, chunks, ctypes.byref(text), bitmaps, 1):
+                raise MpaError(f"llama.cpp cannot read an image of {width}x{height} ({last_error()}): leave it out")
             yield chunks
         finally:
             mtmd.mtmd_input_chunks_free(chunks)
@@ -83,14 +97,32 @@ class Projector:
             tokens = mtmd.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(ctypes.c_size_t()))
             return Piece(tuple(tokens[:n]))
         if code := mtmd.mtmd_encode_chunk(self.context, chunk):
-            raise MpaError(f"llama.cpp cannot encode a picture, code {code} ({last_error()}): free memory, try again")
-        rows = np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(self.context), (n, self.language.hidden))
-        return Piece((self.image_id,) * n, rows.copy(), self._grid(chunk, n))
+            raise MpaError(f"llama.cpp cannot encode an image, code {code} ({last_error()}): free memory and rerun")
+        rows = np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(self.context), (n, self.language.hidden)).copy()
+        grid = None
+        if mtmd.mtmd_decode_use_mrope(self.context):
+            tokens = mtmd.mtmd_input_chunk_get_tokens_image(chunk)
+            last = mtmd.mtmd_image_tokens_get_decoder_pos(tokens, 0, n - 1)
+            grid = int(last.y) + 1, int(last.x) + 1
+        return Piece((self.image_id,) * n, rows, grid)
 
-    def _grid(self, chunk: Any, n: int) -> tuple[int, int] | None:
-        """(rows, columns) of the embeddings of a model with M-RoPE."""
-        if not self.mtmd.mtmd_decode_use_mrope(self.context):
-            return None
-        where = self.mtmd.mtmd_input_chunk_get_tokens_image(chunk)
-        last = self.mtmd.mtmd_image_tokens_get_decoder_pos(where, 0, n - 1)
-        return int(last.y) + 1, int(last.x) + 1
+
+def images_for_mtmd(config: dict[str, Any], image: Image) -> list[Image]:
+    """What llama.cpp must be shown so that it encodes what the checkpoint's image processor would.
+
+    Left to itself, llama.cpp keeps the shape and pads where Qwen2-VL's image processor stretches, crops nothing where
+    LLaVA's does, and scales narrow images for Idefics3 a little differently. So an image is scaled here, and llama.cpp
+    leaves it alone because it already has its final size. InternVL's is also cut here, because llama.cpp has other
+    rules for that: tiles row by row, then the overview. `config` is `Artifact.image`.
+    """
+    if config["kind"] == "idefics3":
+        # an image is scaled to whole tiles: that is its final size only if the longest edge is a multiple of a tile's
+        longest, tile = config["size"]["longest_edge"], config["max_image_size"]["longest_edge"]
+        return [resized(config, image) if config["do_resize"] and longest % tile == 0 else image]
+    whole = resized(config, image)
+    if config["kind"] != "internvl":
+        return [whole]
+    width, height = config["size"]["width"], config["size"]["height"]
+    corners = itertools.product(range(0, whole.height, height), range(0, whole.width, width))
+    tiles = [whole.crop((left, top, left + width, top + height)) for top, left in corners]
+    return tiles if len(tiles) == 1 else [*tiles, scale(image, width, height, config)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +13,12 @@ import numpy as np
 from mpa_edge.artifact import read_artifact
 from mpa_edge.errors import MpaError
 from mpa_edge.types import Reply, Request, Timing, Trace
-from mpa_edge.vlm import positions
-from mpa_edge.vlm.clock import Clock
-from mpa_edge.vlm.onnxruntime.decoder import Decoder, first_tokens
+from mpa_edge.vlm.shared.prompts import PromptTokenizer, prompt_text, prompt_too_long
+from mpa_edge.vlm.shared.sampling import Sampler
+from mpa_edge.vlm.onnxruntime.decoder import Decoder, first_tokens, left_padded, mrope_positions
 from mpa_edge.vlm.onnxruntime.sessions import Graph, VisionEncoder, usable_threads
 from mpa_edge.vlm.pixels import Prepared, prepare
-from mpa_edge.vlm.prompts import PromptTokenizer, prompt_text
-from mpa_edge.vlm.sampling import Sampler
-from mpa_edge.vlm.trace import pixels_digest
+from mpa_edge.vlm.pixels.common import pixels_digest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Seen:
-    """A picture and what is known of it, for all questions about it."""
+    """An image and what was computed for it, shared by all questions about it."""
 
     image: Image
     prepared: Prepared
@@ -40,7 +39,7 @@ class Seen:
     ids: list[int] = field(default_factory=list)
     """The last prompt about it, where its cache is kept."""
     cache: Cache = field(default_factory=dict)
-    """What the decoder made of `ids`; empty where another question cannot use it."""
+    """Keys and values of `ids`; empty where another question cannot use them."""
 
 
 @dataclass
@@ -49,15 +48,17 @@ class Prompt:
 
     ids: list[int]
     embeds: NDArray[Any]
-    """(n, hidden), the picture in its place."""
-    places: NDArray[np.int64]
+    """(n, hidden), with the image's embeddings in its place."""
+    positions: NDArray[np.int64]
     """(n,), or (3, n) for Qwen."""
+    limit: int
+    """New tokens that fit: the request's limit, or what is left of the context."""
 
 
 class OnnxVLM:
     """Answers one request at a time; questions about one image share its vision features.
 
-    No batches: dynamic int8 graphs find the range of their activations over all rows of a run, so that an answer would
+    No batches: dynamic int8 graphs compute the range of their activations over all rows of a run, so an answer would
     depend on what else is asked. For the same reason only the other graphs share the decoder's cache of an image.
     """
 
@@ -73,7 +74,7 @@ class OnnxVLM:
         # a file is in memory twice while it is loaded: the largest comes first
         self.decoder: Any = Decoder(paths["decoder"], self.threads, self.artifact.text)
         self.vision: Any = VisionEncoder(paths["vision"], self.threads)
-        self.embed: Any = Graph(paths["embed"], 1)  # a table: nothing to share out
+        self.embed: Any = Graph(paths["embed"], 1)  # a lookup: more threads would not help
 
     def answer(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply for each request, in order. A shared image costs no vision time from the second question on."""
@@ -81,27 +82,29 @@ class OnnxVLM:
         seen: Seen | None = None
         order = by_image(requests)
         for i, following in zip(order, [*order[1:], None], strict=False):
-            clock, image = Clock(), requests[i].image
+            started, image = time.perf_counter(), requests[i].image
             if seen is None or seen.image is not image:
-                seen = None  # its memory goes first
+                seen = None  # frees the memory of the last image first
                 seen = Seen(image, prepare(self.artifact.image, image))
-            again = following is not None and requests[following].image is image
-            replies[i] = self._reply(requests[i], seen, again and self.decoder.rows_apart, clock)
+            keep = following is not None and requests[following].image is image and self.decoder.rows_are_independent
+            replies[i] = self._answer(requests[i], seen, keep, started)
         return [replies[i] for i in range(len(requests))]
 
     def trace(self, requests: Sequence[Request], pixels: Sequence[Pixels] | None = None) -> list[Trace]:
-        """Greedy; the decoder takes all requests as one left-padded batch, pictures go one by one, as in `answer`."""
+        """Greedy tokens with their logits. `pixels` replace the output of the image processor.
+
+        The decoder takes all requests as one left-padded batch; images are encoded one by one, as in `answer`.
+        """
         if not requests:
             return []
         prepared = [prepare(self.artifact.image, request.image) for request in requests]
         given = [one.pixels for one in prepared] if pixels is None else list(pixels)
         features = [self.vision.encode(arrays) for arrays in given]
         ids = [self._ids(request, one) for request, one in zip(requests, prepared, strict=True)]
-        prompts = [self._prompt(*parts) for parts in zip(ids, given, features, strict=True)]
-        logits = self._greedy(prompts, [self._limit(*pair) for pair in zip(requests, ids, strict=True)])
+        prompts = [self._prompt(*parts) for parts in zip(requests, ids, given, features, strict=True)]
         return [
-            Trace(tuple(prompt.ids), pixels_digest(arrays), seen, row, tuple(row.argmax(-1).tolist()))
-            for prompt, arrays, seen, row in zip(prompts, given, features, logits, strict=True)
+            Trace(tuple(prompt.ids), pixels_digest(arrays), vision, logits, tuple(logits.argmax(-1).tolist()))
+            for prompt, arrays, vision, logits in zip(prompts, given, features, self._greedy(prompts), strict=True)
         ]
 
     def close(self) -> None:
@@ -110,84 +113,75 @@ class OnnxVLM:
 
     # --- one request --------------------------------------------------------------------------------------------------
 
-    def _reply(self, request: Request, seen: Seen, keep: bool, clock: Clock) -> Reply:
-        """Answer a question; `keep` its cache for the next one about the same picture."""
-        ids, sampler = self._ids(request, seen.prepared), Sampler(request)
-        preprocess_s = clock.lap()
+    def _answer(self, request: Request, seen: Seen, keep: bool, started: float) -> Reply:
+        """Answer a question that came at `started`; `keep` its cache for the next one about the same image."""
+        ids, choose = self._ids(request, seen.prepared), Sampler(request)
+        prepared_at = time.perf_counter()
         if seen.features is None:
             seen.features = self.vision.encode(seen.prepared.pixels)
-        vision_s = clock.lap()
-        prompt = self._prompt(ids, seen.prepared.pixels, seen.features)
+        encoded_at = time.perf_counter()
+        prompt = self._prompt(request, ids, seen.prepared.pixels, seen.features)
         logits, cache = self._prefill(prompt, seen, keep)
-        first = sampler(logits[0])
-        prefill_s, ttft_s = clock.lap(), clock.total()
-        tokens = self._decode(first, prompt, cache, sampler)
+        tokens = [choose(logits[0])]
+        first_at = time.perf_counter()
+        n, ends = len(ids), self.artifact.tokens.ends
+        mask = np.ones((1, n + prompt.limit), np.int64)
+        next_position = int(prompt.positions.max()) + 1  # Qwen's three axes are equal in text
+        shape = (3, 1, 1) if self.decoder.three_axes else (1, 1)
+        while len(tokens) < prompt.limit and tokens[-1] not in ends:
+            done = len(tokens)
+            embeds = self._embed(np.array([[tokens[-1]]], np.int64))
+            positions = np.full(shape, next_position + done - 1, np.int64)
+            logits, cache = self.decoder.step(embeds, mask[:, : n + done], positions, cache)
+            tokens.append(choose(logits[0]))
         text = self.tokenizer.decode(tokens)
-        stopped = tokens[-1] in self.artifact.tokens.ends
-        decode_s = clock.lap()
-        timing = Timing(clock.total(), ttft_s, preprocess_s, vision_s, prefill_s, decode_s)
-        return Reply(text, "stop" if stopped else "length", len(tokens), timing)
+        ended = time.perf_counter()
+        timing = Timing(
+            total_s=ended - started,
+            ttft_s=first_at - started,
+            preprocess_s=prepared_at - started,
+            vision_s=encoded_at - prepared_at,
+            prefill_s=first_at - encoded_at,
+            decode_s=ended - first_at,
+        )
+        return Reply(text, "stop" if tokens[-1] in ends else "length", len(tokens), timing)
 
     def _ids(self, request: Request, prepared: Prepared) -> list[int]:
         ids = self.tokenizer.encode(prompt_text(self.artifact, request.prompt, prepared.expansion))
         if len(ids) >= self.artifact.context_tokens:
-            room = f"{len(ids)} tokens, this export takes {self.artifact.context_tokens}"
-            raise MpaError(f"the prompt has {room}: ask a shorter question, or export for a longer context")
+            raise prompt_too_long(len(ids), self.artifact.context_tokens)
         return ids
 
-    def _limit(self, request: Request, ids: list[int]) -> int:
-        return min(request.max_new_tokens, self.artifact.context_tokens - len(ids))
-
-    def _prompt(self, ids: list[int], pixels: Pixels, features: NDArray[np.float32]) -> Prompt:
-        """Token embeddings with the picture's in their places. MpaError where their numbers or widths differ."""
-        array = np.array(ids, np.int64)
-        at = array == self.artifact.tokens.image_id
-        # what onnxruntime hands out is its own memory
-        embeds = self._embed(array[None])[0].copy()
-        wanted = (int(at.sum()), embeds.shape[1])
-        if features.shape != wanted:
-            sizes = " for ".join(f"{rows} x {width}" for rows, width in (features.shape, wanted))
+    def _prompt(self, request: Request, ids: list[int], pixels: Pixels, features: NDArray[np.float32]) -> Prompt:
+        """Token embeddings with the image's in their places. MpaError where their numbers or widths differ."""
+        image_id, array = self.artifact.tokens.image_id, np.array(ids, np.int64)
+        is_image = array == image_id
+        embeds = self._embed(array[None])[0].copy()  # the array returned is onnxruntime's own memory
+        expected = (int(is_image.sum()), embeds.shape[1])
+        if features.shape != expected:
+            sizes = " for ".join(f"{rows} x {width}" for rows, width in (features.shape, expected))
             raise MpaError(f"{self.folder}: the vision encoder gives {sizes} numbers: export again")
-        embeds[at] = features
-        return Prompt(ids, embeds, self._places(ids, pixels))
+        embeds[is_image] = features
+        positions = np.arange(len(ids), dtype=np.int64)
+        if self.decoder.three_axes:
+            grid = next(array for name, array in pixels.items() if name.endswith("grid_thw"))[0]
+            merge = self.artifact.image["merge_size"]
+            positions = mrope_positions(ids, image_id, (int(grid[0]), int(grid[1]) // merge, int(grid[2]) // merge))
+        return Prompt(ids, embeds, positions, min(request.max_new_tokens, self.artifact.context_tokens - len(ids)))
 
     def _embed(self, ids: NDArray[np.int64]) -> NDArray[Any]:
         embeds: NDArray[Any] = self.embed.run({"input_ids": ids})[0]
         return embeds
 
-    def _places(self, ids: list[int], pixels: Pixels) -> NDArray[np.int64]:
-        if not self.decoder.three_axes:
-            return positions.counted(len(ids))
-        grid = next(array for name, array in pixels.items() if name.endswith("grid_thw"))[0]
-        frames, rows, columns = (int(size) for size in grid)
-        merged = self.artifact.image["merge_size"]
-        return positions.three_axes(ids, self.artifact.tokens.image_id, (frames, rows // merged, columns // merged))
-
     def _prefill(self, prompt: Prompt, seen: Seen, keep: bool) -> tuple[NDArray[np.float32], Cache]:
-        """The decoder over the prompt, or over what differs from the last prompt about the same picture."""
+        """The decoder over the prompt, or over what differs from the last prompt about the same image."""
         n = common_prefix(prompt.ids[:-1], seen.ids)
         cache = first_tokens(seen.cache, n) if n else self.decoder.empty_cache(1)
         mask = np.ones((1, len(prompt.ids)), np.int64)
-        places = np.expand_dims(prompt.places[..., n:], -2)
-        logits, cache = self.decoder.step(prompt.embeds[None, n:], mask, places, cache)
+        positions = np.expand_dims(prompt.positions[..., n:], -2)
+        logits, cache = self.decoder.step(prompt.embeds[None, n:], mask, positions, cache)
         seen.ids, seen.cache = (prompt.ids, cache) if keep else ([], {})
         return self._finite(logits), cache
-
-    def _decode(self, first: int, prompt: Prompt, cache: Cache, sampler: Sampler) -> list[int]:
-        """All tokens of the answer, up to an end token or the limit."""
-        tokens, n, ends = [first], len(prompt.ids), self.artifact.tokens.ends
-        limit = self._limit(sampler.request, prompt.ids)
-        mask = np.ones((1, n + limit), np.int64)
-        # the axes of Qwen's positions are equal in a text
-        next_place = int(prompt.places.max()) + 1
-        shape = (3, 1, 1) if self.decoder.three_axes else (1, 1)
-        while len(tokens) < limit and tokens[-1] not in ends:
-            done = len(tokens)
-            embeds = self._embed(np.array([[tokens[-1]]], np.int64))
-            places = np.full(shape, next_place + done - 1, np.int64)
-            logits, cache = self.decoder.step(embeds, mask[:, : n + done], places, cache)
-            tokens.append(sampler(logits[0]))
-        return tokens
 
     def _finite(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         if not np.isfinite(logits).all():
@@ -196,38 +190,37 @@ class OnnxVLM:
 
     # --- many requests ------------------------------------------------------------------------------------------------
 
-    def _greedy(self, prompts: Sequence[Prompt], limits: Sequence[int]) -> list[NDArray[np.float32]]:
+    def _greedy(self, prompts: Sequence[Prompt]) -> list[NDArray[np.float32]]:
         """(steps, vocabulary) logits of each prompt, all as one batch, up to its end token or its limit."""
-        n, batch = max(len(prompt.ids) for prompt in prompts), len(prompts)
-        mask = np.ones((batch, n + max(limits)), np.int64)
+        n, batch, limit = max(len(prompt.ids) for prompt in prompts), len(prompts), max(one.limit for one in prompts)
+        ends = self.artifact.tokens.ends
+        mask = np.ones((batch, n + limit), np.int64)
         embeds = np.zeros((batch, n, prompts[0].embeds.shape[-1]), prompts[0].embeds.dtype)
         for row, prompt in enumerate(prompts):
             mask[row, : n - len(prompt.ids)] = 0
             embeds[row, n - len(prompt.ids) :] = prompt.embeds
-        places = positions.left_padded([prompt.places for prompt in prompts], n)
-        following = np.array([prompt.places.max() + 1 for prompt in prompts])[:, None]
-        logits, cache = self.decoder.step(embeds, mask[:, :n], places, self.decoder.empty_cache(batch))
-        steps = [self._finite(logits)]
-        while len(steps) < max(limits) and not self._all_ended(steps):
-            chosen = steps[-1].argmax(-1)[:, None]
-            places = following + len(steps) - 1
-            places = np.broadcast_to(places, (3, batch, 1)) if self.decoder.three_axes else places
-            logits, cache = self.decoder.step(self._embed(chosen), mask[:, : n + len(steps)], places, cache)
+        positions = left_padded([prompt.positions for prompt in prompts], n)
+        following = np.array([prompt.positions.max() + 1 for prompt in prompts])[:, None]
+        logits, cache = self.decoder.step(embeds, mask[:, :n], positions, self.decoder.empty_cache(batch))
+        steps, tokens = [self._finite(logits)], [logits.argmax(-1)]
+        while len(steps) < limit and not np.isin(tokens, ends).any(axis=0).all():
+            positions = following + len(steps) - 1
+            if self.decoder.three_axes:
+                positions = np.broadcast_to(positions, (3, batch, 1))
+            embeds = self._embed(tokens[-1][:, None])
+            logits, cache = self.decoder.step(embeds, mask[:, : n + len(steps)], positions, cache)
             steps.append(logits)
-        stacked = np.stack(steps, axis=1)
-        return [self._up_to_end(stacked[row, :limit]) for row, limit in enumerate(limits)]
-
-    def _all_ended(self, steps: Sequence[NDArray[np.float32]]) -> bool:
-        ended = np.isin([logits.argmax(-1) for logits in steps], self.artifact.tokens.ends)
-        return bool(ended.any(axis=0).all())
-
-    def _up_to_end(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        ended = np.isin(logits.argmax(-1), self.artifact.tokens.ends)
-        return logits[: int(ended.argmax()) + 1] if ended.any() else logits
+            tokens.append(logits.argmax(-1))
+        found = []
+        for row, prompt in enumerate(prompts):
+            ended = np.flatnonzero(np.isin([token[row] for token in tokens], ends))
+            n_steps = min(prompt.limit, int(ended[0]) + 1 if len(ended) else len(steps))
+            found.append(np.stack([logits[row] for logits in steps[:n_steps]]))
+        return found
 
 
 def by_image(requests: Sequence[Request]) -> list[int]:
-    """Indices of the requests, those about one image in a row."""
+    """Indices of the requests, those about one image next to each other."""
     first: dict[int, int] = {}
     for i, request in enumerate(requests):
         first.setdefault(id(request.image), i)

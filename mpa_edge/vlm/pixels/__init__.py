@@ -1,4 +1,4 @@
-"""From a picture to the numbers that a vision encoder takes, with numpy and Pillow alone: what a device runs.
+"""From an image to the arrays that a vision encoder takes, with numpy and Pillow alone: what runs on a device.
 
 One module a pipeline. Each gives the same bits as the Pillow image processor of transformers 5.23 for its models
 (`AutoImageProcessor.from_pretrained(..., backend="pil")`), and the same text in the place of the image placeholder.
@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from mpa_edge.vlm.pixels import idefics3, internvl, qwen2_vl, siglip
 from mpa_edge.vlm.pixels.common import Prepared
-from mpa_edge.vlm.pixels.config import image_config
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Prepared", "image_config", "prepare", "resized"]
+__all__ = ["Prepared", "prepare", "resized"]
 
 PIPELINES = {
     "idefics3": idefics3,
@@ -28,7 +27,7 @@ PIPELINES = {
 
 
 def prepare(config: dict[str, Any], image: Image) -> Prepared:
-    """One RGB picture as the vision encoder and the prompt take it. `config` is `Artifact.image`.
+    """One RGB image as the vision encoder and the prompt take it. `config` is `Artifact.image`.
 
     Arrays by pipeline (P patches, N tiles, H x W the tile's pixels):
     idefics3    pixel_values f32 (1, N, 3, H, W), pixel_attention_mask bool (1, N, H, W)
@@ -42,5 +41,5 @@ def prepare(config: dict[str, Any], image: Image) -> Prepared:
 
 
 def resized(config: dict[str, Any], image: Image) -> Image:
-    """The picture as the pipeline scales it, before it is cut up and normalised."""
+    """The image as the pipeline scales it, before it is cut into tiles or patches and normalised."""
     return PIPELINES[config["kind"]].resized(config, image)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LONGEST_EDGE_PX = 4096
-"""Whatever the configuration says, no picture is scaled beyond this."""
+"""Whatever the configuration says, no image is scaled beyond this."""
 
 
 def prepare(config: dict[str, Any], image: Image) -> Prepared:
@@ -29,7 +29,7 @@ def prepare(config: dict[str, Any], image: Image) -> Prepared:
 
 
 def resized(config: dict[str, Any], image: Image) -> Image:
-    """The picture in whole tiles: first the longest edge is set, then both edges are rounded up."""
+    """The image scaled to whole tiles: first the longest edge is set, then both edges are rounded up."""
     edge = tile_px(config)
     if config["do_resize"]:
         image = scale(image, *scaled_size(image.width, image.height, config["size"]["longest_edge"]), config)
@@ -51,9 +51,11 @@ def scaled_size(width: int, height: int, longest_edge: int) -> tuple[int, int]:
     """
     ratio = width / height
     if width >= height:
-        width, height = longest_edge, _even(int(longest_edge / ratio))
+        width, height = longest_edge, int(longest_edge / ratio)
+        height += height % 2
     else:
-        width, height = _even(int(longest_edge * ratio)), longest_edge
+        width, height = int(longest_edge * ratio), longest_edge
+        width += width % 2
     width, height = max(width, 1), max(height, 1)
     ratio = width / height
     if width >= height and width > LONGEST_EDGE_PX:
@@ -64,7 +66,7 @@ def scaled_size(width: int, height: int, longest_edge: int) -> tuple[int, int]:
 
 
 def whole_tiles(width: int, height: int, edge: int) -> tuple[int, int]:
-    """(width, height) rounded up to multiples of the tile's edge, the longer one first.
+    """(width, height) rounded up to multiples of the tile's edge; the shorter one keeps the ratio.
 
     >>> whole_tiles(128, 42, 64), whole_tiles(100, 90, 64)
     ((128, 64), (128, 128))
@@ -78,17 +80,13 @@ def whole_tiles(width: int, height: int, edge: int) -> tuple[int, int]:
 
 
 def expansion(config: dict[str, Any], rows: int, columns: int) -> str:
-    """Tiles row by row with their places named, one row a line; then the overview. One tile is its own overview."""
-    fake, seen = config["fake_image_token"], config["image_token"] * config["image_seq_len"]
-    overview = fake + config["global_image_token"] + seen + fake
+    """Tiles with their row and column, one row of tiles a line; then the overview. One tile is its own overview."""
+    fake, tokens = config["fake_image_token"], config["image_token"] * config["image_seq_len"]
+    overview = fake + config["global_image_token"] + tokens + fake
     if rows * columns == 1:
         return overview
-    lines = ["".join(f"{fake}<row_{r}_col_{c}>{seen}" for c in range(1, columns + 1)) for r in range(1, rows + 1)]
+    lines = ["".join(f"{fake}<row_{r}_col_{c}>{tokens}" for c in range(1, columns + 1)) for r in range(1, rows + 1)]
     return "\n".join([*lines, "", overview])
-
-
-def _even(n: int) -> int:
-    return n + n % 2
 
 
 def _up(n: int, step: int) -> int:

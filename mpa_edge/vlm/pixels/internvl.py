@@ -1,4 +1,4 @@
-"""InternVL: the grid of tiles that fits the picture's shape best, with a small overview as the last tile.
+"""InternVL: the grid of tiles closest to the image's shape, with a small overview as the last tile.
 
 Source of the steps: transformers 5.23, models/got_ocr2/image_processing_pil_got_ocr2.py and
 models/internvl/processing_internvl.py.
@@ -20,13 +20,12 @@ def prepare(config: dict[str, Any], image: Image) -> Prepared:
     size = config["size"]
     cut = tiles(resized(config, image), size["width"], size["height"], config, overview=image)
     n_image_tokens = len(cut) * config["image_seq_length"]
-    seen = config["image_token"] * n_image_tokens
-    text = config["start_image_token"] + seen + config["end_image_token"]
+    text = config["start_image_token"] + config["image_token"] * n_image_tokens + config["end_image_token"]
     return Prepared({"pixel_values": cut}, text, n_image_tokens)
 
 
 def resized(config: dict[str, Any], image: Image) -> Image:
-    """The picture stretched over its grid of tiles."""
+    """The image stretched over its grid of tiles."""
     width, height = config["size"]["width"], config["size"]["height"]
     columns, rows = 1, 1
     if config["crop_to_patches"] and config["max_patches"] > 1:
@@ -35,7 +34,7 @@ def resized(config: dict[str, Any], image: Image) -> Image:
 
 
 def grid(width: int, height: int, tile_area: int, min_tiles: int, max_tiles: int) -> tuple[int, int]:
-    """(columns, rows) closest to the picture's shape; of equally close ones the larger, up to twice the picture's area.
+    """(columns, rows) closest to the image's shape; of equally close ones the larger, up to twice the image's area.
 
     >>> grid(640, 480, 448 * 448, 1, 12), grid(2000, 500, 448 * 448, 1, 12), grid(40, 40, 448 * 448, 1, 12)
     ((4, 3), (4, 1), (1, 1))

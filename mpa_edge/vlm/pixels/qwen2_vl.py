@@ -1,4 +1,4 @@
-"""Qwen2-VL, 2.5 and 3: the picture keeps its shape, in whole groups of patches, within a number of pixels.
+"""Qwen2-VL, 2.5 and 3: the image keeps its shape, in whole groups of patches, within a number of pixels.
 
 Source of the steps: transformers 5.23, models/qwen2_vl/image_processing_pil_qwen2_vl.py and processing_qwen2_vl.py.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpa_edge.errors import MpaError
-from mpa_edge.vlm.pixels.common import Prepared, normalized, scale
+from mpa_edge.vlm.pixels.common import Prepared, in_bytes, normalized, scale
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,14 +26,14 @@ GRID = {"qwen2_vl": "grid_thw", "qwen2_5_vl": "image_grid_thw", "qwen3_vl": "ima
 
 def prepare(config: dict[str, Any], image: Image) -> Prepared:
     """pixel_values f32 (patches, 3 * frames * edge * edge) and the grid i64 (1, 3) of frames, rows, columns."""
-    values, rows, columns = patches(normalized(resized(config, image), config), config)
+    values, rows, columns = patches(normalized(in_bytes(resized(config, image)), config)[0], config)
     n_image_tokens = rows * columns // config["merge_size"] ** 2
     pixels: Pixels = {"pixel_values": values, GRID[config["kind"]]: np.array([[1, rows, columns]], np.int64)}
     return Prepared(pixels, config["image_token"] * n_image_tokens, n_image_tokens)
 
 
 def resized(config: dict[str, Any], image: Image) -> Image:
-    """The picture in whole groups of merge_size x merge_size patches."""
+    """The image scaled to whole groups of merge_size x merge_size patches."""
     if not config["do_resize"]:
         return image
     step, size = config["patch_size"] * config["merge_size"], config["size"]
@@ -42,15 +42,15 @@ def resized(config: dict[str, Any], image: Image) -> Image:
 
 
 def scaled_size(width: int, height: int, step: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """(width, height) in multiples of `step`, between the two numbers of pixels, shape kept as far as that goes.
+    """(width, height) in multiples of `step`, between the two numbers of pixels, close to the image's shape.
 
-    Raises MpaError for a picture that is over 200 times as long as it is wide.
+    Raises MpaError for an image that is over 200 times as long as it is wide.
 
     >>> scaled_size(640, 480, 28, 1, 50176), scaled_size(10, 10, 28, 3136, 50176), scaled_size(300, 200, 28, 1, 10**6)
     ((252, 168), (56, 56), (308, 196))
     """
     if max(width, height) > MAX_RATIO * min(width, height):
-        raise MpaError(f"a picture of {width} x {height} is too narrow for this model: crop it or leave it out")
+        raise MpaError(f"an image of {width} x {height} is too narrow for this model: crop it or leave it out")
     near = round(width / step) * step, round(height / step) * step
     if near[0] * near[1] > max_pixels:
         shrink = math.sqrt(width * height / max_pixels)

@@ -14,7 +14,7 @@ from mpa_edge.exporters.verify import reference as truth
 from mpa_edge.exporters.verify.probes import Probes, probes
 from mpa_edge.exporters.verify.reference import Checkpoint, Reference, Seen, read_reference, write_reference
 from mpa_edge.types import Request, Trace
-from mpa_edge.vlm.trace import pixels_digest
+from mpa_edge.vlm.pixels.common import pixels_digest
 from tests.vlm.exported import checkpoint
 
 NAMES = {

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Sampler:
-    """Chooses the tokens of one request: a new one for each request, so that nothing but its seed matters."""
+    """Chooses the tokens of one request. One sampler a request, so that only the request's own seed matters."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -30,7 +30,7 @@ class Sampler:
         warped = np.asarray(logits, np.float64) / self.request.temperature
         if self.request.top_p < 1:
             warped = nucleus(warped, self.request.top_p)
-        # as many numbers for each token, whatever the nucleus: a last bit of a logit does not shift the tokens to come
+        # as many random numbers per token whatever the nucleus: a logit's last bit does not shift later tokens
         return int((warped - np.log(self.generator.standard_exponential(warped.shape))).argmax())
 
 
@@ -44,7 +44,7 @@ def nucleus(logits: NDArray[np.float64], top_p: float) -> NDArray[np.float64]:
     """
     share = np.exp(logits - logits.max())
     total = share.sum()
-    # all tokens below this share have less than 1 - top_p together: sorting the whole vocabulary would take longest
+    # all tokens below this share have less than 1 - top_p together; sorting the whole vocabulary would be slow
     likely = np.flatnonzero(share >= (1 - top_p) * total / len(share))
     order = likely[np.argsort(-logits[likely], kind="stable")]
     before = np.cumsum(share[order]) - share[order]

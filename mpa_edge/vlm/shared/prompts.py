@@ -1,4 +1,4 @@
-"""The prompt of an exported model without transformers: the same text and the same token ids as its checkpoint."""
+"""The prompt of an exported model: the same text and the same token ids as its checkpoint's, without transformers."""
 
 from __future__ import annotations
 
@@ -33,13 +33,21 @@ def without_special_tokens(text: str, special: tuple[str, ...]) -> str:
 
 
 def prompt_text(artifact: Artifact, prompt: str, expansion: str) -> str:
-    """The whole text before the answer, with `expansion` in the place of the picture.
+    """The whole text before the answer, with `expansion` in the place of the image.
 
-    Only the template's own placeholder is replaced: a user's text has none left.
+    Only the template's own placeholder is replaced: special tokens in the user's `prompt` are removed.
     """
     parts = artifact.prompt
     before = parts.before.replace(parts.placeholder, expansion, 1)
     return before + without_special_tokens(prompt, artifact.tokens.special) + parts.after
+
+
+def prompt_too_long(n_tokens: int | str, context_tokens: int | str) -> MpaError:
+    """The error for a prompt that leaves no token for an answer."""
+    return MpaError(
+        f"the prompt has {n_tokens} tokens, this export takes {context_tokens}: "
+        "ask a shorter question, or export for a longer context"
+    )
 
 
 class PromptTokenizer:
@@ -56,7 +64,7 @@ class PromptTokenizer:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing narrower
             raise MpaError(f"{path} is missing or damaged: copy the whole folder, or export again") from error
-        # a tokenizer may have been saved while it was padding or cutting
+        # a tokenizer may have been saved with padding or truncation turned on
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._special = artifact.tokens.special
@@ -67,6 +75,6 @@ class PromptTokenizer:
         return ids
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of an answer without special tokens and outer blanks."""
+        """Text of an answer, stripped, without special tokens."""
         text = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
         return without_special_tokens(text, self._special).strip()

@@ -1,0 +1,1 @@
+"""What the runtimes of exported models share, without torch and transformers: prompts and sampling."""
