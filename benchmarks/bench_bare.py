@@ -23,8 +23,8 @@ from PIL import Image
 
 from mpa_edge.artifact import Artifact, read_artifact
 from mpa_edge.bench.device.runner import read_questions
-from mpa_edge.vlm.pixels import prepare, resized
-from mpa_edge.vlm.prompts import PromptTokenizer, prompt_text
+from mpa_edge.vlm.pixels import prepare
+from mpa_edge.vlm.shared.prompts import PromptTokenizer, prompt_text
 
 Loop = Callable[[Image.Image, str, int], tuple[list[float], int]]
 """Picture, question, tokens -> (points in time: start, first token, end; tokens of the prompt)."""
@@ -84,18 +84,19 @@ def onnx_loop(folder: Path, artifact: Artifact, threads: int) -> Loop:
 
 def gguf_loop(folder: Path, artifact: Artifact, threads: int) -> Loop:
     """llama.cpp's own helper and a loop; the model is loaded as the product does it."""
-    from mpa_edge.vlm.llama_cpp.model import LlamaCppVLM, stays_as_scaled
+    from mpa_edge.vlm.llama_cpp.model import LlamaCppVLM
+    from mpa_edge.vlm.llama_cpp.vision import images_for_mtmd
 
     vlm = LlamaCppVLM(folder, name="bare", threads=threads)
-    lib, mtmd, context, size = vlm.language.lib, vlm.projector.mtmd, vlm.language.context, vlm.language.n_vocabulary
-    see, marker = vlm.projector.context, vlm.projector.mtmd.mtmd_default_marker()
+    lib, mtmd, context, size = vlm.language.lib, vlm.vision.mtmd, vlm.language.context, vlm.language.n_vocabulary
+    see, marker = vlm.vision.context, vlm.vision.mtmd.mtmd_default_marker()
 
     def chosen() -> int:
         return int(np.ctypeslib.as_array(lib.llama_get_logits_ith(context, -1), (size,)).argmax())
 
     def answer(image: Image.Image, question: str, n: int) -> tuple[list[float], int]:
         marks, place = [time.perf_counter()], lib.llama_pos(0)
-        image = resized(artifact.image, image) if stays_as_scaled(artifact.image) else image
+        image = images_for_mtmd(artifact.image, image)[0]
         data = np.array(image, np.uint8)
         bitmap = mtmd.mtmd_bitmap_init(*image.size, data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)))
         words = prompt_text(artifact, question, marker.decode()).encode()

@@ -11,7 +11,7 @@ from mpa_edge.artifact import read_artifact
 from mpa_edge.bench.host.bundle import weight_files
 from mpa_edge.vlm.llama_cpp.gguf_header import TensorInfo, read_header
 from mpa_edge.vlm.pixels import Prepared, prepare
-from mpa_edge.vlm.prompts import PromptTokenizer, prompt_text
+from mpa_edge.vlm.shared.prompts import PromptTokenizer, prompt_text
 
 HALF, FULL = 2, 4
 

@@ -18,10 +18,10 @@ from PIL import Image
 
 from mpa_edge.types import Request
 from mpa_edge.vlm import load
-from mpa_edge.vlm.llama_cpp.answer import Picture
 from mpa_edge.vlm.llama_cpp.model import LlamaCppVLM
+from mpa_edge.vlm.llama_cpp.vision import EncodedImage
 from mpa_edge.vlm.pixels import prepare
-from mpa_edge.vlm.prompts import PromptTokenizer, prompt_text
+from mpa_edge.vlm.shared.prompts import PromptTokenizer, prompt_text
 
 Times = dict[str, float]
 Arm = Callable[[int], Times]
@@ -41,17 +41,17 @@ def unending(vlm: Any, one_tile: bool = False) -> Any:
 class OneTileLlama(LlamaCppVLM):
     """llama.cpp always cuts an Idefics3 picture up: of its tiles only the overview is encoded and read."""
 
-    def look(self, image: Image.Image, pixels: Any = None) -> Picture:
+    def look(self, image: Image.Image, pixels: Any = None) -> EncodedImage:
         """Start tokens, the overview, end token."""
-        with self.projector._chunks(image) as chunks:
+        with self.vision._chunks(image) as chunks:
             started = time.perf_counter()
-            pieces = tuple(self.projector._piece(chunk) for chunk in last_three(self, chunks))
-            return Picture(pieces, time.perf_counter() - started)
+            pieces = tuple(self.vision._piece(chunk) for chunk in last_three(self, chunks))
+            return EncodedImage(pieces, time.perf_counter() - started)
 
 
 def last_three(vlm: LlamaCppVLM, chunks: Any) -> list[Any]:
     """Text, overview, text."""
-    mtmd = vlm.projector.mtmd
+    mtmd = vlm.vision.mtmd
     n = mtmd.mtmd_input_chunks_size(chunks)
     return [mtmd.mtmd_input_chunks_get(chunks, i) for i in range(n - 3, n)]
 
@@ -98,7 +98,7 @@ def bare_onnx_arm(vlm: Any, image: Image.Image) -> Arm:
     vision, embed, decoder = (graph.session for graph in (vlm.vision, vlm.embed, vlm.decoder))
     names = [output.name for output in decoder.get_outputs()][1:]
     cache_names = [name.replace("present.", "past_key_values.") for name in names]
-    keep = {"num_logits_to_keep": vlm.decoder.always["num_logits_to_keep"]} if vlm.decoder.always else {}
+    keep = {"num_logits_to_keep": vlm.decoder.constants["num_logits_to_keep"]} if vlm.decoder.constants else {}
     at = ids[0] == vlm.artifact.tokens.image_id
 
     def run(n: int) -> Times:
@@ -182,7 +182,7 @@ class NodeArm:
 
 def bare_llama_arm(vlm: OneTileLlama, image: Image.Image) -> Arm:
     """The least that one can write over llama.cpp's C API, on the same model and context."""
-    lib, mtmd, model, see = vlm.language.lib, vlm.projector.mtmd, vlm.language, vlm.projector.context
+    lib, mtmd, model, see = vlm.language.lib, vlm.vision.mtmd, vlm.language, vlm.vision.context
     before, _, after = prompt_text(vlm.artifact, QUESTION, "\0").partition("\0")
     text = [model.tokenize(before), model.tokenize(after)]
     nothing = mtmd.mtmd_helper_post_decode_callback()
@@ -197,7 +197,7 @@ def bare_llama_arm(vlm: OneTileLlama, image: Image.Image) -> Arm:
         return list(mtmd.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(ctypes.c_size_t()))[:n])
 
     def run(n: int) -> Times:
-        with vlm.projector._chunks(image) as chunks:
+        with vlm.vision._chunks(image) as chunks:
             start, tile, end = last_three(vlm, chunks)
             marks = [time.perf_counter()]
             mtmd.mtmd_encode_chunk(see, tile)

@@ -15,7 +15,7 @@ from mpa_edge.exporters.verify.probes import drawn
 from mpa_edge.nursery.render import pictures
 from mpa_edge.types import Request, Trace
 from mpa_edge.vlm.llama_cpp.model import LlamaCppVLM
-from mpa_edge.vlm.prompts import prompt_text
+from mpa_edge.vlm.shared.prompts import prompt_text
 from tests.vlm.independent_client import MARKER
 from tests.vlm.llama_exported import gguf_folder
 

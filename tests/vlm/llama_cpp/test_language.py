@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from mpa_edge.vlm.llama_cpp.gguf_header import read_header
-from mpa_edge.vlm.llama_cpp.language import Piece
-from mpa_edge.vlm.llama_cpp.token_table import TokenTable, merged, open_table
+from mpa_edge.vlm.llama_cpp.language import LOG, Piece, TokenTable, last_error, merged, open_table
 
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q6_K")
 
@@ -66,3 +65,11 @@ def test_without_the_library_there_is_no_table(tmp_path: Path, monkeypatch: pyte
     path, _ = table_file(tmp_path, "F32")
     monkeypatch.setitem(sys.modules, "gguf", None)
     assert open_table(path, read_header(path)) is None
+
+
+def test_the_last_failure_in_the_log_is_the_reason() -> None:
+    LOG.clear()
+    LOG.extend(["loading\n", "error: no such ", "tensor\n", "......\n", "freeing\n"])
+    assert last_error() == "no such tensor"
+    LOG.clear()
+    assert last_error() == "no reason given"

@@ -19,8 +19,8 @@ from mpa_edge.exporters.verify.reference import Checkpoint, Seen
 from mpa_edge.nursery.render import pictures
 from mpa_edge.types import Request
 from mpa_edge.vlm import load
-from mpa_edge.vlm.llama_cpp.log import last_error, library_log
-from mpa_edge.vlm.llama_cpp.model import LlamaCppVLM, internvl_tiles
+from mpa_edge.vlm.llama_cpp.model import LlamaCppVLM
+from mpa_edge.vlm.llama_cpp.vision import images_for_mtmd
 from mpa_edge.vlm.pixels import prepare
 from tests.vlm.exported import checkpoint
 from tests.vlm.llama_exported import gguf_folder
@@ -189,7 +189,7 @@ def test_special_tokens_of_the_user_are_words(chart: Image.Image) -> None:
 
 def test_pixels_are_refused() -> None:
     given = [{"pixel_values": np.zeros((1, 3, 64, 64), np.float32)}]
-    with pytest.raises(MpaError, match="takes a picture, not pixels"):
+    with pytest.raises(MpaError, match="takes an image, not pixels"):
         model("student").trace([Request(WIDE, "x", 1)], given)
 
 
@@ -234,15 +234,6 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         LlamaCppVLM(gguf_folder("student"), name="x")
 
 
-def test_the_last_failure_in_the_log_is_the_reason() -> None:
-    log = library_log()
-    log.clear()
-    log.extend(["loading\n", "error: no such ", "tensor\n", "......\n", "freeing\n"])
-    assert last_error() == "no such tensor"
-    log.clear()
-    assert last_error() == "no reason given"
-
-
 WITHOUT = """
 import sys
 for name in ("torch", "transformers", "tokenizers", "onnxruntime"):
@@ -270,7 +261,7 @@ def test_it_needs_neither_torch_nor_transformers_nor_tokenizers(chart: Image.Ima
 @pytest.mark.parametrize("image", [WIDE, TALL, MIDDLE, drawn(40, 40, seed=5)], ids=["wide", "tall", "middle", "small"])
 def test_internvl_tiles_are_those_of_its_image_processor(image: Image.Image) -> None:
     config = model("internvl").artifact.image
-    tiles = internvl_tiles(config, image)
+    tiles = images_for_mtmd(config, image)
     expected = prepare(config, image).pixels["pixel_values"]
     assert len(tiles) == len(expected)
     for tile, values in zip(tiles, expected, strict=True):

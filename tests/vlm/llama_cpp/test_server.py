@@ -22,9 +22,14 @@ from mpa_edge.errors import MpaError
 from mpa_edge.exporters.verify.probes import drawn
 from mpa_edge.nursery.render import pictures
 from mpa_edge.types import Request
-from mpa_edge.vlm.llama_cpp.http import LlamaServer, ServerGoneError, ServerSlowError, WrongServerError
 from mpa_edge.vlm.llama_cpp.model import LlamaCppVLM
-from mpa_edge.vlm.llama_cpp.server import LlamaServerVLM
+from mpa_edge.vlm.llama_cpp.server import (
+    LlamaServer,
+    LlamaServerVLM,
+    ServerGoneError,
+    ServerSlowError,
+    WrongServerError,
+)
 from tests.bench.llama_server import program
 from tests.vlm.llama_exported import gguf_folder
 
@@ -204,7 +209,7 @@ def test_the_wrong_server_is_refused(student: str, tmp_path: Path) -> None:
     files = artifact("student").files | {"language": "other.gguf"}
     with pytest.raises(MpaError, match=r"runs 'model-f16.gguf', not 'other.gguf': start it with -m other.gguf"):
         LlamaServerVLM(student, artifact("student").model_copy(update={"files": files}), name="x")
-    with serving("student", tmp_path, sees=False) as url, pytest.raises(MpaError, match="takes no pictures"):
+    with serving("student", tmp_path, sees=False) as url, pytest.raises(MpaError, match="takes no images"):
         LlamaServerVLM(url, artifact("student"), name="x")
 
 
@@ -213,7 +218,7 @@ def test_the_wrong_server_is_refused(student: str, tmp_path: Path) -> None:
 def test_internvl_in_tiles_is_refused(tmp_path: Path) -> None:
     with serving("internvl", tmp_path) as url:
         vlm = LlamaServerVLM(url, artifact("internvl"), name="x")
-        with pytest.raises(MpaError, match="cannot take an InternVL picture in tiles"):
+        with pytest.raises(MpaError, match="cannot take an InternVL image in tiles"):
             vlm.answer([Request(drawn(300, 100, seed=1), "x", 4)])
 
 
@@ -273,7 +278,7 @@ def test_a_server_that_loads_for_ever_is_one_line() -> None:
 def test_another_program_is_one_line(reply: tuple[int, bytes]) -> None:
     with (
         saying(reply) as url,
-        pytest.raises(WrongServerError, match="is no llama-server .status .*: check the address"),
+        pytest.raises(WrongServerError, match="is not a llama-server .status .*: check the address"),
     ):
         LlamaServer(url, timeout_s=5).call("/props")
 
@@ -297,7 +302,7 @@ def test_a_server_that_hangs_up_is_gone() -> None:
 
 
 def test_a_server_that_hangs_is_slow() -> None:
-    with saying(3.0) as url, pytest.raises(ServerSlowError, match="gave no answer within 0.2 s: stop it"):
+    with saying(3.0) as url, pytest.raises(ServerSlowError, match="gave no answer within 0.2 s: restart it"):
         LlamaServer(url, timeout_s=0.2).call("/completion", {})
 
 

@@ -1,4 +1,4 @@
-"""Places of tokens against transformers, for any grid."""
+"""Positions of tokens against transformers, for any grid."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpa_edge.vlm import positions
+from mpa_edge.vlm.onnxruntime.decoder import left_padded, mrope_positions
 from tests.families import zoo
 
 
@@ -38,14 +38,14 @@ def test_three_axes_are_those_of_transformers(
     expected, _ = model.get_rope_index(
         torch.tensor([ids]), mm_token_type_ids=kinds, image_grid_thw=grid, attention_mask=torch.ones(1, len(ids)).long()
     )
-    found = positions.three_axes(ids, image_id, (1, rows, columns))
+    found = mrope_positions(ids, image_id, (1, rows, columns))
     np.testing.assert_array_equal(found, expected[:, 0].numpy())
     assert found.dtype == np.int64
 
 
 def test_padding_goes_to_the_left() -> None:
-    rows = [positions.counted(2), positions.counted(3)]
-    assert positions.left_padded(rows, 4).tolist() == [[1, 1, 0, 1], [1, 0, 1, 2]]
+    rows = [np.arange(2), np.arange(3)]
+    assert left_padded(rows, 4).tolist() == [[1, 1, 0, 1], [1, 0, 1, 2]]
     deep = [np.stack([row] * 3) for row in rows]
-    assert positions.left_padded(deep, 3).shape == (3, 2, 3)
-    assert positions.left_padded(deep, 3)[1].tolist() == [[1, 0, 1], [0, 1, 2]]
+    assert left_padded(deep, 3).shape == (3, 2, 3)
+    assert left_padded(deep, 3)[1].tolist() == [[1, 0, 1], [0, 1, 2]]

@@ -158,8 +158,8 @@ def test_with_dynamic_ranges_an_answer_does_not_depend_on_its_neighbours(
     alone = [int8.answer([request])[0] for request in asked]
     assert texts(together) == texts(alone)
     np.testing.assert_array_equal(first, np.concatenate(logits))
-    assert model("student").decoder.rows_apart
-    assert not int8.decoder.rows_apart
+    assert model("student").decoder.rows_are_independent
+    assert not int8.decoder.rows_are_independent
 
 
 @pytest.mark.parametrize("which", ["idefics3", "internvl"])
@@ -236,7 +236,7 @@ def bare_seconds(vlm_: OnnxVLM, trace: Trace, n: int) -> float:
     decoder, embed = vlm_.decoder.session, vlm_.embed.session
     names = [name.replace("present.", "past_key_values.") for name in vlm_.decoder.outputs[1:]]
     cache = {name: np.zeros((1, *vlm_.decoder.inputs[name].shape[1:2], 0, 64), np.float32) for name in names}
-    feeds = {"attention_mask": np.ones((1, len(trace.input_ids)), np.int64), **vlm_.decoder.always}
+    feeds = {"attention_mask": np.ones((1, len(trace.input_ids)), np.int64), **vlm_.decoder.constants}
     feeds["position_ids"] = np.arange(len(trace.input_ids))[None]
     feeds["inputs_embeds"] = embed.run(None, {"input_ids": np.array([trace.input_ids])})[0]
     logits, *cache = decoder.run(None, feeds | cache)

@@ -16,7 +16,7 @@ from mpa_edge.artifact import Artifact, PromptParts, Tokens
 from mpa_edge.exporters.publish.layout import known_tokens, prompt_parts
 from mpa_edge.nursery import models
 from mpa_edge.runs.files import read_json
-from mpa_edge.vlm.prompts import PromptTokenizer, prompt_text, without_special_tokens
+from mpa_edge.vlm.shared.prompts import PromptTokenizer, prompt_text, without_special_tokens
 from mpa_edge.vlm.transformers import checkpoint
 from tests.families import zoo
 

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers.generation.logits_process import TopPLogitsWarper
 
 from mpa_edge.types import Request
-from mpa_edge.vlm.sampling import Sampler, nucleus
+from mpa_edge.vlm.shared.sampling import Sampler, nucleus
 
 PICTURE = Image.new("RGB", (1, 1))
 N = 20_000
