@@ -89,7 +89,7 @@ class Trace:
     input_ids: tuple[int, ...]
     """Prompt as the language model met it, padding left out; the image token's id at every image position."""
     pixels_sha256: str | None
-    """Hash of the numbers that the vision encoder was given (`vlm.pixels.common.pixels_digest`); None where they are hidden."""
+    """Hash of the vision encoder's input (`vlm.pixels.common.pixels_digest`); None where the runtime hides it."""
     vision: NDArray[np.float32]
     """(image tokens, hidden): what took the place of the image tokens."""
     logits: NDArray[np.float32]

@@ -14,11 +14,11 @@ import numpy as np
 from mpa_edge.artifact import read_artifact
 from mpa_edge.errors import MpaError
 from mpa_edge.types import FinishReason, Reply, Request, Timing, Trace
-from mpa_edge.vlm.shared.prompts import prompt_text, prompt_too_long, without_special_tokens
-from mpa_edge.vlm.shared.sampling import Sampler
 from mpa_edge.vlm.llama_cpp.language import LanguageModel, Piece, merged, open_table
 from mpa_edge.vlm.llama_cpp.vision import EncodedImage, Projector, images_for_mtmd
 from mpa_edge.vlm.pixels.common import pixels_digest
+from mpa_edge.vlm.shared.prompts import prompt_text, prompt_too_long, without_special_tokens
+from mpa_edge.vlm.shared.sampling import Sampler
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

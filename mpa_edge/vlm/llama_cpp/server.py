@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 from mpa_edge.artifact import Artifact
 from mpa_edge.errors import MpaError
 from mpa_edge.types import FinishReason, Reply, Request, Timing
-from mpa_edge.vlm.shared.prompts import prompt_text, prompt_too_long, without_special_tokens
 from mpa_edge.vlm.llama_cpp.vision import images_for_mtmd
+from mpa_edge.vlm.shared.prompts import prompt_text, prompt_too_long, without_special_tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image

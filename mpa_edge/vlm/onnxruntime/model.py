@@ -13,12 +13,12 @@ import numpy as np
 from mpa_edge.artifact import read_artifact
 from mpa_edge.errors import MpaError
 from mpa_edge.types import Reply, Request, Timing, Trace
-from mpa_edge.vlm.shared.prompts import PromptTokenizer, prompt_text, prompt_too_long
-from mpa_edge.vlm.shared.sampling import Sampler
 from mpa_edge.vlm.onnxruntime.decoder import Decoder, first_tokens, left_padded, mrope_positions
 from mpa_edge.vlm.onnxruntime.sessions import Graph, VisionEncoder, usable_threads
 from mpa_edge.vlm.pixels import Prepared, prepare
 from mpa_edge.vlm.pixels.common import pixels_digest
+from mpa_edge.vlm.shared.prompts import PromptTokenizer, prompt_text, prompt_too_long
+from mpa_edge.vlm.shared.sampling import Sampler
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

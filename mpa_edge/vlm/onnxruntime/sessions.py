@@ -72,7 +72,9 @@ class Graph:
             )
         except Exception as error:  # onnxruntime's errors have no common base class
             if OUTSIDE.search(str(error)):
-                raise MpaError(f"{path} wants weights that are not inside its folder: do not use this export") from error
+                raise MpaError(
+                    f"{path} wants weights that are not inside its folder: do not use this export"
+                ) from error
             raise MpaError(f"cannot load {path} ({one_line(error)}): copy the whole folder, or export again") from error
         self.inputs = {entry.name: entry for entry in self.session.get_inputs()}
         self.outputs = [entry.name for entry in self.session.get_outputs()]
