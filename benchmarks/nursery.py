@@ -25,7 +25,7 @@ from mpa_edge.evaluation.score import accuracy_by_kind
 from mpa_edge.nursery import world
 from mpa_edge.nursery.render import ANSWERS, pictures, render
 from mpa_edge.questions.own import read_questions
-from mpa_edge.stages.annotate.stage import annotation_request
+from mpa_edge.stages.annotate.parsing import annotation_request
 from mpa_edge.tasks import get_task
 from mpa_edge.tasks.parse import parse_annotation
 from mpa_edge.types import VLM, Drop

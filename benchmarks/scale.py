@@ -70,7 +70,7 @@ def drive(size: Size, folder: Path) -> dict[str, Any]:
     import mpa_edge.vlm
 
     mpa_edge.vlm.load = scale_models.Scripted  # type: ignore[assignment]
-    from mpa_edge.engines import Engine
+    from mpa_edge.engines.job import Engine
     from mpa_edge.runs.manifest import FOLDERS, read_manifest
     from mpa_edge.runs.memory import peak_rss_bytes
     from mpa_edge.stages.pipeline import run_stages

@@ -21,7 +21,7 @@ def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--ray-address", "address", metavar="ADDRESS", help=ADDRESS_HELP)
     @functools.wraps(function)
     def with_engine(name: Any, address: str | None, **arguments: Any) -> Any:
-        from mpa_edge.engines import Engine
+        from mpa_edge.engines.job import Engine
 
         if address is not None and name != "ray":
             raise click.UsageError("--ray-address belongs to --engine ray: give both")

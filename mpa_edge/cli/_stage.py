@@ -18,7 +18,7 @@ from mpa_edge.cli._options import is_verbose, print_json, run_options
 from mpa_edge.cli._remote import both_here, work_option
 
 if TYPE_CHECKING:
-    from mpa_edge.engines import Engine
+    from mpa_edge.engines.job import Engine
     from mpa_edge.stages.level.processes import Processes
     from mpa_edge.stages.run import Run
     from mpa_edge.types import AlignReport

@@ -1,40 +1,45 @@
-"""Shard after shard, in this process."""
+"""The local engine: one shard after the other in this process."""
 
 from __future__ import annotations
 
-from mpa_edge.engines import Job, Outcome, Worker
-from mpa_edge.engines.retries import Budget, attempt, forgive, tries_line
+from collections.abc import Callable
+
+from mpa_edge.engines.job import Facts, Job
+from mpa_edge.engines.retries import AT_ONCE, Budget, failed_tries, forgive, reason_of
 from mpa_edge.progress import progress
+from mpa_edge.runs.log import logger
 
 
-def run_local(job: Job, lent: Worker | None = None) -> Outcome:
-    """All shards of a job with one worker; one that is lent stays open. Raises what the user has to mend."""
-    budget, failed = Budget(job), [0]
-    if not job.todo:
-        return Outcome()
-    worker = lent or job.make()
-    units = job.total if job.units is None else job.units
-    with progress(job.title, units, job.units_done, lambda: tries_line(failed[0]) if failed[0] else "") as advance:
+def run_local(job: Job, written: Callable[[int], object]) -> Facts:
+    """Do all shards of a job with one model. `written` is called with the number of each shard that is done.
+
+    Raises MpaError for what the user has to fix, and when too many shards failed.
+    """
+    if job.todo:
+        job.worker.load()
+        do_shards(job, written)
+        job.worker.close()
+    return job.worker.facts()
+
+
+def do_shards(job: Job, written: Callable[[int], object]) -> None:
+    """The same with a worker whose model is loaded, and stays loaded."""
+    budget, n_failed, tries = Budget(job), 0, job.config.shard_tries
+    with progress(job.title, job.units, job.units_done, lambda: failed_tries(n_failed)) as advance:
         for shard in job.todo:
             forgive(job.folder, shard)
-            reason = _try(job, worker, shard, failed)
-            if reason is None:
-                job.written(shard)
+            item, reason = job.worker.item(shard), ""
+            for n in range(1, tries + 1):
+                try:
+                    job.worker.do(shard, item)
+                except AT_ONCE:
+                    raise
+                except Exception as error:  # a shard may fail in any way; it must not take the others with it
+                    logger.warning("%s: shard %d failed, try %d of %d", job.title, shard, n, tries, exc_info=True)
+                    reason, n_failed = reason_of(error), n_failed + 1
+                else:
+                    written(shard)
+                    break
             else:
-                budget.set_aside(shard, job.config.shard_tries, reason)
-            advance(job.weigh(shard))
-    facts = worker.facts()
-    if not lent:
-        worker.close()
-    return Outcome(tuple(budget.aside), facts)
-
-
-def _try(job: Job, worker: Worker, shard: int, failed: list[int]) -> str | None:
-    """None once it is done, else the reason of the last try."""
-    reason, entries = None, job.entries(shard)
-    for _ in range(job.config.shard_tries):
-        reason = attempt(lambda: worker.do(shard, entries, None))
-        if reason is None:
-            break
-        failed[0] += 1
-    return reason
+                budget.set_aside(shard, tries, reason)
+            advance(job.sizes[shard])

@@ -1,4 +1,4 @@
-"""Connecting to a Ray cluster, never to a stranger's by accident, and how many actors fit into it."""
+"""Connecting to a Ray cluster, never to someone else's by accident, and how many actors fit into it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from mpa_edge.config.recipe import EngineConfig
-from mpa_edge.engines import Engine
+from mpa_edge.engines.job import Engine
 from mpa_edge.errors import MpaError, missing_package
 
 MB = 1_000_000
@@ -27,18 +27,17 @@ AHEAD_BYTES = (MB, 384 * MB)
 CLIENT = "ray://"
 AUTO = "auto"
 CONNECT_S = 5.0
-# read when Ray is imported: nothing is sent anywhere, what its daemons say stays in its own log files, and a cluster
-# may take its time to start the process that serves a client
+# read when Ray is imported: no usage statistics, output of its daemons stays in its own log files, and a cluster may
+# take its time to start the process that serves a client
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
     "RAY_CLIENT_INITIAL_CONNECTION_TIMEOUT_S": "15",
 }
-LAST_WORDS = "import sys; sys.stdin.buffer.read() or sys.stderr.write(sys.argv[1])"
+NOTIFIER = "import sys; sys.stdin.buffer.read() or sys.stderr.write(sys.argv[1])"
 GONE = (
-    "this program was ended from outside, by its Ray cluster that went away or by a kill: run the same command again, "
-    "what is done is kept"
+    "this process was ended from outside, because its Ray cluster went away or by a kill: rerun; what is done is kept"
 )
 Resources = dict[str, float]
 
@@ -52,9 +51,9 @@ def require_ray(address: str | None = None) -> None:
 
 @contextmanager
 def connected(engine: Engine) -> Iterator[Any]:
-    """Ray, connected to the cluster of an address, or to one of this machine's own that ends with the block.
+    """The `ray` module, connected to the cluster of an address, or to a new one that ends with the block.
 
-    What RAY_ADDRESS says, or what else runs on this machine, is not used unless the address is `auto`.
+    RAY_ADDRESS, and a cluster that already runs on this machine, are used only where the address is `auto`.
     """
     require_ray(engine.address)
     if engine.address:
@@ -64,34 +63,34 @@ def connected(engine: Engine) -> Iterator[Any]:
     import ray
 
     if ray.is_initialized():
-        raise MpaError("this process is connected to a Ray cluster already: call ray.shutdown() first")
+        raise MpaError("this process is already connected to a Ray cluster: call ray.shutdown() first")
     try:
         with _signals_kept():
             _init(ray, engine)
-        with _last_words(GONE):
+        with _notifier(GONE):
             yield ray
     finally:
         ray.shutdown()
 
 
 def _require_there(address: str) -> None:
-    """Raise MpaError where nobody listens at HOST:PORT: Ray itself would try for five minutes."""
+    """Raise MpaError where nothing listens at HOST:PORT: Ray itself would try for five minutes."""
     address = os.environ.get("RAY_ADDRESS", AUTO) if address == AUTO else address
     if address == AUTO:
-        return  # Ray looks for one on this machine, and says at once that there is none
+        return  # Ray looks for one on this machine, and fails at once where there is none
     host, _, port = address.removeprefix(CLIENT).rpartition(":")
     if not host or not port.isdigit():
-        raise MpaError(f"'{address}' is no address of a Ray cluster: write auto, HOST:PORT or ray://HOST:PORT")
+        raise MpaError(f"'{address}' is not an address of a Ray cluster: use auto, HOST:PORT or ray://HOST:PORT")
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
     except (OSError, OverflowError) as error:
-        raise _nobody(address, str(error)) from error
+        raise _no_cluster(address, str(error)) from error
 
 
-def _nobody(address: str, said: str) -> MpaError:
+def _no_cluster(address: str, said: str) -> MpaError:
     return MpaError(
-        f"no Ray cluster at {address} ({said}): check it with ray status; one with tokens is joined with "
-        f"RAY_AUTH_MODE=token"
+        f"no Ray cluster at {address} ({said}): check it with ray status; set RAY_AUTH_MODE=token for one that "
+        f"needs tokens"
     )
 
 
@@ -101,16 +100,16 @@ def _init(ray: Any, engine: Engine) -> None:
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         ray.init(address=engine.address or "local", **({} if engine.address else own), **quiet)
-    except Exception as error:  # each kind of address fails in its own way
+    except Exception as error:  # each kind of address raises its own errors
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if engine.address:
-            raise _nobody(engine.address, said) from error
+            raise _no_cluster(engine.address, said) from error
         raise MpaError(f"Ray does not start on this machine ({said}): use --engine local") from error
 
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Ray puts handlers of its own on some signals; ours come back."""
+    """Restore our signal handlers after the block: Ray installs its own."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -123,13 +122,14 @@ def _signals_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _last_words(text: str) -> Iterator[None]:
-    """Somebody says `text` on stderr where this process ends within the block: Ray ends it without a word.
+def _notifier(text: str) -> Iterator[None]:
+    """Have `text` written to stderr if this process is ended within the block.
 
-    That is what Ray does as soon as the machine's own daemon is gone. The one who says it waits for its pipe to close.
+    Ray ends it without a message as soon as the daemon of this machine is gone. A second process waits for the pipe to
+    close, and writes the text unless it was told that all is well.
     """
-    words = [sys.executable, "-ISc", LAST_WORDS, f"error: {text}\n"]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True) as witness:
+    command = [sys.executable, "-ISc", NOTIFIER, f"error: {text}\n"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as witness:
         try:
             yield
         finally:
@@ -138,18 +138,18 @@ def _last_words(text: str) -> Iterator[None]:
 
 
 def store_bytes() -> int:
-    """Object store of our own cluster: a share of the memory, within what shared memory there is."""
+    """Size of the object store of our own cluster: a share of the memory, at most most of the shared memory."""
     shared = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else STORE_MB[1] * MB  # noqa: S108
     wanted = min(STORE_SHARE * psutil.virtual_memory().total, 0.8 * shared, STORE_MB[1] * MB)
     return int(max(wanted, STORE_MB[0] * MB))
 
 
-def pool(nodes: Sequence[Resources], config: EngineConfig, device: str) -> tuple[int, float, float]:
-    """(actors, GPUs of each, CPUs of each) for machines with these resources. MpaError where not one actor fits.
+def fit_actors(nodes: Sequence[Resources], config: EngineConfig, device: str) -> tuple[int, float, float]:
+    """(actors, GPUs of each, CPUs of each) on machines with these resources. Raises MpaError where no actor fits.
 
-    >>> pool([{"CPU": 32.0, "GPU": 8.0}, {"CPU": 32.0, "GPU": 8.0}], EngineConfig(), "auto")
+    >>> fit_actors([{"CPU": 32.0, "GPU": 8.0}, {"CPU": 32.0, "GPU": 8.0}], EngineConfig(), "auto")
     (16, 1.0, 1.0)
-    >>> pool([{"CPU": 8.0}, {"CPU": 4.0}], EngineConfig(), "auto")
+    >>> fit_actors([{"CPU": 8.0}, {"CPU": 4.0}], EngineConfig(), "auto")
     (3, 0.0, 4.0)
     """
     some_gpu = device != "cpu" and any(node.get("GPU", 0) >= 1 for node in nodes)
@@ -172,7 +172,7 @@ def _fit(node: Resources, gpus: float, cpus: float) -> int:
 
 
 def ahead_bytes(store: float, actors: int, readers: int) -> int:
-    """Pixels of one shard that may wait in the object store: all that wait together must leave most of it free.
+    """Bytes of pixels of one shard that may wait in the object store; all that wait must leave most of it free.
 
     >>> ahead_bytes(2e9, 1, 1), ahead_bytes(100e6, 2, 2)
     (125000000, 3125000)
@@ -182,7 +182,7 @@ def ahead_bytes(store: float, actors: int, readers: int) -> int:
 
 
 def block_size(todo: int, actors: int) -> int:
-    """Shards in one task of an actor: several where there are so many that none is left waiting at the end.
+    """Shards in one task of an actor: several where there are so many that no actor idles for long at the end.
 
     >>> block_size(1000, 16), block_size(10_000, 2), block_size(100, 2)
     (1, 16, 1)

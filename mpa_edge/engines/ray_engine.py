@@ -1,7 +1,8 @@
-"""Shards over the machines of a Ray cluster. The work itself is Ray Data's (`ray_pool`); here is what waits for it.
+"""The Ray engine: the shards of a job over the machines of a cluster.
 
-A round is one data set over all shards that are not done. What a round loses (a machine that went with its actors, and
-none to take their place) is done in the next one; the files of the run folder say what is left.
+`ray_pool` does the work with Ray Data; this module waits for it. A round is one data set over all shards that are not
+done. Shards that a round loses (a machine went with its actors, and none can take their place) are done in the next
+one; the files of the run folder say which are left.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpa_edge import __version__
-from mpa_edge.engines import Engine, Facts, Job, Outcome, merged
-from mpa_edge.engines.ray_cluster import CLIENT, ahead_bytes, block_size, connected, pool
+from mpa_edge.engines.job import Engine, Facts, Job, merged
+from mpa_edge.engines.ray_cluster import CLIENT, ahead_bytes, block_size, connected, fit_actors
 from mpa_edge.engines.ray_ledger import Event, Ledger
 from mpa_edge.engines.retries import Budget, forgive
 from mpa_edge.errors import MpaError
@@ -22,71 +23,79 @@ from mpa_edge.progress import Advance, progress, say
 from mpa_edge.runs.files import make_folder, write_bytes
 from mpa_edge.runs.manifest import INPUTS
 
-GROUP = 64  # blocks behind one reference
-LOOK_S = 0.5
-LOOK_TIMEOUT_S = 60.0
+if TYPE_CHECKING:
+    from mpa_edge.engines.ray_pool import ActorSpec, Layout
+
+GROUP = 64  # blocks behind one object reference
+POLL_S = 0.5
+POLL_TIMEOUT_S = 60.0
 STALL_S = 60.0
 START_S = 300.0  # until the first actor lives: machines may have to be started for it
 BARREN_ROUNDS = 3
-AGAIN = "look at ray status and run the same command again, what is done is kept"
 Item = TypeVar("Item")
 
 
 @contextmanager
-def ray_jobs(engine: Engine, device: str) -> Iterator[Callable[[Job], Outcome]]:
-    """What runs a job; the cluster is there from the first one that has something to do to the end of the block."""
+def ray_engine(engine: Engine, device: str) -> Iterator[Callable[[Job, Callable[[int], object]], Facts]]:
+    """A function that does a job and calls `written` with the number of each shard that is done.
+
+    It connects to the cluster at the first job that has something to do, and leaves it at the end of the block.
+    """
     with ExitStack() as stack:
         clusters: list[Any] = []
 
-        def do(job: Job) -> Outcome:
+        def run_job(job: Job, written: Callable[[int], object]) -> Facts:
             if not job.todo:
-                return Outcome()
+                return Facts()
             if not clusters:
                 clusters.append(stack.enter_context(connected(engine)))
-            return Rounds(clusters[0], engine, job, device).outcome()
+            return Rounds(clusters[0], engine, job, device, written).run()
 
-        yield do
+        yield run_job
 
 
 class Rounds:
-    """One job on a cluster that is there."""
+    """One job on a cluster."""
 
-    def __init__(self, ray: Any, engine: Engine, job: Job, device: str) -> None:
-        self._ray, self._engine, self._job, self._device = ray, engine, job, device
+    def __init__(self, ray: Any, engine: Engine, job: Job, device: str, written: Callable[[int], object]) -> None:
+        self._ray, self._job, self._device, self._written = ray, job, device, written
+        self._is_client = (engine.address or "").startswith(CLIENT)
         self._left = set(job.todo)
-        self._budget, self._facts, self._line = Budget(job), Facts(), "starting"
+        self._budget, self._facts, self._status = Budget(job), Facts(), "starting"
 
-    def outcome(self) -> Outcome:
-        """Rounds, until every shard is done or set aside."""
+    def run(self) -> Facts:
+        """Round after round, until every shard is done or set aside."""
         job, barren = self._job, 0
         for shard in job.todo:
             forgive(job.folder, shard)
-        units = job.total if job.units is None else job.units
-        with progress(job.title, units, job.units_done, self._note) as advance:
+
+        def note() -> str:
+            done = len(job.sizes) - len(self._left) - self._budget.n_aside
+            return f"{done} of {len(job.sizes)} shards, {self._status}"
+
+        with progress(job.title, job.units, job.units_done, note) as advance:
             while self._left:
                 before = len(self._left)
                 why = self._round(advance)
                 barren = barren + 1 if len(self._left) == before else 0
                 if self._left and barren == BARREN_ROUNDS:
-                    raise MpaError(f"{job.title}: the Ray cluster does nothing any more ({why}): {AGAIN}")
-        return Outcome(tuple(self._budget.aside), self._facts)
-
-    def _note(self) -> str:
-        """What the screen shows beside the bar."""
-        done = self._job.total - len(self._left) - len(self._budget.aside)
-        return f"{done} of {self._job.total} shards, {self._line}"
+                    raise MpaError(
+                        f"{job.title}: the Ray cluster makes no progress ({why}): check it with ray status and rerun; "
+                        f"what is done is kept"
+                    )
+        return self._facts
 
     def _round(self, advance: Advance) -> str:
-        """One data set over what is left; why it ended."""
-        ray, plan = self._ray, self._plan()
+        """Run one data set over the shards that are left; returns why it ended."""
+        ray, layout = self._ray, self._layout()
         from mpa_edge.engines import ray_pool
 
         here = self._beside_us()
         ledger = ray.remote(Ledger).options(num_cpus=0, **here).remote(self._job.config.shard_tries)
         coordinator = ray.remote(ray_pool.Coordinator).options(num_cpus=0, **here).remote()
-        sent = self._sent()
-        groups = [(ray.put(group), len(group)) for group in self._groups(plan.actors, sent.far)]
-        running = coordinator.run.remote(groups, sent, plan, ledger)
+        spec = self._spec()
+        groups = [(ray.put(group), len(group)) for group in self._groups(layout.actors, spec.remote_files)]
+        running = coordinator.run.remote(groups, spec, layout, ledger)
         try:
             return self._wait(running, ledger, advance)
         finally:
@@ -94,32 +103,30 @@ class Rounds:
                 ray.kill(actor)
 
     def _wait(self, running: Any, ledger: Any, advance: Advance) -> str:
-        """Hear of shards until the round is over, or nothing moves."""
+        """Collect what the ledger reports until the round is over or nothing moves any more."""
         ray = self._ray
         while True:
-            over, _ = ray.wait([running], timeout=LOOK_S)
+            over, _ = ray.wait([running], timeout=POLL_S)
             try:
-                seen = ray.get(ledger.look.remote(), timeout=LOOK_TIMEOUT_S)
+                status = ray.get(ledger.poll.remote(), timeout=POLL_TIMEOUT_S)
             except ray.exceptions.RayError as error:
                 return cause_of(error)
-            self._line = seen.line()
-            for event in seen.events:
-                self._hear(event, advance)
+            self._status = status.line()
+            for event in status.events:
+                self._handle(event, advance)
             advance(0)
             if over:
-                return self._end_of(running)
-            if seen.missing and seen.idle_s > (STALL_S if seen.met else START_S):
-                say(f"{self._job.title}: nothing moved for {seen.idle_s:.0f} s, going on with what machines are left")
-                return "actors that were lost could not be started again"
+                try:
+                    ray.get(running)
+                except ray.exceptions.RayError as error:
+                    return cause_of(error)
+                return "shards were lost"
+            if status.missing and status.idle_s > (STALL_S if status.met else START_S):
+                say(f"{self._job.title}: no progress for {status.idle_s:.0f} s; continuing on the remaining machines")
+                return "lost actors could not be restarted"
 
-    def _end_of(self, running: Any) -> str:
-        try:
-            self._ray.get(running)
-        except self._ray.exceptions.RayError as error:
-            return cause_of(error)
-        return "shards were lost"
-
-    def _hear(self, event: Event, advance: Advance) -> None:
+    def _handle(self, event: Event, advance: Advance) -> None:
+        job = self._job
         if event.kind == "fatal":
             raise MpaError(event.text)
         if event.shard not in self._left:
@@ -129,65 +136,73 @@ class Rounds:
             self._budget.set_aside(event.shard, event.tries, event.text)
         else:
             for name, data in event.files:
-                write_bytes(make_folder((self._job.root / name).parent) / Path(name).name, data)
+                write_bytes(make_folder((job.run_folder / name).parent) / Path(name).name, data)
             self._facts = merged(self._facts, event.facts)
-            self._job.written(event.shard)
-        advance(self._job.weigh(event.shard))
+            self._written(event.shard)
+        advance(job.sizes[event.shard])
 
-    def _plan(self) -> Any:
-        from mpa_edge.engines.ray_pool import Plan
+    def _layout(self) -> Layout:
+        """How many actors and readers fit on the machines that are there now."""
+        from mpa_edge.engines.ray_pool import Layout
 
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        actors, gpus, cpus = pool(nodes, self._job.config, self._device)
+        actors, gpus, cpus = fit_actors(nodes, self._job.config, self._device)
         spare = sum(node.get("CPU", 0) for node in nodes) - actors * cpus
         readers = int(min(max(spare, 1), actors))
         store = sum(node.get("object_store_memory", 0) for node in nodes)
-        return Plan(actors, gpus, cpus, readers, ahead_bytes(store, actors, readers))
+        return Layout(actors, gpus, cpus, readers, ahead_bytes(store, actors, readers))
 
-    def _groups(self, actors: int, far: bool) -> Iterator[list[bytes]]:
+    def _groups(self, actors: int, with_files: bool) -> Iterator[list[bytes]]:
+        """The shards that are left as packed blocks, in groups; `with_files`: with the files that their work reads."""
         from mpa_edge.engines.ray_pool import packed
 
-        job, size = self._job, block_size(len(self._left), actors)
+        worker, folder = self._job.worker, self._job.run_folder
 
-        def luggage(shard: int) -> Any:
-            needs = job.needs(shard) if far else ()
-            return job.entries(shard), tuple((name, (job.root / name).read_bytes()) for name in needs)
+        def carried(shard: int) -> Any:
+            names = worker.inputs(shard) if with_files else ()
+            return worker.item(shard), tuple((name, (folder / name).read_bytes()) for name in names)
 
-        blocks = (packed((i, luggage(i)) for i in block) for block in cut(sorted(self._left), size))
+        size = block_size(len(self._left), actors)
+        blocks = (packed((i, carried(i)) for i in block) for block in cut(sorted(self._left), size))
         return cut(blocks, GROUP)
 
-    def _sent(self) -> Any:
-        from mpa_edge.engines.ray_pool import Sent
+    def _spec(self) -> ActorSpec:
+        """What every actor is told."""
+        from mpa_edge.engines.ray_pool import ActorSpec
 
-        job, sign = self._job, self._job.folder.absolute() / INPUTS
-        return Sent(job.make, job.read, (sign, sign.read_bytes()), job.sees, not self._all_see(sign), __version__)
+        worker, mark = self._job.worker, self._job.folder.absolute() / INPUTS
+        return ActorSpec(
+            worker=worker.portable(),
+            mark=(mark, mark.read_bytes()),
+            must_see=tuple(worker.must_see()),
+            remote_files=not self._seen_by_all(mark),
+            version=__version__,
+        )
 
-    def _all_see(self, path: Path) -> bool:
-        """Whether every machine sees a file of ours."""
+    def _seen_by_all(self, path: Path) -> bool:
+        """Whether every machine of the cluster sees a file of ours."""
         ray = self._ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         from mpa_edge.engines.ray_pool import is_file
 
-        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-        if len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) == 1 and not self._is_client:
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        if len({node["NodeManagerAddress"] for node in nodes}) == 1 and not self._is_client:
             return True  # they are all this machine
         look = ray.remote(is_file)
         asked = [
-            look.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(one, soft=False)).remote(path)
-            for one in nodes
+            look.options(
+                num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(path)
+            for node in nodes
         ]
         try:
-            return all(ray.get(asked, timeout=LOOK_TIMEOUT_S))
+            return all(ray.get(asked, timeout=POLL_TIMEOUT_S))
         except ray.exceptions.RayError:
             return False
 
-    @property
-    def _is_client(self) -> bool:
-        return (self._engine.address or "").startswith(CLIENT)
-
     def _beside_us(self) -> dict[str, Any]:
-        """Where what must not go lives: on this machine; for a client outside of the cluster, on its head."""
+        """Where the actors that must not be lost run: on this machine; for a client from outside, on the head node."""
         if self._is_client:
             return {"resources": {"node:__internal_head__": 0.001}}
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -197,7 +212,7 @@ class Rounds:
 
 
 def cut(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Items in lists of so many; the last one may be shorter.
+    """Items in lists of `size`; the last one may be shorter.
 
     >>> list(cut("abcde", 2))
     [['a', 'b'], ['c', 'd'], ['e']]
@@ -208,7 +223,7 @@ def cut(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 def cause_of(error: BaseException) -> str:
-    """The last line of what Ray says, which is the cause. Raises MpaError where only the user can mend it.
+    """The last line of an error of Ray's, which names the cause. Raises MpaError where only the user can fix it.
 
     >>> cause_of(RuntimeError("The actor died." + chr(10) + "  it was killed by SIGKILL"))
     'RuntimeError: it was killed by SIGKILL'
@@ -217,6 +232,6 @@ def cause_of(error: BaseException) -> str:
     lacking = next((line for line in lines if "No module named" in line), None)
     if lacking:
         raise MpaError(
-            f"a machine of the Ray cluster lacks a package ({lacking}): install the same mpa-edge on all"
+            f"a machine of the Ray cluster lacks a package ({lacking}): install the same mpa-edge on all machines"
         ) from error
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:300]

@@ -1,8 +1,8 @@
-"""What runs inside a Ray cluster: Ray Data over the shards, a stage that reads pictures ahead, a pool of actors.
+"""What runs inside a Ray cluster: Ray Data over the shards, with readers that decode images and actors with a model.
 
-    blocks of shards -> readers (open pictures, on CPUs) -> actors (one model each, write the parts) -> counts
+    blocks of shards -> readers (decode images, on CPUs) -> actors (one model each, write the parts) -> counts
 
-A block is what one task of an actor takes: one shard, or several where there are a great many.
+A block is what one task of an actor takes: one shard, or several where there are very many.
 """
 
 from __future__ import annotations
@@ -28,53 +28,51 @@ from ray.data import ActorPoolStrategy, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from mpa_edge import __version__
-from mpa_edge.engines import Worker
+from mpa_edge.engines.job import Worker
 from mpa_edge.engines.ray_ledger import BEAT_S
 from mpa_edge.engines.retries import AT_ONCE, reason_of
 from mpa_edge.errors import MpaError
 
 EXIT_CODE = 70
 RETRIES_IN_PLACE = 1
-Read = Callable[[int, Any, int], Any]
 Files = tuple[tuple[str, bytes], ...]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How a job is laid over a cluster."""
+class Layout:
+    """How a job is laid out over a cluster."""
 
     actors: int
-    """Models at once."""
+    """Number of actors, each with one model."""
     gpus: float
     """Of one actor."""
     cpus: float
     """Of one actor."""
     readers: int
-    """Actors that read ahead."""
+    """Number of actors that decode images ahead."""
     ahead_bytes: int
-    """Pixels that one shard may have read ahead; the rest is read by the actor."""
+    """Pixels that are decoded ahead for one shard; its actor decodes the others."""
 
 
 @dataclass(frozen=True)
-class Sent:
-    """What the actors are told."""
+class ActorSpec:
+    """What every actor is told."""
 
-    make: Callable[..., Worker]
-    """Loads the model."""
-    read: Read | None
-    """Reads ahead."""
-    sign: tuple[Path, bytes]
-    """A file of the stage folder and what is in it: who sees it sees the folder, and that it is still the same work."""
-    sees: tuple[Path, ...]
-    """What every machine must see besides."""
-    far: bool
-    """Whether there is a machine that does not see the run folder: what is needed of it travels with each shard."""
+    worker: Worker
+    """Not loaded."""
+    mark: tuple[Path, bytes]
+    """A file of the stage folder and its content: a machine with the same file sees the folder of the same work."""
+    must_see: tuple[Path, ...]
+    """Further files that every machine must be able to read."""
+    remote_files: bool
+    """Whether a machine does not see the run folder: then each shard carries the files that it needs, and returns what
+    was written."""
     version: str
-    """Of mpa-edge where the job was made."""
+    """Version of mpa-edge in the process that started the job."""
 
 
 def packed(shards: Iterable[tuple[int, Any]]) -> bytes:
-    """Number of each shard of one block, and what travels with it; small enough to keep for all shards.
+    """The shards of one block with what each of them carries, small enough to keep for all shards.
 
     >>> unpacked(packed([(3, (["a.png"], ()))]))
     [(3, (['a.png'], ()))]
@@ -83,78 +81,79 @@ def packed(shards: Iterable[tuple[int, Any]]) -> bytes:
 
 
 def unpacked(data: bytes) -> list[tuple[int, Any]]:
-    """The same again."""
+    """The shards that were packed."""
     return list(pickle.loads(zlib.decompress(data)))  # noqa: S301  (made by `packed` of this program)
 
 
-def read_block(group: Any, index: int, read: Read | None, ahead_bytes: int) -> Iterator[pa.Table]:
-    """One row a shard: what a worker must know of it, and its pictures. What cannot be read is left to the worker."""
-    for shard, (entries, files) in unpacked(ray.get(group)[index]):
-        given = None
-        if read is not None:
-            with suppress(Exception):
-                given = read(shard, entries, ahead_bytes)
-        cell = pickle.dumps((entries, given, files), protocol=5)
-        yield pa.table({"shard": [shard], "given": pa.array([cell], pa.large_binary())})
+def read_block(group: Any, index: int, worker: Worker, ahead_bytes: int) -> Iterator[pa.Table]:
+    """One row for each shard, with its images. What cannot be read here is left to the actor."""
+    for shard, (item, files) in unpacked(ray.get(group)[index]):
+        images = None
+        with suppress(Exception):
+            images = worker.read_ahead(shard, item, ahead_bytes)
+        cell = pickle.dumps((item, images, files), protocol=5)
+        yield pa.table({"shard": [shard], "carried": pa.array([cell], pa.large_binary())})
 
 
 class Shards(Datasource):
-    """The blocks of a job as Ray Data reads them. A read task holds a reference and an index, no names."""
+    """The blocks of a job as Ray Data reads them. A read task holds a reference and an index instead of names."""
 
-    def __init__(self, groups: list[tuple[Any, int]], read: Read | None, ahead_bytes: int) -> None:
-        """`groups`: reference to a list of packed blocks, and how many there are in it."""
+    def __init__(self, groups: list[tuple[Any, int]], worker: Worker, ahead_bytes: int) -> None:
+        """`groups`: (reference to a list of packed blocks, length of the list)."""
         super().__init__()
         self._blocks = [(group, i) for group, n in groups for i in range(n)]
-        self._read, self._ahead = read, ahead_bytes
+        self._worker, self._ahead_bytes = worker, ahead_bytes
 
     def __len__(self) -> int:
         return len(self._blocks)
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Not known before the pictures are open."""
+        """Not known before the images are decoded."""
         return None
 
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
         """One for each block."""
-        about = BlockMetadata(num_rows=None, size_bytes=self._ahead, input_files=None, exec_stats=None)
-        return [ReadTask(partial(read_block, group, i, self._read, self._ahead), about) for group, i in self._blocks]
+        about = BlockMetadata(num_rows=None, size_bytes=self._ahead_bytes, input_files=None, exec_stats=None)
+        return [
+            ReadTask(partial(read_block, group, i, self._worker, self._ahead_bytes), about) for group, i in self._blocks
+        ]
 
 
 class Coordinator:
-    """Runs Ray Data inside the cluster; ended from outside where nothing moves any more."""
+    """Runs Ray Data inside the cluster. It is killed from outside when nothing moves any more."""
 
-    def run(self, groups: list[tuple[Any, int]], sent: Sent, plan: Plan, ledger: Any) -> None:
-        """All blocks once through the pool; what became of each shard the ledger knows."""
+    def run(self, groups: list[tuple[Any, int]], spec: ActorSpec, layout: Layout, ledger: Any) -> None:
+        """Send all blocks through the pool once. The ledger knows what became of each shard."""
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        context.target_max_block_size = max(plan.ahead_bytes, 16_000_000)
+        context.target_max_block_size = max(layout.ahead_bytes, 16_000_000)
         context.target_min_block_size = 1
-        context.max_errored_blocks = -1  # a block that is lost is found missing, and done in another round
-        source = Shards(groups, sent.read, plan.ahead_bytes)
-        # readers are actors, too: Ray ends idle workers after a second, and a fresh one takes seconds to start
+        context.max_errored_blocks = -1  # shards of lost blocks are done in another round
+        source = Shards(groups, spec.worker, layout.ahead_bytes)
+        # readers are actors too: Ray ends idle workers after a second, and a new one takes seconds to start
         rows = ray.data.read_datasource(
-            source, override_num_blocks=len(source), num_cpus=0, compute=ActorPoolStrategy(size=plan.readers)
+            source, override_num_blocks=len(source), num_cpus=0, compute=ActorPoolStrategy(size=layout.readers)
         ).map_batches(
             ShardActor,
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
-            num_cpus=plan.cpus,
-            num_gpus=plan.gpus,
-            compute=ActorPoolStrategy(size=plan.actors),
-            fn_constructor_args=(sent, ledger),
+            num_cpus=layout.cpus,
+            num_gpus=layout.gpus,
+            compute=ActorPoolStrategy(size=layout.actors),
+            fn_constructor_args=(spec, ledger),
         )
         for _ in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             pass
 
 
 class ShardActor:
-    """One model. Says what it is at, tries a failed shard once more, and then once in a fresh process."""
+    """One model. Tells the ledger what it does, tries a failed shard once more here, and then in a new process."""
 
-    def __init__(self, sent: Sent, ledger: Any) -> None:
-        self._sent, self._ledger, self._name = sent, ledger, uuid.uuid4().hex
+    def __init__(self, spec: ActorSpec, ledger: Any) -> None:
+        self._spec, self._ledger, self._name = spec, ledger, uuid.uuid4().hex
         self._worker: Worker | None = None
-        self._far: Path | None = None  # a run folder of our own, where the true one is out of sight
+        self._own_folder: Path | None = None  # a run folder on this machine, where the real one cannot be seen
         self._ended = threading.Event()
         threading.Thread(target=self._beat, daemon=True).start()
         self._guarded(self._load)
@@ -167,71 +166,72 @@ class ShardActor:
                 return
 
     def _guarded(self, work: Callable[[], object]) -> None:
-        """Whatever ends the run goes to the ledger as a line: Ray would wrap it in a page."""
+        """Tell the ledger in one line about what ends the run: Ray would wrap it in a page of traceback."""
         try:
             work()
         except Exception as error:
-            text = str(error) if isinstance(error, MpaError) else _loading_failed(error)
+            if isinstance(error, MpaError):
+                text = str(error)
+            elif isinstance(error, MemoryError):
+                text = "an actor ran out of memory: use larger machines, or a smaller batch_size in the recipe"
+            else:
+                text = f"an actor could not start ({reason_of(error)}): fix the cause and rerun"
             ray.get(self._ledger.fatal.remote(text))
             self._worker = None
 
     def _load(self) -> None:
-        check_version(self._sent)
-        if self._sent.far and not is_file(self._sent.sign[0]):
-            self._far = Path(tempfile.mkdtemp(prefix="mpa-edge-"))
+        check_version(self._spec)
+        worker = self._spec.worker
+        if self._spec.remote_files and not is_file(self._spec.mark[0]):
+            self._own_folder = Path(tempfile.mkdtemp(prefix="mpa-edge-"))
+            worker = worker.moved(self._own_folder)
         else:
-            check_same(self._sent)
-        self._worker = self._sent.make(*filter(None, [self._far]))
+            check_same(self._spec)
+        worker.load()
+        self._worker = worker
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Each shard of a block; nothing comes back but their number."""
+        """Do each shard of a block; returns nothing but their number."""
         shards: list[Any] = block["shard"].to_pylist()
-        for shard, cell in zip(shards, block["given"], strict=True):
+        for shard, cell in zip(shards, block["carried"], strict=True):
             if self._worker is not None:
                 self._guarded(partial(self._do, self._worker, shard, cell))
         return pa.table({"shards": [len(block)]})
 
     def _do(self, worker: Worker, shard: int, cell: Any) -> None:
-        entries, given, files = pickle.loads(cell.as_buffer())  # noqa: S301  (made by `read_block`)
+        item, images, files = pickle.loads(cell.as_buffer())  # noqa: S301  (made by `read_block`)
         while ray.get(self._ledger.begin.remote(shard, self._name)):
             try:
-                if self._far is None:
-                    made = self._near(worker, shard, entries, given)
+                if self._own_folder is not None:
+                    made = do_remotely(self._own_folder, worker, shard, item, images, files)
                 else:
-                    made = from_afar(self._far, worker, shard, entries, given, files)
+                    check_same(self._spec)
+                    if not worker.is_done(shard):
+                        worker.do(shard, item, images)
+                    made = ()
             except AT_ONCE:
                 raise
             except Exception as error:
                 tries = ray.get(self._ledger.failed.remote(shard, self._name, reason_of(error)))
                 if tries % (RETRIES_IN_PLACE + 1) == 0:
-                    self._end()
+                    # the GPU may be in a bad state, or memory may leak: the next try is in a new process of Ray's
+                    self._ended.set()
+                    ray.get(self._ledger.leave.remote(self._name))
+                    os._exit(EXIT_CODE)
             else:
                 self._ledger.done.remote(shard, self._name, worker.facts(), made)
                 return
 
-    def _near(self, worker: Worker, shard: int, entries: Any, given: Any) -> Files:
-        """Into the run folder itself."""
-        check_same(self._sent)
-        if not worker.is_done(shard):
-            worker.do(shard, entries, given)
-        return ()
 
-    def _end(self) -> None:
-        """A GPU in disorder, or a leak: the next try is in a fresh process, which Ray starts."""
-        self._ended.set()
-        ray.get(self._ledger.leave.remote(self._name))
-        os._exit(EXIT_CODE)
-
-
-def from_afar(folder: Path, worker: Worker, shard: int, entries: Any, given: Any, files: Files) -> Files:
-    """The files of a shard, made in a folder that holds nothing else."""
+def do_remotely(folder: Path, worker: Worker, shard: int, item: Any, images: Any, files: Files) -> Files:
+    """Do a shard in a folder that holds nothing but the `files` that it needs; returns the files that were written."""
     try:
         for name, data in files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
         for name in worker.files(shard):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        worker.do(shard, entries, given)
+        worker.do(shard, item, images)
         return tuple((name, (folder / name).read_bytes()) for name in worker.files(shard))
     finally:
         for path in folder.iterdir():
@@ -243,33 +243,29 @@ def is_file(path: Path) -> bool:
     return path.is_file()
 
 
-def check_version(sent: Sent) -> None:
-    """Raise MpaError where this machine has another mpa-edge, or does not see what it must."""
-    if sent.version != __version__:
-        raise MpaError(f"a machine of the Ray cluster has mpa-edge {__version__}, not {sent.version}: install the same")
-    for path in sent.sees:
+def check_version(spec: ActorSpec) -> None:
+    """Raise MpaError where this machine has another mpa-edge, or does not see a file that it must see."""
+    if spec.version != __version__:
+        raise MpaError(
+            f"a machine of the Ray cluster has mpa-edge {__version__}, not {spec.version}: install the same version"
+        )
+    for path in spec.must_see:
         if not path.exists():
             raise out_of_sight(path)
 
 
-def check_same(sent: Sent) -> None:
-    """Raise MpaError where this machine does not see the run folder, or another run has begun in it."""
-    path, content = sent.sign
+def check_same(spec: ActorSpec) -> None:
+    """Raise MpaError where this machine does not see the run folder, or another run has started over in it."""
+    path, content = spec.mark
     if not is_file(path):
         raise out_of_sight(path.parent)
     if path.read_bytes() != content:
-        raise MpaError(f"{path.parent} was begun anew by another run: wait for that one, or choose another --out")
+        raise MpaError(f"another run has started over in {path.parent}: wait until it ends, or choose another --out")
 
 
 def out_of_sight(path: Path) -> MpaError:
-    """The error of a machine that cannot do its share."""
+    """The error of a machine that does not see a path of the run."""
     return MpaError(
         f"{os.uname().nodename} does not see {path}: put it where all machines of the Ray cluster have it under the "
         f"same path"
     )
-
-
-def _loading_failed(error: Exception) -> str:
-    if isinstance(error, MemoryError):
-        return "an actor ran out of memory: give it a larger machine, or a smaller batch_size in the recipe"
-    return f"an actor could not start ({reason_of(error)}): mend the cause and run the same command again"

@@ -1,18 +1,17 @@
-"""A shard that fails: tried again, then set aside with its reason, until too many were.
+"""Failing shards: a shard is tried again, then set aside with its reason; too many of them end the run.
 
-What the user has to mend (`MpaError`) and a machine without memory end the run at once; everything else may be the
-fault of one shard, or of one moment.
+An MpaError, which the user has to fix, and a lack of memory end the run at once. Every other error may be due to one
+shard, or be gone at the next try.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mpa_edge.engines import Job
+from mpa_edge.engines.job import Job
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
 from mpa_edge.runs.files import read_json, write_json
@@ -32,30 +31,28 @@ class Poisoned(BaseModel):
     tries: int
     """How often it failed."""
     reason: str
-    """The last one's."""
+    """Why the last try failed."""
 
 
 def poisoned_path(folder: Path, shard: int) -> Path:
-    """Where the reason of a shard that is set aside is written."""
+    """The file that says why a shard was set aside."""
     return folder / f"poisoned-{shard:05d}.json"
 
 
 def poisoned(folder: Path) -> list[Poisoned]:
-    """The shards of a stage folder that are set aside, by number; a damaged file still counts."""
-    found = sorted(path for path in folder.glob("poisoned-*.json") if NAME.fullmatch(path.name))
-    return [_read(path) for path in found]
-
-
-def _read(path: Path) -> Poisoned:
-    try:
-        return Poisoned.model_validate(read_json(path))
-    except ValidationError:
-        shard = int(path.stem.partition("-")[2])
-        return Poisoned(shard=shard, tries=0, reason="its reason cannot be read")
+    """The shards of a stage folder that were set aside, by number; one with a damaged file counts too."""
+    found = []
+    for path in sorted(folder.glob("poisoned-*.json")):
+        if match := NAME.fullmatch(path.name):
+            try:
+                found.append(Poisoned.model_validate(read_json(path)))
+            except ValidationError:
+                found.append(Poisoned(shard=int(match[1]), tries=0, reason="the file with the reason is damaged"))
+    return found
 
 
 def forgive(folder: Path, shard: int) -> None:
-    """A shard that is done, or tried again, is not set aside."""
+    """Forget that a shard was set aside."""
     poisoned_path(folder, shard).unlink(missing_ok=True)
 
 
@@ -69,28 +66,17 @@ def reason_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}"[:REASON_CHARS] if text else type(error).__name__
 
 
-def tries_line(n: int) -> str:
-    """For the screen.
+def failed_tries(n: int) -> str:
+    """How many tries failed, for the screen; nothing for none.
 
-    >>> tries_line(1), tries_line(2)
-    ('1 failed try', '2 failed tries')
+    >>> failed_tries(0), failed_tries(1), failed_tries(2)
+    ('', '1 failed try', '2 failed tries')
     """
-    return f"{n} failed {'try' if n == 1 else 'tries'}"
-
-
-def attempt(work: Callable[[], object]) -> str | None:
-    """Do it once: None, or why it failed. What must end the run is raised."""
-    try:
-        work()
-    except AT_ONCE:
-        raise
-    except Exception as error:  # a shard may fail in any way; it must not take the others with it
-        return reason_of(error)
-    return None
+    return f"{n} failed {'try' if n == 1 else 'tries'}" if n else ""
 
 
 def allowed(total: int, budget: float) -> int:
-    """How many of so many shards may be set aside: a share of them, at least one, never all.
+    """How many of `total` shards may be set aside: the share `budget`, but at least one, and never all.
 
     >>> allowed(1000, 0.01), allowed(10, 0.01), allowed(1, 0.01), allowed(1000, 0.0)
     (10, 1, 0, 0)
@@ -99,24 +85,19 @@ def allowed(total: int, budget: float) -> int:
 
 
 class Budget:
-    """Sets shards aside, and stops the run where they are too many."""
+    """Sets shards of a job aside, and ends the run when they are too many."""
 
     def __init__(self, job: Job) -> None:
-        self._job = job
-        self._allowed = allowed(job.total, job.config.error_budget)
-        self.aside: list[Poisoned] = []
+        self._job, self.n_aside = job, 0
 
     def set_aside(self, shard: int, tries: int, reason: str) -> None:
-        """Write down why a shard failed. Raises MpaError where too many did."""
-        one = Poisoned(shard=shard, tries=tries, reason=reason)
-        write_json(poisoned_path(self._job.folder, shard), one)
-        self.aside.append(one)
-        say(
-            f"{self._job.title}: shard {shard} is set aside after {tries} tries ({reason}); the next run tries it again"
-        )
-        if len(self.aside) > self._allowed:
+        """Write down why a shard failed. Raises MpaError when too many did."""
+        job, total = self._job, len(self._job.sizes)
+        write_json(poisoned_path(job.folder, shard), Poisoned(shard=shard, tries=tries, reason=reason))
+        self.n_aside += 1
+        say(f"{job.title}: shard {shard} set aside after {tries} failed tries ({reason}); the next run tries it again")
+        if self.n_aside > allowed(total, job.config.error_budget):
             raise MpaError(
-                f"{self._job.title}: {len(self.aside)} of {self._job.total} shards failed, more than "
-                f"engine.error_budget allows; the last one: {reason}: mend the cause and run the same command again, "
-                f"what is done is kept"
+                f"{job.title}: {self.n_aside} of {total} shards failed, more than engine.error_budget allows, the last "
+                f"with {reason}: fix the cause and rerun; what is done is kept"
             )

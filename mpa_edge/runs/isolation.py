@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mpa_edge.errors import MpaError, VerificationError
-from mpa_edge.runs.files import FULL
+from mpa_edge.runs.files import FULL, disk_errors, disk_full
 from mpa_edge.runs.log import append_to, log_path, logger
 from mpa_edge.runs.memory import peak_rss_bytes
 
 Result = TypeVar("Result")
+# in errors that are no OSError: safetensors has the system's text, torch.save only knows that fewer bytes were written
+FULL_PHRASES = ("No space left", "File too large", "Disk quota exceeded", "file write failed", "unexpected pos")
 
 
 def run_isolated(
@@ -129,3 +131,17 @@ def _died(function: Callable[..., Any], exit_code: int | None) -> MpaError:
     if exit_code == -signal.SIGKILL:
         return MpaError(f"{name} was killed, most likely because memory ran out: free memory, then rerun")
     return MpaError(f"{name} ended with code {exit_code}: rerun with -v")
+
+
+@contextmanager
+def disk_guard(folder: Path, need_bytes: int) -> Iterator[None]:
+    """Turn a full disk inside the block into an MpaError, also where safetensors or torch raise their own errors."""
+    with disk_errors(folder, need_bytes):
+        try:
+            yield
+        except OSError:
+            raise
+        except Exception as error:
+            if any(phrase in str(error) for phrase in FULL_PHRASES):
+                raise disk_full(folder, need_bytes) from error
+            raise

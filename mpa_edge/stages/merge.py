@@ -15,8 +15,8 @@ from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.images.folder import open_image
 from mpa_edge.progress import say
 from mpa_edge.runs.files import make_folder, sha256_json, write_json
+from mpa_edge.runs.isolation import disk_guard
 from mpa_edge.runs.manifest import StageClock, clear, finish, is_done
-from mpa_edge.stages.disk import disk_guard
 from mpa_edge.stages.level.stage import ADAPTER
 from mpa_edge.stages.run import Run, begin, memory_counts
 from mpa_edge.tasks import answer_prompt

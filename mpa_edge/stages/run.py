@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from mpa_edge.config.library import load_recipe
 from mpa_edge.config.recipe import Recipe
-from mpa_edge.engines import LOCAL, Engine, Facts
+from mpa_edge.engines.job import LOCAL, Engine, Facts
 from mpa_edge.errors import MpaError
-from mpa_edge.images.folder import ImageEntry, Known, scan
+from mpa_edge.images.folder import Entries, ImageEntry, Known, scan
 from mpa_edge.images.index import Shards
 from mpa_edge.nursery.render import MARK, render
 from mpa_edge.progress import say
+from mpa_edge.questions.published import read_benchmark
 from mpa_edge.runs.files import read_json, sha256_json, write_bytes, write_json
 from mpa_edge.runs.manifest import (
     FOLDERS,
@@ -35,27 +36,26 @@ from mpa_edge.runs.manifest import (
 from mpa_edge.runs.memory import peak_rss_bytes
 from mpa_edge.runs.write_hooks import tell
 from mpa_edge.stages.level.processes import Processes
-from mpa_edge.stages.split import of_split
-from mpa_edge.tasks import Task, get_task
+from mpa_edge.tasks import Task, get_benchmark, get_task
 from mpa_edge.vlm import fingerprint
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a stage needs to know."""
+    """The arguments that all stages share."""
 
     folder: Path
     """runs/NAME."""
     recipe: Recipe
     """Validated."""
     images: str | None = None
-    """Folder of images; None: as the recipe says."""
+    """Folder of images; None: the recipe's."""
     limit: int | None = None
     """Use the first images only."""
     processes: Processes | None = None
-    """Over how many processes training is spread; None: it happens in this one. What comes of it is the same."""
+    """Processes that train; None: this one. The result is the same."""
     engine: Engine = LOCAL
-    """Who runs the shards of annotate and identify."""
+    """Runs the shards of annotate and identify."""
 
     @cached_property
     def task(self) -> Task:
@@ -64,38 +64,38 @@ class Run:
 
     @cached_property
     def images_folder(self) -> Path:
-        """Folder of the unlabelled images; draws them first where the recipe says so."""
+        """Folder of the unlabelled images, drawn first where the recipe says so."""
         config = self.recipe.images
         if self.images or config.path:
             return Path(self.images or config.path or "").expanduser()
         if config.render is None:
             raise MpaError(f"recipe '{self.recipe.name}' names no images: add --images DIR")
-        order, folder = config.render, self.folder / RENDERED
-        mark = {"n": order.n, "seed": order.seed, "style": order.style, "answers_per_image": 0}
+        drawn, folder = config.render, self.folder / RENDERED
+        mark = {"n": drawn.n, "seed": drawn.seed, "style": drawn.style, "answers_per_image": 0}
         if folder.is_dir() and read_json(folder / MARK) != mark:
-            clear(folder)  # pictures of another order must not stay among the new ones
-        return render(folder, order.n, order.seed, order.style)
+            clear(folder)  # images that were drawn with other settings must not stay among the new ones
+        return render(folder, drawn.n, drawn.seed, drawn.style)
 
     @cached_property
     def entries(self) -> Sequence[ImageEntry]:
-        """Every file of the images folder, or of its chosen split, that calls itself an image, sorted by name."""
+        """The image files of the images folder, or of its chosen split, sorted by name."""
         found = scan(self.images_folder, self.known)
         if self.recipe.images.split is not None:
-            found = of_split(self.recipe, self.images_folder, found)
+            found = entries_of_split(self.recipe, self.images_folder, found)
         return found if self.limit is None else found[: self.limit]
 
     @cached_property
     def known(self) -> Known:
-        """What an earlier attempt found in the images folder."""
+        """The images that an earlier attempt found, with their ids."""
         return Known(self.folder / SEEN)
 
     def remember_entries(self) -> None:
-        """Write what this attempt found, so that the next one need not read every image."""
+        """Write the images and their ids, so that the next attempt need not read every image."""
         self.known.write(self.entries, self.folder / SEEN)
 
     @cached_property
     def shards(self) -> Shards:
-        """Groups of images; a shard is what is written, and what a crash can lose."""
+        """Groups of images. A shard is written as a whole: it is what a crash can lose."""
         return Shards(self.entries, self.recipe.annotate.shard_size)
 
     @cached_property
@@ -124,8 +124,33 @@ class Run:
         return (self.stage_folder(stage) / MANIFEST).is_file()
 
 
+def entries_of_split(recipe: Recipe, folder: Path, entries: Sequence[ImageEntry]) -> Entries:
+    """The images of `images.split` without those that evaluation asks about. Its questions and answers are not used.
+
+    Raises MpaError where the files of the split are not in the folder, or no image is left.
+    """
+    name, split = recipe.task, recipe.images.split
+    wanted = image_paths(name, str(folder), split)
+    asked = image_paths(recipe.evaluate.benchmark, recipe.evaluate.data, recipe.evaluate.split)
+    kept, root = wanted - asked, os.path.abspath(folder)
+    found = Entries(folder, (entry for entry in entries if os.path.normpath(f"{root}/{entry.name}") in kept))
+    if not len(found):
+        raise MpaError(
+            f"{folder} has no image of {name} {split} that evaluation does not use: choose another images.split"
+        )
+    return found
+
+
+def image_paths(benchmark: str | None, data: str | None, split: str | None) -> set[str]:
+    """Absolute paths of the images of a benchmark's split; empty where no benchmark is named."""
+    if benchmark is None or data is None:
+        return set()
+    found = read_benchmark(get_benchmark(benchmark), data, split)
+    return {os.path.abspath(found.folder / sample.image) for sample in found.samples}
+
+
 def not_finished(folder: Path, stage: str) -> MpaError:
-    """The error of a stage that needs an earlier one."""
+    """The error for a stage that needs an earlier one."""
     known = (folder / RUN_FILE).is_file()
     how = (
         f"mpa-edge {stage} {folder}" if known else f"mpa-edge align --out {folder}, or mpa-edge {stage} --out {folder},"
@@ -145,7 +170,9 @@ def open_run(
     source = source or "minicharts"
     folder = Path(source)
     if (folder / RUN_FILE).is_file():
-        stored = _stored(folder)
+        stored = read_json(folder / RUN_FILE)
+        if not isinstance(stored, dict) or not {"images", "limit"} <= stored.keys():
+            raise MpaError(f"{folder / RUN_FILE} is damaged: rerun mpa-edge align with the recipe and --out {folder}")
         recipe = load_recipe(str(folder / RECIPE_FILE), overrides)
         return Run(Path(out or source), recipe, images or stored["images"], limit or stored["limit"])
     if folder.is_dir():
@@ -154,17 +181,10 @@ def open_run(
     return Run(Path(out or f"runs/{recipe.name}"), recipe, images, limit)
 
 
-def _stored(folder: Path) -> dict[str, Any]:
-    stored = read_json(folder / RUN_FILE)
-    if not isinstance(stored, dict) or not {"images", "limit"} <= stored.keys():
-        raise MpaError(f"{folder / RUN_FILE} is damaged: run mpa-edge align with the recipe and --out {folder} again")
-    return stored
-
-
 def remember(run: Run) -> None:
-    """Write the recipe as resolved and where the images are, so that later commands need only the folder.
+    """Write the resolved recipe and the path of the images, so that later commands need only the run folder.
 
-    The run file goes first: it is what makes the folder a run folder.
+    The run file is written first: it makes the folder a run folder.
     """
     from io import StringIO
 
@@ -181,29 +201,26 @@ def _absolute(path: str | None) -> str | None:
     return str(Path(path).expanduser().resolve()) if path else None
 
 
-def _data(path: str | None) -> str | None:
-    """A benchmark's folder from anywhere; the id of a hub's data set stays as it is."""
-    return _absolute(path) if path and Path(path).expanduser().exists() else path
-
-
 def with_absolute_paths(used: Recipe) -> Recipe:
-    """The same recipe, readable from any working folder."""
+    """The same recipe, with paths that hold in any working folder. Names on a hub stay as they are."""
     recipe = used.model_dump(mode="json")
     models = {key: _absolute(recipe[key]) for key in ("teacher", "student") if Path(recipe[key]).expanduser().is_dir()}
     images = recipe["images"] | {"path": _absolute(recipe["images"]["path"])}
     asked = recipe["evaluate"]
-    evaluate = asked | {"questions": _absolute(asked["questions"]), "data": _data(asked["data"])}
+    data = asked["data"]
+    data = _absolute(data) if data and Path(data).expanduser().exists() else data
+    evaluate = asked | {"questions": _absolute(asked["questions"]), "data": data}
     return Recipe.model_validate(recipe | models | {"images": images, "evaluate": evaluate})
 
 
 def begin(stage: str, folder: Path, inputs: Mapping[str, str], fresh: bool = False) -> None:
-    """Make a stage folder ready for work, and say whether earlier work is built upon or thrown away."""
+    """Prepare a stage folder, and say whether earlier work is resumed or redone."""
     before = read_json(folder / INPUTS)
     same = prepare(folder, inputs, fresh)
-    tell(folder, settled=True)  # what was thrown away must be gone everywhere before new parts take its place
+    tell(folder, settled=True)  # what was deleted must be gone from a remote copy too before new parts are written
     if isinstance(before, dict) and not fresh:
         changed = ", ".join(sorted(key for key in inputs if before.get(key) != inputs[key]))
-        say(f"{stage}: going on where it was" if same else f"{stage}: made again, because of other {changed}")
+        say(f"{stage}: resuming" if same else f"{stage}: starting over, because these changed: {changed}")
 
 
 def stable_seed(*parts: object) -> int:
@@ -217,7 +234,7 @@ def stable_seed(*parts: object) -> int:
 
 
 def device_used(wanted: str) -> dict[str, str]:
-    """The device on which models ran in this process, whatever `auto` stood for; empty where none did."""
+    """The device on which models ran in this process, `auto` resolved; empty where none ran."""
     torch = sys.modules.get("torch")
     if torch is None:
         return {}
@@ -227,7 +244,7 @@ def device_used(wanted: str) -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """What the processor calls itself; the name of its architecture where it says nothing."""
+    """Model name of the processor, or its architecture where the system does not say."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -237,5 +254,5 @@ def cpu_name() -> str:
 
 
 def memory_counts(by: Facts | None = None) -> dict[str, int]:
-    """Peak memory as a manifest count: of this process, or of the largest one that did the work."""
+    """Peak memory as a manifest count: of this process, or of the worker that took the most."""
     return {"peak_rss_bytes": max(peak_rss_bytes(), by.peak_rss_bytes if by else 0)}

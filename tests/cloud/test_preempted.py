@@ -68,7 +68,7 @@ def test_it_goes_on_from_the_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     second = Machine(tmp_path / "two", tmp_path / "bucket", script)
     second.until(lambda: (stage / "manifest.json").exists())
     second.goes()
-    assert "annotate: going on where it was" in second.log.read_text()
+    assert "annotate: resuming" in second.log.read_text()
     assert kept == {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in kept}
     ids = [row.id for path in parts() for row in read_rows(path, PseudoAnnotation)]
     assert len(ids) == len(set(ids)) > 0

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mpa_edge.engines import LOCAL, Engine
+from mpa_edge.engines.job import LOCAL, Engine
 from mpa_edge.stages import identify
 from mpa_edge.stages.annotate import stage as annotate
 from mpa_edge.stages.run import Run

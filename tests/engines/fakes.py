@@ -74,7 +74,7 @@ class FakeVLM:
         if number in orders.kills or (number in orders.kills_once and self._first("kill", number)):
             os.kill(os.getpid(), signal.SIGKILL)
         if number in orders.fails or (number in orders.fails_once and self._first("fail", number)):
-            raise ValueError(f"picture {number} is too much")
+            raise ValueError(f"image {number} is too much")
 
     def _first(self, what: str, number: int) -> bool:
         try:
@@ -102,16 +102,26 @@ def fake_load(orders: Orders, _reference: str, *, name: str, **_: Any) -> FakeVL
     return FakeVLM(name, orders)
 
 
-@dataclass(frozen=True)
 class Forgetful:
-    """Makes workers that never find a shard done: whoever gets one writes it, even if another has."""
+    """A worker that never finds a shard done: it writes the shard even if another worker has."""
 
-    make: Callable[..., Any]
+    def __init__(self, worker: Any) -> None:
+        self.worker = worker
 
-    def __call__(self, *args: Any) -> Any:
-        worker = self.make(*args)
-        worker.is_done = lambda _shard: False
-        return worker
+    def is_done(self, _shard: int) -> bool:
+        return False
+
+    def load(self) -> None:
+        self.worker.load()
+        self.worker.is_done = self.is_done
+
+    def moved(self, folder: Path) -> Forgetful:
+        return Forgetful(self.worker.moved(folder))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "worker":  # while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.worker, name)
 
 
 def no_model(_reference: str, **_: Any) -> FakeVLM:

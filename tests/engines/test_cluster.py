@@ -7,8 +7,9 @@ from click.testing import CliRunner
 
 from mpa_edge.cli.main import main
 from mpa_edge.config.recipe import EngineConfig
-from mpa_edge.engines import Engine, ray_cluster
-from mpa_edge.engines.ray_cluster import ahead_bytes, block_size, connected, pool, require_ray, store_bytes
+from mpa_edge.engines import ray_cluster
+from mpa_edge.engines.job import Engine
+from mpa_edge.engines.ray_cluster import ahead_bytes, block_size, connected, fit_actors, require_ray, store_bytes
 from mpa_edge.engines.ray_engine import cause_of
 from mpa_edge.errors import MpaError
 from tests.engines.conftest import free_port
@@ -34,13 +35,13 @@ GPUS = {"CPU": 32.0, "GPU": 8.0}
     ],
 )
 def test_actors_that_fit(nodes, config, device, found) -> None:
-    assert pool(nodes, EngineConfig(**config), device) == found
+    assert fit_actors(nodes, EngineConfig(**config), device) == found
 
 
 @pytest.mark.parametrize("config", [{"gpus_per_actor": 1.0}, {"cpus_per_actor": 9.0}])
 def test_nothing_fits(config) -> None:
     with pytest.raises(MpaError, match="for an actor: use other engine.gpus_per_actor and engine.cpus_per_actor"):
-        pool([CPUS], EngineConfig(**config), "auto")
+        fit_actors([CPUS], EngineConfig(**config), "auto")
 
 
 def test_what_is_read_ahead_leaves_room() -> None:
@@ -74,14 +75,14 @@ def test_an_address_needs_the_engine(command) -> None:
 def test_nobody_listens_there(monkeypatch, address) -> None:
     address = address.format(free_port())
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
-    says = r"no Ray cluster at .* \(.+\): check it with ray status; one with tokens is"
+    says = r"no Ray cluster at .* \(.+\): check it with ray status; set RAY_AUTH_MODE=token"
     with pytest.raises(MpaError, match=says), connected(Engine("ray", address)):
         pass
 
 
 @pytest.mark.parametrize("address", ["head", "head:", ":6379", "http://head/", "local"])
 def test_no_address(address) -> None:
-    says = f"'{address}' is no address of a Ray cluster: write auto, HOST:PORT or ray://"
+    says = f"'{address}' is not an address of a Ray cluster: use auto, HOST:PORT or ray://"
     with pytest.raises(MpaError, match=says), connected(Engine("ray", address)):
         pass
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mpa_edge.engines import Facts
+from mpa_edge.engines.job import Facts
 from mpa_edge.engines.ray_ledger import ALIVE_S, DIED, Ledger
 
 
@@ -28,9 +28,9 @@ def ledger(clock) -> Ledger:
 def test_a_shard_that_is_done_is_told_once_and_forgotten(ledger) -> None:
     assert ledger.begin(7, "a")
     ledger.done(7, "a", Facts({"device": "cpu"}, 5))
-    events = ledger.look().events
+    events = ledger.poll().events
     assert [(event.kind, event.shard, event.facts.peak_rss_bytes) for event in events] == [("done", 7, 5)]
-    assert ledger.look().events == ()
+    assert ledger.poll().events == ()
     assert ledger._tries == {}
 
 
@@ -39,7 +39,7 @@ def test_errors_are_counted_and_the_last_reason_counts(ledger) -> None:
         assert ledger.begin(3, "a")
         assert ledger.failed(3, "a", reason) == n
     assert not ledger.begin(3, "a")
-    seen = ledger.look()
+    seen = ledger.poll()
     assert [(event.kind, event.tries, event.text) for event in seen.events] == [("aside", 3, "three")]
     assert seen.failed == 3
 
@@ -48,53 +48,53 @@ def test_a_worker_that_died_has_tried(ledger) -> None:
     for worker in ("a", "b", "c"):
         assert ledger.begin(3, worker)
     assert not ledger.begin(3, "d")
-    assert ledger.look().events[0].text == DIED
-    assert ledger.look().failed == 3
+    assert ledger.poll().events[0].text == DIED
+    assert ledger.poll().failed == 3
 
 
 def test_the_dead_leave_the_screen(ledger, clock) -> None:
     ledger.beat("a")
     ledger.begin(1, "b")
-    assert ledger.look().workers == 2
+    assert ledger.poll().actors == 2
     ledger.begin(1, "c")  # who was at it before is gone
-    assert ledger.look().workers == 2
+    assert ledger.poll().actors == 2
     clock.now = ALIVE_S
     ledger.beat("c")
-    assert ledger.look().workers == 1
+    assert ledger.poll().actors == 1
     ledger.leave("c")
-    assert ledger.look().workers == 0
+    assert ledger.poll().actors == 0
 
 
 def test_the_slowest_shard(ledger, clock) -> None:
-    assert ledger.look().slowest is None
+    assert ledger.poll().slowest is None
     ledger.begin(1, "a")
     clock.now = 2.0
     ledger.begin(2, "b")
     clock.now = 5.0
-    seen = ledger.look()
+    seen = ledger.poll()
     assert seen.slowest == (1, 5.0)
     assert seen.line() == "2 actors, slowest: shard 1 for 5 s"
     ledger.done(1, "a", Facts())
-    assert ledger.look().slowest == (2, 3.0)
+    assert ledger.poll().slowest == (2, 3.0)
 
 
 def test_idle_is_when_nobody_who_lives_works(ledger, clock) -> None:
-    assert (ledger.look().met, ledger.look().missing) == (False, 1)
+    assert (ledger.poll().met, ledger.poll().missing) == (False, 1)
     clock.now = 20.0
-    assert ledger.look().idle_s == 20.0
+    assert ledger.poll().idle_s == 20.0
     ledger.beat("a")  # it loads its model
-    assert (ledger.look().idle_s, ledger.look().met) == (0.0, True)
+    assert (ledger.poll().idle_s, ledger.poll().met) == (0.0, True)
     ledger.ready("a")
     clock.now = 23.0
-    assert (ledger.look().idle_s, ledger.look().missing) == (3.0, 0)
+    assert (ledger.poll().idle_s, ledger.poll().missing) == (3.0, 0)
     ledger.begin(1, "a")
-    assert ledger.look().idle_s == 0.0
+    assert ledger.poll().idle_s == 0.0
     clock.now = 23.0 + ALIVE_S
-    assert (ledger.look().idle_s, ledger.look().missing) == (ALIVE_S, 1)
+    assert (ledger.poll().idle_s, ledger.poll().missing) == (ALIVE_S, 1)
 
 
-def test_what_the_user_must_mend(ledger) -> None:
+def test_what_the_user_must_fix(ledger) -> None:
     ledger.fatal("no such model: name another one")
-    assert [(event.kind, event.text) for event in ledger.look().events] == [
+    assert [(event.kind, event.text) for event in ledger.poll().events] == [
         ("fatal", "no such model: name another one")
     ]

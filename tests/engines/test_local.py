@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mpa_edge.config.recipe import EngineConfig
-from mpa_edge.engines import Facts, Job
+from mpa_edge.engines.job import Facts, Job
 from mpa_edge.engines.local import run_local
 from mpa_edge.engines.retries import poisoned, poisoned_path
 from mpa_edge.errors import MpaError
@@ -21,9 +21,15 @@ class Worker:
     def __init__(self, fails: dict[int, list[BaseException]]) -> None:
         self.fails, self.tried, self.closed = fails, [], False
 
-    def do(self, shard, entries, given) -> None:
+    def load(self) -> None:
+        assert not self.closed
+
+    def item(self, shard) -> str:
+        return f"images of {shard}"
+
+    def do(self, shard, item) -> None:
         self.tried.append(shard)
-        assert entries == f"entries of {shard}"
+        assert item == f"images of {shard}"
         if self.fails.get(shard):
             raise self.fails[shard].pop()
 
@@ -38,12 +44,10 @@ def job(folder, worker, n=100, **config) -> tuple[Job, list[int]]:
     written: list[int] = []
     made = Job(
         title="annotate",
+        worker=worker,
         folder=folder,
-        total=n,
+        sizes=dict.fromkeys(range(n), 1),
         todo=range(n),
-        make=lambda: worker,
-        entries=lambda i: f"entries of {i}",
-        written=written.append,
         config=EngineConfig(**config),
     )
     return made, written
@@ -52,11 +56,11 @@ def job(folder, worker, n=100, **config) -> tuple[Job, list[int]]:
 def test_a_shard_is_tried_again(tmp_path, capsys) -> None:
     worker = Worker({3: [ValueError("twice"), ValueError("once")]})
     made, written = job(tmp_path, worker, 5)
-    outcome = run_local(made)
+    facts = run_local(made, written.append)
     assert worker.tried == [0, 1, 2, 3, 3, 3, 4]
     assert written == [0, 1, 2, 3, 4]
-    assert outcome.poisoned == ()
-    assert outcome.facts == Facts({"device": "cpu"}, 1)
+    assert poisoned(tmp_path) == []
+    assert facts == Facts({"device": "cpu"}, 1)
     assert worker.closed
     assert "annotate 5/5" in capsys.readouterr().err
 
@@ -64,23 +68,22 @@ def test_a_shard_is_tried_again(tmp_path, capsys) -> None:
 def test_one_is_set_aside_and_the_rest_is_done(tmp_path, capsys) -> None:
     worker = Worker({3: [ValueError("no\n such token")] * 3})
     made, written = job(tmp_path, worker)
-    outcome = run_local(made)
+    run_local(made, written.append)
     assert len(written) == 99
     assert [one.model_dump() for one in poisoned(tmp_path)] == [
         {"shard": 3, "tries": 3, "reason": "ValueError: no such token"}
     ]
-    assert outcome.poisoned == tuple(poisoned(tmp_path))
-    assert "annotate: shard 3 is set aside after 3 tries (ValueError: no such token)" in capsys.readouterr().err
+    assert "annotate: shard 3 set aside after 3 failed tries (ValueError: no such token)" in capsys.readouterr().err
 
 
 def test_too_many_end_the_run_with_one_line(tmp_path) -> None:
     worker = Worker({i: [ValueError(f"shard {i}")] * 3 for i in (3, 5, 8)})
     made, written = job(tmp_path, worker, error_budget=0.02)
     with pytest.raises(MpaError) as caught:
-        run_local(made)
+        run_local(made, written.append)
     assert str(caught.value) == (
-        "annotate: 3 of 100 shards failed, more than engine.error_budget allows; the last one: ValueError: shard 8: "
-        "mend the cause and run the same command again, what is done is kept"
+        "annotate: 3 of 100 shards failed, more than engine.error_budget allows, the last with ValueError: shard 8: "
+        "fix the cause and rerun; what is done is kept"
     )
     assert written == [0, 1, 2, 4, 6, 7]
     assert [one.shard for one in poisoned(tmp_path)] == [3, 5, 8]
@@ -91,15 +94,15 @@ def test_some_errors_are_not_the_shards(tmp_path, error) -> None:
     worker = Worker({1: [error]})
     made, written = job(tmp_path, worker)
     with pytest.raises(type(error)):
-        run_local(made)
+        run_local(made, written.append)
     assert (worker.tried, written, poisoned(tmp_path)) == ([0, 1], [0], [])
 
 
 def test_a_shard_that_was_set_aside_is_tried_again(tmp_path) -> None:
     poisoned_path(tmp_path, 2).write_text("{")
-    assert poisoned(tmp_path)[0].reason == "its reason cannot be read"
+    assert poisoned(tmp_path)[0].reason == "the file with the reason is damaged"
     made, written = job(tmp_path, Worker({}), 3)
-    run_local(made)
+    run_local(made, written.append)
     assert written == [0, 1, 2]
     assert poisoned(tmp_path) == []
 

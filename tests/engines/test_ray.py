@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mpa_edge.engines import Engine, ray_cluster, ray_engine
+from mpa_edge.engines import ray_cluster, ray_engine
+from mpa_edge.engines.job import Engine
 from mpa_edge.engines.retries import poisoned
 from mpa_edge.errors import MpaError
 from mpa_edge.runs.manifest import read_manifest
@@ -68,11 +69,11 @@ def test_what_fails_is_set_aside_and_the_rest_is_done(lab, cluster, capsys) -> N
     aside = poisoned(run.stage_folder("annotate"))
     assert [(one.shard, one.tries, one.reason) for one in aside] == [
         (2, 3, "its worker died (killed, crashed, or out of memory)"),
-        (4, 3, "ValueError: picture 17 is too much"),
+        (4, 3, "ValueError: image 17 is too much"),
     ]
     assert read_manifest(run.stage_folder("annotate")).counts["poisoned_shards"] == 2
     assert (
-        "annotate: shard 4 is set aside after 3 tries (ValueError: picture 17 is too much)" in capsys.readouterr().err
+        "annotate: shard 4 set aside after 3 failed tries (ValueError: image 17 is too much)" in capsys.readouterr().err
     )
     lab.obey("mended")
     run_annotate(lab.run("ray"))
@@ -106,7 +107,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 import pytest
-from mpa_edge.engines import Engine
+from mpa_edge.engines.job import Engine
 from mpa_edge.stages import annotate
 from mpa_edge.stages.annotate.stage import run_annotate
 from tests.engines.conftest import Lab
@@ -168,14 +169,14 @@ def test_machines_that_do_not_see_the_run_folder(lab, cluster, monkeypatch) -> N
     """Neither they nor the client are one place: what is needed travels with the shard, and so does what is made."""
     at_home = reference(lab)
     run = lab.run("ray", Engine("ray", cluster.outside))
-    as_it_is = ray_engine.Rounds._sent
+    as_it_is = ray_engine.Rounds._spec
 
     def out_of_sight(rounds):
-        sent = as_it_is(rounds)
-        assert not sent.far
-        return replace(sent, sign=(Path("/nowhere") / sent.sign[0].name, sent.sign[1]), far=True)
+        spec = as_it_is(rounds)
+        assert not spec.remote_files
+        return replace(spec, mark=(Path("/nowhere") / spec.mark[0].name, spec.mark[1]), remote_files=True)
 
-    monkeypatch.setattr(ray_engine.Rounds, "_sent", out_of_sight)
+    monkeypatch.setattr(ray_engine.Rounds, "_spec", out_of_sight)
     run_annotate(run)
     run_identify(lab.run("ray", Engine("ray", cluster.address)))
     assert files_of(run) == files_of(at_home)
@@ -186,18 +187,18 @@ def test_a_shard_that_two_write_at_once_is_there_once(lab, cluster, monkeypatch,
     """As when a machine that was thought lost still writes: each shard goes to both actors at the same time."""
     at_home = reference(lab)
     run = lab.run("ray", Engine("ray", cluster.address), engine__shard_tries=5)
-    groups, sent = ray_engine.Rounds._groups, ray_engine.Rounds._sent
+    groups, as_it_is = ray_engine.Rounds._groups, ray_engine.Rounds._spec
     hidden = (Path("/nowhere") / "inputs.json", b"")
 
     def doubled(rounds, *args):
         return ([block for block in group for _ in range(2)] for group in groups(rounds, *args))
 
     def forgetful(rounds):
-        found = sent(rounds)
-        return replace(found, make=Forgetful(found.make), **({"sign": hidden, "far": True} if far else {}))
+        spec = as_it_is(rounds)
+        return replace(spec, worker=Forgetful(spec.worker), **({"mark": hidden, "remote_files": True} if far else {}))
 
     monkeypatch.setattr(ray_engine.Rounds, "_groups", doubled)
-    monkeypatch.setattr(ray_engine.Rounds, "_sent", forgetful)
+    monkeypatch.setattr(ray_engine.Rounds, "_spec", forgetful)
     diary = lab.obey("twice", pause_s=0.5)
     run_annotate(run)
     assert min(asked(diary).values()) > 2, "a shard was done once only"
@@ -207,7 +208,7 @@ def test_a_shard_that_two_write_at_once_is_there_once(lab, cluster, monkeypatch,
 
 
 def test_a_machine_without_the_pictures_is_not_asked_about_them(lab, cluster, monkeypatch) -> None:
-    monkeypatch.setattr(annotate, "witness", lambda run: (Path("/nowhere/0.png"),))
+    monkeypatch.setattr(annotate.Annotator, "must_see", lambda worker: (Path("/nowhere/0.png"),))
     with pytest.raises(MpaError, match="does not see /nowhere/0.png: put it where all machines"):
         run_annotate(lab.run("ray", Engine("ray", cluster.address)))
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from mpa_edge.engines import Engine
+from mpa_edge.engines.job import Engine
 from mpa_edge.runs.remote.mirror import listing, working_copy
 from mpa_edge.stages.annotate.stage import run_annotate
 from mpa_edge.stages.identify import run_identify
@@ -26,7 +26,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 import pytest
-from mpa_edge.engines import Engine
+from mpa_edge.engines.job import Engine
 from mpa_edge.runs.remote.mirror import working_copy
 from mpa_edge.stages.annotate.stage import run_annotate
 from tests.engines.conftest import Lab

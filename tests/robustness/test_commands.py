@@ -65,9 +65,9 @@ def test_a_changed_level_redoes_level_and_what_follows(forks, run) -> None:
     assert ended.rc == 0, ended.stderr
     for stage in ("annotate", "identify"):
         assert f"{stage}: done before, nothing changed" in ended.stderr
-    assert "level: made again, because of other config" in ended.stderr
-    assert "merge: made again, because of other level" in ended.stderr
-    assert "evaluate: made again, because of other merge" in ended.stderr
+    assert "level: starting over, because these changed: config" in ended.stderr
+    assert "merge: starting over, because these changed: level" in ended.stderr
+    assert "evaluate: starting over, because these changed: merge" in ended.stderr
     assert read_json(run / "3-level" / "adapter" / "adapter_config.json")["r"] == 8
     # the folder remembers: the next call needs no --set
     assert forks("align", str(run)).stderr.count("done before") == 5

@@ -26,7 +26,7 @@ def test_ctrl_c_ends_in_one_line(forks, set_arguments, tmp_path, undisturbed, st
     if stage in ("annotate", "level"):
         again = forks(*command, run=out)
         assert again.rc == 0, again.stderr
-        assert f"{stage}: going on where it was" in again.stderr
+        assert f"{stage}: resuming" in again.stderr
         assert read_json(out / "evaluate" / "evaluate.json") == read_json(undisturbed / "evaluate" / "evaluate.json")
 
 

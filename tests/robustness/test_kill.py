@@ -74,7 +74,7 @@ def test_kills_at_random_moments_of_every_stage(forks, undisturbed, set_argument
     assert killed >= 20, f"only {killed} of {sum(KILLS.values())} runs were still at work when they were killed"
     ended = forks(*command, run=out)
     assert ended.rc == 0, ended.stderr
-    assert all(f"{stage}: going on where it was" in said + ended.stderr for stage in KILLS)
+    assert all(f"{stage}: resuming" in said + ended.stderr for stage in KILLS)
     expected, found = content(undisturbed), content(out)
     for key, value in expected.items():
         assert found[key] == value, key

@@ -11,7 +11,7 @@ from PIL import Image
 from mpa_edge import progress
 from mpa_edge.errors import MpaError
 from mpa_edge.images.cache import PictureCache, groups
-from mpa_edge.stages.disk import disk_guard
+from mpa_edge.runs.isolation import disk_guard
 from mpa_edge.types import Drop
 from mpa_edge.vlm.transformers.interrupts import interrupts_held
 

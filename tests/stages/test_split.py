@@ -47,9 +47,9 @@ def test_a_split_is_the_pictures_of_its_annotation_files(tmp_path: Path) -> None
 def test_what_evaluation_asks_about_is_left_out_of_the_training_split(tmp_path: Path) -> None:
     """ST-VQA's questions are a part of its training file."""
     official.stvqa(tmp_path)
-    from mpa_edge.stages.split import pictures_of
+    from mpa_edge.stages.run import image_paths
 
-    asked, train = (pictures_of("stvqa", str(tmp_path), split) for split in (None, "train"))
+    asked, train = (image_paths("stvqa", str(tmp_path), split) for split in (None, "train"))
     assert asked < train
     found = {str(entry.path.absolute()) for entry in run_of(tmp_path, "stvqa", "train").entries}
     assert found == train - asked
@@ -57,7 +57,7 @@ def test_what_evaluation_asks_about_is_left_out_of_the_training_split(tmp_path: 
 
 def test_nothing_left_is_said(tmp_path: Path) -> None:
     official.textvqa(tmp_path)
-    with pytest.raises(MpaError, match="no picture of textvqa val that evaluation leaves: choose another images.split"):
+    with pytest.raises(MpaError, match=r"no image of textvqa val that evaluation does not use: choose another"):
         run_of(tmp_path, "textvqa", "val").entries  # noqa: B018
     with pytest.raises(MpaError, match="holds no textvqa train split"):
         run_of(tmp_path, "textvqa", "train").entries  # noqa: B018

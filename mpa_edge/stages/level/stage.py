@@ -14,7 +14,7 @@ from mpa_edge.progress import say
 from mpa_edge.runs.files import sha256_json, write_json
 from mpa_edge.runs.manifest import StageClock, finish, is_done
 from mpa_edge.runs.parquet import read_parts
-from mpa_edge.stages.annotate.stage import kind_of
+from mpa_edge.stages.annotate.parsing import kind_of
 from mpa_edge.stages.level.interpolate import soften
 from mpa_edge.stages.level.precision import numbers_used
 from mpa_edge.stages.level.selection import Selection, select

@@ -19,8 +19,8 @@ from mpa_edge.errors import MpaError
 from mpa_edge.families import family_of
 from mpa_edge.progress import Advance, progress, say
 from mpa_edge.runs.files import make_folder, read_json, write_json
+from mpa_edge.runs.isolation import disk_guard
 from mpa_edge.runs.manifest import StageClock
-from mpa_edge.stages.disk import disk_guard
 from mpa_edge.stages.level.curriculum import LOSSES_BEFORE, easy_first, losses_before, row_losses
 from mpa_edge.stages.level.dataset import AnswerCollator, as_rows
 from mpa_edge.stages.level.ddp import agreed, blank, in_step, is_first, meet, place, wait_for

@@ -7,7 +7,8 @@ import pytest
 from mpa_edge.runs.manifest import read_manifest
 from mpa_edge.runs.parquet import count_reasons, read_dropped, read_parts
 from mpa_edge.stages.annotate import stage as annotate
-from mpa_edge.stages.annotate.stage import annotation_request, run_annotate
+from mpa_edge.stages.annotate.parsing import annotation_request
+from mpa_edge.stages.annotate.stage import run_annotate
 from mpa_edge.stages.run import stable_seed
 from mpa_edge.tasks import get_task
 from mpa_edge.types import PseudoAnnotation
@@ -164,7 +165,7 @@ def test_only_missing_shards_are_made_again(shelf, make_run, capsys) -> None:
     run_annotate(make_run())
     assert {red(request) for request in models.loaded[1].asked} == {2, 3}
     assert rows_of(run) == before
-    assert "annotate: going on where it was" in capsys.readouterr().err
+    assert "annotate: resuming" in capsys.readouterr().err
 
 
 def test_other_settings_start_over_and_say_why(shelf, make_run, pictures, capsys) -> None:
@@ -174,10 +175,10 @@ def test_other_settings_start_over_and_say_why(shelf, make_run, pictures, capsys
     assert len(models.loaded) == 1
     run_annotate(make_run(annotate__votes=2))
     assert len(models.loaded) == 2
-    assert "annotate: made again, because of other config\n" in capsys.readouterr().err
+    assert "annotate: starting over, because these changed: config\n" in capsys.readouterr().err
     (pictures / "0.png").unlink()
     run_annotate(make_run(annotate__votes=2))
-    assert "annotate: made again, because of other images\n" in capsys.readouterr().err
+    assert "annotate: starting over, because these changed: images\n" in capsys.readouterr().err
 
 
 def test_limit(shelf, make_run) -> None:
