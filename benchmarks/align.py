@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -28,25 +27,16 @@ from pathlib import Path
 from typing import Any
 
 import click
+from common import machine, mean, write
 
 EVALUATION_SEED = 1_000_003
-
-
-def overrides_of(seed: int) -> tuple[str, ...]:
-    """Fresh images and a fresh training for a seed."""
-    return (f"seed={seed}", f"images.render.seed={1000 + seed}", f"evaluate.seed={EVALUATION_SEED}")
 
 
 def align(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """One run in a process of its own, through the counting below; its report with wall seconds and overhead."""
     started = time.monotonic()
-    program = [
-        sys.executable,
-        __file__,
-        "--inner",
-        str(folder),
-        *(part for one in overrides for part in ("--set", one)),
-    ]
+    changes = [part for one in overrides for part in ("--set", one)]
+    program = [sys.executable, __file__, "--inner", str(folder), *changes]
     done = subprocess.run(program, stdout=subprocess.PIPE, check=True)
     wall_s = time.monotonic() - started
     result: dict[str, Any] = json.loads(done.stdout)
@@ -131,16 +121,10 @@ def plain_style(references: dict[str, str], n: int) -> dict[str, Any]:
     return {"n": n, **scores, "kinds": accuracy_by_kind(made)}
 
 
-def machine() -> dict[str, Any]:
-    """What it ran on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
-    return {"cores": len(os.sched_getaffinity(0)), "cpu": model}
-
-
 def benchmark(folder: Path, seed: int, extra: Sequence[str]) -> dict[str, Any]:
-    """One seed: the run, the plain style, the kinds."""
-    run = align(folder, (*overrides_of(seed), *extra))
+    """One seed: the run with fresh images and a fresh training, the plain style, the question kinds."""
+    fresh = (f"seed={seed}", f"images.render.seed={1000 + seed}", f"evaluate.seed={EVALUATION_SEED}")
+    run = align(folder, (*fresh, *extra))
     details = json.loads((folder / "evaluate" / "evaluate.json").read_text())
     plain = plain_style({"base": "nursery:student", "aligned": str(folder / "merged")}, 1000)
     click.echo(f"seed {seed}: gain {run['gain']:+.3f}, p {run['p_mcnemar']:.1e}, {run['wall_s']} s", err=True)
@@ -164,14 +148,13 @@ def main(seeds: str, keep: Path | None, out: Path | None, extra: tuple[str, ...]
     result = {
         "command": "python benchmarks/align.py " + " ".join(sys.argv[1:]),
         "machine": machine(),
-        "mean_gain": sum(run["gain"] for run in runs) / len(runs),
+        "mean_gain": mean([run["gain"] for run in runs]),
         "runs": runs,
     }
-    text = json.dumps(result, indent=1) + "\n"
     if out:
-        out.write_text(text)
+        write(out, result)
     else:
-        click.echo(text)
+        click.echo(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

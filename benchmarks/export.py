@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from align import machine
+from common import machine, remember
 
 SHAPE_SCHEMES = ("onnx-fp32", "onnx-int8", "onnx-q4", "gguf-f16", "gguf-q8_0", "gguf-q4_0")
 
@@ -42,12 +42,6 @@ def export(source: str, *arguments: str) -> dict[str, Any]:
 def children_peak_bytes() -> int:
     """Largest resident set among all processes that ended so far, grandchildren included."""
     return 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-
-
-def remember(out: Path, key: str, value: dict[str, Any]) -> None:
-    """Put one result beside the others in the file."""
-    known = json.loads(out.read_text()) if out.is_file() else {}
-    out.write_text(json.dumps(known | {key: value}, indent=1) + "\n")
 
 
 @click.group()

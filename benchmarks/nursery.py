@@ -10,13 +10,13 @@ model cards beside the weights and the marked table in docs/nursery.md.
 from __future__ import annotations
 
 import json
-import re
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import click
+from common import DOCS, Document, marked, table, write
 
 from mpa_edge.config.recipe import AnnotateConfig
 from mpa_edge.evaluation.answer_log import AnswerLog, answer_all
@@ -31,12 +31,10 @@ from mpa_edge.tasks.parse import parse_annotation
 from mpa_edge.types import VLM, Drop
 from mpa_edge.vlm import WEIGHTS, load
 
-ROOT = Path(__file__).parents[1]
 SEED = 424_242
-MARKED = re.compile(r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", re.S)
 
 
-def answers(vlm: VLM, style: Any, n: int) -> dict[str, Any]:
+def answers(vlm: VLM, style: Any, n: int) -> Document:
     """Strict accuracy on n fresh questions, in all and by kind."""
     with tempfile.TemporaryDirectory() as folder:
         render(Path(folder), n, SEED, style, answers_per_image=1)
@@ -62,7 +60,7 @@ def annotations(vlm: VLM, n: int, samples_per_image: int) -> dict[str, float]:
     return {"n": len(asked), "parsed": len(good) / len(asked), "true": true / max(1, len(good))}
 
 
-def card(name: str, result: dict[str, Any], command: str) -> str:
+def card(name: str, result: Document, command: str) -> str:
     """Model card of one of the pair."""
     target, plain = result[name]["target"], result[name]["plain"]
     lines = [
@@ -98,18 +96,18 @@ def training_line(name: str) -> str:
     return f"{plan.steps:,} steps of {plan.batch_size} pictures, {share}{later}; up to {questions} questions a picture."
 
 
-def kinds_table(result: dict[str, Any]) -> str:
+def kinds_table(result: Document) -> str:
     """Accuracy by question kind, both models, both styles."""
-    heading = ("Question kind", "Teacher, target", "Teacher, plain", "Student, target", "Student, plain")
-    lines = ["| " + " | ".join(heading) + " |", "| --- | ---: | ---: | ---: | ---: |"]
-    columns = [result[name][style] for name in ("teacher", "student") for style in ("target", "plain")]
-    lines.append("| **all** | " + " | ".join(f"**{100 * column['accuracy']:.1f} %**" for column in columns) + " |")
-    for kind in sorted(columns[0]["kinds"]):
-        cells = [
-            f"{100 * column['kinds'][kind]['accuracy']:.0f} %" if kind in column["kinds"] else "" for column in columns
-        ]
-        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+
+    def column(name: str, style: str) -> Any:
+        one = result[name][style]
+        rows = {kind: f"{100 * row['accuracy']:.0f} %" for kind, row in one["kinds"].items()}
+        rows["**all**"] = f"**{100 * one['accuracy']:.1f} %**"
+        return lambda kind: rows.get(kind, "")
+
+    pairs = [(name, style) for name in ("teacher", "student") for style in ("target", "plain")]
+    columns = {f"{name.title()}, {style}": column(name, style) for name, style in pairs}
+    return table({"Question kind": str, **columns}, ["**all**", *sorted(result["teacher"]["target"]["kinds"])])
 
 
 @click.command()
@@ -118,26 +116,24 @@ def kinds_table(result: dict[str, Any]) -> str:
 def main(n: int, out: Path | None) -> None:
     """Score the built-in pair."""
     command = "python benchmarks/nursery.py " + " ".join(sys.argv[1:])
-    result: dict[str, Any] = {"command": command.strip()}
+    result: Document = {"command": command.strip()}
     for name in ("teacher", "student"):
         vlm: Any = load(f"nursery:{name}", name=name, batch_size=128)
         parameters = sum(p.numel() for p in vlm.model.parameters())
-        one: dict[str, Any] = {"parameters": parameters, "training": training_line(name)}
+        one: Document = {"parameters": parameters, "training": training_line(name)}
         one |= {"target": answers(vlm, "target", n), "plain": answers(vlm, "plain", n)}
         if name == "teacher":
             one |= {"annotations": annotations(vlm, 300, 5), "annotations_with_sampled": annotations(vlm, 100, 10)}
         vlm.close()
         result[name] = one
-    text = json.dumps(result, indent=1) + "\n"
     if not out:
-        click.echo(text)
+        click.echo(json.dumps(result, indent=1))
         return
-    out.write_text(text)
+    write(out, result)
     for name in ("teacher", "student"):
         (WEIGHTS / name / "README.md").write_text(card(name, result, command))
-    page = ROOT / "docs" / "nursery.md"
-    block = kinds_table(result) + f"\nMeasured by `{command}`.\n"
-    page.write_text(MARKED.sub(lambda match: match[1] + block + match[2], page.read_text()))
+    page = DOCS / "nursery.md"
+    page.write_text(marked(page.read_text(), "results", f"{kinds_table(result)}\nMeasured by `{command}`.\n"))
 
 
 if __name__ == "__main__":

@@ -11,12 +11,14 @@ the processor's time is compared.
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import click
+from common import command, write
 from PIL import Image
 
 from mpa_edge.config.library import load_recipe
@@ -84,8 +86,7 @@ def main(images: int, questions: int, epochs: float, threads: int, out: Path | N
         run = Run(Path(folder) / "run", recipe)
         took = measured(run)
         document = {
-            "command": f"python benchmarks/plan.py --images {images} --questions {questions} --epochs {epochs:g} "
-            f"--threads {threads}",
+            "command": command("plan.py", sys.argv[1:], without=("--out",)),
             "set": [f"{key}={value}" for key, value in values.items()],
             "machine": {
                 "cpu": cpu_name(),
@@ -100,7 +101,7 @@ def main(images: int, questions: int, epochs: float, threads: int, out: Path | N
         }
     click.echo(json.dumps(document, indent=1))
     if out:
-        out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write(out, document)
 
 
 if __name__ == "__main__":

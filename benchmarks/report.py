@@ -1,128 +1,136 @@
-"""Write what was measured (docs/{results,ablation,export,runtime,bench}.json) to docs/results.md and the README tables.
+"""Write what was measured (docs/*.json) to docs/results.md and to the tables of README.md and docs/scale.md.
 
 python benchmarks/report.py
 """
 
 from __future__ import annotations
 
-import json
-import re
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-from ablation import points_over
-from bench_report import bench_parts
-from export_report import export_parts, readme_export, runtime_parts
-from tables import mean, percent, points, table
+from ablation import ARMS, over_reference
+from common import DOCS, ROOT, Document, marked, mean, percent, points, read, table
 
-ROOT = Path(__file__).parents[1]
+MODELS = ("teacher", "base", "aligned")
+MB = 1e6
+# the ablation's options that are no longer there: the commit at which they were measured
+REMOVED_AT = "0646151"
+README_SCHEMES = ("onnx-fp16", "onnx-int8", "onnx-q4", "gguf-q8_0", "gguf-q4_0", "hybrid-int8-q4_0")
 
 
-def seeds_table(runs: Sequence[dict[str, Any]]) -> str:
+# --- alignment --------------------------------------------------------------------------------------------------------
+
+
+def seeds_table(runs: Sequence[Document]) -> str:
     """One row a seed, and the mean."""
-    heading = [
-        "Seed",
-        "Teacher",
-        "Student before",
-        "Student after",
-        "Gain (points)",
-        "95 % interval",
-        "p (McNemar)",
-        "Plain style, before",
-        "after",
-    ]
-    rows = [
-        [
-            str(run["seed"]),
-            *(percent(run["accuracy"][m]) for m in ("teacher", "base", "aligned")),
-            points(run["gain"]),
-            " to ".join(points(x) for x in run["gain_ci95"]),
-            f"{run['p_mcnemar']:.1e}",
-            percent(run["plain"]["base"]),
-            percent(run["plain"]["aligned"]),
-        ]
-        for run in runs
-    ]
-    averages = [mean([run["accuracy"][m] for run in runs]) for m in ("teacher", "base", "aligned")]
-    plain = [mean([run["plain"][m] for run in runs]) for m in ("base", "aligned")]
-    gain = mean([run["gain"] for run in runs])
-    rows.append(["mean", *map(percent, averages), points(gain), "", "", *map(percent, plain)])
-    return table(heading, rows)
+    average = {
+        "seed": "mean",
+        "accuracy": {model: mean([run["accuracy"][model] for run in runs]) for model in MODELS},
+        "plain": {model: mean([run["plain"][model] for run in runs]) for model in ("base", "aligned")},
+        "gain": mean([run["gain"] for run in runs]),
+    }
+    columns = {
+        "Seed": lambda run: str(run["seed"]),
+        "Teacher": lambda run: percent(run["accuracy"]["teacher"]),
+        "Student before": lambda run: percent(run["accuracy"]["base"]),
+        "Student after": lambda run: percent(run["accuracy"]["aligned"]),
+        "Gain (points)": lambda run: points(run["gain"]),
+        "95 % interval": lambda run: " to ".join(points(end) for end in run.get("gain_ci95", ())),
+        "p (McNemar)": lambda run: f"{run['p_mcnemar']:.1e}" if "p_mcnemar" in run else "",
+        "Plain style, before": lambda run: percent(run["plain"]["base"]),
+        "after": lambda run: percent(run["plain"]["aligned"]),
+    }
+    return table(columns, [*runs, average])
 
 
-def kinds_table(runs: Sequence[dict[str, Any]]) -> str:
-    """Accuracy by question kind, all seeds together: target style, and plain style before and after."""
-    heading = ["Question kind", "n", "Teacher", "Before", "After", "Plain before", "Plain after"]
-    rows = []
-    for kind in sorted(runs[0]["kinds"]):
-        cells = [run["kinds"][kind] for run in runs if kind in run["kinds"]]
-        plain = [run["plain"]["kinds"][kind] for run in runs if kind in run["plain"]["kinds"]]
-        rows.append(
-            [
-                kind,
-                f"{cells[0]['n']:.0f}",
-                *(percent(mean([c[m] for c in cells])) for m in ("teacher", "base", "aligned")),
-                *(percent(mean([c[m] for c in plain])) for m in ("base", "aligned")),
-            ]
-        )
-    return table(heading, rows)
+def kinds_table(runs: Sequence[Document]) -> str:
+    """Accuracy by question kind, mean of the seeds: target style, and plain style before and after."""
+
+    def share(kinds: Any, model: str) -> Any:
+        return lambda kind: percent(mean([kinds(run)[kind][model] for run in runs if kind in kinds(run)]))
+
+    def target(run: Document) -> Document:
+        return run["kinds"]
+
+    def plain(run: Document) -> Document:
+        return run["plain"]["kinds"]
+
+    columns = {
+        "Question kind": str,
+        "n": lambda kind: f"{next(run['kinds'][kind]['n'] for run in runs if kind in run['kinds']):.0f}",
+        "Teacher": share(target, "teacher"),
+        "Before": share(target, "base"),
+        "After": share(target, "aligned"),
+        "Plain before": share(plain, "base"),
+        "Plain after": share(plain, "aligned"),
+    }
+    return table(columns, sorted(runs[0]["kinds"]))
 
 
-def cost_table(runs: Sequence[dict[str, Any]]) -> str:
+def cost_table(runs: Sequence[Document]) -> str:
     """Where the time and the memory go."""
-    stages = list(runs[0]["seconds"])
-    seconds = [f"{stage} s" for stage in stages]
-    heading = ["Seed", "Annotated", "Verified", "Gap", *seconds, "Whole process s", "Overhead", "Peak memory GB"]
-    rows = [
-        [
-            str(run["seed"]),
-            str(run["annotated"]),
-            str(run["verified"]),
-            str(run["gap"]),
-            *(f"{run['seconds'][stage]:.0f}" for stage in stages),
-            f"{run['wall_s']:.0f}",
-            percent(run["overhead"]),
-            f"{run['peak_rss_bytes'] / 1e9:.2f}",
-        ]
-        for run in runs
-    ]
-    return table(heading, rows)
+    columns = {
+        "Seed": lambda run: str(run["seed"]),
+        "Annotated": lambda run: str(run["annotated"]),
+        "Verified": lambda run: str(run["verified"]),
+        "Gap": lambda run: str(run["gap"]),
+        **{f"{stage} s": lambda run, stage=stage: f"{run['seconds'][stage]:.0f}" for stage in runs[0]["seconds"]},
+        "Whole process s": lambda run: f"{run['wall_s']:.0f}",
+        "Overhead": lambda run: percent(run["overhead"]),
+        "Peak memory GB": lambda run: f"{run['peak_rss_bytes'] / 1e9:.2f}",
+    }
+    return table(columns, runs)
 
 
-def ablation_table(result: dict[str, Any]) -> str:
-    """One row an arm: means of the seeds, and on each seed the difference to the recipe as it stands."""
-    heading = [
-        "Arm",
-        "Changed",
-        "Seeds",
-        "Samples",
-        "After",
-        "Gain (points)",
-        "Over the first line (points)",
-        "Exported, over the first line",
-        "Plain style (points)",
-    ]
-    reference = result["arms"].get(result["reference"], {"seeds": {}})
-    return table(heading, [ablation_row(arm, row, reference) for arm, row in result["arms"].items() if row["seeds"]])
-
-
-def ablation_row(arm: str, row: dict[str, Any], reference: dict[str, Any]) -> list[str]:
-    """One arm; the difference is the mean of the seeds with the least and the largest one."""
-    seeds = list(row["seeds"].values())
-    averages = {key: mean([one[key] for one in seeds]) for key in ("samples", "aligned", "gain", "plain")}
-    over = [spread(points_over(row, reference, key)) for key in ("aligned", "exported_aligned")]
+def align_parts(result: Document) -> list[str]:
+    """What aligning gains, and what it costs."""
+    runs = result["runs"]
     return [
-        arm,
-        " ".join(f"`{change}`" for change in row["set"]),
-        str(len(seeds)),
-        f"{averages['samples']:.0f}",
-        percent(averages["aligned"]),
-        points(averages["gain"]),
-        *over,
-        points(averages["plain"]),
+        "## Gain on 1,000 unseen questions\n",
+        (
+            "The unlabelled images and the questions are in the target style. The plain style is what the student "
+            "mastered before: those two columns show whether it forgot.\n"
+        ),
+        seeds_table(runs),
+        "## By question kind, mean of the seeds\n",
+        kinds_table(runs),
+        "## Cost\n",
+        (
+            "Overhead is the share of the whole process outside `generate`, the vision tower and the optimiser: "
+            "parquet, hashing, images, progress, and loading Python, torch and the models.\n"
+        ),
+        cost_table(runs),
     ]
+
+
+# --- ablation ---------------------------------------------------------------------------------------------------------
+
+
+def ablation_table(result: Document, names: Sequence[str], exported: bool = False) -> str:
+    """One row an arm: means of the seeds, and on each seed the difference to the recipe as it stands."""
+    arms = result["arms"]
+
+    def average(key: str) -> Any:
+        return lambda name: mean([one[key] for one in arms[name]["seeds"].values()])
+
+    def over(key: str) -> Any:
+        return lambda name: spread(over_reference(arms[name], arms[result["reference"]], key))
+
+    columns = {
+        "Arm": str,
+        "Changed": lambda name: " ".join(f"`{change}`" for change in arms[name]["set"]),
+        "Seeds": lambda name: str(len(arms[name]["seeds"])),
+        "Samples": lambda name: f"{average('samples')(name):.0f}",
+        "After": lambda name: percent(average("aligned")(name)),
+        "Gain (points)": lambda name: points(average("gain")(name)),
+        "Over the first line (points)": over("aligned"),
+        **({"Exported, over the first line": over("exported_aligned")} if exported else {}),
+        "Plain style (points)": lambda name: points(average("plain")(name)),
+    }
+    return table(columns, names)
 
 
 def spread(differences: Sequence[float]) -> str:
@@ -133,76 +141,290 @@ def spread(differences: Sequence[float]) -> str:
     return points(mean(differences)) + ends
 
 
-def readme_block(result: dict[str, Any]) -> str:
-    """The one table of the README."""
-    runs = result["runs"]
-    accuracy = {m: percent(mean([run["accuracy"][m] for run in runs])) for m in ("teacher", "base", "aligned")}
-    n, wall_s = runs[0]["accuracy"]["n"], mean([run["wall_s"] for run in runs])
-    heading = ["Built-in models, target style", "Teacher (5.8 M)", "Student (2.8 M) before", "after", "Gain (points)"]
-    row = [f"{n:,} unseen questions, mean of {len(runs)} seeds", *accuracy.values(), points(result["mean_gain"])]
+def ablation_parts(result: Document) -> list[str]:
+    """What each option is worth, and what those were worth that have been removed."""
+    removed = [name for name in result["arms"] if name not in ARMS]
+    parts = [
+        "## What to train on\n",
+        (
+            f"`{result['command']}`: each option alone, {result['steps']} training steps in bf16 and the same "
+            "questions on every line; the column Seeds says how often. A difference that changes its sign from seed "
+            "to seed is none.\n"
+        ),
+        ablation_table(result, [name for name in result["arms"] if name in ARMS]),
+    ]
+    if removed:
+        parts += [
+            "### Options that have been removed\n",
+            (
+                f"Measured at commit {REMOVED_AT} with options that have since been removed, because none of them "
+                "helped. The first line is that of the table above.\n"
+            ),
+            ablation_table(result, removed, exported=True),
+        ]
+    return parts
+
+
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+def size_mb(export: Document) -> float:
+    """All weights of one export."""
+    return sum(file["bytes"] for file in export["files"].values()) / MB
+
+
+def accuracy_table(result: Document) -> str:
+    """One row a scheme: what is left of the gain."""
+    columns = {
+        "Scheme": lambda one: one["scheme"] + (" (negative control)" if one["control"] else ""),
+        "Components": lambda one: ", ".join(f"{name} {precision}" for name, precision in one["components"].items()),
+        "MB": lambda one: f"{size_mb(one):.2f}",
+        "Accuracy": lambda one: percent(one["accuracy"]["artifact"]),
+        "against aligned (points)": lambda one: points(one["accuracy"]["artifact"] - one["accuracy"]["aligned"]),
+        "Gain kept": lambda one: percent(one["retained_gain"]),
+        "The gain": lambda one: one["verdict"],
+    }
+    return table(columns, result["exports"])
+
+
+def shape_table(result: Document) -> str:
+    """MB of each component of each scheme."""
+    components = dict.fromkeys(name for export in result["exports"] for name in export["files"])
+
+    def component(name: str) -> Any:
+        return lambda one: f"{one['files'][name]['bytes'] / MB:,.0f}" if name in one["files"] else ""
+
+    columns = {
+        "Scheme": lambda one: one["scheme"],
+        **{f"{name}, MB": component(name) for name in components},
+        "All, MB": lambda one: f"{size_mb(one):,.0f}",
+        "of fp32": lambda one: percent(size_mb(one) * MB / result["fp32_bytes"]),
+        "Seconds": lambda one: f"{one['seconds']:.0f}",
+    }
+    return table(columns, result["exports"])
+
+
+def export_parts(result: Document) -> list[str]:
+    """What an export keeps of the gain, and how large it is."""
+    parts = []
+    if accuracy := result.get("accuracy"):
+        first = accuracy["exports"][0]["accuracy"]
+        parts += [
+            "## What an export keeps of the gain\n",
+            (
+                f"`{accuracy['command']}`: {first['n']:,} unseen questions, base {percent(first['base'])}, aligned "
+                f"{percent(first['aligned'])} in full precision. *holds*: more than half of the gain is left, with 95 "
+                "% confidence; *lost*: less than half.\n"
+            ),
+            accuracy_table(accuracy),
+        ]
+    for name in ("smolvlm-256m", "smolvlm-500m"):
+        if shape := result.get(name):
+            busy = " that had other work as well" if shape.get("busy") else ""
+            parts += [
+                f"## Sizes of real configurations: {name}\n",
+                (
+                    f"`{shape['command']}`: random weights: answers mean nothing, sizes and seconds do. All six "
+                    f"schemes, verification included, in {shape['wall_s']:.0f} s on {shape['machine']['cores']} "
+                    f"cores{busy}; largest process {shape['peak_bytes'] / 1e9:.2f} GB, {shape['peak_over_fp32']:.2f} "
+                    "times the fp32 weights.\n"
+                ),
+                shape_table(shape),
+            ]
+    return parts
+
+
+# --- benchmark --------------------------------------------------------------------------------------------------------
+
+
+def where(part: Document) -> str:
+    """Command, machine, versions and date, and what else ran there."""
+    versions = ", ".join(f"{name} {version}" for name, version in part["versions"].items())
+    busy = part["load_before"] > 0.5 or part["stolen_share"] > 0.01
     return (
-        table(heading, [row])
+        f"`{part['command']}`: {part['threads']} thread, {part['machine']['cores']} cores ({part['machine']['cpu']}), "
+        f"{versions}; {part['date']}; load before {part['load_before']:.1f}, "
+        f"{percent(part['stolen_share'])} of the time taken by other guests of the host.\n"
+        + ("\n**The machine had other work at the time.**\n" if busy else "")
+    )
+
+
+def verdict(met: bool, bound: str) -> str:
+    """A bound and whether it is met."""
+    return f"{'met' if met else 'missed'} ({bound})"
+
+
+def memory_part(part: Document) -> list[str]:
+    """Peak memory against /usr/bin/time."""
+    columns = {
+        "Export": lambda row: row[0],
+        "Jobs": lambda row: str(len(row[1]["jobs"])),
+        "Job says, MB": lambda row: f"{row[1]['jobs'][0]['job_bytes'] / MB:.1f}",
+        "time -v, MB": lambda row: f"{row[1]['jobs'][0]['time_bytes'] / MB:.1f}",
+        "Largest difference": lambda row: percent(row[1]["largest_difference"]),
+        "Within": lambda row: verdict(row[1]["largest_difference"] <= 0.03, "3 %"),
+    }
+    return [
+        "### Peak memory\n",
+        where(part),
+        "First job of each; the difference is the largest of all jobs.\n",
+        table(columns, part["exports"].items()),
+    ]
+
+
+def repeat_part(part: Document) -> list[str]:
+    """The same job ten times."""
+    n, least = part["rounds"], 0.9 * part["rounds"]
+    rows = [(name, metric, one) for name, found in part["exports"].items() for metric, one in found.items()]
+    columns = {
+        "Export, figure": lambda row: f"{row[0]}, {'TTFT' if row[1] == 'ttft_s' else 'TPOT'}",
+        "Median, ms": lambda row: f"{row[2]['median'] * 1000:.3f}",
+        "Jobs off the median": lambda row: (
+            " to ".join(f"{100 * (end - 1):+.1f}" for end in (min(row[2]["over_median"]), max(row[2]["over_median"])))
+            + " %"
+        ),
+        "Within 5 %": lambda row: f"{row[2]['within_5_percent']} of {n}",
+        "Bound": lambda row: verdict(row[2]["within_5_percent"] >= least, f"{least:.0f} of {n}"),
+    }
+    return ["### The same benchmark again\n", where(part), f"{n} jobs through bench.sh.\n", table(columns, rows)]
+
+
+def shapes_part(part: Document) -> list[str]:
+    """Every scheme on the sizes of a real model."""
+    columns = {
+        "Scheme": lambda row: row[0],
+        "Load cold, s": lambda row: f"{row[1]['load_s']:.2f}",
+        "Vision, s a tile": lambda row: f"{row[1]['vision_encode_s'] / part['tiles']:.2f}",
+        "TTFT, s": lambda row: f"{row[1]['ttft_s']:.2f}",
+        "Decode, tok/s": lambda row: f"{row[1]['tokens_per_s']:.0f}",
+        "Peak memory, MB": lambda row: f"{row[1]['peak_bytes'] / MB:,.0f}",
+        "Size, MB": lambda row: f"{row[1]['size_bytes'] / MB:,.0f}",
+    }
+    return [
+        "### SmolVLM-256M's sizes, every scheme\n",
+        where(part),
+        (
+            f"Random weights: answers mean nothing. One image of {part['tiles']} tiles (the overview counted), "
+            f"{part['tokens']} tokens, medians of {part['rounds']} answers after a warm-up, through bundle, bench.sh "
+            "and worker. onnx-qdq is missing, as it is calibrated on a run's own images.\n"
+        ),
+        table(columns, part["schemes"].items()),
+    ]
+
+
+def bench_parts(result: Document) -> list[str]:
+    """How true the benchmark's figures are, and those of a real model's sizes."""
+    makers = {"memory": memory_part, "repeat": repeat_part, "shapes": shapes_part}
+    found = [part for key, make in makers.items() if key in result for part in make(result[key])]
+    return ["## Benchmark\n", *found] if found else []
+
+
+# --- scale ------------------------------------------------------------------------------------------------------------
+
+
+def runs_block(runs: Sequence[Document]) -> str:
+    """One row a run, and whether time grows as the number of images does."""
+    columns = {
+        "Engine": lambda run: f"ray, {run['size']['actors']} actors" if run["size"]["engine"] == "ray" else "local",
+        "Images": lambda run: f"{run['images']:,}",
+        "Rows": lambda run: f"{run['rows']:,}",
+        "Different ids": lambda run: f"{run['unique_ids']:,}",
+        "Rows a second": lambda run: f"{run['rows_per_s']:,.0f}",
+        "Driver, MB": lambda run: f"{run['driver_peak_rss_bytes'] / MB:,.0f}",
+        "Resumed after, s": lambda run: f"{run['resume_s']:.1f}",
+        "Rows redone": lambda run: f"{run['rows_redone']:,}",
+    }
+    said = []
+    for few, many in itertools.pairwise(runs):
+        if few["size"]["engine"] == many["size"]["engine"]:
+            more_s = sum(many[part]["wall_s"] - few[part]["wall_s"] for part in ("first", "second"))
+            each_ms = 1000 * more_s / (many["images"] - few["images"])
+            said.append(f"{few['size']['engine']}, {few['images']:,} to {many['images']:,}: {each_ms:.2f} ms")
+    commands = "\n".join(f"- `{run['command']}`" for run in runs)
+    where = f"{runs[0]['machine']['cores']} cores, {runs[0]['machine']['cpu']}"
+    growth = f"Time for each further image: {'; '.join(said)}."
+    return f"{table(columns, runs)}\n{growth}\n\nCommands ({where}):\n\n{commands}\n"
+
+
+def compare_block(compare: Document) -> str:
+    """The Ray engine against the local one, one worker each."""
+    columns = {
+        "Engine, one worker": str,
+        "First to last batch of both stages, s": lambda engine: f"{compare[f'{engine}_work_s']:.1f}",
+    }
+    return (
+        table(columns, ["local", "ray"])
+        + f"\nOverhead {percent(compare['overhead'])} on {compare['images']:,} images, best of {compare['rounds']} in "
+        f"turns; Ray's own start took {compare['ray_start_s']:.1f} s more. `{compare['command']}`\n"
+    )
+
+
+# --- the documents ----------------------------------------------------------------------------------------------------
+
+
+def results_page() -> str:
+    """docs/results.md."""
+    result, ablation, export, bench = (
+        read(DOCS / f"{name}.json") for name in ("results", "ablation", "export", "bench")
+    )
+    head = (
+        f"# Results\n\nMade by `{result['command']}` and `python benchmarks/report.py` on "
+        f"{result['machine']['cores']} cores ({result['machine']['cpu']}). Nothing on this page is typed by hand.\n"
+    )
+    ablated = ablation_parts(ablation) if ablation else []
+    return "\n".join([head, *align_parts(result), *ablated, *export_parts(export), *bench_parts(bench)])
+
+
+def readme_results(result: Document) -> str:
+    """The README's table of what aligning gains."""
+    runs = result["runs"]
+    n, wall_s = runs[0]["accuracy"]["n"], mean([run["wall_s"] for run in runs])
+    columns = {
+        "Built-in models, target style": lambda _: f"{n:,} unseen questions, mean of {len(runs)} seeds",
+        "Teacher (5.8 M)": lambda one: percent(one["teacher"]),
+        "Student (2.8 M) before": lambda one: percent(one["base"]),
+        "after": lambda one: percent(one["aligned"]),
+        "Gain (points)": lambda _: points(result["mean_gain"]),
+    }
+    return (
+        table(columns, [{model: mean([run["accuracy"][model] for run in runs]) for model in MODELS}])
         + f"\n`{result['command']}` — {wall_s:.0f} s a run on {result['machine']['cores']} CPU cores; "
         + "every figure: [docs/results.md](docs/results.md)\n"
     )
 
 
-def marked(text: str, name: str, block: str) -> str:
-    """The text with what stands between two markers replaced."""
-    between = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.S)
-    return between.sub(lambda match: match[1] + block + match[2], text)
-
-
-def document(result: dict[str, Any], ablation: dict[str, Any], export: dict[str, Any], runtime: dict[str, Any]) -> str:
-    """docs/results.md."""
-    parts = [
-        "# Results\n",
-        (
-            f"Made by `{result['command']}` and `python benchmarks/report.py` on {result['machine']['cores']} "
-            f"cores ({result['machine']['cpu']}). Nothing on this page is typed by hand.\n"
-        ),
-        "## Gain on 1,000 unseen questions\n",
-        (
-            "The unlabelled images and the questions are in the target style. The plain style is what the student "
-            "mastered before: those two columns show whether it forgot.\n"
-        ),
-        seeds_table(result["runs"]),
-        "## By question kind, mean of the seeds\n",
-        kinds_table(result["runs"]),
-        "## Cost\n",
-        (
-            "Overhead is the share of the whole process outside `generate`, the vision tower and the optimiser: "
-            "parquet, hashing, images, progress, and loading Python, torch and the models.\n"
-        ),
-        cost_table(result["runs"]),
-    ]
-    if ablation:
-        parts += [
-            "## What to train on\n",
-            (
-                f"`{ablation['command']}`: each option alone, {ablation['steps']} training steps in bf16 and the same "
-                f"questions on every line; the column Seeds says how often. A difference that changes its sign "
-                f"from seed to seed is none.\n"
-            ),
-            ablation_table(ablation),
-        ]
-    return "\n".join(parts + export_parts(export) + runtime_parts(runtime))
+def readme_export(accuracy: Document) -> str:
+    """The README's table of exports."""
+    first, by_scheme = accuracy["exports"][0]["accuracy"], {one["scheme"]: one for one in accuracy["exports"]}
+    columns = {
+        "Built-in student exported as": lambda one: one["scheme"],
+        "MB": lambda one: f"{size_mb(one):.1f}",
+        "Accuracy": lambda one: percent(one["accuracy"]["artifact"]),
+        "Gain kept": lambda one: percent(one["retained_gain"] or 0.0),
+    }
+    return (
+        table(columns, [by_scheme[name] for name in README_SCHEMES])
+        + f"\n`{accuracy['command']}` — before {percent(first['base'])}, aligned in full precision "
+        + f"{percent(first['aligned'])}; every scheme: [docs/results.md](docs/results.md)\n"
+    )
 
 
 @click.command()
 def main() -> None:
-    """Rewrite docs/results.md and the marked tables of README.md."""
-    result, ablation, export, runtime = (_read(name) for name in ("results", "ablation", "export", "runtime"))
-    parts = [document(result, ablation, export, runtime), *bench_parts(_read("bench"))]
-    (ROOT / "docs" / "results.md").write_text("\n".join(parts))
-    readme = ROOT / "README.md"
-    text = marked(readme.read_text(), "results", readme_block(result))
-    readme.write_text(marked(text, "export", readme_export(export)) if "accuracy" in export else text)
+    """Rewrite docs/results.md and the marked tables of README.md and docs/scale.md."""
+    (DOCS / "results.md").write_text(results_page())
+    results, export, scale = (read(DOCS / f"{name}.json") for name in ("results", "export", "scale"))
+    blocks = {"results": readme_results(results), "export": readme_export(export["accuracy"])}
+    rewrite(ROOT / "README.md", blocks)
+    rewrite(DOCS / "scale.md", {"runs": runs_block(scale["runs"]), "compare": compare_block(scale["compare"])})
 
 
-def _read(name: str) -> dict[str, Any]:
-    path = ROOT / "docs" / f"{name}.json"
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+def rewrite(path: Path, blocks: dict[str, str]) -> None:
+    """Put each block between its two markers."""
+    text = path.read_text()
+    for name, block in blocks.items():
+        text = marked(text, name, block)
+    path.write_text(text)
 
 
 if __name__ == "__main__":

@@ -1,53 +1,59 @@
-"""The ablation has a line for each option, and each of its lines is a recipe."""
+"""The ablation has a line for each option, and each of its lines is a recipe or is marked as removed."""
 
 from __future__ import annotations
 
-import importlib.util
+import json
 import sys
-from types import ModuleType
 
 import pytest
 
 from mpa_edge.config.library import load_recipe
 from tests.docs.markdown import ROOT
 
+PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+MEASURED = json.loads((ROOT / "docs" / "ablation.json").read_text(encoding="utf-8"))["arms"]
+
 
 @pytest.fixture(scope="module")
-def ablation() -> ModuleType:
+def ablation():
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    spec = importlib.util.spec_from_file_location("ablation", ROOT / "benchmarks" / "ablation.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["ablation"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(ROOT / "benchmarks"))
-    del sys.modules["ablation"]
+    import ablation
+
+    return ablation
 
 
 def test_every_arm_is_a_recipe_of_its_own(ablation) -> None:
-    made = [load_recipe("minicharts", arm.changes) for arm in ablation.ARMS]
+    made = [load_recipe("minicharts", changes) for changes in ablation.ARMS.values()]
     assert len({recipe.model_dump_json() for recipe in made}) == len(ablation.ARMS)
     # the first line is the recipe as it stands: all others are compared with it
-    assert ablation.ARMS[0].name == ablation.REFERENCE
+    assert next(iter(ablation.ARMS)) == ablation.REFERENCE
     assert made[0] == load_recipe("minicharts")
 
 
-def test_every_option_of_the_lessons_has_an_arm(ablation) -> None:
-    options = {"annotate.votes", "annotate.samples_per_image", "level.replay", "level.strength"}
-    assert options <= {change.partition("=")[0] for arm in ablation.ARMS for change in arm.changes}
+def test_what_made_the_recipe_has_an_arm(ablation) -> None:
+    options = {"annotate.votes", "annotate.samples_per_image", "level.replay", "level.strength", "level.subset"}
+    assert options <= {change.partition("=")[0] for changes in ablation.ARMS.values() for change in changes}
+
+
+def test_every_measured_arm_is_on_the_page_and_a_removed_option_is_marked(ablation) -> None:
+    today, _, removed = PAGE.partition("### Options that have been removed")
+    for name, arm in MEASURED.items():
+        row = f"| {name} | {' '.join(f'`{change}`' for change in arm['set'])} |"
+        assert row in (today if name in ablation.ARMS else removed.partition("\n## ")[0])
+    assert set(ablation.ARMS) <= set(MEASURED)
+    assert "Measured at commit 0646151 with options that have since been removed" in removed
 
 
 def test_what_was_measured_with_other_keys_is_measured_again(ablation) -> None:
-    arm = ablation.ARMS[1]
-    known = {"arms": {arm.name: {"set": list(arm.changes), "seeds": {"0": {"aligned": 0.5}}}}}
-    assert ablation.seeds_of(known, arm) == {"0": {"aligned": 0.5}}
-    known["arms"][arm.name]["set"] = ["level.replay=0.1"]
-    assert ablation.seeds_of(known, arm) == {}
+    name = "parity subset"
+    known = {"arms": {name: {"set": list(ablation.ARMS[name]), "seeds": {"0": {"aligned": 0.5}}}}}
+    assert ablation.seeds_of(known, name) == {"0": {"aligned": 0.5}}
+    known["arms"][name]["set"] = ["level.replay=0.1"]
+    assert ablation.seeds_of(known, name) == ablation.seeds_of({}, name) == {}
 
 
 def test_differences_are_taken_on_the_same_seeds(ablation) -> None:
     reference = {"seeds": {"0": {"x": 0.5}, "1": {"x": 0.25}}}
     row = {"seeds": {"1": {"x": 0.5}, "2": {"x": 0.9}}}
-    assert ablation.points_over(row, reference, "x") == [0.25]
-    assert ablation.points_over(row, reference, "y") == []
+    assert ablation.over_reference(row, reference, "x") == [0.25]
+    assert ablation.over_reference(row, reference, "y") == []
