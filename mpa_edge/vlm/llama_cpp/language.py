@@ -32,14 +32,20 @@ _LOG_CALLBACKS: list[Any] = []
 """The library may call them at any time, so they live as long as the process."""
 
 
-@functools.cache
 def load_llama_cpp() -> Any:
     """The `llama_cpp` package; its log goes to `LOG` instead of the screen. MpaError where the package is missing."""
     try:
         import llama_cpp
-        from llama_cpp import mtmd_cpp
     except ModuleNotFoundError as error:
         raise missing_package("llama-cpp-python", "gguf") from error
+    _collect_log()
+    return llama_cpp
+
+
+@functools.cache
+def _collect_log() -> None:
+    import llama_cpp
+    from llama_cpp import mtmd_cpp
 
     @llama_cpp.llama_log_callback
     def keep(_level: int, text: bytes, _user_data: Any) -> None:
@@ -48,7 +54,6 @@ def load_llama_cpp() -> Any:
     _LOG_CALLBACKS.append(keep)
     llama_cpp.llama_log_set(keep, ctypes.c_void_p())
     mtmd_cpp.mtmd_helper_log_set(keep, ctypes.c_void_p())
-    return llama_cpp
 
 
 def last_error() -> str:

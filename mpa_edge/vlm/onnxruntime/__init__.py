@@ -1,1 +1,1 @@
-"""TODO."""
+"""An exported ONNX folder as a VLM."""

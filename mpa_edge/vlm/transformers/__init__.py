@@ -1,1 +1,1 @@
-"""TODO."""
+"""A transformers checkpoint as a VLM."""

@@ -1,4 +1,4 @@
-"""Loading a transformers checkpoint: device, threads, model, processor, and the one prompt that all stages share."""
+"""Loading a transformers checkpoint: device, threads, model and processor; the one prompt that all stages share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from mpa_edge.errors import MpaError, missing_package
-from mpa_edge.vlm.transformers.completion import complete, with_start
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,10 +15,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TRUSTED = "MPA_EDGE_TRUSTED_CODE"
+# USER and ASSISTANT as in LLaVA 1.5 and TinyLLaVA, from the prompt format of their model cards
+LLAVA_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] | upper }}: "
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>\n' }}"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+TEMPLATES = {"llava": LLAVA_TEMPLATE}
+"""`model_type` -> the chat template of checkpoints that were published without one."""
 
 
 def quiet() -> None:
-    """No weight-loading bars and no notices of libraries between our lines; errors still come through."""
+    """Silence transformers' progress bars and warnings; errors are still shown."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         import transformers
@@ -30,7 +39,7 @@ def quiet() -> None:
 
 
 def pick_device(wanted: str) -> str:
-    """`auto` -> cuda where there is one, else cpu. Raises MpaError where cuda was asked for and is not there."""
+    """`auto` -> cuda where available, else cpu. Raises MpaError where cuda is asked for and not available."""
     import torch
 
     if wanted == "cuda" and not torch.cuda.is_available():
@@ -39,10 +48,10 @@ def pick_device(wanted: str) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks, which the next batch asks for again a moment later.
+    """Let glibc keep large freed blocks, which the next batch needs again a moment later.
 
-    By default each goes back to the kernel and comes back page by page: a fifth of the time of a small model on a CPU.
-    Numbers of the parameters: malloc.h, M_TRIM_THRESHOLD and M_MMAP_THRESHOLD. Other C libraries are left as they are.
+    By default each goes back to the kernel and returns page by page: a fifth of a small model's time on a CPU.
+    The parameters are malloc.h's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD. Does nothing with other C libraries.
     """
     import ctypes
 
@@ -53,7 +62,7 @@ def keep_freed_memory() -> None:
 
 
 def set_threads(threads: int | None) -> int:
-    """Set torch's thread count (one for each usable core where none is given) and return it."""
+    """Set torch's thread count, by default one for each usable core, and return it."""
     import torch
 
     keep_freed_memory()
@@ -63,22 +72,22 @@ def set_threads(threads: int | None) -> int:
 
 
 def trust_code_in(folder: Path) -> None:
-    """Let the program code of one downloaded snapshot run, in this process and in those that it starts."""
+    """Allow the Python code inside one downloaded snapshot to run, in this process and its child processes."""
     os.environ[TRUSTED] = str(folder)
 
 
 def is_trusted(path: str) -> bool:
-    """Whether the program code that lies beside a checkpoint may run: only where somebody named its commit."""
+    """Whether the Python code beside a checkpoint may run: only where the user pinned its commit."""
     return os.environ.get(TRUSTED) == path
 
 
 def brings_code(path: str) -> bool:
-    """Whether a checkpoint is of a kind that transformers does not know, and has a program of its own to load it."""
+    """Whether a checkpoint is of a type that transformers does not know and needs its own Python code to load."""
     from transformers import CONFIG_MAPPING, PreTrainedConfig
 
     try:
         config, _ = PreTrainedConfig.get_config_dict(path)
-    except (OSError, ValueError):  # whoever loads it says better what is wrong
+    except (OSError, ValueError):  # loading it gives the better error
         return False
     return "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING
 
@@ -90,14 +99,14 @@ def load_processor(path: str) -> Any:
     quiet()
     if not is_trusted(path) and brings_code(path):
         raise MpaError(
-            f"'{path}' needs program code of its authors, which never runs here: name a checkpoint in the format of "
-            "transformers (of InternVL one whose name ends with -hf)"
+            f"'{path}' needs its authors' Python code, which is never run here: use a checkpoint in transformers' own "
+            "format (for InternVL one whose name ends with -hf)"
         )
     processor = _loading(path, lambda: AutoProcessor.from_pretrained(path, trust_remote_code=is_trusted(path)))
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
         raise MpaError(f"'{path}' is no vision-language model: its processor lacks a tokenizer or an image processor")
     processor.tokenizer.padding_side = "left"
-    complete(processor, path)
+    _fill_in(processor, path)
     if not processor.chat_template:
         raise MpaError(f"'{path}' has no chat template: put its chat_template.jinja into the folder")
     return processor
@@ -108,8 +117,8 @@ def load_model(
 ) -> PreTrainedModel:
     """Weights of a checkpoint in evaluation mode: fp32 on a CPU, bf16 on a GPU. safetensors only, no remote code.
 
-    With a `config` of fewer layers than the checkpoint's own, only those are read. `dtype` names another type of the
-    weights, `quantization` is a configuration of transformers for fewer bits.
+    With a `config` of fewer layers than the checkpoint's own, only those are read. `dtype` overrides the weights' type,
+    `quantization` is a quantization config of transformers.
     """
     import torch
     from transformers import AutoModelForImageTextToText
@@ -117,7 +126,7 @@ def load_model(
     quiet()
     kind = getattr(torch, dtype) if dtype else torch.float32 if device == "cpu" else torch.bfloat16
     options = {"dtype": kind, "use_safetensors": True, **({} if config is None else {"config": config})}
-    if quantization is not None:  # packed where it is to run: it cannot be moved later
+    if quantization is not None:  # quantized weights cannot be moved to another device later
         options |= {"quantization_config": quantization, "device_map": {"": device}}
     model, found = _loading(
         path,
@@ -125,7 +134,7 @@ def load_model(
             path, trust_remote_code=is_trusted(path), output_loading_info=True, ignore_mismatched_sizes=True, **options
         ),
     )
-    # transformers would go on with random numbers in the place of what is missing or has another shape
+    # transformers would continue with random numbers for whatever is missing or has another shape
     if absent := sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]):
         raise MpaError(
             f"'{path}' lacks {len(absent)} tensors of its config.json ({absent[0]}): copy the checkpoint again"
@@ -134,7 +143,7 @@ def load_model(
 
 
 def _loading(path: str, load: Any) -> Any:
-    """Run a loader; what goes wrong becomes one line."""
+    """Run a loader; its errors become one line."""
     try:
         return load()
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
@@ -145,6 +154,41 @@ def _loading(path: str, load: Any) -> Any:
         if type(error).__name__ != "SafetensorError":
             raise
         raise MpaError(f"cannot load '{path}': damaged weights ({error}); copy the checkpoint again") from error
+
+
+def _fill_in(processor: Any, path: str) -> None:
+    """Complete the processor of an older checkpoint from config.json: a chat template, the number of image tokens."""
+    template = processor.chat_template or processor.tokenizer.chat_template
+    has_patches = getattr(processor, "patch_size", 0) is not None
+    if not template or not has_patches:
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        template = template or TEMPLATES.get(config.model_type)
+        if not has_patches:  # LLaVA's processors before 2025 did not say how many tokens an image takes
+            vision = config.vision_config
+            processor.patch_size = vision.patch_size
+            processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+            processor.num_additional_image_tokens = int(vision.model_type == "clip_vision_model")
+    processor.chat_template = template
+
+
+@functools.lru_cache(8)
+def _bos(tokenizer: Any) -> str:
+    """The start token that a tokenizer puts in front of a text; empty where it puts none."""
+    ids = tokenizer("", add_special_tokens=True)["input_ids"]
+    bos = tokenizer.bos_token_id
+    return str(tokenizer.bos_token) if bos is not None and ids[:1] == [bos] else ""
+
+
+def with_bos(tokenizer: Any, text: str) -> str:
+    """A rendered prompt with the start token that its tokenizer would add, unless it is already there.
+
+    Prompts are tokenized without adding special tokens, so that they are the same bytes everywhere; some templates
+    leave the start token to the tokenizer.
+    """
+    bos = _bos(tokenizer)
+    return text if text.startswith(bos) else bos + text
 
 
 @functools.lru_cache(8)
@@ -163,25 +207,25 @@ def without_special_tokens(processor: Any, text: str) -> str:
 
 
 def chat_prompt(processor: Any, prompt: str) -> str:
-    """The text that the model sees before its answer: image first, then the prompt, in the model's own template.
+    """The text before the model's answer: image first, then the prompt, in the model's own chat template.
 
-    Identify, training, evaluation and export all call this one function, so that their prompts are the same bytes.
+    Identify, training, evaluation and export all call this function, so that their prompts are the same bytes.
     """
     content = [{"type": "image"}, {"type": "text", "text": without_special_tokens(processor, prompt)}]
     message = [{"role": "user", "content": content}]
     text = str(processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
-    return with_start(processor.tokenizer, text)
+    return with_bos(processor.tokenizer, text)
 
 
 def chat_completion(processor: Any, prompt: str, answer: str) -> str:
-    """What the model should say after `chat_prompt`: the answer up to and with the end token, nothing behind it."""
-    asked, said = (without_special_tokens(processor, text) for text in (prompt, answer))
+    """The training target after `chat_prompt`: the answer up to and including the end token, nothing after it."""
+    question, answer = (without_special_tokens(processor, text) for text in (prompt, answer))
     messages = [
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked}]},
-        {"role": "assistant", "content": [{"type": "text", "text": said}]},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]},
+        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
     ]
     text = str(processor.apply_chat_template(messages, add_generation_prompt=False, tokenize=False))
-    whole = with_start(processor.tokenizer, text)
+    whole = with_bos(processor.tokenizer, text)
     before = chat_prompt(processor, prompt)
     if not whole.startswith(before):
         raise MpaError("the student's chat template rewrites the prompt once it is answered: use another checkpoint")

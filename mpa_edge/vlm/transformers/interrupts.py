@@ -1,4 +1,4 @@
-"""Ctrl-C while torch is being imported ends the process with an abort of its C++ half: it has to wait a moment."""
+"""Ctrl-C while torch is being imported aborts the process inside torch's C++ code, so it has to wait."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back while the block runs; KeyboardInterrupt comes at its end."""
+    """Delay Ctrl-C while the block runs; KeyboardInterrupt is raised at its end."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Work that a second thread does before its result is asked for: pictures are prepared while a model computes."""
+"""Results that a second thread computes before they are asked for: images are prepared while a model computes."""
 
 from __future__ import annotations
 
@@ -6,46 +6,45 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Ahead(Generic[Item, Result]):
-    """`work` on items in their order, in one thread, as long as results that nobody has taken yet fit in `room`.
+class Prefetch(Generic[Item, Result]):
+    """`work` on items in order, in one thread, as long as results that were not taken yet fit in `capacity`.
 
-    Use it as a context: at its end nothing is left running.
+    Use it as a context manager: at its end nothing is left running.
     """
 
     def __init__(
         self,
         work: Callable[[Item], Result],
         items: Iterable[tuple[Hashable, Item]],
-        room: int,
+        capacity: int,
         weight: Callable[[Result], int],
     ) -> None:
-        """`items` are pairs of a key and what to work on; `weight` of a result and `room` have one unit."""
-        self._work, self._room, self._weight = work, room, weight
+        """`items` are pairs of a key and what to work on; `weight` of a result is in the unit of `capacity`."""
+        self._work, self._capacity, self._weight = work, capacity, weight
         self._held, self._closed, self._changed = 0, False, threading.Condition()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._waiting: deque[tuple[Hashable, Future[Result]]] = deque(
-            (key, self._pool.submit(self._in_turn, item)) for key, item in items
+            (key, self._pool.submit(self._run, item)) for key, item in items
         )
 
     def take(self, key: Hashable) -> Result | None:
-        """The result for a key, None where it is not its turn; raises what `work` raised."""
+        """The result for a key, None where it is not the next one; raises what `work` raised."""
         if not self._waiting or self._waiting[0][0] != key:
             return None
         result = self._waiting.popleft()[1].result()
         self._hold(-self._weight(result))
         return result
 
-    def _in_turn(self, item: Item) -> Result:
+    def _run(self, item: Item) -> Result:
         with self._changed:
-            # what is held alone may be as large as it likes: else nothing would ever come
-            self._changed.wait_for(lambda: self._closed or self._held < self._room)
+            # a single result may exceed the capacity: else it would never be computed
+            self._changed.wait_for(lambda: self._closed or self._held < self._capacity)
         result = self._work(item)
         self._hold(self._weight(result))
         return result
@@ -55,12 +54,10 @@ class Ahead(Generic[Item, Result]):
             self._held += more
             self._changed.notify_all()
 
-    def __enter__(self) -> Ahead[Item, Result]:
+    def __enter__(self) -> Prefetch[Item, Result]:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -1,6 +1,6 @@
-"""What a language model keeps of a picture: computed once, then every question about the picture begins behind it.
+"""Keys and values of an image in a language model: computed once, every question about the image starts after them.
 
-The picture comes first in the prompt and attention looks back only: keys and values up to the picture's last token do
+The image comes first in the prompt and attention only looks back, so keys and values up to the image's last token do
 not depend on the question.
 """
 
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LOOKS_BACK = ("idefics3", "internvl", "llava", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "smolvlm")
-"""Model types whose picture tokens never see the question. Others may (PaliGemma's do), and nothing would say so."""
+"""Model types whose image tokens never attend to the question. Others may (PaliGemma's do) without any error."""
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 Prepared = dict[str, Any]
-"""What a processor made of the head of a prompt with its picture: one row of tokens, and the vision tower's inputs."""
+"""A processor's output for the head of a prompt with its image: one row of tokens, and the vision tower's inputs."""
 
 
 class NoPrefixError(Exception):
-    """The model keeps something else than keys and values of every token."""
+    """The model's cache is not keys and values of every token."""
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """A picture as the language model remembers it."""
+    """An image in the language model's cache."""
 
     ids: tuple[int, ...]
-    """Tokens of the prompt up to the picture's last one."""
+    """Tokens of the prompt up to the image's last one."""
     cache: Tensor
     """(layers, 2, heads, tokens, width): keys and values."""
     next_position: int
-    """Rotary position of the first token behind it."""
+    """Rotary position of the first token after it."""
 
     @property
     def n_bytes(self) -> int:
@@ -49,18 +49,18 @@ class Prefix:
 
 
 def prepare(processor: Any, head: str, image: Image) -> Prepared:
-    """Numbers of the prompt's head, which ends with the picture's token."""
+    """Tensors of the prompt's head, which ends with the image token."""
     made = processor(text=[head], images=[[image]], add_special_tokens=False, return_tensors="pt")
     return dict(made)
 
 
 def n_values(prepared: Prepared) -> int:
-    """Numbers that the vision tower is given."""
+    """How many values the vision tower is given."""
     return sum(value.numel() for key, value in prepared.items() if key not in TEXT_INPUTS)
 
 
 def split(text: str, image_token: str) -> tuple[str, str] | None:
-    """(text up to and with the picture's token, text behind it); None where there is not exactly one picture.
+    """(text up to and including the image token, text after it); None where there is not exactly one image.
 
     >>> split("User:<image>How many?", "<image>")
     ('User:<image>', 'How many?')
@@ -70,13 +70,13 @@ def split(text: str, image_token: str) -> tuple[str, str] | None:
 
 
 def tail_ids(tokenizer: Any, image_token: str, tail: str) -> list[int]:
-    """Tokens of the text behind the picture, as they are with the picture before it."""
+    """Tokens of the text after the image, tokenized with the image token before it."""
     ids: list[int] = tokenizer(image_token + tail, add_special_tokens=False)["input_ids"]
     return ids[ids.index(tokenizer.convert_tokens_to_ids(image_token)) + 1 :]
 
 
 def collated(prepared: Sequence[Prepared], pad_id: int) -> Prepared:
-    """Several pictures as one batch, text padded on the right, pictures of Idefics3's shape padded with zeros."""
+    """Several images as one batch, text padded on the right, tiles of Idefics3 padded with zeros."""
     return {key: _joined(key, [one[key] for one in prepared], pad_id) for key in prepared[0]}
 
 
@@ -95,14 +95,14 @@ def _joined(key: str, parts: Sequence[Tensor], pad_id: int) -> Tensor:
 
 @torch.inference_mode()
 def see(model: Any, prepared: Sequence[Prepared], pad_id: int) -> list[Prefix]:
-    """Vision tower and language model over several pictures. NoPrefixError where that leaves no prefix."""
+    """Run vision tower and language model over several images. NoPrefixError where that leaves no prefix."""
     inputs = collated(prepared, pad_id)
     moved = {
         key: value.to(model.device, dtype=model.dtype if value.is_floating_point() else None)
         for key, value in inputs.items()
     }
     cache = model.base_model(**moved, use_cache=True).past_key_values
-    # of Qwen's models: how far positions are behind the number of tokens, because a picture's tokens share some
+    # of Qwen's models: position minus number of tokens, because an image's tokens share positions
     late = getattr(model.base_model, "rope_deltas", None)
     shifts = [0] * len(prepared) if late is None else late.flatten().tolist()
     lengths = [one["input_ids"].shape[1] for one in prepared]
@@ -123,35 +123,35 @@ def _stacked(cache: Any) -> Tensor:
 
 
 class PrefixStore:
-    """Prefixes of pictures that are still in memory, the last used ones up to a number of bytes."""
+    """Prefixes of images that are still in memory, least recently used ones dropped above a number of bytes."""
 
-    def __init__(self, room_bytes: int) -> None:
-        self.room_bytes, self.held_bytes = room_bytes, 0
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes, self.held_bytes = max_bytes, 0
         self._kept: OrderedDict[tuple[int, str], tuple[weakref.ref[Image], Prefix]] = OrderedDict()
 
     def get(self, image: Image, head: str) -> Prefix | None:
-        """The prefix of this very picture behind this head of a prompt."""
+        """The prefix of this very image object after this head of a prompt."""
         reference, prefix = self._kept.get((id(image), head), (None, None))
-        if reference is None or reference() is not image:  # another picture may have got a dead one's address
+        if reference is None or reference() is not image:  # another image may have got a deleted one's address
             return None
         self._kept.move_to_end((id(image), head))
         return prefix
 
     def put(self, image: Image, head: str, prefix: Prefix) -> None:
-        """Keep a prefix for as long as its picture lives and there is room."""
+        """Keep a prefix while its image is alive and it fits."""
         self._drop((id(image), head))
         self._kept[id(image), head] = (weakref.ref(image), prefix)
         self.held_bytes += prefix.n_bytes
-        while self.held_bytes > self.room_bytes:
+        while self.held_bytes > self.max_bytes:
             self._drop(next(iter(self._kept)))
 
     def sweep(self) -> None:
-        """Forget the pictures that are gone."""
+        """Drop the prefixes of deleted images."""
         for key in [key for key, (reference, _) in self._kept.items() if reference() is None]:
             self._drop(key)
 
     def clear(self) -> None:
-        """Forget all."""
+        """Drop all."""
         self._kept.clear()
         self.held_bytes = 0
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class SeededSampling(LogitsProcessor):
-    """Sampling as an argmax over logits with Gumbel noise, each row from its own seed: the batch does not matter.
+    """Sampling as an argmax over logits with Gumbel noise, each row from its own seed, independent of the batch.
 
     Rows with temperature 0 stay greedy. Source of the trick: Maddison et al. 2014, "A* Sampling", section 2.
     """
@@ -38,36 +38,39 @@ class SeededSampling(LogitsProcessor):
         return scores
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only, each where it was."""
+        """Drop all other rows; the generators keep their state."""
         self.requests = [self.requests[row] for row in rows]
         self.generators = [self.generators[row] for row in rows]
 
 
 class Repetition:
-    """Makes what a row has had, prompt included, less likely. Source: Keskar et al. 2019, "CTRL", section 4.1."""
+    """The repetition penalty: tokens of a row so far, prompt included, become less likely.
+
+    Source: Keskar et al. 2019, "CTRL", section 4.1.
+    """
 
     def __init__(self, penalty: float, prompts: Sequence[Sequence[int]], vocabulary: int, device: str) -> None:
         self.penalty = penalty
-        self.had = torch.zeros(len(prompts), vocabulary, dtype=torch.bool, device=device)
+        self.occurred = torch.zeros(len(prompts), vocabulary, dtype=torch.bool, device=device)
         for row, prompt in enumerate(prompts):
-            self.had[row, torch.tensor(prompt, device=device)] = True
+            self.occurred[row, torch.tensor(prompt, device=device)] = True
 
     def __call__(self, scores: Tensor) -> Tensor:
-        """(rows, vocabulary) logits -> the same, nearer to unlikely where a token was had."""
-        punished = torch.where(scores < 0, scores * self.penalty, scores / self.penalty)
-        return torch.where(self.had, punished, scores)
+        """(rows, vocabulary) logits -> the same, lower for tokens that occurred."""
+        lowered = torch.where(scores < 0, scores * self.penalty, scores / self.penalty)
+        return torch.where(self.occurred, lowered, scores)
 
     def add(self, tokens: Tensor) -> None:
         """(rows,) tokens that were chosen."""
-        self.had.scatter_(1, tokens[:, None], True)
+        self.occurred.scatter_(1, tokens[:, None], True)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only."""
-        self.had = self.had[list(rows)]
+        """Drop all other rows."""
+        self.occurred = self.occurred[list(rows)]
 
 
 class Choice:
-    """Chooses for the rows of one batch, token after token, as `generate` does with the checkpoint's own settings."""
+    """Chooses the next tokens of a batch's rows, as `generate` does with the checkpoint's own settings."""
 
     def __init__(self, requests: Sequence[Request], repetition: Repetition | None = None) -> None:
         sampled = any(request.temperature > 0 for request in requests)
@@ -86,14 +89,14 @@ class Choice:
         return tokens
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only."""
+        """Drop all other rows."""
         for part in (self.sampling, self.repetition):
             if part:
                 part.keep(rows)
 
 
-# settings of a checkpoint's generation_config.json that change greedy decoding, with the value that does nothing
-UNTOUCHED: dict[str, tuple[Any, ...]] = {
+# settings of a generation_config.json that change greedy decoding, with the values that have no effect
+NEUTRAL: dict[str, tuple[Any, ...]] = {
     "num_beams": (None, 1),
     "guidance_scale": (None, 1, 1.0),
     "no_repeat_ngram_size": (None, 0),
@@ -116,10 +119,10 @@ UNTOUCHED: dict[str, tuple[Any, ...]] = {
 
 
 def decodes_plainly(config: Any) -> bool:
-    """Whether a generation config asks for nothing that `Choice` does not know.
+    """Whether a generation config asks for nothing that `Choice` does not do.
 
     >>> from transformers import GenerationConfig
     >>> decodes_plainly(GenerationConfig(repetition_penalty=1.05)), decodes_plainly(GenerationConfig(num_beams=4))
     (True, False)
     """
-    return all(getattr(config, name, None) in nothing for name, nothing in UNTOUCHED.items())
+    return all(getattr(config, name, None) in neutral for name, neutral in NEUTRAL.items())

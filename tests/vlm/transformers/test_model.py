@@ -17,7 +17,7 @@ from mpa_edge.nursery.render import pictures
 from mpa_edge.types import Request
 from mpa_edge.vlm import load
 from mpa_edge.vlm.transformers import model as module
-from mpa_edge.vlm.transformers.batch_size import BatchSize
+from mpa_edge.vlm.transformers.batching import BatchSize
 from mpa_edge.vlm.transformers.model import TransformersVLM, is_out_of_memory
 from mpa_edge.vlm.transformers.sampling import SeededSampling
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mpa_edge.vlm.transformers.prefetch import Ahead
+from mpa_edge.vlm.transformers.prefetch import Prefetch
 
 
 def test_results_come_in_order_from_one_other_thread() -> None:
@@ -17,7 +17,7 @@ def test_results_come_in_order_from_one_other_thread() -> None:
         threads.add(threading.get_ident())
         return 10 * item
 
-    with Ahead(work, [(key, key) for key in range(5)], room=100, weight=lambda _: 1) as ahead:
+    with Prefetch(work, [(key, key) for key in range(5)], capacity=100, weight=lambda _: 1) as ahead:
         assert [ahead.take(key) for key in range(5)] == [0, 10, 20, 30, 40]
         assert ahead.take(5) is None
     assert len(threads) == 1
@@ -25,15 +25,17 @@ def test_results_come_in_order_from_one_other_thread() -> None:
 
 
 def test_whose_turn_it_is_not_gets_nothing_and_the_others_keep_theirs() -> None:
-    with Ahead(str, [("a", 1), ("b", 2)], room=9, weight=len) as ahead:
+    with Prefetch(str, [("a", 1), ("b", 2)], capacity=9, weight=len) as ahead:
         assert ahead.take("b") is None
         assert ahead.take("a") == "1"
         assert ahead.take("b") == "2"
 
 
-def test_it_waits_while_the_room_is_full() -> None:
+def test_it_waits_at_its_capacity() -> None:
     done: list[int] = []
-    with Ahead(lambda item: done.append(item) or item, [(i, i) for i in range(9)], room=6, weight=lambda _: 3) as ahead:
+    with Prefetch(
+        lambda item: done.append(item) or item, [(i, i) for i in range(9)], capacity=6, weight=lambda _: 3
+    ) as ahead:
         wait_for(lambda: len(done) == 2)
         time.sleep(0.05)
         assert done == [0, 1]
@@ -43,13 +45,13 @@ def test_it_waits_while_the_room_is_full() -> None:
         assert done == [0, 1, 2]
 
 
-def test_one_result_may_be_larger_than_the_room() -> None:
-    with Ahead(lambda item: item, [(i, i) for i in range(3)], room=1, weight=lambda _: 50) as ahead:
+def test_one_result_may_be_larger_than_the_capacity() -> None:
+    with Prefetch(lambda item: item, [(i, i) for i in range(3)], capacity=1, weight=lambda _: 50) as ahead:
         assert [ahead.take(i) for i in range(3)] == [0, 1, 2]
 
 
 def test_an_error_comes_where_its_result_would() -> None:
-    with Ahead(lambda item: 1 // item, [(i, i) for i in (1, 0, 2)], room=9, weight=lambda _: 1) as ahead:
+    with Prefetch(lambda item: 1 // item, [(i, i) for i in (1, 0, 2)], capacity=9, weight=lambda _: 1) as ahead:
         assert ahead.take(1) == 1
         with pytest.raises(ZeroDivisionError):
             ahead.take(0)
@@ -58,7 +60,7 @@ def test_an_error_comes_where_its_result_would() -> None:
 
 def test_nothing_runs_on_after_the_end() -> None:
     done, before = [], threading.active_count()
-    with Ahead(lambda item: done.append(item) or item, [(i, i) for i in range(99)], 2, lambda _: 1):
+    with Prefetch(lambda item: done.append(item) or item, [(i, i) for i in range(99)], 2, lambda _: 1):
         wait_for(lambda: len(done) == 2)
     assert len(done) <= 3
     assert threading.active_count() == before

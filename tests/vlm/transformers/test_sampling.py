@@ -6,7 +6,7 @@ import torch
 from transformers import GenerationConfig, RepetitionPenaltyLogitsProcessor
 
 from mpa_edge.types import Request
-from mpa_edge.vlm.transformers.sampling import UNTOUCHED, Choice, Repetition, decodes_plainly
+from mpa_edge.vlm.transformers.sampling import NEUTRAL, Choice, Repetition, decodes_plainly
 
 
 def test_the_penalty_is_the_librarys() -> None:
@@ -37,4 +37,4 @@ def test_whatever_else_a_checkpoint_asks_for_is_left_to_generate() -> None:
 
 
 def test_every_setting_is_one_that_the_library_knows() -> None:
-    assert set(UNTOUCHED) <= set(GenerationConfig().to_dict())
+    assert set(NEUTRAL) <= set(GenerationConfig().to_dict())

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mpa_edge.types import Request
 from mpa_edge.vlm.transformers import checkpoint, prefix_cache
-from mpa_edge.vlm.transformers.batch_size import BatchSize
+from mpa_edge.vlm.transformers.batching import BatchSize
 from mpa_edge.vlm.transformers.model import TransformersVLM
 from tests.families import zoo
 
@@ -113,8 +113,3 @@ def test_a_model_without_prefixes_answers_whole_prompts(one: TransformersVLM, dr
     assert one.answer(requests) == expected
     assert not one.shares
     one.shares = True
-
-
-def test_what_generate_must_do_is_left_to_it() -> None:
-    path = str(zoo.checkpoint("qwen2_vl"))
-    assert not TransformersVLM(path, name="it", device="cpu", threads=1, share_prefixes=False).shares
