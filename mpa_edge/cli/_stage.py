@@ -1,8 +1,9 @@
-"""What the align command and the commands of its stages share: arguments, the plan, the result on screen."""
+"""What align and the commands of its stages share: options, the printed plan, the printed result."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -30,7 +31,7 @@ RUN_HELP = "Run folder, or its URL (s3://BUCKET/FOLDER).  [default: runs/NAME of
 def stage_arguments(
     function: Callable[..., Any], source: str = "[RECIPE|RUN]", out: str = "RUN", out_help: str = RUN_HELP
 ) -> Callable[..., Any]:
-    """SOURCE, --images, --out and the shared flags."""
+    """SOURCE, --images, --out, --work and the options that all commands share."""
     options = (
         click.argument("source", required=False, metavar=source),
         click.option("--images", type=click.Path(), metavar="DIR", help="Folder of unlabelled images."),
@@ -42,15 +43,34 @@ def stage_arguments(
     return run_options(function)
 
 
+def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--engine and --ray-address, as one `engine` for the function."""
+
+    @click.option(
+        "--engine",
+        "name",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        help="Where the models run: in this process, or in the actors of a Ray cluster.",
+    )
+    @click.option(
+        "--ray-address",
+        "address",
+        metavar="ADDRESS",
+        help="Ray cluster: auto (the one on this machine), HOST:PORT or ray://HOST:PORT.  [default: start one here]",
+    )
+    @functools.wraps(function)
+    def with_engine(name: Any, address: str | None, **arguments: Any) -> Any:
+        from mpa_edge.engines.job import Engine
+
+        if address is not None and name != "ray":
+            raise click.UsageError("--ray-address is for --engine ray: give both")
+        return function(engine=Engine(name, address), **arguments)
+
+    return with_engine
+
+
 def run_named_stages(
-    names: tuple[str, ...], source: str | None, out: str | None, dry_run: bool, **arguments: Any
-) -> None:
-    """Run the stages in a run folder, or in the working copy of one behind a URL."""
-    with both_here(source, out, dry_run) as (local, local_out):
-        _run_here(names, source=local, out=local_out, dry_run=dry_run, **arguments)
-
-
-def _run_here(
     names: tuple[str, ...],
     source: str | None,
     images: str | None,
@@ -63,38 +83,39 @@ def _run_here(
     engine: Engine | None = None,
     processes: Processes | None = None,
 ) -> None:
-    """Open the run, run the stages or print the plan, print what came of it."""
+    """Run the named stages and print the result, or print the plan. A run behind a URL works in its local copy."""
     from mpa_edge.stages.level.launch import join
     from mpa_edge.stages.pipeline import report, run_stages
     from mpa_edge.stages.plan import plan, preflight
     from mpa_edge.stages.run import open_run
 
-    run = open_run(source, images=images, out=out, overrides=overrides, limit=limit)
-    run = replace(run, engine=engine) if engine else run
-    run = replace(run, processes=processes)
-    if dry_run:
-        preflight(run, names)
-        show_plan(plan(run), names, as_json)
-        return
-    with suppress_library_output(is_verbose()):
-        if processes and processes.machine:
-            join(run, names)
+    with both_here(source, out, dry_run) as (local, local_out):
+        run = open_run(local, images=images, out=local_out, overrides=overrides, limit=limit)
+        run = replace(run, engine=engine) if engine else run
+        run = replace(run, processes=processes)
+        if dry_run:
+            preflight(run, names)
+            show_plan(plan(run), names, as_json)
+            return
+        with suppress_library_output(is_verbose()):
+            if processes and processes.machine:
+                join(run, names)
+            else:
+                run_stages(run, names, fresh)
+        result = report(run)
+        if as_json:
+            print_json(result)
         else:
-            run_stages(run, names, fresh)
-    result = report(run)
-    if as_json:
-        print_json(result)
-    else:
-        show_result(run, result)
+            show_result(run, result)
 
 
 @contextmanager
 def suppress_library_output(verbose: bool) -> Iterator[None]:
-    """Nothing of the libraries on stdout, and their notices on stderr only with -v."""
+    """Keep what libraries print off stdout, and their warnings off stderr unless -v was given."""
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         level = logging.root.manager.disable
         if not verbose:
-            # the variable is for what starts a process of its own, or loads a fresh set of filters
+            # the variable is for child processes, and for libraries that reset the filters
             os.environ.setdefault("PYTHONWARNINGS", "ignore")
             warnings.simplefilter("ignore")
             logging.disable(logging.WARNING)
@@ -105,7 +126,7 @@ def suppress_library_output(verbose: bool) -> Iterator[None]:
 
 
 def show_plan(planned: dict[str, Any], names: tuple[str, ...], as_json: bool) -> None:
-    """The plan of `--dry-run`, only the stages that were asked for."""
+    """Print the plan of `--dry-run` for the named stages."""
     planned = planned | {"stages": {name: planned["stages"][name] for name in names}}
     if as_json:
         print_json(planned)
@@ -118,18 +139,18 @@ def show_plan(planned: dict[str, Any], names: tuple[str, ...], as_json: bool) ->
     click.echo(f"disk      about {planned['disk_bytes'] / 1e6:,.0f} MB")
     memory = planned["memory_bytes"]
     click.echo(
-        f"memory    about {memory / 1e9:,.1f} GB" if memory else "memory    not known before the models are here"
+        f"memory    about {memory / 1e9:,.1f} GB" if memory else "memory    unknown until the models are downloaded"
     )
 
 
 def so_far(result: AlignReport, asked: bool) -> str:
-    """How far a run is that was not evaluated; what the student was not asked yet is not shown as zero."""
+    """Counts of a run that was not evaluated; before identify (`asked`) there are no verdicts to show."""
     verdicts = f", {result.verified} verified, {result.gap} gap" if asked else ""
     return f"{result.annotated} annotated{verdicts}"
 
 
 def show_result(run: Run, result: AlignReport) -> None:
-    """Tables of a finished run, or how far it is."""
+    """Print the accuracy of a finished run, or the counts of an unfinished one."""
     from mpa_edge.runs.files import read_json
     from mpa_edge.stages.teacher import total_usage, usage_line
 
@@ -144,7 +165,7 @@ def show_result(run: Run, result: AlignReport) -> None:
 
 
 def accuracy_lines(details: dict[str, Any]) -> Iterator[str]:
-    """The table of the three models, and the gain in a sentence."""
+    """The table of the three models, and one line about the gain."""
     from rich.console import Console
     from rich.table import Table
 
@@ -161,7 +182,7 @@ def accuracy_lines(details: dict[str, Any]) -> Iterator[str]:
         console.print(table)
     yield captured.get().rstrip("\n")
     (low, high), changed = details["gain_ci95"], details["flips"]
-    # not through rich: it would break the line at 80 columns where nobody looks at a terminal
+    # not printed with rich, which breaks lines at 80 columns when the output is no terminal
     yield (
         f"gain {100 * details['gain']:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f}), "
         f"McNemar p = {details['p_mcnemar']:.2g}, {changed['gained']} questions gained, {changed['lost']} lost"

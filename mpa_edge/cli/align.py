@@ -1,4 +1,4 @@
-"""Unlabelled images in, aligned small VLM out: all five stages."""
+"""Run all five stages: from unlabelled images to an aligned small VLM."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Any
 import click
 
 from mpa_edge.cli._cloud import or_elsewhere
-from mpa_edge.cli._engine import engine_options
 from mpa_edge.cli._processes import process_options
-from mpa_edge.cli._stage import run_named_stages, stage_arguments
+from mpa_edge.cli._stage import engine_options, run_named_stages, stage_arguments
 
 
 @click.command("align")
@@ -21,13 +20,13 @@ from mpa_edge.cli._stage import run_named_stages, stage_arguments
     "--max-cost",
     type=click.FloatRange(min=0, min_open=True),
     metavar="N",
-    help="Stop before a teacher behind a server has cost this run more, in the currency of the recipe's prices.",
+    help="Stop before the teacher's server has cost this run more, in the currency of the recipe's prices.",
 )
 def command(max_cost: float | None, overrides: tuple[str, ...], **arguments: Any) -> None:
     """Align a small VLM with a large one: annotate, identify, level, merge, evaluate.
 
-    RECIPE is a name (mpa-edge list recipes) or a YAML file; RUN is a run folder, which goes on where it was.
-    Without either, the built-in models learn the built-in pictures.
+    RECIPE is a name (mpa-edge list recipes) or a YAML file; RUN is a run folder to resume.
+    Without either, the built-in models are aligned on built-in images.
 
     \b
     Examples:

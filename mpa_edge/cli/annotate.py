@@ -1,4 +1,4 @@
-"""The large VLM writes questions and answers about the images."""
+"""Let the large VLM write questions and answers about the images."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from typing import Any
 
 import click
 
-from mpa_edge.cli._engine import engine_options
-from mpa_edge.cli._stage import run_named_stages, stage_arguments
+from mpa_edge.cli._stage import engine_options, run_named_stages, stage_arguments
 
 
 @click.command("annotate")
 @stage_arguments
 @engine_options
 def command(**arguments: Any) -> None:
-    """Pseudo Annotator: the teacher writes a question and an answer for each image, and answers again.
+    """Pseudo Annotator: the teacher writes questions with answers about each image, then answers them again.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""Adapter into base: one plain checkpoint."""
+"""Merge the adapter into the base model: one plain checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mpa_edge.cli._stage import run_named_stages, stage_arguments
 @click.command("merge")
 @stage_arguments
 def command(**arguments: Any) -> None:
-    """Merge the adapter into the student, and check tensors and logits of what was saved.
+    """Merge the adapter into the student, and check the tensors and logits of the saved checkpoint.
 
     \b
     Examples:

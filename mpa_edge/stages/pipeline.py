@@ -1,4 +1,4 @@
-"""The five stages in order over one run folder, and the report at the end."""
+"""The five stages in order, and the report of what a run has reached."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ from mpa_edge.runs.manifest import FOLDERS, damaged, read_manifest
 from mpa_edge.runs.memory import peak_rss_bytes
 from mpa_edge.runs.parquet import count_reasons, read_dropped
 from mpa_edge.runs.write_hooks import tell
-from mpa_edge.stages import evaluate, identify, merge
 from mpa_edge.stages.annotate.stage import annotate_settings, run_annotate
+from mpa_edge.stages.evaluate import RESULT, run_evaluate
+from mpa_edge.stages.identify import identify_inputs, run_identify
 from mpa_edge.stages.level.stage import level_inputs, run_level
+from mpa_edge.stages.merge import merge_inputs, run_merge
 from mpa_edge.stages.plan import can_evaluate, preflight
 from mpa_edge.stages.run import Run, not_finished, remember
 from mpa_edge.types import AlignAccuracy, AlignReport
 
 STAGES: dict[str, Callable[[Run, bool], None]] = {
     "annotate": run_annotate,
-    "identify": identify.run_identify,
+    "identify": run_identify,
     "level": run_level,
-    "merge": merge.run_merge,
-    "evaluate": evaluate.run_evaluate,
+    "merge": run_merge,
+    "evaluate": run_evaluate,
 }
-# what a finished stage must have been made from; the images themselves are not read again
+# the inputs that a finished stage must have been made from; images are not read again for this
 MADE_FROM: dict[str, Callable[[Run], dict[str, str]]] = {
     "annotate": annotate_settings,
-    "identify": identify.identify_inputs,
+    "identify": identify_inputs,
     "level": level_inputs,
-    "merge": merge.merge_inputs,
+    "merge": merge_inputs,
 }
 
 
 def run_stages(run: Run, names: tuple[str, ...] = tuple(STAGES), fresh: bool = False) -> None:
-    """Run the named stages in order; what is done and unchanged is skipped."""
+    """Run the named stages in order; what is done and unchanged is skipped.
+
+    Without questions that have known answers, evaluate is skipped, or an MpaError where it is the only stage.
+    """
     check_earlier(run, names[0])
     preflight(run, names)
     with run_lock(run.folder):
         remember(run)
         for name in names:
             if name == "evaluate" and not can_evaluate(run):
-                _no_questions(run, alone=len(names) == 1)
+                why = f"task {run.task.name} has no questions with known answers"
+                if len(names) == 1:
+                    raise MpaError(f"{why}: name a file with --set evaluate.questions=FILE.jsonl")
+                say(f"evaluate: skipped, {why} (--set evaluate.questions=FILE.jsonl)")
                 continue
             STAGES[name](run, fresh)
             tell(run.folder, settled=True)
-
-
-def _no_questions(run: Run, alone: bool) -> None:
-    """Say that there is nothing to measure on; an error where nothing else was asked for."""
-    why = f"task {run.task.name} has no questions with known answers"
-    if alone:
-        raise MpaError(f"{why}: name a file with --set evaluate.questions=FILE.jsonl")
-    say(f"evaluate: skipped, {why} (--set evaluate.questions=FILE.jsonl)")
 
 
 def check_earlier(run: Run, name: str) -> None:
@@ -72,16 +72,16 @@ def check_earlier(run: Run, name: str) -> None:
             )
         wrong = damaged(folder, manifest)
         if wrong:
-            raise MpaError(f"{folder / wrong[0]} is missing or was changed: run mpa-edge {earlier} {run.folder} again")
+            raise MpaError(f"{folder / wrong[0]} is missing or was changed: rerun mpa-edge {earlier} {run.folder}")
 
 
 def report(run: Run) -> AlignReport:
-    """What a run has come to so far; null where a stage has not run."""
+    """The results of a run so far; None where a stage has not run."""
     manifests = {name: read_manifest(run.stage_folder(name)) for name in FOLDERS}
     counts = {name: manifest.counts if manifest else {} for name, manifest in manifests.items()}
     made, judged = counts["annotate"], counts["identify"]
     done = (run.stage_folder(name) for name in ("annotate", "identify") if manifests[name])
-    result = read_json(run.stage_folder("evaluate") / evaluate.RESULT) if manifests["evaluate"] else None
+    result = read_json(run.stage_folder("evaluate") / RESULT) if manifests["evaluate"] else None
     gap = judged.get("gap", 0)
     return AlignReport(
         run=str(run.folder),

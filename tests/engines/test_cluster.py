@@ -68,7 +68,7 @@ def test_ray_is_missing(monkeypatch, lacks, address) -> None:
 def test_an_address_needs_the_engine(command) -> None:
     result = CliRunner().invoke(main, [command, "minicharts", "--ray-address", "auto"])
     assert result.exit_code == 2
-    assert "--ray-address belongs to --engine ray: give both" in result.output
+    assert "--ray-address is for --engine ray: give both" in result.output
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "[::1]:{}", "auto", "127.0.0.1:99999"])

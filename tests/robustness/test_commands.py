@@ -129,7 +129,7 @@ def test_a_changed_adapter_is_noticed(forks, run) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 0x40
     path.write_bytes(content)
-    assert one_line(forks("merge", str(run))).endswith(f"is missing or was changed: run mpa-edge level {run} again")
+    assert one_line(forks("merge", str(run))).endswith(f"is missing or was changed: rerun mpa-edge level {run}")
 
 
 def test_damaged_run_files(forks, run) -> None:

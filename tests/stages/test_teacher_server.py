@@ -350,7 +350,7 @@ def test_evaluate_asks_one_model_behind_a_server(
     assert json.loads(capsys.readouterr().out)["n"] == 6
     server.script = failing(lambda number: True, status(400, "too dark"))
     assert cli.exit_code(["evaluate", server.reference, "--limit", "6"]) == 1
-    assert "left a question without an answer, server: HTTP 400 (too dark): mend it" in capsys.readouterr().err
+    assert "no question was answered (server: HTTP 400): fix the images or the server" in capsys.readouterr().err
 
 
 def test_a_questions_sheet_leaves_out_what_a_server_failed_at_and_counts_silence_as_wrong(
