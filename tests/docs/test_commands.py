@@ -92,8 +92,8 @@ def test_make_targets_exist(name: str) -> None:
     assert set(quoted + shown) <= TARGETS
 
 
-def test_the_readme_starts_with_demo_and_test() -> None:
-    assert [line.split()[:2] for line in shell_lines(NAMED["README.md"])[:2]] == [["make", "demo"], ["make", "test"]]
+def test_the_readme_starts_with_the_demo() -> None:
+    assert shell_lines(NAMED["README.md"])[0].split()[:2] == ["make", "demo"]
     assert len(RUN["README.md"]) >= 8
 
 
