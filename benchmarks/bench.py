@@ -43,10 +43,8 @@ from PIL import Image
 from mpa_edge.artifact import read_artifact, write_artifact
 from mpa_edge.bench.device.protocol import ORDER, OUT, JobOrder, Line, Step, read_lines, to_json
 from mpa_edge.bench.host.bundle import Bundle, Question, make_bundle
-from mpa_edge.bench.host.pipeline import model_bytes
 from mpa_edge.bench.results.build import peak_memory
 from mpa_edge.bench.results.timing import figures, in_rounds, loads, order, timed
-from mpa_edge.config.library import load_target
 from mpa_edge.nursery.render import ANSWERS, render
 from mpa_edge.questions.own import read_samples
 
@@ -171,7 +169,7 @@ def shapes(rounds: int, work: Path | None, out: Path, schemes: Sequence[str]) ->
             names = ("load_s", "vision_encode_s", "prefill_s", "ttft_s", "tpot_s", "tokens_per_s")
             document["schemes"][scheme] = {name: p50[name] for name in names} | {
                 "peak_bytes": peak_memory(lines, "artifact").peak_bytes,
-                "size_bytes": model_bytes(bundle),
+                "size_bytes": bundle.artifact_bytes,
             }
 
 
@@ -208,9 +206,14 @@ def bundle_of(export: Path, folder: Path, model: str, *, tiles: int, tokens: int
         Image.effect_noise(PIXELS[tiles], 80).convert("RGB").save(images / "noise.png", compress_level=1)
         asked = [("q0", "noise.png", QUESTION)]
     questions = [Question(id=i, image=image, prompt=text, max_new_tokens=tokens) for i, image, text in asked]
-    target = load_target(TARGET)
     bundle = make_bundle(
-        folder=folder / "bundle", target=target, artifact=endless, base=None, questions=questions, images=images
+        folder=folder / "bundle",
+        target=TARGET,
+        artifact=endless,
+        base=None,
+        questions=questions,
+        images=images,
+        order=JobOrder({"artifact": "models/artifact"}, tuple(Step("artifact", one.id) for one in questions)),
     )
     return bundle, [question.id for question in questions]
 
@@ -218,7 +221,7 @@ def bundle_of(export: Path, folder: Path, model: str, *, tiles: int, tokens: int
 def job(bundle: Bundle, folder: Path, steps: Sequence[Step], before: Sequence[str] = ("sh",)) -> list[Line]:
     """A whole job as a device runs it: bench.sh with its probes, its watch and the runner. All of its lines."""
     folder.mkdir(parents=True)
-    (folder / ORDER).write_text(to_json(JobOrder(bundle.variants, tuple(steps), threads=THREADS)), encoding="utf-8")
+    (folder / ORDER).write_text(to_json(JobOrder(bundle.manifest.variants, tuple(steps), threads=THREADS)), encoding="utf-8")
     program = [*before, str(bundle.folder / "bench.sh"), str(folder), sys.executable]
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(program, env=os.environ | one_thread, stderr=subprocess.PIPE, text=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mpa_edge.errors import MpaError
+from mpa_edge.progress import say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from mpa_edge.bench.host.measurement import Bench, Reach
+    from mpa_edge.bench.measurement import Bench, Reach
+    from mpa_edge.bench.results.records import Sweep
     from mpa_edge.config.recipe import Recipe
     from mpa_edge.config.scheme import Scheme
     from mpa_edge.config.target import Target
-    from mpa_edge.exporters.publish.manifest import ExportManifest
     from mpa_edge.exporters.source import Source
 
 DEFAULT_TARGET = "cpu"
@@ -25,9 +27,9 @@ DEFAULT_TARGET = "cpu"
 
 def bench_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
     """RUN, and what is measured on which device."""
-    from mpa_edge.bench.host.measurement import QUESTIONS, REPETITIONS, TIMED
+    from mpa_edge.bench.measurement import Effort
 
-    count = click.IntRange(min=1)
+    count, default = click.IntRange(min=1), Effort()
     options = (
         click.argument("run", metavar="RUN"),
         click.option("--target", metavar="TARGET", help="Device or class of devices.  [default: cpu]"),
@@ -39,94 +41,94 @@ def bench_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Scheme; may be given repeatedly.  [default: the target's first that fits]",
         ),
         click.option(
-            "--questions", type=count, default=QUESTIONS, show_default=True, metavar="N", help="For the accuracy."
+            "--questions",
+            type=count,
+            default=default.questions,
+            show_default=True,
+            metavar="N",
+            help="Asked once each, for the accuracy.",
         ),
         click.option(
-            "--timed", type=count, default=TIMED, show_default=True, metavar="N", help="Of them, asked again and again."
+            "--timed",
+            type=count,
+            default=default.timed,
+            show_default=True,
+            metavar="N",
+            help="Of these, asked repeatedly for the timing.",
         ),
         click.option(
             "--repetitions",
             type=click.IntRange(min=5),
-            default=REPETITIONS,
+            default=default.repetitions,
             show_default=True,
             metavar="N",
             help="Of each timed question.",
         ),
-        click.option("--no-base", is_flag=True, help="Do not time base in the same scheme beside it."),
-        click.option("--threads", type=count, metavar="N", help="Of the runtime.  [default: what the target says]"),
+        click.option("--no-base", is_flag=True, help="Do not time base in the same scheme as well."),
+        click.option("--threads", type=count, metavar="N", help="Of the runtime.  [default: the target's]"),
     )
     for option in reversed(options):
         function = option(function)
     return function
 
 
-def open_benches(
-    run: str,
-    target: str | None,
-    schemes: Sequence[str],
-    questions: int,
-    timed: int,
-    repetitions: int,
-    no_base: bool,
-    threads: int | None,
-    reach: Reach | None = None,
-) -> list[Bench]:
-    """One benchmark for each scheme. What is not exported yet is exported now, and base in the same scheme as well."""
-    from mpa_edge.bench.host.measurement import Bench, Effort, Reach
+def open_run(run: str, target: str | None) -> tuple[Source, Target]:
+    """A run and a target by name. MpaError where the run has no base to compare with."""
     from mpa_edge.config.library import load_target
-
-    source, chosen = open_run(run), load_target(target or DEFAULT_TARGET)
-    effort = Effort(questions, timed, repetitions)
-    made = []
-    for scheme in chosen_schemes(source, schemes, chosen):
-        artifact = exported(source, scheme, chosen)
-        base = None if no_base else exported_base(source, artifact, chosen)
-        folder, recipe = aligned_run(source)
-        made.append(
-            Bench(
-                run=folder,
-                recipe=recipe,
-                target=chosen,
-                scheme=scheme.name,
-                artifact=artifact,
-                base=base,
-                reach=reach or Reach(),
-                effort=effort,
-                threads=threads,
-            )
-        )
-    return made
-
-
-def open_run(run: str) -> Source:
-    """A run with a base to compare with. MpaError where it is none."""
     from mpa_edge.exporters.source import open_source
 
     if not Path(run).expanduser().is_dir():
         raise MpaError(f"no folder '{run}': name a run that mpa-edge align made")
     source = open_source(run)
     aligned_run(source)
-    return source
+    return source, load_target(target or DEFAULT_TARGET)
 
 
 def aligned_run(source: Source) -> tuple[Path, Recipe]:
     """Folder and recipe of a run. MpaError where the source is a plain checkpoint."""
     if source.run is None or source.recipe is None:
-        raise MpaError(
-            f"{source.name} is no run, so there is no gain to look for: name a folder that mpa-edge align made"
-        )
+        raise MpaError(f"{source.name} is not a run, so there is no gain to measure: name a folder that align made")
     return source.run, source.recipe
 
 
-def chosen_schemes(source: Source, names: Sequence[str], target: Target) -> tuple[Scheme, ...]:
-    """Those that are named, else the target's first that this model can take."""
+def open_benches(asked: dict[str, Any], reach: Reach | None = None) -> list[Bench]:
+    """One benchmark for each scheme. Exports that are missing, also of base in the same scheme, are made now."""
     from mpa_edge.exporters.pipeline import choose_schemes
 
-    return choose_schemes(source, names, target)
+    source, target = open_run(asked["run"], asked["target"])
+    schemes = choose_schemes(source, asked["schemes"], target)
+    return [bench_of(source, target, scheme, exported(source, scheme, target), asked, reach) for scheme in schemes]
+
+
+def bench_of(
+    source: Source,
+    target: Target,
+    scheme: Scheme,
+    artifact: Path,
+    asked: dict[str, Any],
+    reach: Reach | None,
+    label: str | None = None,
+) -> Bench:
+    """The benchmark of an export; `label`: folder of its results, None: the scheme's name."""
+    from mpa_edge.bench.measurement import Bench, Effort, Reach
+
+    run, recipe = aligned_run(source)
+    return Bench(
+        run=run,
+        recipe=recipe,
+        target=target,
+        scheme=scheme.name,
+        artifact=artifact,
+        base=None if asked["no_base"] else exported_base(source, artifact, target),
+        reach=reach or Reach(),
+        effort=Effort(asked["questions"], asked["timed"], asked["repetitions"]),
+        threads=asked["threads"],
+        label=label,
+    )
 
 
 def exported(source: Source, scheme: Scheme, target: Target) -> Path:
-    """An export of the run as it lies there, else made now for this target."""
+    """The existing export of the run, whatever target it was made for, else one made now for this target."""
     from mpa_edge.exporters.pipeline import Order, run_export
     from mpa_edge.exporters.publish.manifest import read_export_manifest
 
@@ -137,40 +139,93 @@ def exported(source: Source, scheme: Scheme, target: Target) -> Path:
 
 
 def exported_base(source: Source, artifact: Path, target: Target) -> Path:
-    """The student as it was before, exported as the artifact was: same scheme, same image budget, same context."""
-    from mpa_edge.bench.host.measurement import FOLDER
+    """The student before alignment, exported as the artifact was: same scheme, image budget and context."""
+    from mpa_edge.bench.measurement import FOLDER
+    from mpa_edge.config.library import load_target
     from mpa_edge.config.scheme import Scheme
     from mpa_edge.exporters.pipeline import Order, finished, run_export
     from mpa_edge.exporters.source import open_source
 
     manifest = finished(artifact)
-    folder, recipe = aligned_run(source)
-    before = open_source(recipe.student, str(folder / FOLDER / "base"))
-    before = replace(before, name=f"{source.name}-base", recipe=recipe)
+    made_for = target if manifest.target == target.name else None
+    if manifest.target and made_for is None:
+        made_for = load_target(manifest.target)
+    run, recipe = aligned_run(source)
+    base = open_source(recipe.student, str(run / FOLDER / "base"))
     scheme = Scheme.model_validate(manifest.scheme, strict=False)
-    return run_export(Order(before, (scheme,), target_of(manifest, target)))[0]
-
-
-def target_of(manifest: ExportManifest, target: Target) -> Target | None:
-    """The target that an export was made for."""
-    from mpa_edge.config.library import load_target
-
-    if manifest.target is None or manifest.target == target.name:
-        return None if manifest.target is None else target
-    return load_target(manifest.target)
+    return run_export(Order(replace(base, name=f"{source.name}-base", recipe=recipe), (scheme,), made_for))[0]
 
 
 def show_plan(asked: dict[str, Any], via: str = "hand") -> None:
-    """What would be measured; nothing is exported, sent or asked."""
-    from mpa_edge.config.library import load_target
+    """Print what would be measured; nothing is exported, sent or asked."""
+    from mpa_edge.exporters.pipeline import choose_schemes
 
-    source, target = open_run(asked["run"]), load_target(asked["target"] or DEFAULT_TARGET)
-    schemes = [scheme.name for scheme in chosen_schemes(source, asked["schemes"], target)]
+    source, target = open_run(asked["run"], asked["target"])
     click.echo(f"run        {source.run}")
     click.echo(f"target     {target.name} by {via}")
-    for name in schemes:
-        made = "exported" if (source.exports / name / "manifest.json").is_file() else "to be exported"
-        click.echo(f"scheme     {name} ({made})")
+    for scheme in choose_schemes(source, asked["schemes"], target):
+        state = "exported" if (source.exports / scheme.name / "manifest.json").is_file() else "to be exported"
+        click.echo(f"scheme     {scheme.name} ({state})")
     click.echo(f"accuracy   {asked['questions']} questions, once each")
-    beside = "" if asked["no_base"] else ", in turns with base in the same scheme"
+    beside = "" if asked["no_base"] else ", alternating with base in the same scheme"
     click.echo(f"timing     {asked['timed']} of them, {asked['repetitions']} times each{beside}")
+
+
+def sweep(axes_text: str, asked: dict[str, Any], reach: Reach, fresh: bool) -> tuple[Sweep, Path]:
+    """Measure every possible setting, one after the other; the document that compares them, and its path."""
+    from mpa_edge.bench.host.pipeline import run_bench
+    from mpa_edge.bench.measurement import FOLDER
+    from mpa_edge.bench.report.read import read_bench
+    from mpa_edge.bench.results.records import SWEEP
+    from mpa_edge.bench.results.sweep import axes_of, point_of, settings, slug, sweep_of
+    from mpa_edge.runs.files import write_json
+
+    source, target = open_run(asked["run"], asked["target"])
+    axes = axes_of(axes_text)
+    wanted = settings(axes, target, device_cores(reach) if "threads" in axes else 1)
+    points = []
+    for number, setting in enumerate(wanted, start=1):
+        name = slug(setting)
+        say(f"setting {number} of {len(wanted)}: {name}")
+        try:
+            scheme, artifact = export_for(source, target, setting, asked["schemes"])
+        except MpaError as error:
+            say(f"{name}: skipped ({error})")
+            continue
+        own = asked | {"no_base": True, "threads": setting.get("threads") or asked["threads"]}
+        bench = bench_of(source, target, scheme, artifact, own, reach, label=f"sweep/{name}")
+        points.append(point_of(setting, read_bench(run_bench(bench, fresh)).report))
+    if not points:
+        raise MpaError("no setting of this sweep is possible for this model: name other values with --sweep AXIS=A:B")
+    path = aligned_run(source)[0] / FOLDER / target.name / SWEEP
+    made = sweep_of(target.name, points)
+    write_json(path, made)
+    return made, path
+
+
+def device_cores(reach: Reach) -> int:
+    """Usable cores of the device."""
+    from mpa_edge.bench.transports.connect import connect
+
+    with closing(connect(reach.via, root=reach.root)) as transport:
+        # nproc takes these for the number of cores
+        done = transport.run("env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc", timeout_s=30.0)
+    text = done.stdout.decode(errors="replace").strip()
+    if done.rc or not text.isdecimal():
+        raise MpaError(f"{transport.name} does not report how many cores it has: name them with --sweep threads=1:2")
+    return int(text)
+
+
+def export_for(
+    source: Source, target: Target, setting: dict[str, Any], schemes: tuple[str, ...]
+) -> tuple[Scheme, Path]:
+    """Scheme and export of a setting; each image budget has exports of its own. MpaError where it is not possible."""
+    from mpa_edge.bench.measurement import FOLDER
+    from mpa_edge.bench.results.sweep import budget_for
+    from mpa_edge.exporters.pipeline import choose_schemes
+
+    if tiles := setting.get("image_budget"):
+        target = target.model_copy(update={"image": budget_for(target, tiles)})
+        source = replace(source, exports=aligned_run(source)[0] / FOLDER / f"tiles-{tiles}")
+    scheme = choose_schemes(source, (setting["scheme"],) if "scheme" in setting else schemes[:1], target)[0]
+    return scheme, exported(source, scheme, target)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mpa_edge.cli._bench import bench_arguments, open_benches, show_plan
+from mpa_edge.cli._bench import bench_arguments, open_benches, show_plan, sweep
 from mpa_edge.cli._options import dry_run_option, fresh_option, is_verbose, json_option, print_json, verbose_option
 from mpa_edge.cli._remote import fetched
 from mpa_edge.cli._stage import suppress_library_output
 
 if TYPE_CHECKING:
-    from mpa_edge.bench.host.measurement import Bench, Reach
+    from mpa_edge.bench.measurement import Bench
 
 EXIT_LOST = 3
 
@@ -21,11 +22,11 @@ EXIT_LOST = 3
 @click.command("bench")
 @bench_arguments
 @click.option("--via", metavar="WAY", help="local, ssh://USER@HOST[:PORT], adb://SERIAL.  [default: local]")
-@click.option("--python", metavar="PROGRAM", help="Python on the device.  [default: python3, here this one]")
-@click.option("--server", metavar="PATH", help="llama-server on the device, to be asked instead of Python.")
-@click.option("--root", metavar="DIR", help="Folder on the device for everything of ours.")
-@click.option("--results", type=click.Path(), metavar="DIR", help="Read a job's folder that was carried here by hand.")
-@click.option("--sweep", metavar="AXES", help="Try settings: threads, image_budget, scheme, or threads=1:2,scheme.")
+@click.option("--python", metavar="PROGRAM", help="Python on the device.  [default: python3, or this one if local]")
+@click.option("--server", metavar="PATH", help="llama-server on the device, to be used instead of Python.")
+@click.option("--root", metavar="DIR", help="Working directory on the device.")
+@click.option("--results", type=click.Path(), metavar="DIR", help="Read the folder of a job that was run by hand.")
+@click.option("--sweep", "axes", metavar="AXES", help="Try settings: threads, image_budget, scheme, threads=1:2.")
 @dry_run_option
 @fresh_option
 @json_option
@@ -37,16 +38,16 @@ def command(
     server: str | None,
     root: str | None,
     results: str | None,
-    sweep: str | None,
+    axes: str | None,
     dry_run: bool,
     fresh: bool,
     as_json: bool,
     **asked: Any,
 ) -> None:
-    """Ask the exported model on the device, and judge: holds, lost, inconclusive or invalid. Lost exits with 3.
+    """Run the exported model on the device; the verdict is holds, lost, inconclusive or invalid. Lost exits with 3.
 
-    RUN is a folder that align made; what is not exported yet is exported first. Base and aligned answer the same
-    questions here in full precision. Cut off at any moment, the same command goes on.
+    RUN is a folder that align made; missing exports are made first. Base and aligned answer the same questions here in
+    full precision. After an interruption at any moment, rerun to resume.
 
     \b
     Examples:
@@ -55,42 +56,43 @@ def command(
       $ mpa-edge bench runs/mine --target phone --via adb://SERIAL --as gguf-q8_0 --dry-run
       $ mpa-edge bench runs/mine --sweep threads,scheme --dry-run
     """
-    from mpa_edge.bench.host.measurement import Reach
+    from mpa_edge.bench.measurement import Reach
 
     reach = Reach(via, root, python, server)
     if dry_run:
         show_plan(asked, reach.via or "local")
-        if sweep:
+        if axes:
             from mpa_edge.bench.results.sweep import axes_of
 
-            click.echo(f"sweep      {', '.join(axes_of(sweep))}")
-        return None
-    if sweep:
-        return run_sweep(sweep, asked, reach, fresh, as_json)
+            click.echo(f"sweep      {', '.join(axes_of(axes))}")
+        return
+    if axes:
+        from mpa_edge.bench.report.sweep_table import render_sweep
+
+        with suppress_library_output(is_verbose()):
+            made, path = sweep(axes, asked, reach, fresh)
+        if as_json:
+            print_json(made)
+        else:
+            click.echo(render_sweep(made))
+            click.echo(f"everything is in {path}")
+        return
     from mpa_edge.bench.host.pipeline import read_results, run_bench
+    from mpa_edge.bench.transports.connect import connect
 
     with suppress_library_output(is_verbose()):
-        check_way(reach, results)
-        benches = open_benches(**asked, reach=reach)
+        if results is None:  # exports take minutes: check first that the device can be reached
+            with closing(connect(reach.via, root=reach.root)) as transport:
+                transport.run("true", timeout_s=30.0, patient=False)
+        benches = open_benches(asked, reach)
         if results and len(benches) > 1:
             raise click.UsageError("--results is one job: give one --as")
         folders = [read_results(b, Path(results)) if results else run_bench(b, fresh) for b in benches]
-    return show(benches, folders, as_json)
-
-
-def check_way(reach: Reach, results: str | None) -> None:
-    """Refuse a device that cannot be reached before minutes are spent on exports."""
-    from contextlib import closing
-
-    from mpa_edge.bench.transports.connect import connect
-
-    if results is None:
-        with closing(connect(reach.via, root=reach.root)) as transport:
-            transport.run("true", timeout_s=30.0)
+    show(benches, folders, as_json)
 
 
 def show(benches: list[Bench], folders: list[Path], as_json: bool) -> None:
-    """A table for each benchmark; exit 3 where a gain is lost."""
+    """Print a table for each benchmark; exit with 3 where a gain is lost."""
     from mpa_edge.bench.report.read import read_bench
     from mpa_edge.bench.report.table import render_table
 
@@ -105,17 +107,3 @@ def show(benches: list[Bench], folders: list[Path], as_json: bool) -> None:
         click.echo(f"the report: mpa-edge report {benches[0].run}")
     if any(data.report.verdict == "lost" for data in made):
         raise click.exceptions.Exit(EXIT_LOST)
-
-
-def run_sweep(axes: str, asked: dict[str, Any], reach: Any, fresh: bool, as_json: bool) -> None:
-    """Measure every setting, then the front and the recommendation."""
-    from mpa_edge.bench.report.sweep_table import render_sweep
-    from mpa_edge.cli._sweep import sweep
-
-    with suppress_library_output(is_verbose()):
-        made, path = sweep(axes, asked, reach, fresh)
-    if as_json:
-        return print_json(made)
-    click.echo(render_sweep(made))
-    click.echo(f"everything is in {path}")
-    return None

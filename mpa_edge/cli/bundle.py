@@ -1,4 +1,4 @@
-"""One folder or tar file with all that a device needs for a benchmark."""
+"""One folder or tar file with everything that a device needs for a benchmark."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mpa_edge.cli._stage import suppress_library_output
 
 @click.command("bundle")
 @bench_arguments
-@click.option("--out", type=click.Path(), metavar="DIR|FILE.tar", help="Where it goes.  [default: RUN/bench/bundles]")
+@click.option("--out", type=click.Path(), metavar="DIR|FILE.tar", help="Output.  [default: RUN/bench/bundles]")
 @dry_run_option
 @json_option
 @verbose_option
 @fetched("run")
 def command(out: str | None, dry_run: bool, as_json: bool, **asked: Any) -> None:
-    """Pack models, questions, pictures and the runner for a device, with a hash of each file and of the whole.
+    """Pack models, questions, images and the runner for a device, with a hash of each file and of the whole.
 
-    bench does this by itself. Alone it is for devices that no link reaches: carry the bundle there, follow its README,
-    carry the job's folder back and give it to bench with --results.
+    bench does this itself. Use it for a device without a connection: copy the bundle there, follow its README, copy the
+    job's folder back, and give it to bench --results.
 
     \b
     Examples:
@@ -37,7 +37,7 @@ def command(out: str | None, dry_run: bool, as_json: bool, **asked: Any) -> None
     from mpa_edge.bench.host.pipeline import make
 
     with suppress_library_output(is_verbose()):
-        benches = open_benches(**asked)
+        benches = open_benches(asked)
         if out and len(benches) > 1:
             raise click.UsageError("--out takes one bundle: give one --as")
         made = [make(bench, Path(out) if out and not out.endswith(".tar") else None) for bench in benches]

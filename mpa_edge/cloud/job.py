@@ -10,9 +10,9 @@ from mpa_edge.cloud.left_out import SKY_IGNORE
 from mpa_edge.cloud.machine import Needs
 from mpa_edge.cloud.mounts import IMAGES, KIT, OUT, Travel
 from mpa_edge.cloud.names import split_bucket
-from mpa_edge.cloud.wheel import CONSTRAINTS, build_wheel, constraints, wheel_name
 from mpa_edge.config.recipe import Recipe
 from mpa_edge.runs.files import make_folder, write_bytes
+from mpa_edge.runs.wheel import CONSTRAINTS, build_wheel, constraints, wheel_name
 from mpa_edge.vlm.openai.reference import is_server
 
 CLOUD = "cloud"

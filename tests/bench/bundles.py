@@ -8,16 +8,20 @@ from pathlib import Path
 
 from PIL import Image
 
-from mpa_edge.bench.device.protocol import ORDER, OUT, JobOrder, Line, read_lines, to_json
+from mpa_edge.bench.device.protocol import ORDER, OUT, JobOrder, Line, Step, read_lines, to_json
 from mpa_edge.bench.host.bundle import Bundle, Question, make_bundle
-from mpa_edge.config.library import load_scheme, load_target
+from mpa_edge.config.library import load_scheme
 from tests.exporters import hand_made
 
-TARGET = load_target("cpu")
+
+def plain_order(questions: Sequence[Question], *, base: bool = False) -> JobOrder:
+    """Each question once to each model."""
+    variants = {name: f"models/{name}" for name in (("artifact", "base") if base else ("artifact",))}
+    return JobOrder(variants, tuple(Step(name, question.id) for name in variants for question in questions))
 
 
-def pictures(folder: Path, names: Sequence[str]) -> list[Question]:
-    """A picture of its own for each name, and a question about it."""
+def image_questions(folder: Path, names: Sequence[str]) -> list[Question]:
+    """An image for each name, and a question about it."""
     for i, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,8 +34,9 @@ def small(folder: Path, place: Path | None = None, scheme: str = "gguf-q8_0", **
     export, images = folder / "export", folder / "images"
     if not export.exists():
         hand_made.export(export, load_scheme(scheme))
-    given = {"questions": pictures(images, ["a.png", "b.png"]), "artifact": export, "base": None} | changed
-    return make_bundle(folder=place or folder / "bundle", target=TARGET, images=images, **given)  # type: ignore[arg-type]
+    given = {"questions": image_questions(images, ["a.png", "b.png"]), "artifact": export, "base": None} | changed
+    given.setdefault("order", plain_order(given["questions"], base=bool(given["base"])))  # type: ignore[arg-type]
+    return make_bundle(folder=place or folder / "bundle", target="cpu", images=images, **given)  # type: ignore[arg-type]
 
 
 def job(folder: Path, order: JobOrder | None = None) -> Path:

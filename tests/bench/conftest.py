@@ -12,13 +12,13 @@ from mpa_edge.nursery.render import ANSWERS, render
 from mpa_edge.questions.own import read_samples
 from mpa_edge.types import Request
 from mpa_edge.vlm import load
-from tests.bench.bundles import TARGET
+from tests.bench.bundles import plain_order
 from tests.bench.runners import EXPORTS
 
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
-    """Four questions about two pictures, for each format."""
+    """Four questions about two images, for each format."""
     home = tmp_path_factory.mktemp("bundles")
     images = render(home / "images", 2, 3, "target", answers_per_image=2)
     asked = [
@@ -28,11 +28,12 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     return {
         name: make_bundle(
             folder=home / name,
-            target=TARGET,
+            target="cpu",
             artifact=export("student"),
             base=export("student"),
             questions=asked,
             images=images,
+            order=plain_order(asked, base=True),
         )
         for name, export in EXPORTS.items()
     }

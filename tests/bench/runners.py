@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 from mpa_edge.bench.device.protocol import JobOrder, Step
 from mpa_edge.bench.host.bundle import Bundle
+from mpa_edge.runs.wheel import build_zip
 from tests.vlm.exported import onnx_folder
 from tests.vlm.llama_exported import gguf_folder, hybrid_folder
 
@@ -60,9 +62,12 @@ def said(answers: list[dict]) -> dict[tuple[str, str, int], tuple[str, int]]:
 def changed_copy(bundle: Bundle, folder: Path, file: str, before: str, after: str) -> Path:
     """A copy of a bundle with one place of its code replaced."""
     copy = Path(shutil.copytree(bundle.folder, folder))
-    text = (copy / file).read_text(encoding="utf-8")
+    with zipfile.ZipFile(copy / "mpa_edge.zip") as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    text = files[file].decode()
     assert text.count(before) == 1
-    (copy / file).write_text(text.replace(before, after), encoding="utf-8")
+    files[file] = text.replace(before, after).encode()
+    (copy / "mpa_edge.zip").write_bytes(build_zip(files))
     return copy
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.bench.host.measurement import DEVICE, Bench, Effort, Reach
 from mpa_edge.bench.host.pipeline import run_bench
+from mpa_edge.bench.measurement import DEVICE, Bench, Effort, Reach
 from mpa_edge.bench.results.records import ANSWERS, BENCH, AnswerRow, BenchReport
 from mpa_edge.config.library import load_recipe, load_target
 from mpa_edge.evaluation.predict import question_set

@@ -44,7 +44,7 @@ BEGINNING = """        replies: dict[int, Reply] = {}
 def faulty(bundles, tmp_path) -> Path:
     """A bundle whose runtime does what the prompt says."""
     return changed_copy(
-        bundles["onnx"], tmp_path / "faulty", "lib/mpa_edge/vlm/onnxruntime/model.py", BEGINNING, FAULTS + BEGINNING
+        bundles["onnx"], tmp_path / "faulty", "mpa_edge/vlm/onnxruntime/model.py", BEGINNING, FAULTS + BEGINNING
     )
 
 
@@ -122,7 +122,7 @@ def test_a_device_needs_no_more_than_it_is_told(bundles, at_home, tmp_path, name
         f"        if name.partition('.')[0] in {blocked!r}:\n            raise ModuleNotFoundError(name, name=name)\n"
         "sys.meta_path.insert(0, Blocker())\n"
     )
-    file = "lib/mpa_edge/__init__.py"
+    file = "mpa_edge/__init__.py"
     copy = changed_copy(bundles[name], tmp_path / "copy", file, "__version__ =", f"{blocker}__version__ =")
     steps = tuple(Step("artifact", one) for one in ids(bundles[name]))
     folder = job(tmp_path / "job", JobOrder({"artifact": BOTH["artifact"]}, steps, threads=1))

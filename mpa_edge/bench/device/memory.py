@@ -1,42 +1,49 @@
-"""Peak memory of a process, and how it was read.
+"""Peak memory of a process, and the page cache.
 
-Standard library only, and no newer Python than 3.10: the runner on the device imports this file.
+Standard library only, for Python 3.10 or newer: this file runs on the device.
 
-- VmHWM counts every page that was ever resident, mapped model files included. The peak of a control group does not: it
-  misses pages that another process had read before. An address-space limit counts what was never touched
-- swapped pages are not resident. On a phone with zram a process shrinks while it still holds its memory, so there VmRSS
-  + VmSwap is watched as well, and the larger one counts
-- a Jetson's GPU takes its memory from the same bank without a trace in the process: there the drop of MemAvailable
-  since before the load is read as well (of all processes together, so as a second figure, never instead of the first)
+- VmHWM counts every page that was ever resident, including mapped model files. The peak of a control group is not used:
+  it misses pages that another process had already read
+- swapped pages are not resident. With zram (most phones) a process shrinks while it still holds its memory, so where
+  there is swap, VmRSS + VmSwap is sampled as well and the larger value counts
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 
 PROC = Path("/proc")
 KIB = 1024
 INTERVAL_S = 0.05
+CHECKED_EVERY_BYTES = 2**22
 
 
 def status_bytes(pid: int | str = "self", proc: Path = PROC) -> dict[str, int]:
-    """The Vm fields of a process in bytes; empty where the process is gone or hidden.
+    """The Vm fields of a process in bytes; empty if the process is gone or hidden.
 
     >>> 0 < status_bytes()["VmRSS"] <= status_bytes()["VmHWM"]
     True
     """
+    return _fields(proc / str(pid) / "status")
+
+
+def has_swap(proc: Path = PROC) -> bool:
+    """Whether pages can leave memory: a swap partition, a swap file, or zram."""
+    return _fields(proc / "meminfo").get("SwapTotal", 0) > 0
+
+
+def _fields(path: Path) -> dict[str, int]:
     try:
-        rows = (proc / str(pid) / "status").read_text(encoding="utf-8", errors="replace").splitlines()
+        return kib_fields(path.read_text(encoding="utf-8", errors="replace").splitlines())
     except OSError:
         return {}
-    return kib_fields(row for row in rows if row.startswith("Vm"))
 
 
 def kib_fields(rows: Iterable[str]) -> dict[str, int]:
-    """`Name:  123 kB` -> bytes; other rows are left out.
+    """`Name:  123 kB` -> bytes; other rows are ignored.
 
     >>> kib_fields(["VmHWM:\\t  2 kB", "Name:\\tsh", "HugePages_Total: 0"])
     {'VmHWM': 2048}
@@ -50,89 +57,59 @@ def kib_fields(rows: Iterable[str]) -> dict[str, int]:
     return found
 
 
-def meminfo_bytes(proc: Path = PROC) -> dict[str, int]:
-    """/proc/meminfo in bytes; empty where it is hidden."""
-    try:
-        return kib_fields((proc / "meminfo").read_text(encoding="utf-8").splitlines())
-    except OSError:
-        return {}
+class PeakMemory:
+    """Peak memory of a process over all samples that were added."""
 
-
-def has_swap(proc: Path = PROC) -> bool:
-    """Whether pages can leave the memory: a swap partition, a file, zram."""
-    return meminfo_bytes(proc).get("SwapTotal", 0) > 0
-
-
-def is_jetson(root: Path = Path("/")) -> bool:
-    """Whether CPU and GPU share one memory as on NVIDIA's Tegra."""
-    family = root / "sys/devices/soc0/family"
-    if (root / "etc/nv_tegra_release").exists():
-        return True
-    return family.exists() and "tegra" in family.read_text(encoding="utf-8", errors="replace").lower()
-
-
-def process_peak(pid: int | str = "self", *, held_bytes: int = 0, proc: Path = PROC) -> tuple[int | None, str]:
-    """Peak in bytes, with the name of the method; None with the reason where it cannot be read.
-
-    `held_bytes`: largest VmRSS + VmSwap that a `Watcher` saw; 0 where nobody watched.
-
-    >>> process_peak(held_bytes=1)[1], process_peak(held_bytes=10**15)[1], process_peak(pid=0)
-    ('VmHWM', 'max(VmHWM, VmRSS + VmSwap)', (None, 'the process is gone, or /proc is hidden'))
-    """
-    now = status_bytes(pid, proc)
-    hwm = now.get("VmHWM")
-    held = max(held_bytes, held_now(now))
-    if hwm is None and not held:
-        return None, "/proc says no VmHWM" if now else "the process is gone, or /proc is hidden"
-    if hwm is None:
-        return held, "VmRSS + VmSwap, sampled (no VmHWM)"
-    return max(hwm, held), "max(VmHWM, VmRSS + VmSwap)" if held > hwm else "VmHWM"
-
-
-def held_now(fields: dict[str, int]) -> int:
-    """VmRSS + VmSwap in bytes.
-
-    >>> held_now({"VmRSS": 5, "VmSwap": 3}), held_now({})
-    (8, 0)
-    """
-    return fields.get("VmRSS", 0) + fields.get("VmSwap", 0)
-
-
-class Watcher:
-    """Watches a process from a thread, where the kernel's own peak is not enough: with swap, or on a Jetson.
-
-    Elsewhere it costs nothing: no thread is started. Use as a context manager around load and answers.
-    """
-
-    def __init__(
-        self,
-        pid: int | str = "self",
-        *,
-        interval_s: float = INTERVAL_S,
-        proc: Path = PROC,
-        jetson: bool | None = None,
-    ) -> None:
-        self.pid = pid
-        self.proc = proc
-        self.interval_s = interval_s
-        self.jetson = is_jetson() if jetson is None else jetson
-        self.watches = self.jetson or has_swap(proc)
+    def __init__(self) -> None:
+        self.hwm_bytes: int | None = None
+        """Largest VmHWM; None where the system hides it."""
         self.held_bytes = 0
-        self.available_before = meminfo_bytes(proc).get("MemAvailable")
-        self.available_least = self.available_before
-        self._last_hwm: int | None = None
+        """Largest VmRSS + VmSwap."""
+
+    def add(self, fields: dict[str, int]) -> None:
+        """Add a sample: the Vm fields of the process in bytes."""
+        self.held_bytes = max(self.held_bytes, fields.get("VmRSS", 0) + fields.get("VmSwap", 0))
+        if "VmHWM" in fields:
+            self.hwm_bytes = max(self.hwm_bytes or 0, fields["VmHWM"])
+
+    def values(self) -> dict[str, int | str | None]:
+        """`peak_bytes` and `method` of a memory line; peak_bytes is None where nothing could be read.
+
+        >>> peak = PeakMemory()
+        >>> peak.values()
+        {'peak_bytes': None, 'method': 'no VmHWM in /proc'}
+        >>> peak.add({"VmHWM": 10, "VmRSS": 8, "VmSwap": 4})
+        >>> peak.values()
+        {'peak_bytes': 12, 'method': 'max(VmHWM, VmRSS + VmSwap)'}
+        """
+        if self.hwm_bytes is None and not self.held_bytes:
+            return {"peak_bytes": None, "method": "no VmHWM in /proc"}
+        if self.hwm_bytes is None:
+            return {"peak_bytes": self.held_bytes, "method": "VmRSS + VmSwap, sampled (no VmHWM)"}
+        if self.held_bytes > self.hwm_bytes:
+            return {"peak_bytes": self.held_bytes, "method": "max(VmHWM, VmRSS + VmSwap)"}
+        return {"peak_bytes": self.hwm_bytes, "method": "VmHWM"}
+
+
+class Watcher(PeakMemory):
+    """Context manager around load and answers that records the peak memory of a process.
+
+    Where there is swap, a thread samples the process every `interval_s`; elsewhere VmHWM is enough, without a thread.
+    """
+
+    def __init__(self, pid: int | str = "self", *, interval_s: float = INTERVAL_S, proc: Path = PROC) -> None:
+        super().__init__()
+        self.pid, self.proc, self.interval_s = pid, proc, interval_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
 
     def __enter__(self) -> Watcher:
         self.look()
-        if self.watches:
+        if has_swap(self.proc):
             self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -144,33 +121,49 @@ class Watcher:
 
     def look(self) -> None:
         """Take one sample."""
-        fields = status_bytes(self.pid, self.proc)
-        self.held_bytes = max(self.held_bytes, held_now(fields))
-        self._last_hwm = fields.get("VmHWM", self._last_hwm)
-        if self.jetson:
-            available = meminfo_bytes(self.proc).get("MemAvailable")
-            if available is not None and self.available_least is not None:
-                self.available_least = min(available, self.available_least)
-
-    def peak(self) -> tuple[int | None, str]:
-        """Peak in bytes and the method, also after the process has ended."""
-        now, method = process_peak(self.pid, held_bytes=self.held_bytes, proc=self.proc)
-        if self._last_hwm is not None and (now is None or self._last_hwm > now):
-            return self._last_hwm, "VmHWM, last seen"
-        return now, method
-
-    def shared_drop(self) -> tuple[int | None, str]:
-        """How far MemAvailable fell, in bytes, where CPU and GPU share memory: all processes of the device together."""
-        if not self.jetson:
-            return None, "no shared memory to watch: not a Jetson"
-        if self.available_before is None or self.available_least is None:
-            return None, "/proc/meminfo says no MemAvailable"
-        return self.available_before - self.available_least, "MemAvailable drop"
+        self.add(status_bytes(self.pid, self.proc))
 
 
-def as_values(watcher: Watcher) -> dict[str, int | str | None]:
-    """What a memory line of the job says: peak_bytes, method, and shared_drop_bytes on a Jetson."""
-    peak_bytes, method = watcher.peak()
-    drop, _ = watcher.shared_drop()
-    shared: dict[str, int | str | None] = {} if drop is None else {"shared_drop_bytes": drop}
-    return {"peak_bytes": peak_bytes, "method": method, **shared}
+# --- the page cache ---------------------------------------------------------------------------------------------------
+
+
+def drop_from_page_cache(paths: Iterable[Path]) -> bool:
+    """Ask the kernel to drop files from its page cache; True only if it provably did.
+
+    A file that another process has mapped stays, and so does one in a file system that lives in memory. The check reads
+    with RWF_NOWAIT, which fails where a page is not in memory but makes Linux read it ahead: hence drop again after it.
+    """
+    files = list(paths)
+    for path in files:
+        _drop(path)
+    cold = not any(is_in_memory(path) for path in files)
+    for path in files:
+        _drop(path)
+    return cold and bool(files)
+
+
+def _drop(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)  # a file that was just sent is dirty, and dirty pages stay
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
+def is_in_memory(path: Path) -> bool:
+    """Whether one page in every 4 MiB can be read without waiting; True where the system cannot tell."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for start in range(0, os.fstat(descriptor).st_size, CHECKED_EVERY_BYTES):
+            try:
+                os.preadv(descriptor, [bytearray(1)], start, os.RWF_NOWAIT)
+            except BlockingIOError:
+                continue
+            return True
+        return False
+    except (AttributeError, OSError):
+        return True
+    finally:
+        os.close(descriptor)

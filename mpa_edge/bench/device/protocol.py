@@ -1,6 +1,6 @@
-"""What goes to the device and what comes back: one order for a job, one JSON line for each thing that happened.
+"""What goes to the device and what comes back: one order for a job, one JSON line for each event.
 
-Standard library only, and no newer Python than 3.10: the runner on the device imports this file.
+Standard library only, for Python 3.10 or newer: this file runs on the device.
 """
 
 from __future__ import annotations
@@ -8,9 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
-ORDER, OUT, PROBE, WATCH, ERRORS = "order.json", "out.jsonl", "probe.json", "watch.jsonl", "err.txt"
+from mpa_edge.errors import MpaError
+
+QUESTIONS = "questions.jsonl"
+ORDER, OUT, WATCH, ERRORS = "order.json", "out.jsonl", "watch.jsonl", "err.txt"
+PROBE, PROBE_AFTER = "probe.json", "probe-after.json"
 
 
 @dataclass(frozen=True)
@@ -22,30 +28,30 @@ class Step:
     id: str
     """Of the question."""
     repetition: int = 0
-    """From 0; (variant, id, repetition) is asked once."""
+    """From 0; each (variant, id, repetition) is asked once."""
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What makes it one of a kind."""
+        """Identifies the step within a job."""
         return (self.variant, self.id, self.repetition)
 
 
 @dataclass(frozen=True)
 class JobOrder:
-    """Everything that a job on the device has to know beside the bundle."""
+    """Everything that a job on the device has to know besides the bundle."""
 
     variants: dict[str, str]
     """artifact and base -> folder inside the bundle."""
     steps: tuple[Step, ...]
-    """In this order; neighbours of one variant share a process, that loads once and warms up once."""
+    """In this order; consecutive steps of one variant share a process, which loads once and warms up once."""
     threads: int | None = None
     """CPU threads; None: what the artifact asks for."""
     cores: str | None = None
-    """Cores to pin to, as taskset writes them (4-7,9); None: wherever the system puts them."""
+    """Cores to pin to, in taskset's notation (4-7,9); None: not pinned."""
     warm_up: int = 1
-    """Answers that each process gives before those that count."""
+    """Uncounted answers at the start of each process."""
     answer_timeout_s: float = 600.0
-    """A single answer that takes longer is a runner that hangs."""
+    """A runner that takes longer for one answer counts as hung."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Line:
     """Number of the process, from 0."""
     values: dict[str, Any] = field(default_factory=dict)
     """loaded: load_s, cold, runtime, backend, threads, warm_up; answer: id, repetition, text, finish_reason, tokens and
-    the timings (keys of records.METRICS) that the runtime says; memory: peak_bytes, method; failed: reason; end: -."""
+    the timings (keys of records.METRICS) that the runtime reports; memory: peak_bytes, method; failed: reason."""
 
 
 def to_json(order: JobOrder) -> str:
@@ -84,7 +90,7 @@ def to_line(line: Line) -> str:
 
 
 def read_lines(texts: Iterable[str]) -> Iterator[Line]:
-    """Whole lines; a torn one, as a kill leaves it at the end, is left out."""
+    """Whole lines; a torn one, as a kill leaves it at the end, is skipped."""
     for text in texts:
         try:
             made = json.loads(text)
@@ -99,15 +105,19 @@ def answered(lines: Iterable[Line]) -> set[tuple[str, str, int]]:
 
 
 def blocks(steps: Iterable[Step]) -> list[tuple[Step, ...]]:
-    """Neighbours of one variant: one process each.
+    """Consecutive steps of one variant, which share a process.
 
     >>> [len(block) for block in blocks([Step("artifact", "1"), Step("artifact", "2"), Step("base", "1")])]
     [2, 1]
     """
-    found: list[list[Step]] = []
-    for step in steps:
-        if found and found[-1][-1].variant == step.variant:
-            found[-1].append(step)
-        else:
-            found.append([step])
-    return [tuple(block) for block in found]
+    return [tuple(block) for _, block in groupby(steps, key=lambda step: step.variant)]
+
+
+def read_questions(bundle: Path) -> dict[str, dict[str, Any]]:
+    """The questions of a bundle by id. MpaError where the file is missing or damaged."""
+    path = bundle / QUESTIONS
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        return {row["id"]: row for row in rows}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise MpaError(f"{path} is missing or damaged: send the bundle again") from error

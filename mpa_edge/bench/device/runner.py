@@ -1,7 +1,7 @@
-"""The runner on the device: a process for each block of questions, a line in out.jsonl for each thing that happened.
+"""The runner on the device: one process for each block of questions, one line in out.jsonl for each event.
 
-Standard library only, and no newer Python than 3.10, so that it can say in one line what else is missing. It keeps
-nothing in memory that is not in out.jsonl: killed at any moment, the same command goes on where it was.
+Standard library only, for Python 3.10 or newer, so that it can say in one line what else is missing. All of its state
+is in out.jsonl: after a kill at any moment, a rerun resumes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from mpa_edge.bench.device.protocol import (
@@ -33,15 +32,16 @@ from mpa_edge.bench.device.protocol import (
     blocks,
     from_json,
     read_lines,
+    read_questions,
     to_line,
 )
 from mpa_edge.errors import MpaError
 
-QUESTIONS, RUN, WORKER, LOG = "questions.jsonl", "run.py", "--worker", "worker.txt"
-MOST_FAULTS = 3
-# a large model comes slowly from a memory card
+RUN, WORKER, LOG = "run.py", "--worker", "worker.txt"
+MAX_FAULTS = 3
+# a large model loads slowly from a memory card
 LOAD_TIMEOUT_S = 900.0
-# format -> module that must be there -> what pip calls it
+# format -> module that must be there -> its name for pip
 COMMON = {"numpy": "numpy", "PIL": "pillow", "pydantic": "pydantic"}
 ONNX = COMMON | {"onnxruntime": "onnxruntime", "tokenizers": "tokenizers"}
 GGUF = COMMON | {"llama_cpp": "llama-cpp-python==0.3.36", "gguf": "gguf"}
@@ -69,50 +69,32 @@ def main(arguments: Sequence[str], bundle: Path) -> int:
 
 
 def run_job(folder: Path, bundle: Path) -> int:
-    """Ask everything of an order that has no answer yet. MpaError where nothing can be asked at all."""
-    order = read_order(folder, bundle)
+    """Ask every question of the order that has no answer yet. MpaError where nothing can be asked at all."""
+    if not folder.is_dir():
+        raise MpaError(f"no folder {folder}: make it, the answers go there")
+    path = folder / ORDER if (folder / ORDER).exists() else bundle / ORDER
+    try:
+        order = from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise MpaError(f"{path} is missing or damaged: send the bundle and the job again") from error
     questions = read_questions(bundle)
     for step in order.steps:
         if step.id not in questions or step.variant not in order.variants:
             raise MpaError(f"the order asks {step.variant} for '{step.id}', which is not here: send the bundle again")
     require_packages(bundle, order)
     with Journal(folder / OUT) as journal:
-        done = answered(journal.lines)
-        todo = [step for step in order.steps if step.key not in done]
-        foreman = Supervisor(bundle, folder, order, journal)
-        for block in blocks(todo):
-            foreman.ask(block)
-        if todo or not any(line.kind == "end" for line in journal.lines):
-            journal.write(Line("end"))
-    return 1 if foreman.failed else 0
-
-
-def read_order(folder: Path, bundle: Path) -> JobOrder:
-    """What is to be asked: of the job, else of the bundle (each question once). MpaError where it is damaged."""
-    path = folder / ORDER if (folder / ORDER).exists() else bundle / ORDER
-    if not folder.is_dir():
-        raise MpaError(f"no folder {folder}: make it, the answers go there")
-    try:
-        return from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise MpaError(f"{path} is missing or damaged: send the bundle and the job again") from error
-
-
-def read_questions(bundle: Path) -> dict[str, dict[str, Any]]:
-    """Questions by id. MpaError where the file is damaged."""
-    path = bundle / QUESTIONS
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-        return {row["id"]: row for row in rows}
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise MpaError(f"{path} is missing or damaged: send the bundle again") from error
+        supervisor = Supervisor(bundle, folder, order, journal)
+        for block in blocks(journal.todo(order)):
+            supervisor.ask(block)
+        journal.end()
+    return 1 if supervisor.failed else 0
 
 
 def require_packages(bundle: Path, order: JobOrder) -> None:
-    """MpaError that names the command to install what is missing here."""
+    """MpaError with the pip command for whatever is missing here."""
     needed: dict[str, str] = {}
     for name in order.variants.values():
-        with suppress(OSError, ValueError, TypeError, KeyError):  # a damaged model is for its own process to say
+        with suppress(OSError, ValueError, TypeError, KeyError):  # the worker reports a damaged model
             needed |= PACKAGES[json.loads((bundle / name / "artifact.json").read_bytes())["format"]]
     lacking = [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
     if lacking:
@@ -121,7 +103,7 @@ def require_packages(bundle: Path, order: JobOrder) -> None:
 
 
 class Journal:
-    """out.jsonl: only ever longer, each line on the disk before anything else happens, one writer at a time."""
+    """out.jsonl: append-only, each line is on disk before anything else happens, one writer at a time."""
 
     def __init__(self, path: Path) -> None:
         """Open it and end a torn last line. MpaError where another runner writes it, or the disk is full."""
@@ -132,18 +114,32 @@ class Journal:
         except BlockingIOError as error:
             os.close(self._file)
             raise MpaError(f"{path} is being written by another runner: wait for it, or stop it") from error
-        except OSError:  # a file system without locks (a phone's shared storage): nobody can tell
+        except OSError:  # a file system without locks, like a phone's shared storage
             pass
         content = path.read_bytes()
         if content and not content.endswith(b"\n"):
-            # nothing is cut off: whoever reads on from an offset must find what stood there
+            # nothing is truncated: a reader that resumes at an offset must find the same bytes
             self._append(b"\n")
         self.lines = list(read_lines(content.decode("utf-8", "replace").split("\n")))
+
+    def todo(self, order: JobOrder) -> list[Step]:
+        """Steps of an order that have no answer yet."""
+        done = answered(self.lines)
+        return [step for step in order.steps if step.key not in done]
+
+    def next_block(self) -> int:
+        """Number for the next process."""
+        return 1 + max((line.block for line in self.lines if line.kind != "end"), default=-1)
 
     def write(self, line: Line) -> None:
         """Append a line. MpaError where the disk is full."""
         self._append(to_line(line).encode())
         self.lines.append(line)
+
+    def end(self) -> None:
+        """Append the end line, unless nothing was written since the last one."""
+        if not self.lines or self.lines[-1].kind != "end":
+            self.write(Line("end"))
 
     def _append(self, rest: bytes) -> None:
         from mpa_edge.runs.files import MB, disk_errors
@@ -161,46 +157,57 @@ class Journal:
 
 
 class Supervisor:
-    """Gives blocks of questions to processes, and says what became of those that did not end well."""
+    """Runs a process for each block of questions, and records the failures of processes that did not end well."""
 
     def __init__(self, bundle: Path, folder: Path, order: JobOrder, journal: Journal) -> None:
         self.bundle, self.folder, self.order, self.journal = bundle, folder, order, journal
         self.failed = False
-        self._next = 1 + max((line.block for line in journal.lines if line.kind != "end"), default=-1)
+        self._next = journal.next_block()
         self._loaded = {line.variant for line in journal.lines if line.kind == "loaded"}
         self._faults: collections.Counter[str] = collections.Counter()
         self._fatal: set[tuple[str, str]] = set()
         self._given_up: set[str] = set()
 
     def ask(self, block: Sequence[Step]) -> None:
-        """All questions of a block; those behind one that ended its process go to another process."""
-        pending, variant = [step for step in block if (step.variant, step.id) not in self._fatal], block[0].variant
+        """Ask all questions of a block; those after one that ended its process go to another process."""
+        variant = block[0].variant
+        pending = [step for step in block if (variant, step.id) not in self._fatal]
         while pending and variant not in self._given_up:
-            self._process(variant, pending)
+            self._run_process(variant, pending)
 
-    def _process(self, variant: str, pending: list[Step]) -> None:
-        """One process; what is done leaves `pending`."""
+    def _run_process(self, variant: str, pending: list[Step]) -> None:
+        """One process; steps that are done leave `pending`."""
         block, self._next = self._next, self._next + 1
         order = asdict(replace(self.order, steps=tuple(pending)))
         task = {"order": order, "variant": variant, "block": block, "cold": variant not in self._loaded}
+        is_loaded, limit_s = False, max(LOAD_TIMEOUT_S, self.order.answer_timeout_s)
         with Worker(self.bundle, self.folder / LOG, task) as worker:
-            ready = False
             while True:
-                limit_s = self.order.answer_timeout_s if ready else max(LOAD_TIMEOUT_S, self.order.answer_timeout_s)
                 try:
                     line = worker.line(limit_s)
                 except TimeoutError:
-                    return self._fault(variant, block, pending if ready else [], f"no answer within {limit_s:g} s")
+                    reason = f"no answer within {limit_s:g} s"
+                    break
                 if line is None:
-                    worker.end_with_it()
-                    return self._fault(variant, block, pending if ready else [], worker.how_it_ended())
-                self._note(line, pending)
-                ready = ready or line.kind == "loaded"
+                    reason = worker.wait()
+                    break
+                self._record(line, pending)
+                if line.kind == "loaded":
+                    is_loaded, limit_s = True, self.order.answer_timeout_s
                 if line.kind == "memory" or variant in self._given_up:
-                    return None
-                worker.go_on()
+                    return
+                worker.acknowledge()
+        self._faults[variant] += 1
+        values: dict[str, Any] = {"reason": reason}
+        if is_loaded and pending:  # the first pending question is what ended it
+            self._fatal.add((variant, pending[0].id))
+            values |= {"id": pending[0].id, "repetition": pending[0].repetition}
+            if self._faults[variant] >= MAX_FAULTS:
+                self._given_up.add(variant)
+                values["reason"] += f"; given up after {MAX_FAULTS} processes"
+        self._record(Line("failed", variant, block, values), pending)
 
-    def _note(self, line: Line, pending: list[Step]) -> None:
+    def _record(self, line: Line, pending: list[Step]) -> None:
         if line.kind != "warm":
             self.journal.write(line)
         if line.kind == "loaded":
@@ -209,39 +216,27 @@ class Supervisor:
             pending.pop(0)
         if line.kind == "failed":
             self.failed = True
-            if "id" not in line.values:  # a model that does not load would not do so the next time
+            if "id" not in line.values:  # a model that does not load would fail again
                 self._given_up.add(line.variant)
-
-    def _fault(self, variant: str, block: int, pending: list[Step], reason: str) -> None:
-        """Write down that a process ended before its time: at its first pending question, or while it loaded."""
-        self._faults[variant] += 1
-        values: dict[str, Any] = {"reason": reason}
-        if pending:
-            self._fatal.add((variant, pending[0].id))
-            values |= {"id": pending[0].id, "repetition": pending[0].repetition}
-        if pending and self._faults[variant] >= MOST_FAULTS:
-            self._given_up.add(variant)
-            values["reason"] += f"; given up after {MOST_FAULTS} processes"
-        self._note(Line("failed", variant, block, values), pending)
 
 
 class Worker:
-    """A process that answers one block. Its lines come through a pipe, so that it cannot write when we are gone."""
+    """A process that answers one block. Its lines come through a pipe, so it cannot outlive the runner."""
 
     def __init__(self, bundle: Path, log: Path, task: dict[str, Any]) -> None:
         self._log, self._buffer = log, b""
         self._lines, theirs = os.pipe()
         isolated = ["-I"] if sys.flags.isolated else []
         command = [sys.executable, "-B", *isolated, str(bundle / RUN), WORKER, str(theirs)]
-        with log.open("wb") as said:
+        with log.open("wb") as output:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=said, stderr=subprocess.STDOUT, pass_fds=[theirs]
+                command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, pass_fds=[theirs]
             )
         os.close(theirs)
-        self._tell(json.dumps(task).encode() + b"\n")
+        self._send(json.dumps(task).encode() + b"\n")
 
     def line(self, timeout_s: float) -> Line | None:
-        """The next line; None where the process ended. TimeoutError where nothing comes in time."""
+        """The next line; None when the process has ended. TimeoutError where nothing comes in time."""
         deadline = time.monotonic() + timeout_s
         while b"\n" not in self._buffer:
             ready, _, _ = select.select([self._lines], [], [], max(0.0, deadline - time.monotonic()))
@@ -254,32 +249,32 @@ class Worker:
         whole, _, self._buffer = self._buffer.partition(b"\n")
         return next(read_lines([whole.decode()]))
 
-    def go_on(self) -> None:
-        """Its last line is on the disk."""
-        self._tell(b"\n")
+    def acknowledge(self) -> None:
+        """Its last line is on disk."""
+        self._send(b"\n")
 
-    def _tell(self, data: bytes) -> None:
+    def _send(self, data: bytes) -> None:
         pipe = self._process.stdin
         if pipe is not None:
-            with suppress(BrokenPipeError):  # that it ended is seen where its lines are read
+            with suppress(BrokenPipeError):  # the end of the process shows when its lines are read
                 pipe.write(data)
                 pipe.flush()
 
-    def end_with_it(self) -> None:
-        """End quietly where somebody ended the process: who stops a job sends a signal to all of it, in any order."""
-        if -self._process.wait() in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            sys.exit(128 - self._process.returncode)
+    def wait(self) -> str:
+        """How the process ended, in words, with the last line that it printed.
 
-    def how_it_ended(self) -> str:
-        """In words, with the last thing that it said."""
-        return ending(self._process.wait(), self._log.read_text(encoding="utf-8", errors="replace"))
+        If a signal asked it to stop, the runner exits quietly too: a job is stopped by a signal to all of its
+        processes, which reaches them in any order.
+        """
+        status = self._process.wait()
+        if -status in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            sys.exit(128 - status)
+        return ending(status, self._log.read_text(encoding="utf-8", errors="replace"))
 
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.kill()
         if self._process.stdin is not None:
             with suppress(OSError):
@@ -288,7 +283,7 @@ class Worker:
         os.close(self._lines)
 
 
-def ending(status: int, said: str) -> str:
+def ending(status: int, output: str) -> str:
     r"""How a process ended, in words.
 
     >>> ending(-9, "")
@@ -304,5 +299,5 @@ def ending(status: int, said: str) -> str:
         words = f"crashed ({signal.Signals(-status).name})"
     else:
         words = f"ended with exit status {status}"
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     return f"{words}: {lines[-1][:200]}" if lines else words

@@ -1,7 +1,7 @@
-"""One block of questions in a process of its own: load one model, warm up, answer, say how much memory it took.
+"""One block of questions in a process of its own: load one model, warm up, answer, report the peak memory.
 
-Only the runner (`mpa_edge.bench.device.runner`) starts it, and it ends when the runner does. It runs on the device,
-with Python 3.10 or newer.
+The runner (`mpa_edge.bench.device.runner`) starts it, and it ends when the runner does. It runs on the device, with
+Python 3.10 or newer.
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpa_edge.artifact import ARTIFACT, Artifact, read_artifact
-from mpa_edge.bench.device.memory import Watcher, as_values
-from mpa_edge.bench.device.page_cache import drop
-from mpa_edge.bench.device.protocol import JobOrder, Line, Step, from_json, to_line
-from mpa_edge.bench.device.runner import read_questions
+from mpa_edge.bench.device.memory import Watcher, drop_from_page_cache
+from mpa_edge.bench.device.protocol import JobOrder, Line, Step, from_json, read_questions, to_line
 from mpa_edge.errors import MpaError
 from mpa_edge.images.folder import open_image
 from mpa_edge.types import VLM, Drop, Reply, Request
@@ -32,77 +30,83 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 STDIN = 0
-# the host has opened every picture under the cap of its run already; no recipe may have a higher one than this
+# the host has checked every image against the run's own limit; no recipe can set a higher one than this
 MAX_PIXELS = 2 * 89_478_485
 ONNX, LLAMA = {"onnxruntime": "onnxruntime"}, {"llama_cpp": "llama-cpp-python"}
-# format -> module -> what people call it
+# format -> module -> name of its package
 RUNTIME_MODULES = {"onnx": ONNX, "gguf": LLAMA, "hybrid": ONNX | LLAMA}
 
 
 class Link:
-    """Lines to the runner. Each is on its disk before the work goes on; where the runner ends, so does this process."""
+    """The pipe to the runner: each line is on its disk before work continues, and this process ends with the runner."""
 
     def __init__(self, descriptor: int) -> None:
-        self._out, self._noted = descriptor, queue.SimpleQueue[None]()
-        self.task: dict[str, Any] = json.loads(_read_line(STDIN))
+        self._out, self._acknowledged = descriptor, queue.SimpleQueue[None]()
+        task = bytearray()
+        # nothing follows the task's line before it was answered
+        while not task.endswith(b"\n") and (part := os.read(STDIN, 2**16)):
+            task += part
+        self.task: dict[str, Any] = json.loads(task)
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
         while os.read(STDIN, 1):
-            self._noted.put(None)
+            self._acknowledged.put(None)
         os._exit(1)
 
     def say(self, kind: str, **values: Any) -> None:
-        """One line; back when the runner has noted it."""
+        """Send one line; returns when the runner has it on disk."""
         line = Line(kind, str(self.task["variant"]), int(self.task["block"]), values)
         rest = to_line(line).encode()
         while rest:
             rest = rest[os.write(self._out, rest) :]
-        self._noted.get()
-
-
-def _read_line(descriptor: int) -> bytes:
-    """Everything up to the end of a line; nothing comes behind it before it was answered."""
-    found = bytearray()
-    while not found.endswith(b"\n") and (part := os.read(descriptor, 2**16)):
-        found += part
-    return bytes(found)
+        self._acknowledged.get()
 
 
 def work(bundle: Path, descriptor: int) -> int:
-    """Do the block that stands on stdin; lines go to a descriptor. The exit status."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the runner decides
+    """Answer the block of the task on stdin; lines go to `descriptor`. The exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the runner decides
     link = Link(descriptor)
     order, variant = from_json(json.dumps(link.task["order"])), str(link.task["variant"])
     with Watcher() as memory:
         try:
             pin(order.cores)
             questions = read_questions(bundle)
-            model, said = load_model(bundle, order, variant, cold=bool(link.task["cold"]))
-        except Exception as error:  # whatever a damaged model makes a library raise, it is said and not thrown
+            model, about = load_model(bundle, order, variant, cold=bool(link.task["cold"]))
+        except Exception as error:  # a damaged model makes libraries raise anything
             link.say("failed", reason=reason_of(error))
             return 1
-        link.say("loaded", **said)
-        warm_up(link, model, bundle, order, questions)
-        ask(link, model, bundle, order, questions)
-    link.say("memory", **as_values(memory), uptime_s=uptime_s())
+        link.say("loaded", **about)
+        for i in range(order.warm_up if order.steps else 0):
+            step = order.steps[i % len(order.steps)]
+            with suppress(Exception):  # it fails again where it counts
+                answer(model, bundle, questions[step.id], step)
+            link.say("warm")
+        for step in order.steps:
+            try:
+                values = answer(model, bundle, questions[step.id], step)
+            except Exception as error:
+                link.say("failed", id=step.id, repetition=step.repetition, reason=reason_of(error))
+            else:
+                link.say("answer", **values)
+    link.say("memory", **memory.values(), uptime_s=uptime_s())
     return 0
 
 
 def reason_of(error: BaseException) -> str:
-    """One line for people.
+    """An error in one line.
 
     >>> reason_of(MpaError("the prompt is too long: shorten it")), reason_of(MemoryError()), reason_of(KeyError("a"))
     ('the prompt is too long: shorten it', 'out of memory', "KeyError: 'a'")
     """
     if isinstance(error, MemoryError):
         return "out of memory"
-    said = " ".join(str(error).split())[:400]
-    return said if isinstance(error, MpaError) else f"{type(error).__name__}: {said}"
+    text = " ".join(str(error).split())[:400]
+    return text if isinstance(error, MpaError) else f"{type(error).__name__}: {text}"
 
 
 def uptime_s() -> float:
-    """Seconds since the device was started, sleep included: no clock that somebody may set."""
+    """Seconds since boot, sleep included; unlike the wall clock, nobody can set it."""
     return round(time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)), 4)
 
 
@@ -110,19 +114,19 @@ def uptime_s() -> float:
 
 
 def pin(cores: str | None) -> None:
-    """Keep this process on some cores. MpaError where the device does not have them."""
+    """Pin this process to cores. MpaError where the device does not have them."""
     if cores is None:
         return
     wanted = parse_cores(cores)
     usable = os.sched_getaffinity(0)
     if not wanted <= usable:
         have = ",".join(map(str, sorted(usable)))
-        raise MpaError(f"cores {cores} cannot be used here, only {have}: change cpu.cores of the target")
+        raise MpaError(f"cores {cores} are not available here, only {have}: change cpu.cores of the target")
     os.sched_setaffinity(0, wanted)
 
 
 def parse_cores(text: str) -> set[int]:
-    """Cores as taskset writes them. MpaError where that is no list of cores.
+    """Cores in taskset's notation. MpaError where that is no list of cores.
 
     >>> sorted(parse_cores("4-6,9"))
     [4, 5, 6, 9]
@@ -137,21 +141,26 @@ def parse_cores(text: str) -> set[int]:
 
 
 def load_model(bundle: Path, order: JobOrder, variant: str, *, cold: bool) -> tuple[VLM, dict[str, Any]]:
-    """A model that is ready to answer, and what is to be said of it.
+    """A loaded model, and the values of its `loaded` line.
 
-    With `cold` its files leave the page cache first. The runtime's own libraries are in memory before the clock starts.
+    With `cold` its files are dropped from the page cache first. The runtime's own libraries are in memory before the
+    clock starts. MpaError where the order names a folder outside of the bundle, or the runtime is missing.
     """
-    folder = inside(bundle, order.variants[variant])
+    folder = (bundle / order.variants[variant]).resolve()
+    if not folder.is_relative_to(bundle.resolve()) or not (folder / ARTIFACT).is_file():
+        raise MpaError(f"the order names a model '{order.variants[variant]}' that is not in the bundle: send it again")
     artifact = read_artifact(folder)
-    import_runtime(artifact.format)
-    was_cold = drop(folder / name for name in artifact.files.values()) if cold else False
+    packages = RUNTIME_MODULES[artifact.format]
+    importlib.import_module(RUNTIMES[artifact.format][0])
+    versions = [f"{package} {importlib.import_module(name).__version__}" for name, package in packages.items()]
+    was_cold = drop_from_page_cache(folder / name for name in artifact.files.values()) if cold else False
     began_s, started = uptime_s(), time.perf_counter()
     model = load(str(folder), name=variant, threads=order.threads)
     load_s = time.perf_counter() - started
     return model, {
         "load_s": load_s,
         "cold": was_cold,
-        "runtime": runtime(artifact),
+        "runtime": ", ".join(versions),
         "backend": backend(model, artifact),
         "threads": threads(model),
         "warm_up": order.warm_up,
@@ -160,46 +169,22 @@ def load_model(bundle: Path, order: JobOrder, variant: str, *, cold: bool) -> tu
     }
 
 
-def inside(bundle: Path, name: str) -> Path:
-    """A folder of the bundle. MpaError where an order names one outside of it."""
-    folder = (bundle / name).resolve()
-    if not folder.is_relative_to(bundle.resolve()) or not (folder / ARTIFACT).is_file():
-        raise MpaError(f"the order names a model '{name}' that is not in the bundle: send the bundle again")
-    return folder
-
-
-def import_runtime(format_: str) -> None:
-    """Import what runs a format. MpaError where it is missing."""
-    for name in (RUNTIMES[format_][0], *RUNTIME_MODULES[format_]):
-        importlib.import_module(name)
-
-
-def runtime(artifact: Artifact) -> str:
-    """Libraries with their versions."""
-    modules = {name: importlib.import_module(name) for name in RUNTIME_MODULES[artifact.format]}
-    return ", ".join(f"{RUNTIME_MODULES[artifact.format][name]} {made.__version__}" for name, made in modules.items())
-
-
 def backend(model: Any, artifact: Artifact) -> str:
-    """What really computes: execution providers of onnxruntime, backends of llama.cpp."""
+    """What computes: execution providers of onnxruntime, backends of llama.cpp with the accelerator first."""
     used = []
     if artifact.format != "gguf":
         used += model.vision.session.get_providers()[:1]
     if artifact.format != "onnx":
-        used.append(llama_backend(model.language.lib))
+        lib = model.language.lib
+        info = lib.llama_print_system_info().decode("utf-8", "replace")
+        names = [part.split(" : ")[0].strip() for part in info.split("|") if " : " in part]
+        accelerators = [name for name in names if name != "CPU"] if lib.llama_supports_gpu_offload() else []
+        used.append("llama.cpp " + ", ".join([*accelerators, "CPU"]))
     return " + ".join(used)
 
 
-def llama_backend(lib: Any) -> str:
-    """Backends that this build of llama.cpp has registered, its accelerator first: all layers go there."""
-    info = lib.llama_print_system_info().decode("utf-8", "replace")
-    named = [part.split(" : ")[0].strip() for part in info.split("|") if " : " in part]
-    others = [name for name in named if name != "CPU"] if lib.llama_supports_gpu_offload() else []
-    return "llama.cpp " + ", ".join([*others, "CPU"])
-
-
 def threads(model: Any) -> int | None:
-    """CPU threads that the runtime was given."""
+    """CPU threads that the runtime uses."""
     found = getattr(model, "threads", None) or getattr(getattr(model, "language", None), "threads", None)
     return None if found is None else int(found)
 
@@ -207,33 +192,15 @@ def threads(model: Any) -> int | None:
 # --- the answers ------------------------------------------------------------------------------------------------------
 
 
-def warm_up(link: Link, model: VLM, bundle: Path, order: JobOrder, questions: dict[str, Any]) -> None:
-    """Answer the block's first questions without counting them. One that fails does so again where it counts."""
-    for i in range(order.warm_up if order.steps else 0):
-        step = order.steps[i % len(order.steps)]
-        with suppress(Exception):
-            answer(model, bundle, questions[step.id], step)
-        link.say("warm")
-
-
-def ask(link: Link, model: VLM, bundle: Path, order: JobOrder, questions: dict[str, Any]) -> None:
-    """Answer all questions, one by one."""
-    for step in order.steps:
-        try:
-            said = answer(model, bundle, questions[step.id], step)
-        except Exception as error:
-            link.say("failed", id=step.id, repetition=step.repetition, reason=reason_of(error))
-            continue
-        link.say("answer", **said)
-
-
 def answer(model: VLM, bundle: Path, question: dict[str, Any], step: Step) -> dict[str, Any]:
-    """One question, greedy, alone.
+    """One question, greedy, in a call of its own: the values of its `answer` line.
 
-    Each call opens the picture anew and asks for one answer only: what a model keeps of a picture it keeps for the
-    questions of the same call, so that every answer does the whole work and depends on no other.
+    Each call opens the image again, because a model reuses an image within one call: so every answer does all of the
+    work and depends on no other. MpaError where the image cannot be read here.
     """
-    image = picture(bundle, question)
+    image = open_image(bundle / question["image"], MAX_PIXELS)
+    if isinstance(image, Drop):
+        raise MpaError(f"{question['image']}: {image.reason} {image.detail}; update Pillow on the device")
     request = Request(image, question["prompt"], int(question["max_new_tokens"]), temperature=0.0)
     reply = model.answer([request])[0]
     return {
@@ -242,26 +209,18 @@ def answer(model: VLM, bundle: Path, question: dict[str, Any], step: Step) -> di
         "text": reply.text,
         "finish_reason": reply.finish_reason,
         "tokens": reply.n_tokens,
-        "same_pixels": pixels_mark(image) == question["pixels"],
+        "same_pixels": pixel_hash(image) == question["pixels"],
         "uptime_s": uptime_s(),
     } | figures(reply)
 
 
-def picture(bundle: Path, question: dict[str, Any]) -> Image:
-    """The picture of a question, as the host opens it. MpaError where it cannot be read here."""
-    opened = open_image(bundle / question["image"], MAX_PIXELS)
-    if isinstance(opened, Drop):
-        raise MpaError(f"{question['image']}: {opened.reason} {opened.detail}; update Pillow there")
-    return opened
-
-
-def pixels_mark(image: Image) -> str:
-    """What tells whether two machines see the same picture: their JPEG libraries may differ."""
+def pixel_hash(image: Image) -> str:
+    """Tells whether two machines decode an image to the same pixels: their JPEG libraries may differ."""
     return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:16]
 
 
 def figures(reply: Reply) -> dict[str, float]:
-    """The timings that a runtime gives, by metric; what it does not say is left out.
+    """The timings that a runtime reports, by metric; what it does not report is left out.
 
     >>> from mpa_edge.types import Timing
     >>> figures(Reply("a b c", "stop", 3, Timing(total_s=1.5, ttft_s=0.5, decode_s=1.0)))

@@ -1,7 +1,7 @@
 """The bundle: one folder with everything that a device needs to answer a run's questions, and the hash of all of it.
 
-manifest.json names each file with its sha256; SHA256SUMS says the same for `sha256sum -c`, and its own hash names the
-whole. Accepted answers stay at home. The same inputs make the same bytes.
+manifest.json lists each file with its sha256; SHA256SUMS is the same for `sha256sum -c`, and its own hash identifies
+the bundle. Reference answers stay here. The same inputs make the same bytes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -20,24 +20,30 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from mpa_edge.artifact import ARTIFACT, read_artifact
-from mpa_edge.bench.device.protocol import ORDER, JobOrder, Step, to_json
-from mpa_edge.bench.device.runner import QUESTIONS
-from mpa_edge.bench.device.worker import pixels_mark
-from mpa_edge.bench.host.device_package import light_files
+from mpa_edge.bench.device.protocol import ORDER, QUESTIONS, JobOrder, to_json
+from mpa_edge.bench.device.worker import pixel_hash
 from mpa_edge.config.library import root
-from mpa_edge.config.target import Target
 from mpa_edge.errors import MpaError
 from mpa_edge.images.folder import MAX_PIXELS, READ_SUFFIXES, open_image
 from mpa_edge.images.parquet import is_packed, packed_bytes
 from mpa_edge.runs.files import atomic_write, disk_errors, make_folder, read_json, sha256_file, write_json
 from mpa_edge.runs.manifest import MANIFEST
+from mpa_edge.runs.wheel import build_zip, package_files
 from mpa_edge.types import Drop, Record
 
-SUMS, MODELS, IMAGES, LIBRARY = "SHA256SUMS", "models", "images", "lib"
+SUMS, MODELS, IMAGES, CODE = "SHA256SUMS", "models", "images", "mpa_edge.zip"
 HALF_SUFFIX = ".half"
 SHORT_DIGITS = 12
-# what a runtime reads beside artifact.json and the weights
+# what a runtime reads besides artifact.json and the weights
 TOKENIZER_FILES = ("tokenizer.json",)
+# what the runner and the runtimes import on the device
+DEVICE_CODE = (
+    *("__init__.py", "artifact.py", "errors.py", "types.py", "bench/__init__.py", "bench/device/*.py"),
+    *("config/__init__.py", "config/recipe.py", "config/scheme.py", "images/*.py", "runs/__init__.py", "runs/files.py"),
+    *("vlm/*.py", "vlm/shared/*.py", "vlm/pixels/*.py", "vlm/llama_cpp/*.py", "vlm/onnxruntime/*.py"),
+    *("vlm/openai/__init__.py", "vlm/openai/reference.py"),
+    *("vlm/transformers/__init__.py", "vlm/transformers/interrupts.py"),
+)
 
 
 class Question(Record):
@@ -48,7 +54,7 @@ class Question(Record):
     image: str
     """Path inside the folder of images."""
     prompt: str
-    """The user's turn, with what the run puts behind each question (`tasks.answer_prompt`)."""
+    """The user's turn, including what the run appends to each question (`tasks.answer_prompt`)."""
     max_new_tokens: int = Field(16, ge=1)
     """Longest answer."""
 
@@ -74,7 +80,7 @@ class BundleManifest(Record):
     n_questions: int
     """Lines of questions.jsonl."""
     files: dict[str, BundleFile]
-    """Path inside the bundle -> file, manifest.json and SHA256SUMS left out."""
+    """Path inside the bundle -> file, without manifest.json and SHA256SUMS."""
     sha256: str
     """Of the whole: of SHA256SUMS, which follows from `files`."""
 
@@ -84,7 +90,7 @@ class Bundle:
     """A bundle on this machine."""
 
     folder: Path
-    """Where it lies."""
+    """Where it is."""
     manifest: BundleManifest
     """What is in it."""
 
@@ -94,44 +100,59 @@ class Bundle:
         return self.manifest.sha256
 
     @property
-    def variants(self) -> dict[str, str]:
-        """Key of a model -> its folder inside the bundle."""
-        return self.manifest.variants
-
-    @property
     def bytes(self) -> int:
         """Size of all files."""
         return sum(file.bytes for file in self.manifest.files.values())
+
+    @property
+    def artifact_bytes(self) -> int:
+        """Size of the exported model."""
+        inside = self.manifest.variants["artifact"] + "/"
+        return sum(file.bytes for name, file in self.manifest.files.items() if name.startswith(inside))
 
 
 def make_bundle(
     *,
     folder: Path,
-    target: Target,
+    target: str,
     artifact: Path,
     base: Path | None,
     questions: Sequence[Question],
     images: Path,
+    order: JobOrder,
     max_pixels: int = MAX_PIXELS,
     named_by_hash: bool = False,
-    order: JobOrder | None = None,
 ) -> Bundle:
-    """Make a bundle at `folder`, or inside it under the first digits of its hash; one that is there already stays.
+    """Make a bundle at `folder`, or inside it under the first digits of its hash; an intact one that exists is kept.
 
-    `order`: what a job asks that has no order of its own; None: each question once to each model.
-
-    `images` is the folder of the questions' pictures; one with more than `max_pixels` is refused, as the run does it.
-    MpaError where an export or a picture cannot be used, the disk is full, or something else lies at `folder`.
+    target: its name. artifact and base: exported models. images: folder of the questions' images; one with more than
+    `max_pixels` is refused, as by the run. order: what a job without an order of its own asks.
+    MpaError where an export or an image cannot be used, the disk is full, or something else is at `folder`.
     """
     with half_made(folder / "bundle" if named_by_hash else folder) as half:
-        models = {"artifact": artifact} | ({"base": base} if base else {})
-        variants = {name: _add_model(half, name, source) for name, source in models.items()}
+        variants = {name: f"{MODELS}/{name}" for name in (("artifact", "base") if base else ("artifact",))}
+        _add_model(half / variants["artifact"], artifact)
+        if base:
+            _add_model(half / variants["base"], base)
         _add_questions(half, questions, images, max_pixels)
-        _add_code(half)
-        asked = order or _plain_order(target, variants, questions)
-        (half / ORDER).write_text(to_json(asked), encoding="utf-8")
-        manifest = _manifest(half, target.name, variants, len(questions))
-        (half / SUMS).write_bytes(sums(manifest.files))
+        (half / CODE).write_bytes(build_zip(package_files(*DEVICE_CODE)))
+        for source in sorted((root() / "export" / "runners").glob("[!.]*.*")):
+            shutil.copyfile(source, half / source.name)
+        (half / ORDER).write_text(to_json(order), encoding="utf-8")
+        paths = sorted(path for path in half.rglob("*") if path.is_file())
+        files = {
+            path.relative_to(half).as_posix(): BundleFile(sha256=sha256_file(path), bytes=path.stat().st_size)
+            for path in paths
+        }
+        sums = _sums(files)
+        manifest = BundleManifest(
+            target=target,
+            variants=variants,
+            n_questions=len(questions),
+            files=files,
+            sha256=hashlib.sha256(sums).hexdigest(),
+        )
+        (half / SUMS).write_bytes(sums)
         write_json(half / MANIFEST, manifest)
         place = folder / manifest.sha256[:SHORT_DIGITS] if named_by_hash else folder
         _move(half, place, manifest)
@@ -139,23 +160,23 @@ def make_bundle(
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """A bundle whose every file is what its manifest says. MpaError where it is none, or is damaged."""
+    """A bundle, with every file checked against its manifest. MpaError where it is none, or is damaged."""
     try:
         manifest = BundleManifest.model_validate(read_json(folder / MANIFEST))
     except ValidationError as error:
-        raise MpaError(f"{folder} is no bundle: make one with mpa-edge bundle RUN") from error
+        raise MpaError(f"{folder} is not a bundle: make one with mpa-edge bundle RUN") from error
     for name, file in manifest.files.items():
         path = folder / name
         inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
         if not inside or not path.is_file() or sha256_file(path) != file.sha256:
             raise MpaError(f"bundle {folder}: {name} is missing or damaged: make it again with mpa-edge bundle RUN")
-    if whole(manifest.files) != manifest.sha256:
+    if hashlib.sha256(_sums(manifest.files)).hexdigest() != manifest.sha256:
         raise MpaError(f"bundle {folder}: its manifest was changed: make it again with mpa-edge bundle RUN")
     return Bundle(folder, manifest)
 
 
 def pack(bundle: Bundle, out: Path) -> None:
-    """A tar file of a bundle for people who carry it by hand; the same bundle gives the same bytes."""
+    """A tar file of a bundle, to carry it by hand; the same bundle gives the same bytes."""
     top = f"mpa-edge-{bundle.sha256[:SHORT_DIGITS]}"
     names = sorted([*bundle.manifest.files, MANIFEST, SUMS])
     with (
@@ -170,22 +191,17 @@ def pack(bundle: Bundle, out: Path) -> None:
                 tar.addfile(entry, content)
 
 
-def sums(files: Mapping[str, BundleFile]) -> bytes:
+def _sums(files: Mapping[str, BundleFile]) -> bytes:
     """SHA256SUMS, as sha256sum writes it, sorted by path."""
     return "".join(f"{file.sha256}  {name}\n" for name, file in sorted(files.items())).encode()
 
 
-def whole(files: Mapping[str, BundleFile]) -> str:
-    """The hash of a bundle: that of its SHA256SUMS."""
-    return hashlib.sha256(sums(files)).hexdigest()
-
-
-# --- a folder that is whole or not there ------------------------------------------------------------------------------
+# --- a folder that is complete or not there ---------------------------------------------------------------------------
 
 
 @contextmanager
 def half_made(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` to work in; whatever is left of it goes, and so does what killed processes left."""
+    """A temporary folder beside `folder`, removed in the end; those of killed processes are removed as well."""
     make_folder(folder.parent)
     for left in folder.parent.glob(f".*{HALF_SUFFIX}"):
         if not Path(f"/proc/{left.name.split('.')[-2]}").exists():
@@ -201,43 +217,39 @@ def half_made(folder: Path) -> Iterator[Path]:
 
 
 def _move(half: Path, place: Path, manifest: BundleManifest) -> None:
-    """Give a finished folder its name, unless the same lies there already and is whole."""
-    if place.is_dir() and any(place.iterdir()):
-        if not (place / SUMS).is_file():
-            raise MpaError(f"{place} holds something that is no bundle: choose another --out")
-        try:
-            if read_bundle(place).manifest == manifest:
-                return
-        except MpaError:
-            pass  # damaged: it is replaced
-        old = half.with_name(f"{half.name.removesuffix(HALF_SUFFIX)}-old.{os.getpid()}{HALF_SUFFIX}")
-        os.replace(place, old)
+    """Give a finished folder its name, unless the same bundle is there already and intact."""
+    if not place.is_dir() or not any(place.iterdir()):
         os.replace(half, place)
-        shutil.rmtree(old)
         return
+    if not (place / SUMS).is_file():
+        raise MpaError(f"{place} contains something other than a bundle: choose another --out")
+    with suppress(MpaError):  # a damaged one is replaced
+        if read_bundle(place).manifest == manifest:
+            return
+    old = half.with_name(f"{half.name.removesuffix(HALF_SUFFIX)}-old.{os.getpid()}{HALF_SUFFIX}")
+    os.replace(place, old)
     os.replace(half, place)
+    shutil.rmtree(old)
 
 
 # --- what goes in -----------------------------------------------------------------------------------------------------
 
 
-def _add_model(half: Path, name: str, source: Path) -> str:
+def _add_model(folder: Path, source: Path) -> None:
     """The files that a runtime reads, as hard links where the file system can: they are never written to."""
     artifact = read_artifact(source)
-    inside = f"{MODELS}/{name}"
     small = [ARTIFACT, *(file for file in TOKENIZER_FILES if (source / file).is_file())]
     for file in dict.fromkeys([*small, *weight_files(source, artifact.files.values())]):
-        to = half / inside / file
+        to = folder / file
         to.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(source / file, to)
         except OSError:  # another disk, or a file system without links
             shutil.copyfile(source / file, to)
-    return inside
 
 
 def weight_files(source: Path, names: Iterable[str]) -> list[str]:
-    """Named files and those beside them that hold their weights (NAME_data, NAME_data_1, NAME.data)."""
+    """Named files and the files beside them with their weights (NAME_data, NAME_data_1, NAME.data)."""
     found: list[str] = []
     for name in names:
         path = source / name
@@ -247,53 +259,27 @@ def weight_files(source: Path, names: Iterable[str]) -> list[str]:
 
 
 def _add_questions(half: Path, questions: Sequence[Question], images: Path, max_pixels: int) -> None:
-    """questions.jsonl, and each picture once, byte for byte, under a name made from its content."""
+    """questions.jsonl, and each image once, byte for byte, under a name made from its content."""
     (half / IMAGES).mkdir()
-    seen: dict[str, dict[str, str]] = {}
+    added: dict[str, dict[str, str]] = {}
     rows = []
     for question in questions:
-        if question.image not in seen:
-            seen[question.image] = _add_picture(half, images / question.image, max_pixels)
-        rows.append(question.model_dump() | seen[question.image])
+        if question.image not in added:
+            added[question.image] = _add_image(half, images / question.image, max_pixels)
+        rows.append(question.model_dump() | added[question.image])
     text = "".join(json.dumps(row, ensure_ascii=True, sort_keys=True) + "\n" for row in rows)
     (half / QUESTIONS).write_text(text, encoding="utf-8")
 
 
-def _add_picture(half: Path, source: Path, max_pixels: int) -> dict[str, str]:
-    """Its place in the bundle, and what tells whether the device decodes it to the same pixels."""
+def _add_image(half: Path, source: Path, max_pixels: int) -> dict[str, str]:
+    """Its path in the bundle, and the hash that tells whether the device decodes it to the same pixels."""
     opened = open_image(source, max_pixels)
     if isinstance(opened, Drop):
-        raise MpaError(f"{source}: {opened.reason}; mend the image or remove its questions")
+        raise MpaError(f"{source}: {opened.reason}; fix the image or remove its questions")
     data = packed_bytes(source) if is_packed(source) else source.read_bytes()
     if isinstance(data, Drop):
-        raise MpaError(f"{source}: {data.reason}; mend the image or remove its questions")
+        raise MpaError(f"{source}: {data.reason}; fix the image or remove its questions")
     suffix = source.suffix.lower() if source.suffix.lower() in READ_SUFFIXES else ""
     name = f"{IMAGES}/{hashlib.sha256(data).hexdigest()[:16]}{suffix}"
     (half / name).write_bytes(data)
-    return {"image": name, "pixels": pixels_mark(opened)}
-
-
-def _add_code(half: Path) -> None:
-    """The light half of mpa_edge, and the scripts that start it."""
-    for name, source in light_files().items():
-        to = half / LIBRARY / name
-        to.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, to)
-    for source in sorted((root() / "export" / "runners").iterdir()):
-        if source.is_file() and not source.name.startswith("."):
-            shutil.copyfile(source, half / source.name)
-
-
-def _plain_order(target: Target, variants: dict[str, str], questions: Sequence[Question]) -> JobOrder:
-    """For people without a host: each question once to each model."""
-    steps = tuple(Step(variant, question.id) for variant in variants for question in questions)
-    return JobOrder(variants, steps, threads=target.cpu.threads, cores=target.cpu.cores)
-
-
-def _manifest(half: Path, target: str, variants: dict[str, str], n_questions: int) -> BundleManifest:
-    paths = sorted(path for path in half.rglob("*") if path.is_file())
-    files = {
-        path.relative_to(half).as_posix(): BundleFile(sha256=sha256_file(path), bytes=path.stat().st_size)
-        for path in paths
-    }
-    return BundleManifest(target=target, variants=variants, n_questions=n_questions, files=files, sha256=whole(files))
+    return {"image": name, "pixels": pixel_hash(opened)}

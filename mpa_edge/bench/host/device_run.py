@@ -1,121 +1,151 @@
-"""On the device: which runtime is there, the job, and what it leaves behind."""
+"""One job on the device, through its Python or its llama-server."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 import time
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 
+from mpa_edge.bench.device.protocol import (
+    ERRORS,
+    ORDER,
+    OUT,
+    PROBE,
+    PROBE_AFTER,
+    WATCH,
+    JobOrder,
+    Line,
+    read_lines,
+    to_json,
+)
 from mpa_edge.bench.device.runner import PACKAGES
+from mpa_edge.bench.host.job import Job
+from mpa_edge.bench.host.llama_server_run import LlamaServerRun, require_server
 from mpa_edge.bench.results.sensors import hottest, read_probe
-from mpa_edge.bench.transports import Transport
+from mpa_edge.bench.transports.transport import Transport, last_line
 from mpa_edge.errors import MpaError
-from mpa_edge.progress import say
+from mpa_edge.progress import progress, say
 
 SHORT_S, CHECK_S = 30.0, 120.0
+# the longest silence of a job that still counts as work: a load, then one answer
+STALL_S = 1200.0
 FIND = "import importlib.util as u, sys; print(*(m for m in sys.argv[1:] if u.find_spec(m) is None))"
-
-
-@dataclass(frozen=True)
-class Runner:
-    """What answers on the device."""
-
-    python: str | None
-    """Its Python, with all that the format needs; None where a server answers."""
-    server: str | None
-    """Its llama-server; None where Python answers."""
 
 
 def choose_runner(
     transport: Transport, format_: str, *, python: str | None, server: str | None, fallback: str | None
-) -> Runner:
-    """Python where it has the runtime, else a llama-server for GGUF. MpaError with what to install where neither is.
+) -> tuple[str, bool]:
+    """The program that answers there, and whether it is a llama-server rather than a Python with the runtime.
 
-    `server` was asked for; `fallback` is the target's own, taken only where Python cannot.
+    `server` was asked for; `fallback` is the target's own, used only where Python cannot answer. MpaError with what to
+    install where neither is there.
     """
-    if server:
-        return Runner(None, _checked_server(transport, server, format_))
     program = python or (sys.executable if transport.name == "local" else "python3")
-    missing = missing_modules(transport, program, format_)
-    if not missing:
-        return Runner(program, None)
-    if fallback and format_ == "gguf" and python is None:
-        say(f"{transport.name}: {missing}; llama-server answers instead")
-        return Runner(None, _checked_server(transport, fallback, format_))
-    extra = "onnx,gguf" if format_ == "hybrid" else format_
-    other = ", or a llama-server with --server" if format_ == "gguf" else ""
-    raise MpaError(
-        f"on {transport.name}, {missing}: install it there with {program} -m pip install 'mpa-edge[{extra}]', "
-        f"or name another Python with --python{other}"
-    )
+    if server is None:
+        missing = missing_modules(transport, program, format_)
+        if not missing:
+            return program, False
+        if fallback is None or format_ != "gguf" or python is not None:
+            extra = "onnx,gguf" if format_ == "hybrid" else format_
+            other = ", or a llama-server with --server" if format_ == "gguf" else ""
+            raise MpaError(
+                f"on {transport.name}, {missing}: install it there with {program} -m pip install 'mpa-edge[{extra}]', "
+                f"or name another Python with --python{other}"
+            )
+        say(f"{transport.name}: {missing}; using llama-server instead")
+    elif format_ != "gguf":
+        raise MpaError(f"llama-server runs GGUF, not {format_}: choose a gguf scheme with --as, or omit --server")
+    chosen = str(server or fallback)
+    require_server(transport, chosen)
+    return chosen, True
 
 
 def missing_modules(transport: Transport, program: str, format_: str) -> str:
     """What a Python on the device lacks for a format, in words; empty where it lacks nothing."""
-    names = sorted(PACKAGES[format_])
-    command = f"{shlex.quote(program)} -c {shlex.quote(FIND)} {' '.join(names)}"
+    command = f"{shlex.quote(program)} -c {shlex.quote(FIND)} {' '.join(sorted(PACKAGES[format_]))}"
     done = transport.run(command, timeout_s=CHECK_S)
     if done.rc in (126, 127):
         return f"there is no {program}"
     if done.rc:
-        return f"{program} does not start ({_last_line(done.stderr)})"
+        return f"{program} does not start ({last_line(done.stderr)})"
     lacking = done.stdout.decode(errors="replace").split()
     return f"{program} lacks {', '.join(lacking)}" if lacking else ""
 
 
-def _checked_server(transport: Transport, path: str, format_: str) -> str:
-    if format_ != "gguf":
-        raise MpaError(f"llama-server runs GGUF, not {format_}: choose a gguf scheme with --as, or leave --server out")
-    if transport.run(f"test -x {shlex.quote(path)}", timeout_s=SHORT_S).rc:
-        raise MpaError(
-            f"on {transport.name}, there is no program {path}: build llama-server for it and copy it there, "
-            "or name its place with --server"
-        )
-    return path
+def cool_down(transport: Transport, remote: str, below_c: float | None, max_s: int, poll_s: float = 5.0) -> None:
+    """Wait until the device is cool, at most `max_s`; the report includes its temperature at the start."""
+    deadline, told = time.monotonic() + max_s, False
+    while below_c is not None:
+        found = hottest(read_probe(probe(transport, remote)))
+        if found is None or found[1] < below_c:
+            return
+        now_c = found[1]
+        if time.monotonic() >= deadline:
+            say(f"{transport.name}: still {now_c:.0f} C after {max_s} s; starting anyway")
+            return
+        if not told:
+            say(f"{transport.name}: {now_c:.0f} C; waiting at most {max_s} s for {below_c:.0f} C")
+            told = True
+        time.sleep(poll_s)
 
 
 def probe(transport: Transport, remote: str) -> str:
-    """What the device says of itself, as JSON text."""
-    done = transport.run(f"sh {shlex.quote(remote)}/probe.sh", timeout_s=CHECK_S)
-    if done.rc:
-        raise MpaError(f"{transport.name} cannot say what it is ({_last_line(done.stderr)}): run again with -v")
-    return done.stdout.decode(errors="replace")
-
-
-def _last_line(text: bytes) -> str:
-    lines = text.decode(errors="replace").strip().splitlines()
-    return lines[-1][:200] if lines else "it said nothing"
-
-
-def write_remote(transport: Transport, local: Path, text: str, target: str) -> None:
-    """A small text file on the device."""
-    local.parent.mkdir(parents=True, exist_ok=True)
-    local.write_text(text, encoding="utf-8")
-    transport.push(local, target, timeout_s=CHECK_S)
+    """The device's description of itself, as JSON text."""
+    return transport.checked("run probe.sh", f"sh {shlex.quote(remote)}/probe.sh", timeout_s=CHECK_S)
 
 
 def fetch(transport: Transport, source: str, target: Path) -> None:
-    """A whole file of the device, if it is there."""
+    """Copy a file from the device, if it is there."""
     target.unlink(missing_ok=True)
     if transport.run(f"test -f {shlex.quote(source)}", timeout_s=SHORT_S).rc == 0:
         transport.pull(source, target, timeout_s=CHECK_S)
 
 
-def cool_down(transport: Transport, remote: str, below_c: float | None, longest_s: int, poll_s: float = 5.0) -> None:
-    """Wait until the device is cool, never longer than `longest_s`; the report says how warm it was in the end."""
-    deadline, told = time.monotonic() + longest_s, False
-    while below_c is not None:
-        found = hottest(read_probe(probe(transport, remote)))
-        if found is None or found[1] < below_c:
-            return None
-        now_c = found[1]
-        if time.monotonic() >= deadline:
-            return say(f"{transport.name}: still {now_c:.0f} C after {longest_s} s; it begins all the same")
-        if not told:
-            say(f"{transport.name}: {now_c:.0f} C; waiting at most {longest_s} s for {below_c:.0f} C")
-            told = True
-        time.sleep(poll_s)
-    return None
-    return ""
+def run_python(transport: Transport, order: JobOrder, python: str, *, remote: str, folder: str, local: Path) -> None:
+    """Start or join the job, and follow it to its end. MpaError where it did not answer everything.
+
+    remote: folder of the bundle there; folder: of the job there; local: of the job's files here.
+    """
+    (local / ORDER).write_text(to_json(order), encoding="utf-8")
+    transport.push(local / ORDER, f"{folder}/{ORDER}", timeout_s=CHECK_S)
+    job = Job(transport, folder)
+    job.start(shlex.join(["sh", f"{remote}/bench.sh", folder, python]), local / OUT)
+    with progress(f"bench on {transport.name}", len(order.steps)) as advance:
+        for line in read_lines(job.lines(local / OUT, stall_s=STALL_S)):
+            advance(line.kind == "answer")
+    for name in (PROBE, PROBE_AFTER, WATCH, ERRORS):
+        fetch(transport, f"{folder}/{name}", local / name)
+    if rc := job.poll().rc:
+        failed = [str(line.values.get("reason")) for line in read_out(local) if line.kind == "failed"]
+        why = failed[-1] if failed else last_line(job.errors()).removeprefix("error: ")
+        raise MpaError(f"on {transport.name}, the runner ended with {rc}: {why}; fix it and rerun")
+
+
+def run_server(
+    transport: Transport, order: JobOrder, server: str, *, remote: str, folder: str, bundle: Path, local: Path
+) -> None:
+    """Ask a llama-server question by question while the device is watched. MpaError where nothing can be asked.
+
+    remote: folder of the bundle there, bundle: here; folder: of the job there; local: of the job's files here.
+    """
+    if not (local / PROBE).is_file():
+        (local / PROBE).write_text(probe(transport, remote), encoding="utf-8")
+    watch = Job(transport, f"{folder}/watch")
+    watch.start(f"sh {shlex.quote(remote)}/probe.sh watch >>{WATCH}")
+    run = LlamaServerRun(
+        transport, order, bundle=bundle, remote_bundle=remote, program=server, job_root=f"{folder}/server"
+    )
+    try:
+        run.run(local / OUT)
+    finally:
+        with suppress(MpaError):
+            watch.stop()
+    fetch(transport, f"{folder}/watch/{WATCH}", local / WATCH)
+    (local / PROBE_AFTER).write_text(probe(transport, remote), encoding="utf-8")
+
+
+def read_out(local: Path) -> list[Line]:
+    """All lines of a job."""
+    return list(read_lines((local / OUT).read_text(encoding="utf-8").split("\n")))

@@ -1,38 +1,34 @@
-"""A bundle goes to the device by content: only what is missing is sent, and what arrived is hashed there.
+"""Send a bundle to the device by content: only what is missing is sent, and what arrived is hashed there.
 
 ROOT/files/SHA256 holds each content once, for all bundles; ROOT/HASH is a bundle of hard links into it (copies where
-the file system knows no links) with a `.complete` mark. A content gets its final name only after it was hashed there.
+the file system has no links) with a `.complete` mark. A content gets its final name only after it was hashed there.
 """
 
 from __future__ import annotations
 
 import io
-import posixpath
 import re
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
 
-from mpa_edge.bench.transports import Done, Transport
-from mpa_edge.bench.transports.patience import PATIENCE_S, patiently
-from mpa_edge.bench.transports.shell import quoted_path, refused
+from mpa_edge.bench.transports.transport import Transport, quoted_path
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import progress
 
 KEPT_BUNDLES = 3
 SHORT_S = 60.0
-# slower than any device that is worth a benchmark; sets the longest time that a call may take
+# slower than any device worth benchmarking; sets the time limit of a call
 SLOWEST_BYTES_PER_S = 200_000
-# files up to this size travel together: a call for each of 500 pictures takes longer than the pictures
-SMALL_BYTES, PACK_BYTES, FEWEST_PACKED = 1 << 18, 8 << 20, 4
+# files up to this size are sent together: one call for each of 500 images would take longer than the images
+SMALL_BYTES, PACK_BYTES, MIN_PACKED = 1 << 18, 8 << 20, 4
 NAMES_PER_CALL = 400
 # what the bench itself writes there
 MARGIN_BYTES = 16 << 20
 ROUNDS = 3
 SHA256 = re.compile(r"[0-9a-f]{64}")
-# prints `HEX  NAME` for each of its arguments, with whatever the device has
+# prints `HEX  NAME` for each argument, with whichever program the device has
 HASH = """
 hash() {
     if command -v sha256sum >/dev/null 2>&1; then sha256sum "$@"
@@ -46,7 +42,7 @@ for name in sys.argv[1:]:
     else echo 'no program for SHA-256 there: install coreutils or python3' >&2; return 1; fi
 }
 """
-# $1: folder of a bundle; whether one of its jobs runs now
+# $1: folder of a bundle; whether one of its jobs is running
 RUNS = """
 runs() {
     for one in "$1"/jobs/*/job.sh "$1"/jobs/*/*/job.sh "$1"/jobs/*/*/*/job.sh; do
@@ -56,7 +52,7 @@ runs() {
     return 1
 }
 """
-# stdin: names; those that are there are hashed, and the wrong ones removed. NAME.new, when right, becomes NAME.
+# stdin: names; existing files are hashed, and wrong ones removed. NAME.new, when right, becomes NAME.
 CHECK = """
 set -- $(cat)
 for name; do
@@ -73,11 +69,12 @@ echo "$sums" | while read -r hex found; do
     [ "$hex" != "$name" ] || echo "$name"
 done
 """
-# stdin: SHA256 PATH; $bundle gets them, each whole from the first moment
+# stdin: SHA256 PATH; $bundle gets them, each complete from the first moment; exit 2 where a content is missing
 LINK = """
 while IFS= read -r line; do
     content=files/${line%% *}
     path=$bundle/${line#* }
+    [ -f "$content" ] || exit 2
     [ "$content" -ef "$path" ] && continue
     mkdir -p "${path%/*}" || exit 1
     ln -f "$content" "$path" 2>/dev/null && continue
@@ -85,7 +82,7 @@ while IFS= read -r line; do
 done
 rm -f "$bundle/.complete" && : >"$bundle/.complete"
 """
-# the newest $keep bundles stay, and those with a running job; then contents that no bundle links to, and old halves
+# the newest $keep bundles stay, and those with a running job; contents that no bundle links to and old .part files go
 CLEAN = """
 ls -dt */.complete 2>/dev/null | while IFS= read -r mark; do
     bundle=${mark%/.complete}
@@ -97,48 +94,43 @@ done
 """
 
 
-class Content(NamedTuple):
-    """One file of a bundle."""
+def send(transport: Transport, bundle: Path, files: Mapping[str, str], sha256: str) -> str:
+    """Bring a bundle to the device and return its folder there. Files that are there and intact are not sent again.
 
-    sha256: str
-    path: Path
-    size: int
-
-
-def send(
-    transport: Transport, bundle: Path, files: Mapping[str, str], sha256: str, *, patience_s: float = PATIENCE_S
-) -> str:
-    """Bring a bundle to the device, the folder there. Whatever is there and right is not sent again.
-
-    files: path inside the bundle -> SHA-256; sha256: of the whole. LinkErrors are waited out for `patience_s`, a broken
-    transfer goes on where it was. While a job of the bundle runs, its files are left in peace.
+    files: path inside the bundle -> SHA-256; sha256: of the whole. While a job of the bundle is running, its files are
+    left alone. MpaError where the device is full, or what arrives is damaged again and again.
     """
-    upload = Upload(transport, sha256, patience_s)
-    listing = [f"{digest} {_checked_path(path)}" for path, digest in sorted(files.items())]
-    if upload.is_running():
-        return upload.folder
-    contents = {
-        digest: Content(digest, bundle / path, (bundle / path).stat().st_size) for path, digest in files.items()
-    }
+    if not SHA256.fullmatch(sha256):
+        raise MpaError(f"{sha256!r} is not a SHA-256: make the bundle again")
+    folder, store = f"{transport.root}/{sha256}", f"{transport.root}/files"
+    listing = "".join(f"{digest} {_checked_path(path)}\n" for path, digest in sorted(files.items())).encode()
+    # hashing would disturb what a running job measures
+    is_running = f'{RUNS}b={quoted_path(folder)}; [ -f "$b/.complete" ] && runs "$b"'
+    if transport.run(is_running, timeout_s=SHORT_S).rc == 0:
+        return folder
+    contents = {digest: bundle / path for path, digest in files.items()}
+    link = f"cd {quoted_path(transport.root)} && bundle={sha256} || exit 1{LINK}"
     for attempt in range(ROUNDS + 1):
-        have = upload.verified(contents)
-        missing = [content for content in contents.values() if content.sha256 not in have]
-        if not missing and upload.link(listing):
-            return upload.folder
-        if attempt < ROUNDS:
-            upload.bring(missing)
+        intact = _intact(transport, store, contents)
+        missing = {digest: path for digest, path in contents.items() if digest not in intact}
+        if not missing:
+            done = transport.run(link, timeout_s=SHORT_S + len(files) / 10, stdin=listing)
+            if done.rc == 0:
+                return folder
+            if done.rc != 2:  # 2: a file disappeared in the meantime
+                transport.refused(f"write {folder}", done)
+        elif attempt < ROUNDS:
+            _send_missing(transport, store, missing)
     raise MpaError(
-        f"what was sent to {transport.name} is not what arrived, {ROUNDS} times over: "
-        "check cable and storage, or make the bundle anew"
+        f"what arrived on {transport.name} differs from what was sent, {ROUNDS} times over: "
+        "check cable and storage, or make the bundle again"
     )
 
 
 def remove(transport: Transport, keep: int = KEPT_BUNDLES) -> None:
-    """Keep the newest bundles on the device and those with a running job; the rest goes, with what only it used."""
+    """Remove all bundles from the device but the newest and those with a running job, and the files only they used."""
     script = f"cd {quoted_path(transport.root)} 2>/dev/null || exit 0\nkeep={keep}{RUNS}{CLEAN}"
-    done = transport.run(script, timeout_s=SHORT_S)
-    if done.rc:
-        refused(transport.name, f"clean up {transport.root}", done)
+    transport.checked(f"clean up {transport.root}", script, timeout_s=SHORT_S)
 
 
 def _checked_path(path: str) -> str:
@@ -148,127 +140,78 @@ def _checked_path(path: str) -> str:
     return path
 
 
-class Upload:
-    """The steps of `send`, on one device."""
+def _intact(transport: Transport, store: str, contents: Mapping[str, Path]) -> set[str]:
+    """Which contents are there, by their hash; damaged ones are removed."""
+    found: set[str] = set()
+    script = f"mkdir -p {quoted_path(store)} && cd {quoted_path(store)} || exit 1\n{HASH}{CHECK}"
+    for first in range(0, len(contents), NAMES_PER_CALL):
+        names = list(contents)[first : first + NAMES_PER_CALL]
+        limit_s = _limit_s(contents[name] for name in names)
+        found.update(transport.checked("hash files", script, timeout_s=limit_s, stdin=" ".join(names).encode()).split())
+    return found
 
-    def __init__(self, transport: Transport, sha256: str, patience_s: float = PATIENCE_S) -> None:
-        if not SHA256.fullmatch(sha256):
-            raise MpaError(f"{sha256!r} is no SHA-256: make the bundle anew")
-        self.folder = posixpath.join(transport.root, sha256)
-        self._sha256 = sha256
-        self._transport = transport
-        self._store = posixpath.join(transport.root, "files")
-        self._patience_s = patience_s
 
-    def is_running(self) -> bool:
-        """Whether a job of this complete bundle runs: then hashing would disturb what it measures."""
-        script = f'{RUNS}b={quoted_path(self.folder)}; [ -f "$b/.complete" ] && runs "$b"'
-        return self._run(script, SHORT_S).rc == 0
-
-    def verified(self, contents: Mapping[str, Content]) -> set[str]:
-        """Which of them are there, by their hash; damaged ones are removed."""
-        found: set[str] = set()
-        script = f"mkdir -p {quoted_path(self._store)} && cd {quoted_path(self._store)} || exit 1\n{HASH}{CHECK}"
-        ordered = list(contents)
-        for first in range(0, len(ordered), NAMES_PER_CALL):
-            names = ordered[first : first + NAMES_PER_CALL]
-            limit_s = _limit_s(contents[name] for name in names)
-            done = self._done("hash files", self._run(script, limit_s, " ".join(names).encode()))
-            found.update(done.stdout.decode().split())
-        return found
-
-    def bring(self, missing: Sequence[Content]) -> None:
-        """Send what is missing; nothing of it has its final name yet."""
-        if not missing:
-            return
-        self._check_space(sum(content.size for content in missing))
-        small = [content for content in missing if content.size <= SMALL_BYTES]
-        packs = _packs(small) if len(small) >= FEWEST_PACKED and self._has_tar() else []
-        alone = [content for content in missing if content not in small or not packs]
-        with progress(f"sending to {self._transport.name}", len(missing)) as advance:
-            for pack in packs:
-                self._send_pack(pack)
-                advance(len(pack))
-            for content in alone:
-                self._send_file(content)
+def _send_missing(transport: Transport, store: str, missing: Mapping[str, Path]) -> None:
+    """Send files; none of them has its final name yet."""
+    folder, needed = quoted_path(store), sum(map(_size, missing.values())) + MARGIN_BYTES
+    ask = f"cd {folder} && df -Pk . && du -k ./*.part 2>/dev/null || true"
+    free = 1024 * _free_kib(transport.checked("report its free space", ask, timeout_s=SHORT_S))
+    if free < needed:
+        raise MpaError(
+            f"{transport.name} has {free >> 20} MiB free below {transport.root}, "
+            f"and {needed >> 20} MiB are needed: free some space there"
+        )
+    small = [digest for digest, path in missing.items() if _size(path) <= SMALL_BYTES]
+    if len(small) < MIN_PACKED or transport.run("command -v tar >/dev/null", timeout_s=SHORT_S).rc:
+        small = []
+    with progress(f"sending to {transport.name}", len(missing)) as advance:
+        for pack in _packs(small, missing):
+            limit_s = _limit_s(missing[digest] for digest in pack)
+            unpack, content = f"cd {folder} && tar -xf -", _tar({f"{one}.new": missing[one] for one in pack})
+            transport.checked("unpack files", unpack, timeout_s=limit_s, stdin=content)
+            advance(len(pack))
+        for digest, path in missing.items():
+            if digest not in small:
+                transport.push(path, f"{store}/{digest}.new", timeout_s=_limit_s([path]))
                 advance(1)
 
-    def link(self, listing: Sequence[str]) -> bool:
-        """Make the bundle's folder of what is there; False where something got lost meanwhile."""
-        script = f"cd {quoted_path(self._transport.root)} && bundle={self._sha256} || exit 1{LINK}"
-        done = self._run(script, SHORT_S + len(listing) / 10, "".join(f"{line}\n" for line in listing).encode())
-        if done.rc and b"No such file" not in done.stderr:
-            refused(self._transport.name, f"write {self.folder}", done)
-        return done.rc == 0
 
-    def _check_space(self, needed: int) -> None:
-        script = f"cd {quoted_path(self._store)} && df -Pk . && du -k ./*.part 2>/dev/null || true"
-        text = self._done("say how much space it has", self._run(script, SHORT_S)).stdout.decode(errors="replace")
-        free = 1024 * _free_kib(text)
-        if free < needed + MARGIN_BYTES:
-            raise MpaError(
-                f"{self._transport.name} has {free >> 20} MiB free below {self._transport.root}, "
-                f"and {(needed + MARGIN_BYTES) >> 20} MiB are needed: free some space there"
-            )
-
-    def _has_tar(self) -> bool:
-        return self._run("command -v tar >/dev/null", SHORT_S).rc == 0
-
-    def _send_pack(self, pack: Sequence[Content]) -> None:
-        script = f"cd {quoted_path(self._store)} && tar -xf -"
-        self._done("unpack files", self._run(script, _limit_s(pack), _tar(pack)))
-
-    def _send_file(self, content: Content) -> None:
-        target = posixpath.join(self._store, f"{content.sha256}.new")
-        patiently(
-            lambda: self._transport.push(content.path, target, timeout_s=_limit_s([content])),
-            patience_s=self._patience_s,
-        )
-
-    def _run(self, script: str, timeout_s: float, stdin: bytes | None = None) -> Done:
-        return patiently(
-            lambda: self._transport.run(script, timeout_s=timeout_s, stdin=stdin), patience_s=self._patience_s
-        )
-
-    def _done(self, what: str, done: Done) -> Done:
-        if done.rc:
-            refused(self._transport.name, what, done)
-        return done
+def _size(path: Path) -> int:
+    return path.stat().st_size
 
 
 def _free_kib(text: str) -> int:
-    """Free space by df, with what halves of files already take, by du.
+    """Free space by df, plus what partly sent files already take, by du.
 
     >>> _free_kib("Filesystem 1024-blocks Used Free Capacity Mounted on\\n/dev/a 9 2 7 22% /my disk\\n3 ./a.part\\n")
     10
     """
     words = text.partition("\n")[2].split()
     percent = next(index for index, word in enumerate(words) if word.endswith("%"))
-    halves = [line.split()[0] for line in text.splitlines() if line.endswith(".part")]
-    return int(words[percent - 1]) + sum(int(kib) for kib in halves)
+    parts = [line.split()[0] for line in text.splitlines() if line.endswith(".part")]
+    return int(words[percent - 1]) + sum(int(kib) for kib in parts)
 
 
-def _limit_s(contents: Iterable[Content]) -> float:
-    return SHORT_S + sum(content.size for content in contents) / SLOWEST_BYTES_PER_S
+def _limit_s(paths: Iterable[Path]) -> float:
+    return SHORT_S + sum(map(_size, paths)) / SLOWEST_BYTES_PER_S
 
 
-def _packs(contents: Sequence[Content]) -> list[list[Content]]:
-    """Groups of about PACK_BYTES: what a broken one costs to send again."""
+def _packs(small: Sequence[str], paths: Mapping[str, Path]) -> list[list[str]]:
+    """Groups of about PACK_BYTES, which is what a broken link makes us send again."""
     ends, total = [], 0
-    for content in contents:
-        total += content.size + tarfile.BLOCKSIZE
+    for digest in small:
+        total += _size(paths[digest]) + tarfile.BLOCKSIZE
         ends.append(total // PACK_BYTES)
-    pairs = zip(ends, contents, strict=True)
-    return [[content for _, content in group] for _, group in groupby(pairs, key=lambda pair: pair[0])]
+    pairs = zip(ends, small, strict=True)
+    return [[digest for _, digest in group] for _, group in groupby(pairs, key=lambda pair: pair[0])]
 
 
-def _tar(pack: Sequence[Content]) -> bytes:
-    """The files under the names that they have before they were hashed."""
+def _tar(files: Mapping[str, Path]) -> bytes:
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for content in pack:
-            member = tarfile.TarInfo(f"{content.sha256}.new")
-            member.size, member.mode = content.size, 0o644
-            with content.path.open("rb") as file:
+        for name, path in files.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = _size(path), 0o644
+            with path.open("rb") as file:
                 tar.addfile(member, file)
     return made.getvalue()

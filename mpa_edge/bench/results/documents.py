@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mpa_edge.bench.device.protocol import JobOrder, Line
-from mpa_edge.bench.host.measurement import Bench
+from mpa_edge.bench.measurement import Bench
 from mpa_edge.bench.results.budgets import budget_lines
 from mpa_edge.bench.results.build import answer_rows, busy, peak_memory, require_all
 from mpa_edge.bench.results.probe import Probe, WatchLine, known

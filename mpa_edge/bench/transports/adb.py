@@ -1,20 +1,19 @@
-"""The way through Android's adb program: USB, or a device that listens on the network."""
+"""The connection through Android's adb program: USB, or a device that listens on the network."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from mpa_edge.bench.transports import Done, LinkError
-from mpa_edge.bench.transports.process import TooSlowError, call
-from mpa_edge.bench.transports.shell import ShellTransport
+from mpa_edge.bench.transports.process import Done, LinkError, TooSlowError, call
+from mpa_edge.bench.transports.transport import Transport, last_line
 from mpa_edge.errors import MpaError
 
 ROOT = "/data/local/tmp/mpa-edge"
 CONNECT_S = 15.0
 
 
-class AdbTransport(ShellTransport):
+class AdbTransport(Transport):
     """A device that `adb devices` shows. adb's server is left running, as adb itself does."""
 
     def __init__(self, serial: str | None = None, root: str | None = None) -> None:
@@ -33,7 +32,7 @@ class AdbTransport(ShellTransport):
         self._is_lost = True
 
     def _prepare(self) -> None:
-        """After a cut, a device on the network must be asked for again, and ports be led there again."""
+        """After a break, reconnect to a device on the network, and forward the ports again."""
         if not self._is_lost:
             return
         if ":" in self._serial:
@@ -44,14 +43,12 @@ class AdbTransport(ShellTransport):
         self._is_lost = False
 
     def _broken(self, complaint: str) -> MpaError:
-        if "unauthorized" in complaint:
-            return _unauthorized(self._serial)
-        why = " ".join(complaint.split())[-200:] or "the connection was cut"
-        return LinkError(f"device {self._serial} does not answer ({why}): plug it in, and look at adb devices")
+        why = last_line(complaint, "the connection was cut")
+        return LinkError(f"device {self._serial} does not answer ({why}): plug it in, and check adb devices")
 
     @contextmanager
     def forward(self, device_port: int) -> Iterator[int]:
-        """A port of this machine that leads to a port of the device, also after a call found the way cut and mended."""
+        """A port of this machine that leads to a port of the device; it survives a reconnection."""
         self._prepare()
         done = adb("-s", self._serial, "forward", "tcp:0", f"tcp:{device_port}")
         if done.rc:
@@ -75,33 +72,27 @@ def adb(*words: str) -> Done:
         raise MpaError("adb is missing: install Android's platform tools (apt install adb)") from error
     except TooSlowError as error:
         raise LinkError(
-            f"adb {words[0]} did not answer within {CONNECT_S:.0f} s: adb kill-server, then again"
+            f"adb {words[0]} did not answer within {CONNECT_S:.0f} s: run adb kill-server, then rerun"
         ) from error
 
 
 def only_device(done: Done, serial: str | None) -> str:
-    """The serial to use, by what `adb devices` says. MpaError where it is not there, not ours, or not the only one."""
+    """The serial to use, from the output of `adb devices`. MpaError unless it is there and ready, or the only one."""
     lines = done.stdout.decode(errors="replace").splitlines()
-    # only rows have a tab; older versions tell here as well that they start their server
+    # only rows have a tab; older versions also print that they start their server
     states = {row[0]: row[1] for line in lines if len(row := line.split("\t")) > 1}
     if done.rc or (not states and not serial):
-        raise MpaError("adb sees no device: plug it in, switch USB debugging on, and look at adb devices")
+        raise MpaError("adb sees no device: plug it in, enable USB debugging, and check adb devices")
     if serial is None and len(states) > 1:
         raise MpaError(f"adb sees several devices ({', '.join(states)}): name one with --via adb://SERIAL")
     chosen = serial or next(iter(states))
     if chosen not in states:
-        raise MpaError(f"adb sees no device {chosen} ({', '.join(states) or 'none at all'}): look at adb devices")
+        raise MpaError(f"adb sees no device {chosen} ({', '.join(states) or 'none at all'}): check adb devices")
     if states[chosen] == "unauthorized":
-        raise _unauthorized(chosen)
+        raise MpaError(f"device {chosen} has not authorized this machine: unlock it and confirm on its screen")
     if states[chosen].startswith("no permissions"):
         raise MpaError(
-            f"this machine may not use device {chosen}: give it the rule for USB "
+            f"this machine has no USB permission for device {chosen}: install the udev rules "
             "(apt install android-sdk-platform-tools-common), then plug it in again"
         )
     return chosen
-
-
-def _unauthorized(serial: str) -> MpaError:
-    return MpaError(
-        f"device {serial} has not allowed this machine yet: unlock it and accept the question on its screen"
-    )

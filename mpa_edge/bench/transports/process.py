@@ -1,4 +1,4 @@
-"""One program at a time: its input and output are files, its whole process group ends with it."""
+"""Run one program to its end, and retry what a broken link interrupted."""
 
 from __future__ import annotations
 
@@ -8,16 +8,50 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from typing import IO
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import IO, TypeVar
 
-from mpa_edge.bench.transports import Done
+from mpa_edge.errors import MpaError
+from mpa_edge.progress import say
 
+T = TypeVar("T")
 POLL_S = 0.5
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    rc: int
+    """Its exit status."""
+    stdout: bytes
+    """What it printed."""
+    stderr: bytes
+    """What it complained about."""
+
+
+class LinkError(MpaError):
+    """The link to the device is broken or too slow, which may be temporary: a job there continues meanwhile."""
 
 
 class TooSlowError(Exception):
-    """It ran longer than it may, or moved no byte for too long. Its processes are gone."""
+    """A program exceeded its time limit, or moved no byte for too long. Its processes were killed."""
+
+
+def patiently(action: Callable[[], T], *, patience_s: float) -> T:
+    """Retry after each LinkError, with growing waits, for `patience_s`; then raise the last LinkError."""
+    deadline, wait_s = time.monotonic() + patience_s, FIRST_WAIT_S
+    while True:
+        try:
+            return action()
+        except LinkError as error:
+            if time.monotonic() + wait_s > deadline:
+                raise
+            say(f"{error}; trying again in {wait_s:.0f} s")
+        time.sleep(wait_s)
+        wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
 
 def call(
@@ -28,9 +62,9 @@ def call(
     stdout: IO[bytes] | None = None,
     stall_s: float | None = None,
 ) -> Done:
-    """Run a program to its end. TooSlowError past `timeout_s`, or where no byte moved for `stall_s`.
+    """Run a program to its end. TooSlowError after `timeout_s`, or where no byte moved for `stall_s`.
 
-    Files, not pipes: a helper that the program leaves behind (adb's server) cannot keep us waiting for their end.
+    Files, not pipes: a helper that the program leaves behind (adb's server) cannot make us wait for it.
     Raises FileNotFoundError where there is no such program.
     """
     with _as_file(stdin) as given, tempfile.TemporaryFile() as kept, tempfile.TemporaryFile() as complaints:
@@ -39,10 +73,12 @@ def call(
             argv, stdin=given, stdout=out, stderr=complaints, start_new_session=True, env=os.environ | {"LC_ALL": "C"}
         )
         try:
-            _wait(process, timeout_s, stall_s, [given, out] if given else [out])
+            _wait(process, timeout_s, stall_s, [given, out])
         finally:
             end_group(process)
-        return Done(process.returncode, b"" if stdout else _content(kept), _content(complaints))
+        kept.seek(0)
+        complaints.seek(0)
+        return Done(process.returncode, kept.read(), complaints.read())
 
 
 @contextlib.contextmanager
@@ -59,34 +95,29 @@ def _as_file(stdin: bytes | IO[bytes] | None) -> Iterator[IO[bytes]]:
         yield stdin
 
 
-def _content(file: IO[bytes]) -> bytes:
-    file.seek(0)
-    return file.read()
-
-
 def _wait(process: subprocess.Popen[bytes], timeout_s: float, stall_s: float | None, files: list[IO[bytes]]) -> None:
-    """Wait for the end; parent and child share the offset of a file, which shows how far the child is."""
+    """Wait for the end. Parent and child share the offset of a file, which shows how far the child is."""
+
+    def offsets() -> list[int]:
+        # a device file (/dev/null) has no useful offset, and reports 0
+        return [os.lseek(file.fileno(), 0, os.SEEK_CUR) for file in files]
+
     now = time.monotonic()
-    deadline, moved, seen = now + timeout_s, now, _offsets(files)
+    deadline, moved, seen = now + timeout_s, now, offsets()
     while True:
         slice_s = min(POLL_S, deadline - now) if stall_s else deadline - now
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(max(slice_s, 0.0))
             return
-        now, offsets = time.monotonic(), _offsets(files)
-        if offsets != seen:
-            moved, seen = now, offsets
+        now, current = time.monotonic(), offsets()
+        if current != seen:
+            moved, seen = now, current
         if now >= deadline or (stall_s and now - moved > stall_s):
             raise TooSlowError
 
 
-def _offsets(files: list[IO[bytes]]) -> list[int]:
-    # a device file (/dev/null) has no offset worth the name, and says 0
-    return [os.lseek(file.fileno(), 0, os.SEEK_CUR) for file in files]
-
-
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill a program with everything of its process group, and wait for it."""
+    """Kill a program with its whole process group, and wait for it."""
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Peak memory against /usr/bin/time, and what swap and a shared memory do to it."""
+"""Peak memory against /usr/bin/time, and the effect of swap."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.bench.device import memory
-from mpa_edge.bench.device.memory import Watcher, as_values, process_peak
+from mpa_edge.bench.device.memory import PeakMemory, Watcher, status_bytes
 
 ROOT = Path(__file__).parents[3]
 MIB = 1 << 20
 # what a runtime does: maps a model and touches it, allocates, gives back
 WORK = """
 import json, mmap, sys
-from mpa_edge.bench.device.memory import Watcher, as_values
+from mpa_edge.bench.device.memory import Watcher
 with Watcher() as watcher:
     with open(sys.argv[1], "rb") as file:
         model = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
@@ -28,7 +27,7 @@ with Watcher() as watcher:
     buffer = bytearray(48 << 20)
     del buffer
     model.close()
-print(json.dumps(as_values(watcher)))
+print(json.dumps(watcher.values()))
 """
 
 
@@ -53,19 +52,19 @@ def fields(proc: Path, *, hwm: int | None, rss: int, swap: int) -> None:
     (proc / "7" / "status").write_text("".join(rows))
 
 
-def meminfo(proc: Path, *, available: int, swap: int) -> None:
+def meminfo(proc: Path, *, swap: int) -> None:
     proc.mkdir(parents=True, exist_ok=True)
-    (proc / "meminfo").write_text(f"MemAvailable: {available * 1024} kB\nSwapTotal: {swap * 1024} kB\n")
+    (proc / "meminfo").write_text(f"SwapTotal: {swap * 1024} kB\n")
 
 
 def test_memory_that_went_to_zram_is_counted(tmp_path: Path) -> None:
-    meminfo(tmp_path, available=900, swap=500)
+    meminfo(tmp_path, swap=500)
     fields(tmp_path, hwm=100, rss=100, swap=0)
-    with Watcher(7, proc=tmp_path, interval_s=0.005, jetson=False) as watcher:
+    with Watcher(7, proc=tmp_path, interval_s=0.005) as watcher:
         fields(tmp_path, hwm=100, rss=60, swap=90)
         wait_for(lambda: watcher.held_bytes == 150 * MIB)
         fields(tmp_path, hwm=100, rss=20, swap=0)
-    assert watcher.peak() == (150 * MIB, "max(VmHWM, VmRSS + VmSwap)")
+    assert watcher.values() == {"peak_bytes": 150 * MIB, "method": "max(VmHWM, VmRSS + VmSwap)"}
 
 
 def wait_for(condition) -> None:
@@ -76,67 +75,40 @@ def wait_for(condition) -> None:
 
 
 def test_without_swap_no_thread_disturbs(tmp_path: Path) -> None:
-    meminfo(tmp_path, available=900, swap=0)
+    meminfo(tmp_path, swap=0)
     fields(tmp_path, hwm=100, rss=80, swap=0)
-    with Watcher(7, proc=tmp_path, jetson=False) as watcher:
-        assert not watcher.watches
+    with Watcher(7, proc=tmp_path) as watcher:
         assert not watcher._thread.is_alive()
-    assert watcher.peak() == (100 * MIB, "VmHWM")
-    assert as_values(watcher) == {"peak_bytes": 100 * MIB, "method": "VmHWM"}
-
-
-def test_a_jetsons_shared_memory_is_a_second_figure(tmp_path: Path) -> None:
-    meminfo(tmp_path, available=6000, swap=0)
-    fields(tmp_path, hwm=300, rss=300, swap=0)
-    with Watcher(7, proc=tmp_path, interval_s=0.005, jetson=True) as watcher:
-        meminfo(tmp_path, available=3500, swap=0)
-        wait_for(lambda: watcher.available_least == 3500 * MIB)
-        meminfo(tmp_path, available=5900, swap=0)
-    assert watcher.shared_drop() == (2500 * MIB, "MemAvailable drop")
-    assert as_values(watcher) == {
-        "peak_bytes": 300 * MIB,
-        "method": "VmHWM",
-        "shared_drop_bytes": 2500 * MIB,
-    }
+    assert watcher.values() == {"peak_bytes": 100 * MIB, "method": "VmHWM"}
 
 
 def test_a_process_that_has_ended_keeps_the_last_peak(tmp_path: Path) -> None:
-    meminfo(tmp_path, available=900, swap=0)
+    meminfo(tmp_path, swap=0)
     fields(tmp_path, hwm=100, rss=80, swap=0)
-    with Watcher(7, proc=tmp_path, jetson=False) as watcher:
+    with Watcher(7, proc=tmp_path) as watcher:
         (tmp_path / "7" / "status").unlink()
-    assert watcher.peak() == (100 * MIB, "VmHWM, last seen")
+    assert watcher.values() == {"peak_bytes": 100 * MIB, "method": "VmHWM"}
 
 
 def test_without_a_high_water_mark_the_samples_count(tmp_path: Path) -> None:
     fields(tmp_path, hwm=None, rss=80, swap=10)
-    assert process_peak(7, proc=tmp_path) == (90 * MIB, "VmRSS + VmSwap, sampled (no VmHWM)")
+    with Watcher(7, proc=tmp_path) as watcher:
+        pass
+    assert watcher.values() == {"peak_bytes": 90 * MIB, "method": "VmRSS + VmSwap, sampled (no VmHWM)"}
 
 
-def test_nothing_to_read_is_null_with_a_reason(tmp_path: Path) -> None:
-    assert process_peak(7, proc=tmp_path) == (None, "the process is gone, or /proc is hidden")
-    (tmp_path / "7").mkdir()
-    (tmp_path / "7" / "status").write_text("VmData: 5 kB\n")
-    assert process_peak(7, proc=tmp_path) == (None, "/proc says no VmHWM")
-    watcher = Watcher(7, proc=tmp_path, jetson=True)
-    assert watcher.shared_drop() == (None, "/proc/meminfo says no MemAvailable")
-    assert Watcher(7, proc=tmp_path, jetson=False).shared_drop()[0] is None
-
-
-def test_jetson_is_known_by_its_files(tmp_path: Path) -> None:
-    assert not memory.is_jetson(tmp_path)
-    (tmp_path / "sys/devices/soc0").mkdir(parents=True)
-    (tmp_path / "sys/devices/soc0/family").write_text("Snapdragon\n")
-    assert not memory.is_jetson(tmp_path)
-    (tmp_path / "sys/devices/soc0/family").write_text("Tegra\n")
-    assert memory.is_jetson(tmp_path)
-    (tmp_path / "etc").mkdir()
-    (tmp_path / "etc/nv_tegra_release").write_text("# R36\n")
-    assert memory.is_jetson(tmp_path)
+@pytest.mark.parametrize("status", [None, "VmData: 5 kB\n"])
+def test_nothing_to_read_is_null_with_a_reason(tmp_path: Path, status: str | None) -> None:
+    if status:
+        (tmp_path / "7").mkdir()
+        (tmp_path / "7" / "status").write_text(status)
+    with Watcher(7, proc=tmp_path) as watcher:
+        pass
+    assert watcher.values() == {"peak_bytes": None, "method": "no VmHWM in /proc"}
 
 
 def test_another_process_can_be_read() -> None:
-    peak, method = process_peak(os.getppid())
-    assert peak is not None
-    assert peak > MIB
-    assert method == "VmHWM"
+    peak = PeakMemory()
+    peak.add(status_bytes(os.getppid()))
+    assert peak.hwm_bytes is not None
+    assert peak.hwm_bytes > MIB

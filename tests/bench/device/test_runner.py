@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.bench.device import page_cache
+from mpa_edge.bench.device.memory import drop_from_page_cache, is_in_memory
 from mpa_edge.bench.device.protocol import JobOrder, Step
 from mpa_edge.images.folder import open_image
 from mpa_edge.types import Request
@@ -87,16 +87,16 @@ def test_only_a_proven_cold_load_is_called_cold(bundles, tmp_path) -> None:
     bundle = bundles["gguf"]
     copy = Path(shutil.copytree(bundle.folder, tmp_path / "copy"))
     weights = sorted((copy / "models" / "artifact").glob("*.gguf"))
-    can_be_cold = page_cache.drop(weights)
+    can_be_cold = drop_from_page_cache(weights)
     with weights[0].open("rb") as file:
         file.read()
-    assert page_cache._in_memory(weights[0])
+    assert is_in_memory(weights[0])
     folder = job(tmp_path / "job", JobOrder({"artifact": BOTH["artifact"]}, (Step("artifact", ids(bundle)[0]),)))
     assert run(copy, folder) == (0, "")
     assert [line.values["cold"] for line in lines_of(folder) if line.kind == "loaded"] == [can_be_cold]
-    assert not page_cache.drop([])
+    assert not drop_from_page_cache([])
     in_memory = Path(shutil.copy(weights[0], "/dev/shm"))
-    assert not page_cache.drop([in_memory])
+    assert not drop_from_page_cache([in_memory])
     in_memory.unlink()
 
 

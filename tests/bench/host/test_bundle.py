@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,9 @@ import pytest
 from mpa_edge.bench.device.protocol import JobOrder, Step, from_json
 from mpa_edge.bench.device.runner import PACKAGES
 from mpa_edge.bench.host.bundle import Question, make_bundle, pack, read_bundle, weight_files
-from mpa_edge.bench.host.device_package import light_files
 from mpa_edge.config.library import load_scheme
 from mpa_edge.errors import MpaError
-from tests.bench.bundles import TARGET, pictures, rows_of, small
+from tests.bench.bundles import image_questions, plain_order, rows_of, small
 from tests.exporters import hand_made
 
 ROOT = Path(__file__).parents[3]
@@ -52,7 +52,7 @@ def test_everything_is_in_the_manifest_and_sha256sum_agrees(tmp_path: Path) -> N
     assert found == {*bundle.manifest.files, "manifest.json", "SHA256SUMS"}
     subprocess.run(["sha256sum", "--strict", "-c", "SHA256SUMS"], cwd=bundle.folder, check=True, capture_output=True)
     assert bundle.manifest.files["models/artifact/model-q8_0.gguf"].bytes == len(b"language q8_0") * 200
-    assert {"run.py", "bench.sh", "README.md", "order.json", "lib/mpa_edge/vlm/onnxruntime/model.py"} <= found
+    assert {"run.py", "bench.sh", "README.md", "order.json", "mpa_edge.zip"} <= found
     assert "models/artifact/README.md" not in found
     assert "models/artifact/manifest.json" not in found
     assert read_bundle(bundle.folder) == bundle
@@ -60,7 +60,7 @@ def test_everything_is_in_the_manifest_and_sha256sum_agrees(tmp_path: Path) -> N
 
 def test_another_question_picture_or_model_makes_another_hash(tmp_path: Path) -> None:
     before = small(tmp_path).sha256
-    asked = pictures(tmp_path / "images", ["a.png", "b.png"])
+    asked = image_questions(tmp_path / "images", ["a.png", "b.png"])
     other = [asked[0], asked[1].model_copy(update={"prompt": "Why?"})]
     assert small(tmp_path, tmp_path / "2", questions=other).sha256 != before
     assert small(tmp_path, tmp_path / "3", base=tmp_path / "export").sha256 != before
@@ -71,17 +71,14 @@ def test_another_question_picture_or_model_makes_another_hash(tmp_path: Path) ->
 
 
 def test_the_order_of_a_job_without_its_own(tmp_path: Path) -> None:
-    plain = from_json((small(tmp_path, base=tmp_path / "export").folder / "order.json").read_text())
-    assert [step.key for step in plain.steps] == [(v, q, 0) for v in ("artifact", "base") for q in ("q0", "q1")]
-    assert plain.threads == TARGET.cpu.threads
     mine = JobOrder({"artifact": "models/artifact"}, (Step("artifact", "q1", 5),), warm_up=0)
     assert from_json((small(tmp_path, tmp_path / "2", order=mine).folder / "order.json").read_text()) == mine
 
 
 def test_models_are_hard_links_where_the_disk_can(tmp_path: Path) -> None:
     bundle = small(tmp_path, base=tmp_path / "export")
-    assert bundle.variants == {"artifact": "models/artifact", "base": "models/base"}
-    for variant in bundle.variants.values():
+    assert bundle.manifest.variants == {"artifact": "models/artifact", "base": "models/base"}
+    for variant in bundle.manifest.variants.values():
         one = bundle.folder / variant / "model-q8_0.gguf"
         assert one.samefile(tmp_path / "export" / "model-q8_0.gguf")
 
@@ -99,7 +96,7 @@ def test_weights_beside_a_graph_come_along(tmp_path: Path) -> None:
 
 
 def test_names_of_pictures_are_made_safe_and_stay_apart(tmp_path: Path) -> None:
-    asked = pictures(tmp_path / "images", ODD)
+    asked = image_questions(tmp_path / "images", ODD)
     same = Question(id='"\n', image=ODD[0], prompt='"\n\u2028', max_new_tokens=3)
     bundle = small(tmp_path, questions=[*asked, same])
     rows = rows_of(bundle.folder)
@@ -126,7 +123,7 @@ def test_a_picture_that_cannot_be_used_is_refused_at_home(tmp_path: Path, conten
     small(tmp_path)
     if content is not None:
         (tmp_path / "images" / "bad.png").write_bytes(content)
-    with pytest.raises(MpaError, match=f"{said}.*; mend the image or remove its questions"):
+    with pytest.raises(MpaError, match=f"{said}.*; fix the image or remove its questions"):
         small(tmp_path, tmp_path / "other", questions=[Question(id="1", image="bad.png", prompt="?")])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "export", "images"]
 
@@ -137,7 +134,7 @@ def test_the_runs_pixel_cap_holds(tmp_path: Path) -> None:
         small(tmp_path, tmp_path / "other", max_pixels=209)
 
 
-@pytest.mark.parametrize("name", ["models/artifact/model-q8_0.gguf", "lib/mpa_edge/errors.py", "questions.jsonl"])
+@pytest.mark.parametrize("name", ["models/artifact/model-q8_0.gguf", "mpa_edge.zip", "questions.jsonl"])
 def test_a_damaged_bundle_is_found_out_and_made_again(tmp_path: Path, name: str) -> None:
     bundle = small(tmp_path)
     path = bundle.folder / name
@@ -164,7 +161,7 @@ def test_a_damaged_manifest_is_found_out(tmp_path: Path, damage: str) -> None:
     path.unlink()
     if (text := texts.get(damage, json.dumps(made))) is not None:
         path.write_text(text)
-    with pytest.raises(MpaError, match="is no bundle|its manifest was changed|README.md is missing or damaged"):
+    with pytest.raises(MpaError, match="is not a bundle|its manifest was changed|README.md is missing or damaged"):
         read_bundle(bundle.folder)
 
 
@@ -176,7 +173,7 @@ def test_a_whole_bundle_stays_and_other_things_are_left_alone(tmp_path: Path) ->
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("of value")
-    with pytest.raises(MpaError, match="something that is no bundle"):
+    with pytest.raises(MpaError, match="something other than a bundle"):
         small(tmp_path, mine)
     assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
     assert [path.name for path in tmp_path.glob(".*")] == []
@@ -216,34 +213,53 @@ def test_a_tar_is_the_same_each_time_and_unpacks_to_the_bundle(tmp_path: Path) -
 # --- the code that goes along -----------------------------------------------------------------------------------------
 
 
-def test_the_light_half_is_light() -> None:
-    files = light_files()
-    assert {f"mpa_edge/vlm/{name}.py" for name in ("onnx", "llamacpp", "hybrid")} <= set(files)
-    heavy = ("transformers", "openai", "/cli/", "/exporters/", "/stages/", "evaluation", "target")
-    assert not [name for name in files if any(word in name for word in heavy)]
-    named = {name for path in files.values() for name in third_party(path)}
-    assert named <= {*PACKAGES["onnx"], *PACKAGES["gguf"]}
+IMPORTS = """
+import importlib, sys
+sys.path.insert(0, sys.argv[1])
+before = set(sys.modules)
+from mpa_edge.bench.device import runner
+light = set(sys.modules) - before
+from mpa_edge.bench.device import worker
+for name, _ in worker.RUNTIMES.values():
+    importlib.import_module(name)
+ours = [module for name, module in sys.modules.items() if name.partition(".")[0] == "mpa_edge"]
+assert all(module.__file__.startswith(sys.argv[1]) for module in ours)
+print(*({name.partition(".")[0] for name in light} - sys.stdlib_module_names))
+print(*{name.partition(".")[0] for name in sys.modules})
+"""
 
 
-def third_party(path: Path) -> set[str]:
-    """First parts of what a file imports as soon as it is imported itself."""
-    found = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        found |= {name.partition(".")[0] for name in names}
-    return found - set(sys.stdlib_module_names) - {"mpa_edge"}
+def test_the_code_of_a_bundle_is_complete_and_light(tmp_path: Path) -> None:
+    code = small(tmp_path).folder / "mpa_edge.zip"
+    assert code.stat().st_size < 150_000
+    done = subprocess.run([sys.executable, "-P", "-c", IMPORTS, code], capture_output=True, text=True, check=True)
+    runner, everything = done.stdout.splitlines()
+    assert set(runner.split()) == {"mpa_edge"}
+    assert not {"torch", "transformers", "openai", "click", "rich", "pyarrow", "psutil"} & set(everything.split())
+
+
+def test_each_module_of_the_package_that_the_code_imports_at_once_is_in_it(tmp_path: Path) -> None:
+    with zipfile.ZipFile(small(tmp_path).folder / "mpa_edge.zip") as archive:
+        names = set(archive.namelist())
+        trees = {name: ast.parse(archive.read(name)) for name in names}
+    for name, tree in trees.items():
+        for node in tree.body:
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("mpa_edge"):
+                path = node.module.replace(".", "/")
+                assert {f"{path}.py", f"{path}/__init__.py"} & names, f"{name} imports {node.module}"
 
 
 def vermin(folder: Path) -> subprocess.CompletedProcess[str]:
     # `# novm` in the code marks what only type checkers read
     options = ["-q", "-t=3.10-", "--violations", "--eval-annotations"]
-    command = [sys.executable, "-c", "from vermin.main import main; main()", *options, str(folder)]
+    command = [sys.executable, "-P", "-c", "from vermin.main import main; main()", *options, str(folder)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_the_code_of_a_bundle_runs_on_python_3_10(tmp_path: Path) -> None:
     folder = small(tmp_path).folder
+    with zipfile.ZipFile(folder / "mpa_edge.zip") as archive:
+        archive.extractall(folder)
     done = vermin(folder)
     assert done.returncode == 0, done.stdout
     options = ["--isolated", "--no-cache", "--target-version", "py310", "--select", "E9,F"]
@@ -269,7 +285,13 @@ def test_the_pins_that_a_device_is_told_are_those_of_the_package() -> None:
 def test_a_folder_that_is_no_export(tmp_path: Path) -> None:
     with pytest.raises(MpaError, match=r"artifact.json is missing or damaged"):
         make_bundle(
-            folder=tmp_path / "b", target=TARGET, artifact=tmp_path, base=None, questions=(), images=tmp_path / "images"
+            folder=tmp_path / "b",
+            target="cpu",
+            artifact=tmp_path,
+            base=None,
+            questions=(),
+            images=tmp_path / "images",
+            order=plain_order(()),
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -278,7 +300,7 @@ def test_pictures_inside_parquet_files_are_taken_out(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    (question, _) = pictures(tmp_path / "images", ["a.png", "b.png"])
+    (question, _) = image_questions(tmp_path / "images", ["a.png", "b.png"])
     data = (tmp_path / "images" / "a.png").read_bytes()
     pq.write_table(pa.table({"image": [{"bytes": data, "path": None}]}), tmp_path / "images" / "rows.parquet")
     asked = [question.model_copy(update={"image": "rows.parquet#0"})]

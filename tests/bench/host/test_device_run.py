@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from mpa_edge.bench.host import device_run
-from mpa_edge.bench.host.device_run import choose_runner, cool_down, fetch, missing_modules, write_remote
-from mpa_edge.bench.transports import Done
+from mpa_edge.bench.host.device_run import choose_runner, cool_down, fetch, missing_modules
 from mpa_edge.bench.transports.local import LocalTransport
 from mpa_edge.errors import MpaError
 
@@ -35,8 +34,8 @@ def choose(here: LocalTransport, format_: str, **asked: str | None):
 
 @pytest.mark.parametrize("format_", ["onnx", "gguf", "hybrid"])
 def test_this_python_answers_on_this_machine(here: LocalTransport, format_: str) -> None:
-    assert choose(here, format_).python == sys.executable
-    assert choose(here, format_, fallback="/nowhere").server is None
+    assert choose(here, format_) == (sys.executable, False)
+    assert choose(here, format_, fallback="/nowhere") == (sys.executable, False)
 
 
 def test_a_python_without_the_runtime_is_told_what_to_install(here: LocalTransport, bare_python: str) -> None:
@@ -55,20 +54,21 @@ def test_no_python_at_all(here: LocalTransport) -> None:
 def test_a_server_is_taken_where_it_was_named_or_python_cannot(
     here: LocalTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert choose(here, "gguf", server="/bin/sh").server == "/bin/sh"
+    assert choose(here, "gguf", server="/bin/sh") == ("/bin/sh", True)
     with pytest.raises(MpaError, match="no program /nowhere/llama-server: build llama-server for it"):
         choose(here, "gguf", server="/nowhere/llama-server")
     with pytest.raises(MpaError, match="llama-server runs GGUF, not onnx"):
         choose(here, "onnx", server="/bin/sh")
     monkeypatch.setattr(device_run.sys, "executable", "/nowhere/python3")
-    assert choose(here, "gguf", fallback="/bin/sh").server == "/bin/sh"
+    assert choose(here, "gguf", fallback="/bin/sh") == ("/bin/sh", True)
     with pytest.raises(MpaError, match="there is no /nowhere/python3"):
         choose(here, "onnx", fallback="/bin/sh")
 
 
 def test_small_files_there_and_back(here: LocalTransport, tmp_path: Path) -> None:
     there = f"{here.root}/it's a folder/a;b.json"
-    write_remote(here, tmp_path / "local" / "order.json", '{"é": 1}', there)
+    (tmp_path / "order.json").write_text('{"é": 1}')
+    here.push(tmp_path / "order.json", there, timeout_s=10)
     fetch(here, there, tmp_path / "back.json")
     assert (tmp_path / "back.json").read_text() == '{"é": 1}'
     fetch(here, f"{here.root}/not there", tmp_path / "back.json")
@@ -83,10 +83,10 @@ class Warm:
     def __init__(self, degrees: list[float]) -> None:
         self.degrees = degrees
 
-    def run(self, command: str, **_: object) -> Done:
+    def checked(self, what: str, command: str, **_: object) -> str:
         temp = self.degrees.pop(0) if len(self.degrees) > 1 else self.degrees[0]
         zones = f'[{{"type": "cpu-thermal", "temp_c": {temp}}}]' if temp else "[]"
-        return Done(0, f'{{"schema_version": 1, "zones": {zones}, "thermal_zones": {zones}}}'.encode(), b"")
+        return f'{{"schema_version": 1, "zones": {zones}, "thermal_zones": {zones}}}'
 
 
 def test_the_wait_for_a_cool_device_is_bounded(capsys: pytest.CaptureFixture[str]) -> None:

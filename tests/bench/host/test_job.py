@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from mpa_edge.bench.host.job import Job, Poll
-from mpa_edge.bench.transports import LinkError, Transport
 from mpa_edge.bench.transports.connect import connect
 from mpa_edge.bench.transports.local import LocalTransport
+from mpa_edge.bench.transports.process import LinkError
+from mpa_edge.bench.transports.transport import Transport
 from mpa_edge.errors import MpaError
 from tests.bench.peers import AdbPeer, SshPeer, adbd, sshd, until
 
@@ -204,7 +205,7 @@ def test_a_job_that_hangs_is_stopped(here: LocalTransport, folder: str, tmp_path
     job.start("echo 1 >>out.jsonl; echo 'waits for a lock' >&2; sleep 61.7")
     lines = job.lines(tmp_path / "copy", stall_s=0.5, poll_s=0.1)
     assert next(lines) == "1"
-    with pytest.raises(MpaError, match=r"gave no answer for 0 s and was stopped \(waits for a lock\): give the same"):
+    with pytest.raises(MpaError, match=r"gave no answer for 0 s and was stopped \(waits for a lock\): rerun"):
         next(lines)
     assert not group_of(folder)
 
@@ -212,7 +213,7 @@ def test_a_job_that_hangs_is_stopped(here: LocalTransport, folder: str, tmp_path
 def test_a_job_that_is_killed_again_and_again_is_given_up(here: LocalTransport, folder: str, tmp_path: Path) -> None:
     job = Job(here, folder)
     job.start("echo 'too much memory' >&2; kill -9 $PPID")
-    with pytest.raises(MpaError, match=r"was killed 4 times \(too much memory\): see whether"):
+    with pytest.raises(MpaError, match=r"was killed 4 times \(too much memory\): check whether"):
         list(job.lines(tmp_path / "copy", stall_s=10, poll_s=0.05))
 
 
@@ -267,15 +268,15 @@ class Cut(LocalTransport):
 
     calls = 0
 
-    def run(self, command: str, *, timeout_s: float, stdin: bytes | None = None):
+    def _call(self, command: str, **given):
         self.calls += 1
         if self.calls % 3 == 0:
-            raise LinkError("cut: mend it")
-        return super().run(command, timeout_s=timeout_s, stdin=stdin)
+            raise LinkError("cut: fix it")
+        return super()._call(command, **given)
 
 
 def test_a_link_that_breaks_all_the_time(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mpa_edge.bench.transports.patience.FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("mpa_edge.bench.transports.process.FIRST_WAIT_S", 0.01)
     job = Job(Cut(str(tmp_path)), folder)
     job.start(COMMAND)
     assert list(job.lines(tmp_path / "copy", stall_s=10, poll_s=0.05)) == EXPECTED
@@ -364,7 +365,7 @@ def test_adb_black_hole_killed_server_and_restart(
     device: AdbPeer, here, folder: str, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr("mpa_edge.bench.host.job.CALL_S", 2.0)
-    monkeypatch.setattr("mpa_edge.bench.transports.patience.LONGEST_WAIT_S", 1.0)
+    monkeypatch.setattr("mpa_edge.bench.transports.process.LONGEST_WAIT_S", 1.0)
     for key, value in device.env.items():
         monkeypatch.setenv(key, value)
     way = connect(device.via, root=here.root)

@@ -1,4 +1,4 @@
-"""The phone driver against llama.cpp's own server: nothing lost, nothing twice, whatever breaks in between."""
+"""A llama-server's job against llama.cpp's own server: nothing is lost or repeated, whatever breaks in between."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mpa_edge.bench.device.protocol import blocks
-from mpa_edge.bench.device.runner import read_questions
+from mpa_edge.bench.device.protocol import blocks, read_questions
 from mpa_edge.bench.host.llama_server_process import usable_cores
 from mpa_edge.bench.results.records import METRICS
 from mpa_edge.bench.transports.local import LocalTransport
@@ -25,7 +24,7 @@ from mpa_edge.errors import MpaError
 from mpa_edge.types import Request
 from mpa_edge.vlm import load
 from tests.bench.llama_server import program
-from tests.bench.phones import IDS, answers, ask, bundle, lines, order
+from tests.bench.llama_server_asked import IDS, answers, ask, bundle, lines, order
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -65,7 +64,7 @@ def soon(what: Callable[[], object], wait_s: float = 20.0) -> None:
 
 def expected(variant: str) -> dict[str, str]:
     """What llama.cpp says in this process."""
-    vlm = load(str(bundle().folder / bundle().variants[variant]), name=variant, threads=1)
+    vlm = load(str(bundle().folder / bundle().manifest.variants[variant]), name=variant, threads=1)
     said = {}
     for row in read_questions(bundle().folder).values():
         if row["id"] in IDS:
@@ -124,9 +123,9 @@ import sys
 from pathlib import Path
 from mpa_edge.bench.host.bundle import read_bundle
 from mpa_edge.bench.transports.local import LocalTransport
-from tests.bench import phones
-phones.bundle = lambda: read_bundle(Path(sys.argv[4]))
-phones.ask(LocalTransport(sys.argv[1]), phones.order(*phones.IDS, repetitions=30), Path(sys.argv[2]), sys.argv[3])
+from tests.bench import llama_server_asked as asked
+asked.bundle = lambda: read_bundle(Path(sys.argv[4]))
+asked.ask(LocalTransport(sys.argv[1]), asked.order(*asked.IDS, repetitions=30), Path(sys.argv[2]), sys.argv[3])
 """
 
 
@@ -193,7 +192,7 @@ def test_a_question_that_ends_its_server_twice_is_a_failed_line(
     ]
     (failed,) = (line.values for line in lines(out) if line.kind == "failed")
     assert (failed["id"], failed["repetition"]) == ("boom", 0)
-    assert failed["reason"].endswith("run the same command again to go on")
+    assert failed["reason"].endswith("rerun to resume")
     assert "\n" not in failed["reason"]
 
 
@@ -219,7 +218,7 @@ def test_it_runs_on_the_cores_that_it_is_given(device: LocalTransport, server: P
     assert lines(out)[0].values["threads"] == 1
     assert usable_cores(device, str(core)) == 1
     assert usable_cores(device, None) == len(os.sched_getaffinity(0))
-    with pytest.raises(MpaError, match=r"cores 900 cannot be used here, only \d.*: change cpu.cores of the target"):
+    with pytest.raises(MpaError, match=r"cores 900 are not available here, only \d.*: change cpu.cores of the target"):
         ask(device, order(IDS[2], cores="900"), out, server)
 
 
@@ -235,7 +234,7 @@ def test_another_program_on_the_port_does_not_matter(device: LocalTransport, ser
 
 
 def test_another_llama_server_on_the_port_does_not_answer(device: LocalTransport, server: Path, out: Path) -> None:
-    folder = bundle().folder / bundle().variants["base"]
+    folder = bundle().folder / bundle().manifest.variants["base"]
     with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
         ports = [first.getsockname()[1], second.getsockname()[1]]
     files = ["-m", str(next(folder.glob("model*"))), "--mmproj", str(next(folder.glob("mmproj*")))]

@@ -145,7 +145,7 @@ def test_killed_in_the_middle_it_goes_on(run: Path, tmp_path: Path) -> None:
         time.sleep(0.1)
     done = subprocess.run(words, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
-    assert "going on with the job" in done.stderr
+    assert "resuming the job" in done.stderr
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     keys = [(x["variant"], x["values"]["id"], x["values"]["repetition"]) for x in lines if x["kind"] == "answer"]
     assert len(keys) == len(set(keys)) == 60 + 2 * 2 * 5
@@ -229,7 +229,7 @@ def test_a_phone_without_python(tmp_path: Path) -> None:
     ("words", "said"),
     [
         (("nowhere",), "no folder 'nowhere': name a run that mpa-edge align made"),
-        (("RUN", "--as", "onnx-int8", "--via", "telnet://orin"), "--via telnet://orin is no way to a device"),
+        (("RUN", "--as", "onnx-int8", "--via", "telnet://orin"), "--via telnet://orin is unknown"),
         (("RUN", "--as", "onnx-int7"), "no scheme 'onnx-int7'"),
         (("RUN", "--target", "toaster"), "no target 'toaster'"),
         (("RUN", "--as", "onnx-int8", "--questions", "5", "--timed", "6"), "--timed 6 is more than --questions 5"),

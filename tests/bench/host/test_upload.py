@@ -15,10 +15,10 @@ import pytest
 
 from mpa_edge.bench.host.job import Job
 from mpa_edge.bench.host.upload import PACK_BYTES, remove, send
-from mpa_edge.bench.transports import Done, LinkError, Transport
 from mpa_edge.bench.transports.connect import connect
 from mpa_edge.bench.transports.local import LocalTransport
-from mpa_edge.bench.transports.shell import BLOCK_BYTES
+from mpa_edge.bench.transports.process import Done, LinkError
+from mpa_edge.bench.transports.transport import BLOCK_BYTES, Transport
 from mpa_edge.errors import MpaError
 from tests.bench.peers import AdbPeer, SshPeer, adbd, sshd
 
@@ -35,8 +35,8 @@ class Made:
     files: dict[str, str]
     sha256: str
 
-    def send(self, transport: Transport, **more) -> Path:
-        return Path(send(transport, self.folder, self.files, self.sha256, **more))
+    def send(self, transport: Transport) -> Path:
+        return Path(send(transport, self.folder, self.files, self.sha256))
 
     def is_at(self, remote: Path) -> bool:
         found = {path: sha256((remote / path).read_bytes()) for path in self.files}
@@ -73,10 +73,10 @@ class Counted(LocalTransport):
         self.calls = 0
         self.sent_bytes = 0
 
-    def run(self, command: str, *, timeout_s: float, stdin: bytes | None = None) -> Done:
+    def run(self, command: str, *, stdin: bytes | None = None, **given) -> Done:
         self.calls += 1
         self.sent_bytes += len(stdin or b"")
-        return super().run(command, timeout_s=timeout_s, stdin=stdin)
+        return super().run(command, stdin=stdin, **given)
 
     def push(self, source: Path, target: str, *, timeout_s: float) -> None:
         self.calls += 1
@@ -131,7 +131,7 @@ def test_damage_on_the_device_is_noticed_and_mended(device: Counted, bundle: Mad
 
 def test_a_file_that_is_not_what_it_should_be_is_never_taken(device: Counted, bundle: Made) -> None:
     (bundle.folder / "model.gguf").write_bytes(b"not what its hash says")
-    with pytest.raises(MpaError, match="is not what arrived, 3 times over: check cable and storage"):
+    with pytest.raises(MpaError, match="differs from what was sent, 3 times over: check cable and storage"):
         bundle.send(device)
     assert not Path(device.root, bundle.sha256).exists()
 
@@ -148,27 +148,29 @@ class Torn(Counted):
         self.seen.add(key)
         return fresh
 
-    def run(self, command: str, *, timeout_s: float, stdin: bytes | None = None) -> Done:
-        if self._once(command):
-            super().run(command, timeout_s=timeout_s, stdin=stdin and stdin[: len(stdin) // 2])
-            raise LinkError("cut: mend it")
-        return super().run(command, timeout_s=timeout_s, stdin=stdin)
+    def _call(self, command: str, *, stdin=None, **given) -> Done:
+        if isinstance(stdin, bytes | None) and self._once(command):
+            super()._call(command, stdin=stdin and stdin[: len(stdin) // 2], **given)
+            raise LinkError("cut: fix it")
+        return super()._call(command, stdin=stdin, **given)
 
-    def push(self, source: Path, target: str, *, timeout_s: float) -> None:
+    def _push(self, source: Path, target: str, timeout_s: float) -> Done:
         if self._once(target):
             Path(f"{target}.part").write_bytes(source.read_bytes()[: BLOCK_BYTES + 3])
-            raise LinkError("cut: mend it")
-        super().push(source, target, timeout_s=timeout_s)
+            raise LinkError("cut: fix it")
+        return super()._push(source, target, timeout_s)
 
 
 def test_a_link_that_breaks_everywhere(tmp_path: Path, bundle: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mpa_edge.bench.transports.patience.FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("mpa_edge.bench.transports.process.FIRST_WAIT_S", 0.01)
     assert bundle.is_at(bundle.send(Torn(tmp_path / "root")))
 
 
 def test_a_link_that_stays_cut_is_an_error(tmp_path: Path, bundle: Made) -> None:
+    device = Torn(tmp_path / "root")
+    device.patience_s = 0.5
     with pytest.raises(LinkError):
-        bundle.send(Torn(tmp_path / "root"), patience_s=0.5)
+        bundle.send(device)
 
 
 def test_many_small_files_travel_in_packs(device: Counted, made) -> None:
@@ -214,7 +216,7 @@ def test_paths_out_of_the_bundle_are_refused(device: Counted, tmp_path: Path, pa
 
 
 def test_a_hash_that_is_none_is_refused(device: Counted, tmp_path: Path) -> None:
-    with pytest.raises(MpaError, match="is no SHA-256"):
+    with pytest.raises(MpaError, match="is not a SHA-256"):
         send(device, tmp_path, {}, "../../etc")
 
 

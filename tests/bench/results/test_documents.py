@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mpa_edge.bench.device.protocol import JobOrder, Line
-from mpa_edge.bench.host.measurement import Bench
+from mpa_edge.bench.measurement import Bench
 from mpa_edge.bench.report.read import read_bench
 from mpa_edge.bench.results import documents
 from mpa_edge.bench.results.documents import Evidence, report_of, write_documents

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpa_edge.bench.transports import Done
 from mpa_edge.bench.transports.adb import only_device
 from mpa_edge.bench.transports.connect import connect, login_of
+from mpa_edge.bench.transports.process import Done
 from mpa_edge.bench.transports.ssh import Login
 from mpa_edge.errors import MpaError
 
@@ -93,18 +93,13 @@ def test_passwords_are_refused_and_never_shown(via: str) -> None:
 @pytest.mark.parametrize("via", ["orin", "http://orin", "local://x", "adb", "SSH://orin", "://"])
 def test_other_ways_are_refused(via: str) -> None:
     with pytest.raises(MpaError, match="local, ssh://USER@HOST|names no|adb"):
-        connect(via, default="ssh") if via != "adb" else connect("adbx://")
+        connect(via) if via != "adb" else connect("adbx://")
 
 
 @pytest.mark.parametrize("serial", ["-H evil", "a b", "a;b", "a\nb", "$(x)"])
 def test_serials_that_could_be_something_else_are_refused(serial: str) -> None:
     with pytest.raises(MpaError, match="names no device: write adb://SERIAL"):
         connect(f"adb://{serial}")
-
-
-def test_a_target_by_ssh_must_be_told_where() -> None:
-    with pytest.raises(MpaError, match="--via ssh://USER@HOST"):
-        connect(None, default="ssh")
 
 
 @pytest.mark.parametrize("root", ["relative", "", "/a\0b"])
@@ -130,12 +125,12 @@ HEAD = "List of devices attached\n"
         (f"{HEAD}A\tdevice\nB\tdevice\n", None, r"several devices \(A, B\): name one"),
         (f"{HEAD}A\tdevice\n", "B", r"no device B \(A\)"),
         (HEAD, "B", "none at all"),
-        (f"{HEAD}A\tunauthorized\n", None, "A has not allowed this machine"),
+        (f"{HEAD}A\tunauthorized\n", None, "A has not authorized this machine"),
         (f"{HEAD}A\tunauthorized\nB\tdevice\n", "A", "unlock it"),
         (
             f"{HEAD}A\tno permissions (user in plugdev?); see [http://x]\n",
             None,
-            "may not use device A: give it the rule",
+            "no USB permission for device A: install the udev rules",
         ),
     ],
 )

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.bench.transports import LinkError
 from mpa_edge.bench.transports.connect import connect
+from mpa_edge.bench.transports.process import LinkError
 from mpa_edge.bench.transports.ssh import SshTransport
 from mpa_edge.errors import MpaError
 from tests.bench.peers import SshPeer, free_port, run, sshd, until
@@ -31,6 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshPeer]:
 @pytest.fixture
 def way(server: SshPeer, tmp_path: Path) -> Iterator[SshTransport]:
     way = connect(server.via, ssh_config=server.config_file, root=f"{tmp_path}/it's a; root")
+    way.patience_s = 0.0
     yield way
     way.close()
 
@@ -55,8 +56,8 @@ def test_run_push_pull(way: SshTransport, tmp_path: Path) -> None:
     source, back = tmp_path / "source", tmp_path / "back"
     source.write_bytes(os.urandom(5_000_000))
     way.push(source, f"{way.root}/new\nline", timeout_s=20)
-    assert way.pull(f"{way.root}/new\nline", back, offset=11, timeout_s=20) == 5_000_000 - 11
-    assert back.read_bytes() == source.read_bytes()[11:]
+    way.pull(f"{way.root}/new\nline", back, timeout_s=20)
+    assert back.read_bytes() == source.read_bytes()
     words = ["it's", 'a "b"', "$(c)", "`d`", "e\nf", "-g", "ü", "\\", "!"]
     done = way.run("printf '%s\\0' " + " ".join(map(shlex.quote, words)), timeout_s=10)
     assert done.stdout.decode().split("\0")[:-1] == words
@@ -112,7 +113,7 @@ def test_a_port_leads_there_also_after_the_server_was_killed(server: SshPeer, wa
     with way.forward(listener.getsockname()[1]) as port:
         assert ask(port) == b"hello"
         server.kill()
-        with pytest.raises(LinkError, match="device cannot be reached .*: check its power"):
+        with pytest.raises(LinkError, match="device cannot be reached .*: run ssh device by hand"):
             way.run("true", timeout_s=10)
         server.start()
         assert way.run("echo back", timeout_s=10).stdout == b"back\n"
@@ -129,37 +130,35 @@ def test_a_server_killed_in_the_middle_is_a_cut_link(server: SshPeer, way: SshTr
     server.start()
 
 
-def add_key(message: str) -> None:
-    """What the message tells to do, done by a real sh."""
-    subprocess.run(["sh", "-c", message.split("'s own: ", 1)[-1].split("between: ", 1)[-1]], check=True, timeout=20)
+REFUSED = r"device cannot be reached \(.*\): run ssh device by hand until it logs in without a question, then rerun"
 
 
-def fingerprint(server: SshPeer) -> str:
-    return run("ssh-keygen", "-lf", server.folder / "host_key.pub").split()[1]
+def trust(server: SshPeer) -> None:
+    """What a user does who has compared the fingerprint."""
+    key = run("ssh-keyscan", "-p", str(server.port), "127.0.0.1")
+    (server.folder / "known_hosts").write_text(key)
 
 
-def test_an_unknown_key_is_refused_with_its_fingerprint_until_added(server: SshPeer) -> None:
+def test_an_unknown_host_key_is_refused_until_added(server: SshPeer) -> None:
     (server.folder / "known_hosts").unlink()
-    with pytest.raises(MpaError, match="host key of device is unknown: ED25519 SHA256:") as caught:
+    with pytest.raises(MpaError, match=REFUSED) as caught:
         connect(server.via, ssh_config=server.config_file)
-    assert fingerprint(server) in str(caught.value)
+    assert "Host key verification failed" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not isinstance(caught.value, LinkError)
     assert not (server.folder / "known_hosts").exists()
-    add_key(str(caught.value))
+    trust(server)
     connect(server.via, ssh_config=server.config_file).close()
 
 
-def test_a_changed_key_is_refused_with_its_fingerprint_until_changed(server: SshPeer) -> None:
-    before = fingerprint(server)
+def test_a_changed_host_key_is_refused_until_changed(server: SshPeer) -> None:
     server.kill()
     server.new_host_key()
     server.start()
-    with pytest.raises(MpaError, match="host key of device has CHANGED to ED25519 SHA256:") as caught:
+    with pytest.raises(MpaError, match=REFUSED) as caught:
         connect(server.via, ssh_config=server.config_file)
-    assert before not in str(caught.value)
-    assert fingerprint(server) in str(caught.value)
-    add_key(str(caught.value))
+    assert "Host key verification failed" in str(caught.value)
+    trust(server)
     connect(server.via, ssh_config=server.config_file).close()
 
 
@@ -168,7 +167,7 @@ def test_a_login_that_is_refused(server: SshPeer) -> None:
     kept = keys.read_text()
     keys.write_text("")
     try:
-        with pytest.raises(MpaError, match="device refuses the login: install your key there with ssh-copy-id"):
+        with pytest.raises(MpaError, match=REFUSED):
             connect(server.via, ssh_config=server.config_file)
     finally:
         keys.write_text(kept)
@@ -176,12 +175,12 @@ def test_a_login_that_is_refused(server: SshPeer) -> None:
 
 @pytest.mark.parametrize("via", ["ssh://nowhere.invalid", "ssh://127.0.0.1:{port}"])
 def test_a_host_that_cannot_be_reached(server: SshPeer, via: str) -> None:
-    with pytest.raises(LinkError, match=r"cannot be reached \(ssh: .*\): check its power and network") as caught:
+    with pytest.raises(MpaError, match=r"cannot be reached \(ssh: .*\): run ssh ") as caught:
         connect(via.format(port=free_port()), ssh_config=server.config_file)
     assert "\n" not in str(caught.value)
 
 
 def test_a_configuration_that_is_broken(tmp_path: Path) -> None:
     (tmp_path / "config").write_text("NoSuchWord yes\n")
-    with pytest.raises(MpaError, match="configuration is broken"):
+    with pytest.raises(MpaError, match=REFUSED):
         connect("ssh://device", ssh_config=str(tmp_path / "config"))

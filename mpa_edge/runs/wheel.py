@@ -1,7 +1,7 @@
-"""The wheel of what is installed here: a job runs this very version, released or not, changed or not.
+"""The installed code as one file for another machine, which then runs this very version, released or changed.
 
-Built from the package's own files (Binary distribution format, packaging.python.org): nothing is fetched, and a
-checkout gives the same file as an installed copy.
+A cloud machine installs the wheel (Binary distribution format, packaging.python.org); a device imports from a zip file
+of the modules that it needs. Nothing is fetched, and a checkout gives the same file as an installed copy.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from io import BytesIO
 from pathlib import Path
@@ -37,13 +37,18 @@ def constraints() -> Path:
 
 
 def build_wheel() -> bytes:
-    """The wheel. MpaError where mpa-edge is not installed, so that nobody knows what it requires."""
+    """The wheel. MpaError where mpa-edge is not installed, because then its requirements are unknown."""
     info = f"mpa_edge-{mpa_edge.__version__}.dist-info"
-    files = dict(_package())
+    files = package_files("**/*") | _assets()
     files |= {f"{info}/METADATA": _metadata(), f"{info}/WHEEL": WHEEL.encode()}
     files[f"{info}/entry_points.txt"] = ENTRY.encode()
     record = [f"{name},sha256={_digest(data)},{len(data)}" for name, data in files.items()]
     files[f"{info}/RECORD"] = "\n".join([*record, f"{info}/RECORD,,", ""]).encode()
+    return build_zip(files)
+
+
+def build_zip(files: Mapping[str, bytes]) -> bytes:
+    """A zip file that Python imports from; the same contents give the same bytes. `files`: name in it -> content."""
     whole = BytesIO()
     with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
@@ -53,37 +58,38 @@ def build_wheel() -> bytes:
     return whole.getvalue()
 
 
-def _package() -> Iterator[tuple[str, bytes]]:
-    """Name in the wheel and content of every file; the folders of a checkout go where a wheel has them."""
-    for path in _files(PACKAGE):
-        yield f"mpa_edge/{path.relative_to(PACKAGE).as_posix()}", path.read_bytes()
+def package_files(*patterns: str) -> dict[str, bytes]:
+    """Name in a wheel -> content, of the files of this package that match glob patterns."""
+    found = {path for pattern in patterns for path in _files(PACKAGE, pattern)}
+    return {f"mpa_edge/{path.relative_to(PACKAGE).as_posix()}": path.read_bytes() for path in sorted(found)}
+
+
+def _assets() -> dict[str, bytes]:
+    """The folders of a checkout that a wheel has inside the package; an installed copy has them there already."""
     if root() == PACKAGE / "_assets":
-        return
-    for folder in ASSETS:
-        for path in _files(root() / folder):
-            yield f"mpa_edge/_assets/{path.relative_to(root()).as_posix()}", path.read_bytes()
-    yield f"mpa_edge/_assets/{CONSTRAINTS}", constraints().read_bytes()
+        return {}
+    paths = [path for folder in ASSETS for path in _files(root() / folder, "**/*")]
+    return {
+        f"mpa_edge/_assets/{path.relative_to(root()).as_posix()}": path.read_bytes() for path in [*paths, constraints()]
+    }
 
 
-def _files(folder: Path) -> list[Path]:
-    found = (path for path in folder.rglob("*") if path.is_file())
+def _files(folder: Path, pattern: str) -> list[Path]:
+    found = (path for path in folder.glob(pattern) if path.is_file())
     return sorted(path for path in found if "__pycache__" not in path.parts and not path.name.startswith("."))
 
 
 def _metadata() -> bytes:
-    """What is required, as the installation has it; the version is that of the code."""
+    """The requirements of the installation; the version is that of the code."""
     try:
         text = distribution("mpa-edge").read_text("METADATA") or ""
     except PackageNotFoundError as error:
         raise MpaError(
-            "nothing says what mpa-edge requires, as it is only on the path: pip install -e . first"
+            "the requirements of mpa-edge are unknown, because it is not installed: pip install -e . first"
         ) from error
     lines = text.split("\n")
-    return "\n".join(f"Version: {mpa_edge.__version__}" if _is_version(line) else line for line in lines).encode()
-
-
-def _is_version(line: str) -> bool:
-    return line.startswith("Version: ")
+    own = f"Version: {mpa_edge.__version__}"
+    return "\n".join(own if line.startswith("Version: ") else line for line in lines).encode()
 
 
 def _digest(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""The phone driver over a real sshd and a real adbd: the way breaks, no question is lost or repeated."""
+"""A llama-server behind a real sshd and a real adbd: where the link breaks, no question is lost or repeated."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.bench.transports import Transport
 from mpa_edge.bench.transports.connect import connect
+from mpa_edge.bench.transports.transport import Transport
 from tests.bench.llama_server import program
+from tests.bench.llama_server_asked import IDS, answers, ask, bundle, lines, order
 from tests.bench.peers import AdbPeer, SshPeer, adbd, sshd, until
-from tests.bench.phones import IDS, answers, ask, bundle, lines, order
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow, pytest.mark.timeout(120)]
 REPETITIONS = 4

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import mpa_edge
-from mpa_edge.cloud.wheel import PACKAGE, build_wheel, wheel_name
+from mpa_edge.runs.wheel import PACKAGE, build_wheel, wheel_name
 
 
 def test_the_same_content_is_the_same_file() -> None:

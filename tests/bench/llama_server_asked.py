@@ -1,4 +1,4 @@
-"""What the tests of the phone driver ask, and what comes back."""
+"""What the tests of a llama-server's job ask, and what comes back."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import functools
 import tempfile
 from pathlib import Path
 
-from mpa_edge.artifact import read_artifact
 from mpa_edge.bench.device.protocol import JobOrder, Line, Step, read_lines
-from mpa_edge.bench.device.runner import read_questions
 from mpa_edge.bench.host.bundle import Bundle, Question, make_bundle
-from mpa_edge.bench.host.llama_server_run import drive
-from mpa_edge.bench.transports import Transport
-from mpa_edge.config.library import load_target
+from mpa_edge.bench.host.llama_server_run import LlamaServerRun
+from mpa_edge.bench.transports.transport import Transport
 from mpa_edge.nursery.render import pictures
+from tests.bench.bundles import plain_order
 from tests.vlm.llama_exported import gguf_folder
 
 ASKED = ("How many bars are there?", "Which bar is highest?", "What is the value of the purple bar?")
@@ -25,7 +23,7 @@ IDS = tuple(f"{n}-{i}" for n in range(N_PICTURES) for i in range(len(ASKED)))
 @functools.cache
 def bundle() -> Bundle:
     """The built-in student twice: in 8 bits as the artifact, in 16 as base."""
-    folder = Path(tempfile.mkdtemp(prefix="mpa-edge-phone-"))
+    folder = Path(tempfile.mkdtemp(prefix="mpa-edge-llama-server-"))
     (folder / "images").mkdir()
     asked = []
     for n, picture in enumerate(pictures(N_PICTURES, 99, "target")):
@@ -36,11 +34,12 @@ def bundle() -> Bundle:
     asked += [Question(id=name, image="0.png", prompt=text, max_new_tokens=4) for name, text in FAULTS.items()]
     return make_bundle(
         folder=folder / "bundle",
-        target=load_target("phone"),
+        target="phone",
         artifact=gguf_folder("student", "q8_0"),
         base=gguf_folder("student"),
         questions=asked,
         images=folder / "images",
+        order=plain_order(asked, base=True),
     )
 
 
@@ -52,26 +51,23 @@ def order(
     cores: str | None = None,
 ) -> JobOrder:
     steps = [Step(name, one, n) for n in range(repetitions) for name in variants for one in ids]
-    return JobOrder(dict(bundle().variants), tuple(steps), threads=1, cores=cores, answer_timeout_s=timeout_s)
+    return JobOrder(dict(bundle().manifest.variants), tuple(steps), threads=1, cores=cores, answer_timeout_s=timeout_s)
 
 
 def ask(
     transport: Transport, asked: JobOrder, out: Path, server: str | Path, remote: str | None = None, **more
 ) -> bool:
-    made = bundle()
-    held = {name: read_artifact(made.folder / place) for name, place in made.variants.items()}
-    return drive(
+    folder = bundle().folder
+    run = LlamaServerRun(
         transport,
-        remote or str(made.folder),
         asked,
-        read_questions(made.folder),
-        held,
-        out,
-        bundle=made.folder,
-        server=str(server),
+        bundle=folder,
+        remote_bundle=remote or str(folder),
+        program=str(server),
         job_root=f"{transport.root}/jobs/one",
         **more,
     )
+    return run.run(out)
 
 
 def lines(out: Path) -> list[Line]:

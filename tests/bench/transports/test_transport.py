@@ -14,10 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpa_edge.bench.transports import LinkError
 from mpa_edge.bench.transports.local import LocalTransport
-from mpa_edge.bench.transports.patience import patiently
-from mpa_edge.bench.transports.shell import BLOCK_BYTES, quoted_path, refused
+from mpa_edge.bench.transports.process import Done, LinkError, patiently
+from mpa_edge.bench.transports.transport import BLOCK_BYTES, quoted_path
 from mpa_edge.errors import MpaError
 from tests.bench.peers import until
 
@@ -37,7 +36,9 @@ def is_gone(stat: Path) -> bool:
 
 @pytest.fixture
 def here(tmp_path: Path) -> LocalTransport:
-    return LocalTransport(str(tmp_path / "root"))
+    here = LocalTransport(str(tmp_path / "root"))
+    here.patience_s = 0.0
+    return here
 
 
 @pytest.mark.parametrize("rc", [0, 1, 7, 127, 255])
@@ -72,8 +73,8 @@ def test_files_of_any_name_come_and_go(names: list[str], content: bytes) -> None
         here = LocalTransport("/nowhere")
         here.push(source, target, timeout_s=10)
         assert Path(target).read_bytes() == content
-        assert here.pull(target, back, offset=len(content) // 2, timeout_s=10) == len(content) - len(content) // 2
-        assert back.read_bytes() == content[len(content) // 2 :]
+        here.pull(target, back, timeout_s=10)
+        assert back.read_bytes() == content
         assert sorted(os.listdir(Path(target).parent)) == [names[-1]]
 
 
@@ -112,8 +113,8 @@ def test_tools_of_small_systems_do(
     here, source, back = LocalTransport("/nowhere"), tmp_path / "source", tmp_path / "back"
     source.write_bytes(os.urandom(size_bytes))
     here.push(source, f"{tmp_path}/a b/target", timeout_s=10)
-    here.pull(f"{tmp_path}/a b/target", back, offset=7, timeout_s=10)
-    assert back.read_bytes() == source.read_bytes()[7:]
+    here.pull(f"{tmp_path}/a b/target", back, timeout_s=10)
+    assert back.read_bytes() == source.read_bytes()
 
 
 def test_a_link_cut_in_the_middle_leaves_no_file(here: LocalTransport, tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_a_program_that_vanishes_is_a_cut_link(here: LocalTransport) -> None:
 
 
 def test_a_transfer_that_moves_nothing_is_cut(here: LocalTransport, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("mpa_edge.bench.transports.shell.STALL_S", 0.5)
+    monkeypatch.setattr("mpa_edge.bench.transports.transport.STALL_S", 0.5)
     os.mkfifo(tmp_path / "fifo")
     started = time.monotonic()
     with pytest.raises(LinkError, match="did not answer"):
@@ -159,16 +160,14 @@ def test_a_transfer_that_moves_nothing_is_cut(here: LocalTransport, tmp_path: Pa
 @pytest.mark.parametrize(
     ("complaint", "says"),
     [
-        (b"cat: write: No space left on device", "has no space left"),
+        (b"cat: write: No space left on device", "No space left on device.*: check space and permissions"),
         (b"x: Permission denied\n", "Permission denied"),
         (b"", "exit 3"),
     ],
 )
-def test_refusals_are_one_line(complaint: bytes, says: str) -> None:
-    from mpa_edge.bench.transports import Done
-
+def test_refusals_are_one_line(here: LocalTransport, complaint: bytes, says: str) -> None:
     with pytest.raises(MpaError, match=says) as caught:
-        refused("ssh a", "write /b", Done(3, b"", complaint))
+        here.refused("write /b", Done(3, b"", complaint))
     assert "\n" not in str(caught.value)
 
 
@@ -200,7 +199,9 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
     source.write_bytes(bytes(3 * BLOCK_BYTES))
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small], check=True)
     try:
-        with pytest.raises(MpaError, match="local has no space left to write .*: free some there"):
+        with pytest.raises(
+            MpaError, match="local cannot write .*No space left on device.*: check space and permissions there"
+        ):
             LocalTransport(str(small)).push(source, f"{small}/target", timeout_s=10)
     finally:
         subprocess.run(["umount", small], check=True)
