@@ -221,7 +221,9 @@ def bundle_of(export: Path, folder: Path, model: str, *, tiles: int, tokens: int
 def job(bundle: Bundle, folder: Path, steps: Sequence[Step], before: Sequence[str] = ("sh",)) -> list[Line]:
     """A whole job as a device runs it: bench.sh with its probes, its watch and the runner. All of its lines."""
     folder.mkdir(parents=True)
-    (folder / ORDER).write_text(to_json(JobOrder(bundle.manifest.variants, tuple(steps), threads=THREADS)), encoding="utf-8")
+    (folder / ORDER).write_text(
+        to_json(JobOrder(bundle.manifest.variants, tuple(steps), threads=THREADS)), encoding="utf-8"
+    )
     program = [*before, str(bundle.folder / "bench.sh"), str(folder), sys.executable]
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(program, env=os.environ | one_thread, stderr=subprocess.PIPE, text=True)
