@@ -184,9 +184,8 @@ def ours(work: Work, without: Sequence[str] = ()) -> Callable[[], Said]:
     """
     models = {}
     for name in {work.teacher, work.student}:
-        models[name] = TransformersVLM(
-            resolve(name), name=name, threads=torch.get_num_threads(), share_prefixes="share" not in without
-        )
+        models[name] = TransformersVLM(resolve(name), name=name, threads=torch.get_num_threads())
+        models[name].shares = models[name].shares and "share" not in without
         if "prefetch" in without:
             models[name].second_processor = None
     shards = [work.samples[i : i + SHARD * work.questions] for i in range(0, len(work.samples), SHARD * work.questions)]

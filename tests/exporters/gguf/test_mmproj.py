@@ -82,7 +82,7 @@ def test_the_position_of_internvls_class_token_goes_last(tmp_path: Path) -> None
     write_mmproj(source, tmp_path / "x.gguf", "f16")
     table = load_file(source / "model.safetensors")["vision_tower.embeddings.position_embeddings"][0].numpy()
     where = next(t for t in read_header(tmp_path / "x.gguf").tensors if t.name == "v.position_embd.weight")
-    made = np.frombuffer((tmp_path / "x.gguf").read_bytes(), np.float32, where.n_weights, where.offset)
+    made = np.frombuffer((tmp_path / "x.gguf").read_bytes(), np.float32, where.n_bytes // 4, where.offset)
     made = made.reshape(where.shape)
     assert np.array_equal(made[:-1], table[1:])
     assert np.array_equal(made[-1], table[0])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mpa_edge.errors import MpaError
-from mpa_edge.vlm.llama_cpp.gguf_header import LongList, read_header
+from mpa_edge.vlm.llama_cpp.gguf_header import read_header
 from tests.exporters.gguf.headers import LIST, TEXT, U8, gguf, items, number, tensor, text, write
 
 HUGE = 2**63
@@ -41,7 +41,7 @@ def test_it_reads_what_the_gguf_library_writes(tmp_path: Path) -> None:
     assert header.metadata["flag"] is True
     assert header.metadata["eps"] == 0.5
     assert header.metadata["few"] == (1, 2, 3)
-    assert header.metadata["tokenizer.ggml.tokens"] == LongList(100)
+    assert header.metadata["tokenizer.ggml.tokens"] is None
     assert header.file_bytes == path.stat().st_size
 
 
@@ -83,7 +83,7 @@ def test_a_hostile_header_is_refused_at_once(content: bytes, tmp_path: Path) -> 
     path = write(tmp_path, content)
     tracemalloc.start()
     started = time.perf_counter()
-    with pytest.raises(MpaError, match="no GGUF file to trust .*: copy it again, or export again") as caught:
+    with pytest.raises(MpaError, match="not a valid GGUF file .*: copy it again, or export again") as caught:
         read_header(path)
     assert time.perf_counter() - started < 1
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
@@ -94,7 +94,7 @@ def test_a_hostile_header_is_refused_at_once(content: bytes, tmp_path: Path) -> 
 def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
     assert read_header(write(tmp_path, GOOD)).tensors[0].shape == (2, 4)
     for length in range(len(GOOD)):
-        with pytest.raises(MpaError, match="no GGUF file to trust"):
+        with pytest.raises(MpaError, match="not a valid GGUF file"):
             read_header(write(tmp_path, GOOD[:length]))
 
 
