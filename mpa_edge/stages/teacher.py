@@ -16,7 +16,7 @@ from mpa_edge.stages.run import Run
 from mpa_edge.types import VLM, Dropped, TeacherUsage
 from mpa_edge.vlm.openai.cost import add
 from mpa_edge.vlm.openai.reference import is_server, parse
-from mpa_edge.vlm.openai.reply import TOO_DEAR, is_failure
+from mpa_edge.vlm.openai.reply import OVER_BUDGET, is_failure
 
 LEDGER = "teacher-usage.json"
 CARD = "server.json"
@@ -102,7 +102,7 @@ def require_answers(run: Run, dropped: Collection[Dropped], asked: int, again: b
     `again`: the missing rows were asked for once more; a few of them may stay out because of the cost.
     """
     lost, spoilt = failures(dropped), is_spoilt(run, dropped, asked)
-    if any(row.reason == TOO_DEAR for row in lost) and (spoilt or not again):
+    if any(row.reason == OVER_BUDGET for row in lost) and (spoilt or not again):
         used = total_usage(run) or TeacherUsage()
         raise MpaError(
             f"--max-cost {run.recipe.teacher_server.max_cost:g} is reached ({used.cost or 0:.4f} spent on "

@@ -1,7 +1,7 @@
-"""When a server may be asked: pauses that it wants, and a breaker, so that a dead one costs one time-out, not many.
+"""When a server may be asked: a circuit breaker, so that a dead server costs one time-out, not one for each request.
 
-After some failures in a row nobody asks any more; then one request at a time is a probe. Its success opens the way for
-all, and after `wait_s` without one the server counts as down for good.
+After some failures in a row requests are held back, and one at a time goes out as a probe. If a probe succeeds, all go
+out again; after `wait_s` without a success the server counts as down for good.
 Pattern: Michael Nygard, "Release It!", circuit breaker.
 """
 
@@ -11,19 +11,21 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Literal
 
 from mpa_edge.progress import say
 
 FAILURES_IN_A_ROW = 5
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 1.0, 60.0
 LOOK_EVERY_S = 0.2
+Permit = Literal["request", "probe"]
+"""Permission for one request. While there is a probe, nobody else may send one."""
 
 
 def backoff_s(attempt: int, chance: Callable[[], float] = random.random) -> float:
-    """Wait before the next attempt, full jitter: anything up to a bound that doubles.
+    """Wait before the next attempt, with full jitter: a random share of a bound that doubles.
 
     Source: Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 
@@ -34,7 +36,7 @@ def backoff_s(attempt: int, chance: Callable[[], float] = random.random) -> floa
 
 
 def retry_after_s(value: str | None, now: datetime | None = None) -> float | None:
-    """Seconds of a Retry-After header, a number or a date (RFC 9110, 10.2.3); None where it says nothing usable.
+    """Seconds of a Retry-After header, a number or a date (RFC 9110, 10.2.3); None where it is missing or invalid.
 
     >>> retry_after_s("2.5"), retry_after_s("soon"), retry_after_s("-1"), retry_after_s("nan")
     (2.5, None, None, None)
@@ -55,16 +57,8 @@ def retry_after_s(value: str | None, now: datetime | None = None) -> float | Non
     return seconds if 0.0 <= seconds < float("inf") else None
 
 
-@dataclass(frozen=True)
-class Pass:
-    """Leave to ask once; must be given back with `done`."""
-
-    probe: bool
-    """The only one that may ask now."""
-
-
-class Gate:
-    """Lets requests through while the server lives. One event loop; `clock` is for tests."""
+class CircuitBreaker:
+    """Lets requests through while the server works. For one event loop; `clock` is for tests."""
 
     def __init__(self, wait_s: float, probe_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._wait_s, self._probe_s, self._clock = wait_s, probe_s, clock
@@ -73,31 +67,27 @@ class Gate:
         self._down_since: float | None = None
         self._probing = False
 
-    @property
-    def given_up(self) -> bool:
-        """Whether the server was away for longer than anybody waits."""
-        return self._down_since is not None and self._clock() - self._down_since >= self._wait_s
-
     def give_up(self) -> None:
-        """Nobody needs to ask any more."""
+        """Treat the server as down for good."""
         self._down_since = float("-inf")
 
-    async def enter(self) -> Pass | None:
-        """Wait until asking makes sense; None where the server is down for good."""
+    async def enter(self) -> Permit | None:
+        """Wait for a permit, which must be given back with `done`. None where the server is down for good."""
         while True:
-            if self.given_up and not self._probing:
+            down_since, now = self._down_since, self._clock()
+            if down_since is not None and now - down_since >= self._wait_s and not self._probing:
                 return None
-            left_s = self._not_before - self._clock()
-            if left_s <= 0 and self._down_since is None:
-                return Pass(probe=False)
+            left_s = self._not_before - now
+            if left_s <= 0 and down_since is None:
+                return "request"
             if left_s <= 0 and not self._probing:
                 self._probing = True
-                return Pass(probe=True)
+                return "probe"
             await asyncio.sleep(min(max(left_s, 0.01), LOOK_EVERY_S))
 
-    def done(self, leave: Pass, alive: bool | None, why: str = "") -> None:
-        """Give a pass back. alive: the server answered; None: it does not tell (a rate limit, a cancelled request)."""
-        if leave.probe:
+    def done(self, permit: Permit, alive: bool | None, why: str = "") -> None:
+        """Give a permit back. `alive`: whether the server answered; None: unknown (a rate limit, a cancellation)."""
+        if permit == "probe":
             self._probing = False
         if alive:
             if self._down_since is not None:
@@ -105,19 +95,16 @@ class Gate:
             self._in_a_row, self._down_since = 0, None
         elif alive is False:
             self._in_a_row += 1
-            self._close(leave, why)
+            if self._down_since is None and self._in_a_row >= FAILURES_IN_A_ROW:
+                self._down_since = self._clock()
+                say(
+                    f"the teacher's server failed {self._in_a_row} times in a row ({why}): "
+                    f"retrying every {self._probe_s:g} s for {self._wait_s:g} s"
+                )
+                self.pause(self._probe_s)
+            elif permit == "probe":
+                self.pause(self._probe_s)
 
     def pause(self, seconds: float) -> None:
-        """Ask nothing for a while: the server wants it so."""
+        """Hold all requests back for a while."""
         self._not_before = max(self._not_before, self._clock() + seconds)
-
-    def _close(self, leave: Pass, why: str) -> None:
-        if self._down_since is None and self._in_a_row >= FAILURES_IN_A_ROW:
-            self._down_since = self._clock()
-            say(
-                f"the teacher's server failed {self._in_a_row} times in a row ({why}): "
-                f"looking every {self._probe_s:g} s whether it is back, for {self._wait_s:g} s"
-            )
-            self.pause(self._probe_s)
-        elif leave.probe:
-            self.pause(self._probe_s)

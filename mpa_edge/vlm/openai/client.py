@@ -18,39 +18,39 @@ from mpa_edge.config.recipe import TeacherServerConfig
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
 from mpa_edge.types import Drop, Reply, Request, TeacherUsage, Timing
-from mpa_edge.vlm.openai.circuit_breaker import Gate, Pass, backoff_s
-from mpa_edge.vlm.openai.cost import Meter, Prices
-from mpa_edge.vlm.openai.http import (
+from mpa_edge.vlm.openai.circuit_breaker import CircuitBreaker, Permit, backoff_s
+from mpa_edge.vlm.openai.cost import Meter
+from mpa_edge.vlm.openai.image import ImageCache
+from mpa_edge.vlm.openai.reference import ServerReference, key_for
+from mpa_edge.vlm.openai.reply import (
     BUSY,
+    CONNECTION,
+    DOWN,
+    FAILURE,
     HOPELESS,
-    NOT_READY,
+    OVER_BUDGET,
+    SPECIAL,
+    TIMED_OUT,
+    Answer,
     Failure,
     body_of,
     card,
     cause,
-    client,
-    is_refused,
-    refused,
-    said,
-)
-from mpa_edge.vlm.openai.image import Pictures
-from mpa_edge.vlm.openai.reference import ServerReference, key_for
-from mpa_edge.vlm.openai.reply import (
-    CONNECTION,
-    DOWN,
-    FAILURE,
-    TIMED_OUT,
-    TOO_DEAR,
-    Answer,
     failed,
+    message_of,
     plain,
     read_answer,
-    without_special,
+    refused,
 )
+from mpa_edge.vlm.shared.prompts import without_special_tokens
 
-LOOK_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = LOOK_TIMEOUT_S = 10.0
 SAY_EVERY_S = 15.0
 MAX_SEED = 2**31 - 1  # llama.cpp's is 32 bits wide
+# llama-server while it loads, and proxies whose server is not up yet
+NOT_READY = {429, 502, 503, 504}
+# of httpx, below the client: nothing was sent
+NOT_SENT = ("ConnectError", "ConnectTimeout")
 
 
 class OpenAIVLM:
@@ -65,15 +65,21 @@ class OpenAIVLM:
         server: TeacherServerConfig | None = None,
         spent_before: float = 0.0,
     ) -> None:
+        """Wait until the server answers. `spent_before` counts towards the cost limit. MpaError where it stays away."""
         self.name, self.reference = name, ServerReference(base_url, model)
-        self.config = server or TeacherServerConfig()
-        self._key = key_for(base_url, self.config.api_key_env)
-        prices = Prices(self.config.price_in, self.config.price_out)
-        self._meter = Meter(prices, self.config.max_cost, spent_before)
-        self._gate = Gate(self.config.wait_s, self.config.probe_s)
-        pictures = self.config.concurrency + 8
-        self._pictures = Pictures(self.config.image_format, self.config.max_image_bytes, pictures)
-        self._client: Any = client(base_url, self._key, self.config)
+        config = self.config = server or TeacherServerConfig()
+        self._key = key_for(base_url, config.api_key_env)
+        self._meter = Meter(config.price_in, config.price_out, config.max_cost, spent_before)
+        self._breaker = CircuitBreaker(config.wait_s, config.probe_s)
+        self._images = ImageCache(config.image_format, config.max_image_bytes, config.concurrency + 8)
+        timeout = openai.Timeout(config.timeout_s, connect=min(CONNECT_TIMEOUT_S, config.timeout_s))
+        self._client: Any = openai.AsyncOpenAI(
+            base_url=base_url,
+            api_key=self._key or "none",  # the client requires one; a server without keys ignores it
+            max_retries=0,  # they would multiply with ours
+            timeout=timeout,
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, timeout=timeout),
+        )
         self._runner: asyncio.Runner | None = asyncio.Runner()
         self.card: dict[str, Any] = self._run(self._wait_until_ready())
 
@@ -98,7 +104,7 @@ class OpenAIVLM:
             self._runner = None
 
     def _run(self, work: Any) -> Any:
-        """Run on the loop that the connections belong to. Ctrl-C cancels what is on its way."""
+        """Run a coroutine on the event loop of the connections. Ctrl-C cancels the requests that are on their way."""
         if self._runner is None:
             work.close()
             raise MpaError("this teacher's server was closed: load it again")
@@ -108,7 +114,7 @@ class OpenAIVLM:
 
     async def _wait_until_ready(self) -> dict[str, Any]:
         """The model's card, as soon as the server answers at all: a large model loads for minutes."""
-        url, began, told = self.reference.base_url, time.monotonic(), -SAY_EVERY_S
+        url, began, reported = self.reference.base_url, time.monotonic(), -SAY_EVERY_S
         while True:
             found = await self._look()
             if isinstance(found, dict):
@@ -116,16 +122,16 @@ class OpenAIVLM:
             waited = time.monotonic() - began
             if waited >= self.config.wait_s:
                 raise MpaError(
-                    f"no teacher's server at {url} after {waited:.0f} s ({found}): start it, or mend the address "
-                    f"(it ends in /v1 as a rule)"
+                    f"no teacher's server at {url} after {waited:.0f} s ({found}): start it, or fix the address "
+                    f"(it usually ends in /v1)"
                 )
-            if waited - told >= SAY_EVERY_S:
+            if waited - reported >= SAY_EVERY_S:
                 say(f"waiting for the teacher's server at {url} ({found})")
-                told = waited
+                reported = waited
             await asyncio.sleep(min(self.config.probe_s, 1.0))
 
     async def _look(self) -> dict[str, Any] | str:
-        """The card of the model, or why the server is not ready. MpaError where it never will be for us."""
+        """The card of the model, or why the server is not ready. MpaError where it will never accept our requests."""
         try:
             async with asyncio.timeout(LOOK_TIMEOUT_S):
                 async with self._client.models.with_streaming_response.list() as response:
@@ -134,10 +140,11 @@ class OpenAIVLM:
         except (TimeoutError, openai.APITimeoutError):
             return "no answer"
         except openai.APIStatusError as error:
+            message = message_of(error, self._key)
             if error.status_code in HOPELESS.keys() - {404}:
-                raise self._hopeless(error.status_code, said(error, self._key)) from None
-            # a server need not have a list of models, and one of transformers without a cache folder fails at it
-            return f"HTTP {error.status_code}: {said(error, self._key)}" if error.status_code in NOT_READY else {}
+                raise self._hopeless(error.status_code, message) from None
+            # a server need not have a list of models, and that of transformers fails without a cache folder
+            return f"HTTP {error.status_code}: {message}" if error.status_code in NOT_READY else {}
         except openai.OpenAIError as error:
             return cause(error)
         except ValueError:
@@ -148,91 +155,87 @@ class OpenAIVLM:
     async def _answer_all(self, requests: Sequence[Request]) -> list[Reply]:
         replies: dict[int, Reply] = {}
         todo = iter(range(len(requests)))
-        if self._meter.blind and requests:
-            first = next(todo)
-            replies[first] = await self._one(requests[first])
+
+        async def work(todo: Iterator[int]) -> None:
+            for i in todo:
+                replies[i] = await self._answer(requests[i])
+
+        if self._meter.is_blind and requests:
+            await work(iter([next(todo)]))
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(self.config.concurrency, len(requests))):
-                    group.create_task(self._work(requests, todo, replies))
+                    group.create_task(work(todo))
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
-            self._pictures.clear()
+            self._images.clear()
         return [replies[i] for i in range(len(requests))]
 
-    async def _work(self, requests: Sequence[Request], todo: Iterator[int], replies: dict[int, Reply]) -> None:
-        """One of the workers that take the requests in turn."""
-        for i in todo:
-            replies[i] = await self._one(requests[i])
-
-    async def _one(self, request: Request) -> Reply:
-        """A reply, after as many attempts as it may have."""
+    async def _answer(self, request: Request) -> Reply:
+        """A reply, after as many attempts as allowed. Rate limits do not count as attempts."""
         left_s, tries, attempts, last = self.config.deadline_s, 0, 0, Drop(DOWN)
-        while (leave := await self._gate.enter()) is not None:
-            outcome, took_s = await self._attempt(request, leave, left_s)
+        while (permit := await self._breaker.enter()) is not None:
+            began = time.monotonic()
+            outcome = await self._attempt(request, permit, left_s)
             if isinstance(outcome, Reply):
                 return outcome
             last, wait_s = outcome.drop, backoff_s(tries)
-            tries, attempts, left_s = tries + 1, attempts + (outcome.status != BUSY), left_s - took_s - wait_s
+            tries, attempts = tries + 1, attempts + (outcome.status != BUSY)
+            left_s -= time.monotonic() - began + wait_s
             if not outcome.again or attempts > self.config.retries or left_s <= 0:
                 break
             await asyncio.sleep(wait_s)
         return failed(last)
 
-    async def _attempt(self, request: Request, leave: Pass, left_s: float) -> tuple[Reply | Failure, float]:
-        """(what came of asking once, seconds); gate and meter know of it afterwards."""
-        alive, why, began = None, "", time.monotonic()
+    async def _attempt(self, request: Request, permit: Permit, left_s: float) -> Reply | Failure:
+        """Ask once; meter and circuit breaker are told the outcome."""
+        alive, why = None, ""
         try:
             reserve = self._meter.reserve(request.max_new_tokens)
             if reserve is None:
-                return failed(Drop(TOO_DEAR)), 0.0
-            body = self._body(request, await self._pictures.uri(request.image))
+                return failed(Drop(OVER_BUDGET))
+            body = self._body(request, await self._images.uri(request.image))
             began = time.monotonic()
             outcome = await self._send(body, min(self.config.timeout_s, left_s))
-            took_s = time.monotonic() - began
-            if isinstance(outcome, Answer):
-                alive = True
-                self._meter.settle(reserve, outcome.tokens_in, outcome.tokens_out)
-                if self.config.max_cost is not None and None in (outcome.tokens_in, outcome.tokens_out):
-                    raise MpaError("the teacher's server counts no tokens, so no cost limit can be kept: leave it out")
-                return timed(outcome.reply, took_s), took_s
-            alive, why = self._judge(outcome), outcome.drop.reason.removeprefix(FAILURE)
-            (self._meter.lose if outcome.sent else self._meter.release)(reserve)
-            return outcome, took_s
+            if isinstance(outcome, Failure):
+                alive, why = self._judge(outcome), outcome.drop.reason.removeprefix(FAILURE)
+                self._meter.fail(reserve, sent=outcome.sent)
+                return outcome
+            alive = True
+            self._meter.settle(reserve, outcome.tokens_in, outcome.tokens_out)
+            if self.config.max_cost is not None and None in (outcome.tokens_in, outcome.tokens_out):
+                raise MpaError("the teacher's server counts no tokens, so no cost limit can be kept: leave it out")
+            return replace(outcome.reply, timing=Timing(time.monotonic() - began))
         finally:
-            self._gate.done(leave, alive, why)
+            self._breaker.done(permit, alive, why)
 
     def _judge(self, failure: Failure) -> bool | None:
-        """Whether a server that failed so is alive; a rate limit holds all back. MpaError where it is hopeless.
+        """Whether a server that failed in this way is alive; None: unknown. MpaError where it is hopeless.
 
-        One that has answered before (and whose credit is used up now) is given up without losing its answers; a 403
-        to one request among others is a gateway that does not like its picture.
+        A server that answered before (its credit may be used up now) is given up without losing its answers; a 403 to
+        one request among others is a gateway that rejects its image.
         """
         if failure.status in HOPELESS and not self.usage.requests:
             raise self._hopeless(failure.status, failure.drop.detail)
         if failure.status in HOPELESS.keys() - {403}:
-            self._gate.give_up()
-            return None
-        if failure.status == BUSY:
-            self._gate.pause(failure.retry_after_s or 0.0)
+            self._breaker.give_up()
             return None
         if failure.retry_after_s and failure.again:
-            self._gate.pause(failure.retry_after_s)
-        return not failure.again
+            self._breaker.pause(failure.retry_after_s)
+        return None if failure.status == BUSY else not failure.again
 
     def _hopeless(self, status: int | None, detail: str) -> MpaError:
-        where = f"the teacher's server at {self.reference.base_url}"
         return MpaError(
-            f"{where} {HOPELESS[status or 404]} (HTTP {status}: {detail}): check teacher, "
-            f"teacher_server.api_key_env and the key"
+            f"the teacher's server at {self.reference.base_url} {HOPELESS[status or 404]} (HTTP {status}: {detail}): "
+            f"check teacher, teacher_server.api_key_env and the key"
         )
 
     def _body(self, request: Request, uri: str) -> dict[str, Any]:
-        """A chat completion: image first, then text, as everywhere here."""
+        """A chat completion: image first, then text, as for every other VLM."""
         content = [
             {"type": "image_url", "image_url": {"url": uri}},
-            {"type": "text", "text": without_special(plain(request.prompt))},
+            {"type": "text", "text": without_special_tokens(plain(request.prompt), SPECIAL)},
         ]
         limits: dict[str, Any] = {self.config.limit_key: request.max_new_tokens, "temperature": request.temperature}
         if request.temperature > 0:
@@ -240,7 +243,7 @@ class OpenAIVLM:
         return {"model": self.reference.model, "messages": [{"role": "user", "content": content}], **limits}
 
     async def _send(self, body: dict[str, Any], timeout_s: float) -> Answer | Failure:
-        """One HTTP request. The time covers the whole of it: a server that drips a byte a second is no answer."""
+        """One HTTP request. `timeout_s` covers all of it: a server that sends a byte a second gives no answer."""
         try:
             async with asyncio.timeout(timeout_s):
                 async with self._client.chat.completions.with_streaming_response.create(**body) as response:
@@ -250,11 +253,7 @@ class OpenAIVLM:
         except openai.APIStatusError as error:
             return refused(error, self._key, self.config.wait_s)
         except openai.OpenAIError as error:
-            return Failure(Drop(CONNECTION, cause(error)), again=True, sent=not is_refused(error))
+            sent = type(error.__cause__).__name__ not in NOT_SENT
+            return Failure(Drop(CONNECTION, cause(error)), again=True, sent=sent)
         answer = got if isinstance(got, Drop) else read_answer(got, self._key)
         return answer if isinstance(answer, Answer) else Failure(answer, again=True)
-
-
-def timed(reply: Reply, total_s: float) -> Reply:
-    """The same reply with its time."""
-    return replace(reply, timing=Timing(total_s))

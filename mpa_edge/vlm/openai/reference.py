@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from ipaddress import ip_address
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from mpa_edge.config.recipe import SERVER_PREFIX
 from mpa_edge.errors import MpaError
@@ -19,9 +19,9 @@ class ServerReference:
     """Which server, and which of its models."""
 
     base_url: str
-    """With its path (/v1), without a slash at the end, without anything secret."""
+    """With its path (/v1), without a trailing slash, without secrets."""
     model: str
-    """As the server calls it."""
+    """The server's name for it."""
 
 
 def is_server(reference: str) -> bool:
@@ -34,36 +34,30 @@ def is_server(reference: str) -> bool:
 
 
 def parse(reference: str) -> ServerReference:
-    """The parts of a reference. Raises MpaError where it is malformed or carries a secret.
+    """The parts of a reference. Raises MpaError where it is malformed or contains a secret.
 
     >>> parse("openai:http://Host:8000/v1/#Qwen/Qwen2-VL-7B-Instruct")
     ServerReference(base_url='http://host:8000/v1', model='Qwen/Qwen2-VL-7B-Instruct')
     """
-    # the part behind the first #: a model id may hold one more
+    # split at the first #: a model id may contain another one
     address, _, model = reference.removeprefix(SERVER_PREFIX).partition("#")
-    url = _split(address)
-    if url is None or url.scheme not in ("http", "https") or not url.hostname:
+    try:
+        url = urlsplit(address.strip())
+        valid = url.scheme in ("http", "https") and url.hostname and url.port != 0
+    except ValueError:  # a port that is not a number, a bracket that is not closed
+        valid = False
+    if not valid:
         raise MpaError(f"a teacher's server is no http address: write {EXAMPLE}")
-    # never quoted: what stands there may be a key
+    # never quoted: it may contain a key
     if url.username or url.password or url.query:
         raise MpaError(f"a server's address may hold no user, password or query: write {EXAMPLE}, export {DEFAULT_KEY}")
     if not model.strip():
-        raise MpaError(f"no model behind '{address}': write {EXAMPLE}")
+        raise MpaError(f"no model after '{address}': write {EXAMPLE}")
     return ServerReference(f"{url.scheme}://{url.netloc.lower()}{url.path.rstrip('/')}", model.strip())
 
 
-def _split(address: str) -> SplitResult | None:
-    """The parts of an address; None where it is none (a port that is no number, a bracket that does not close)."""
-    try:
-        url = urlsplit(address.strip())
-        _ = url.port
-    except ValueError:
-        return None
-    return url
-
-
 def is_private_way(base_url: str) -> bool:
-    """Whether nobody in between can read what is sent: encrypted, or not leaving this machine.
+    """Whether nobody in between can read what is sent: it is encrypted, or does not leave this machine.
 
     >>> [is_private_way(f"{url}/v1") for url in ("https://a.b", "http://127.0.0.1:1", "http://localhost", "http://a.b")]
     [True, True, True, False]
@@ -80,8 +74,8 @@ def is_private_way(base_url: str) -> bool:
 def key_for(base_url: str, api_key_env: str | None) -> str | None:
     """The key to send, from the environment only; None where there is none to send.
 
-    A key that the recipe names must be there. The usual one goes only where nobody in between can read it: somebody
-    who has it for another server must not send it to this one in clear. MpaError where the named one is not set.
+    A key that the recipe names (`api_key_env`) must be set, else MpaError. The default one is sent only where nobody in
+    between can read it, because it may belong to another server.
     """
     if api_key_env is None:
         return os.environ.get(DEFAULT_KEY) or None if is_private_way(base_url) else None

@@ -11,25 +11,24 @@ from mpa_edge.artifact import Artifact
 from mpa_edge.errors import MpaError, missing_package
 
 
-@functools.lru_cache(8)
-def _special_tokens(special: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)))
-
-
-def without_special_tokens(text: str, special: tuple[str, ...]) -> str:
-    """Text that cannot be read as an image, a turn or an end, whoever wrote it: no special token stays in it.
-
-    The twin of `vlm.checkpoint.without_special_tokens`, which takes the tokens from a processor.
+def without_special_tokens(text: str, special: Sequence[str] | re.Pattern[str]) -> str:
+    """Text without special tokens (the tokens themselves, or a pattern), so that none of it can be read as an image,
+    a turn or an end, whoever wrote it.
 
     >>> without_special_tokens("a<ima<image>ge>b", ("<image>",))
     'ab'
     """
-    if not special:
-        return text
-    pattern = _special_tokens(special)
-    while (cleaned := pattern.sub("", text)) != text:  # what is left may close up to another one
+    if not isinstance(special, re.Pattern):
+        special = _any_of(tuple(special))
+    while (cleaned := special.sub("", text)) != text:  # what is left may form another one
         text = cleaned
     return text
+
+
+@functools.lru_cache(8)
+def _any_of(tokens: tuple[str, ...]) -> re.Pattern[str]:
+    """A pattern that matches each of the tokens, the longest first, and nothing else; none of no tokens."""
+    return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) or "(?!)")
 
 
 def prompt_text(artifact: Artifact, prompt: str, expansion: str) -> str:

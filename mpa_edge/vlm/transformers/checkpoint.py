@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 from typing import TYPE_CHECKING, Any
 
 from mpa_edge.errors import MpaError, missing_package
+from mpa_edge.vlm.shared.prompts import without_special_tokens
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -192,18 +192,12 @@ def with_bos(tokenizer: Any, text: str) -> str:
 
 
 @functools.lru_cache(8)
-def _special_tokens(tokenizer: Any, image_token: str | None) -> re.Pattern[str]:
+def special_tokens(processor: Any) -> tuple[str, ...]:
+    """Every special token of a processor: its tokenizer's, and the one that stands for an image."""
+    tokenizer = processor.tokenizer
     known = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    known |= {*tokenizer.all_special_tokens, *filter(None, [image_token])}
-    return re.compile("|".join(re.escape(token) for token in sorted(known, key=len, reverse=True)))
-
-
-def without_special_tokens(processor: Any, text: str) -> str:
-    """Text that cannot be read as an image, a turn or an end, whoever wrote it: no special token stays in it."""
-    special = _special_tokens(processor.tokenizer, getattr(processor, "image_token", None))
-    while (cleaned := special.sub("", text)) != text:  # what is left may close up to another one
-        text = cleaned
-    return text
+    image_token = getattr(processor, "image_token", None)
+    return tuple(known | {*tokenizer.all_special_tokens, *filter(None, [image_token])})
 
 
 def chat_prompt(processor: Any, prompt: str) -> str:
@@ -211,7 +205,7 @@ def chat_prompt(processor: Any, prompt: str) -> str:
 
     Identify, training, evaluation and export all call this function, so that their prompts are the same bytes.
     """
-    content = [{"type": "image"}, {"type": "text", "text": without_special_tokens(processor, prompt)}]
+    content = [{"type": "image"}, {"type": "text", "text": without_special_tokens(prompt, special_tokens(processor))}]
     message = [{"role": "user", "content": content}]
     text = str(processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
     return with_bos(processor.tokenizer, text)
@@ -219,7 +213,7 @@ def chat_prompt(processor: Any, prompt: str) -> str:
 
 def chat_completion(processor: Any, prompt: str, answer: str) -> str:
     """The training target after `chat_prompt`: the answer up to and including the end token, nothing after it."""
-    question, answer = (without_special_tokens(processor, text) for text in (prompt, answer))
+    question, answer = (without_special_tokens(text, special_tokens(processor)) for text in (prompt, answer))
     messages = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]},
         {"role": "assistant", "content": [{"type": "text", "text": answer}]},

@@ -14,6 +14,7 @@ from transformers import LogitsProcessorList
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
 from mpa_edge.types import FinishReason, Reply, Request
+from mpa_edge.vlm.shared.prompts import without_special_tokens
 from mpa_edge.vlm.transformers import checkpoint, prefix_cache
 from mpa_edge.vlm.transformers.batching import BatchSize, Query, free_bytes, in_order, length_of
 from mpa_edge.vlm.transformers.decoding import Row, decode
@@ -206,7 +207,7 @@ class TransformersVLM:
         reason: FinishReason = "length" if stop is None else "stop"
         kept = kept if stop is None else kept[: stop + 1]
         text = self.processor.tokenizer.decode(kept, skip_special_tokens=True)
-        text = checkpoint.without_special_tokens(self.processor, text).strip()
+        text = without_special_tokens(text, checkpoint.special_tokens(self.processor)).strip()
         return Reply(text=text, finish_reason=reason, n_tokens=len(kept))
 
     def _end_ids(self) -> set[int]:

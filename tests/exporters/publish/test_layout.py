@@ -18,7 +18,8 @@ from mpa_edge.exporters.publish.layout import file_name, prompt_parts, write_lay
 from mpa_edge.exporters.source import Source, open_source
 from mpa_edge.exporters.verify.probes import drawn
 from mpa_edge.vlm.pixels import prepare
-from mpa_edge.vlm.transformers.checkpoint import chat_prompt, load_processor, without_special_tokens
+from mpa_edge.vlm.shared.prompts import without_special_tokens
+from mpa_edge.vlm.transformers.checkpoint import chat_prompt, load_processor, special_tokens
 from tests.vlm.exported import checkpoint
 
 EVERY = ("student", "idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava:clip", "internvl")
@@ -84,7 +85,9 @@ def test_the_artifact_says_what_the_checkpoint_does(which: str, tmp_path: Path) 
     assert read_artifact(tmp_path) == made
     processor = load_processor(str(checkpoint(which)))
     before, after = made.prompt.before, made.prompt.after
-    assert before + without_special_tokens(processor, QUESTION) + after == chat_prompt(processor, QUESTION)
+    assert before + without_special_tokens(QUESTION, special_tokens(processor)) + after == chat_prompt(
+        processor, QUESTION
+    )
     assert before.count(made.prompt.placeholder) == 1
     assert processor.tokenizer.convert_tokens_to_ids(made.tokens.image) == made.tokens.image_id
     assert processor.tokenizer.eos_token_id in made.tokens.ends

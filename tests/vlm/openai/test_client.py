@@ -189,7 +189,7 @@ def test_a_dead_server_costs_no_time_out_a_request(capsys: pytest.CaptureFixture
         "server: not asked, it is down",
     }
     assert all(reply.finish_reason == "failed" for reply in replies + again)
-    assert "failed 5 times in a row (timed out): looking every 0.05 s" in capsys.readouterr().err
+    assert "failed 5 times in a row (timed out): retrying every 0.05 s" in capsys.readouterr().err
 
 
 def test_a_server_that_comes_back_is_asked_again_one_probe_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The parts of a model behind a server that need no server: pictures, replies, the gate, the meter, references."""
+"""The parts of a model behind a server that need no server: images, replies, circuit breaker, meter, references."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from mpa_edge.errors import MpaError
 from mpa_edge.types import Drop, TeacherUsage
 from mpa_edge.vlm import fingerprint, resolve
 from mpa_edge.vlm.openai import circuit_breaker
-from mpa_edge.vlm.openai.circuit_breaker import FAILURES_IN_A_ROW, Gate, backoff_s, retry_after_s
-from mpa_edge.vlm.openai.cost import Meter, Prices, add
-from mpa_edge.vlm.openai.image import Pictures, data_uri
+from mpa_edge.vlm.openai.circuit_breaker import FAILURES_IN_A_ROW, CircuitBreaker, backoff_s, retry_after_s
+from mpa_edge.vlm.openai.cost import Meter, add
+from mpa_edge.vlm.openai.image import ImageCache, data_uri
 from mpa_edge.vlm.openai.reference import key_for, parse
-from mpa_edge.vlm.openai.reply import Answer, excerpt, is_failure, read_answer, without_special
+from mpa_edge.vlm.openai.reply import SPECIAL, Answer, excerpt, is_failure, read_answer
+from mpa_edge.vlm.shared.prompts import without_special_tokens
 from tests.vlm.fault_server import document
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- images -----------------------------------------------------------------------------------------------------------
 
 
 def noise(side: int) -> Image.Image:
@@ -38,16 +39,16 @@ def opened(uri: str) -> tuple[Image.Image, int]:
 
 
 def test_png_is_the_very_pixels_and_jpeg_is_smaller() -> None:
-    picture = noise(64)
-    exact, png_bytes = opened(data_uri(picture))
-    assert (exact.format, exact.tobytes()) == ("PNG", picture.tobytes())
-    rough, jpeg_bytes = opened(data_uri(picture, "jpeg"))
+    image = noise(64)
+    exact, png_bytes = opened(data_uri(image))
+    assert (exact.format, exact.tobytes()) == ("PNG", image.tobytes())
+    rough, jpeg_bytes = opened(data_uri(image, "jpeg"))
     assert rough.format == "JPEG"
     assert jpeg_bytes < png_bytes
 
 
 @pytest.mark.parametrize("max_bytes", [9_000, 4_000, 1_000])
-def test_a_picture_above_the_cap_is_made_smaller_until_it_fits(max_bytes: int) -> None:
+def test_an_image_above_the_cap_is_made_smaller_until_it_fits(max_bytes: int) -> None:
     found, size = opened(data_uri(noise(100), max_bytes=max_bytes))
     assert (found.format, size <= max_bytes) == ("JPEG", True)
     assert found.width == found.height
@@ -57,11 +58,11 @@ def test_a_cap_that_nothing_meets_ends_with_one_pixel() -> None:
     assert opened(data_uri(noise(50), max_bytes=1))[0].size == (1, 1)
 
 
-def test_few_pictures_are_kept_and_a_new_one_never_gets_the_bytes_of_an_old_one() -> None:
+def test_few_images_are_kept_and_a_new_one_never_gets_the_bytes_of_an_old_one() -> None:
     async def run() -> list[tuple[int, int, int]]:
-        pictures = Pictures("png", 10_000, kept=2)
-        uris = [await pictures.uri(Image.new("RGB", (4, 4), (n, 0, 0))) for n in range(30)]
-        assert len(pictures._tasks) == 2
+        images = ImageCache("png", 10_000, capacity=2)
+        uris = [await images.uri(Image.new("RGB", (4, 4), (n, 0, 0))) for n in range(30)]
+        assert len(images._tasks) == 2
         return [opened(uri)[0].getpixel((0, 0)) for uri in uris]  # type: ignore[misc]
 
     assert asyncio.run(run()) == [(n, 0, 0) for n in range(30)]
@@ -148,7 +149,7 @@ def test_only_plausible_counts_count(usage: Any, counted: tuple[int | None, int 
     ],
 )
 def test_words_with_a_meaning_for_a_tokenizer_are_taken_out(text: str, left: str) -> None:
-    assert without_special(text) == left
+    assert without_special_tokens(text, SPECIAL) == left
 
 
 def test_an_excerpt_is_short_one_line_and_without_the_key() -> None:
@@ -158,7 +159,7 @@ def test_an_excerpt_is_short_one_line_and_without_the_key() -> None:
     assert excerpt("x sk-1 y sk-1", "sk-1") == "x *** y ***"
 
 
-# --- the gate ---------------------------------------------------------------------------------------------------------
+# --- breaker ----------------------------------------------------------------------------------------------------------
 
 
 class Clock:
@@ -170,7 +171,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Time that passes only while somebody sleeps at the gate."""
+    """Time that passes only while a request is held back."""
     made = Clock()
 
     async def sleep(seconds: float) -> None:
@@ -180,72 +181,72 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-def fail(gate: Gate, times: int) -> None:
+def fail(breaker: CircuitBreaker, times: int) -> None:
     for _ in range(times):
-        leave = asyncio.run(gate.enter())
-        assert leave is not None
-        gate.done(leave, alive=False, why="HTTP 500")
+        permit = asyncio.run(breaker.enter())
+        assert permit is not None
+        breaker.done(permit, alive=False, why="HTTP 500")
 
 
-def test_the_gate_closes_after_some_failures_in_a_row_and_lets_one_probe_through(clock: Clock) -> None:
-    gate = Gate(wait_s=60.0, probe_s=5.0, clock=clock)
-    fail(gate, FAILURES_IN_A_ROW - 1)
-    good = asyncio.run(gate.enter())
+def test_the_breaker_opens_after_some_failures_in_a_row_and_lets_one_probe_through(clock: Clock) -> None:
+    breaker = CircuitBreaker(wait_s=60.0, probe_s=5.0, clock=clock)
+    fail(breaker, FAILURES_IN_A_ROW - 1)
+    good = asyncio.run(breaker.enter())
     assert good is not None
-    gate.done(good, alive=True)
-    fail(gate, FAILURES_IN_A_ROW)
+    breaker.done(good, alive=True)
+    fail(breaker, FAILURES_IN_A_ROW)
     assert clock.now == 100.0
-    probe = asyncio.run(gate.enter())
+    probe = asyncio.run(breaker.enter())
     assert probe is not None
-    assert probe.probe
+    assert probe == "probe"
     assert clock.now == pytest.approx(105.0)
-    gate.done(probe, alive=True)
+    breaker.done(probe, alive=True)
     for _ in range(3):
-        leave = asyncio.run(gate.enter())
-        assert leave is not None
-        assert not leave.probe
+        permit = asyncio.run(breaker.enter())
+        assert permit is not None
+        assert permit == "request"
 
 
 def test_after_the_wait_a_dead_server_is_given_up_for_good(clock: Clock) -> None:
-    gate = Gate(wait_s=60.0, probe_s=5.0, clock=clock)
-    fail(gate, FAILURES_IN_A_ROW)
+    breaker = CircuitBreaker(wait_s=60.0, probe_s=5.0, clock=clock)
+    fail(breaker, FAILURES_IN_A_ROW)
     probes = 0
-    while (leave := asyncio.run(gate.enter())) is not None:
-        assert leave.probe
-        gate.done(leave, alive=False, why="timed out")
+    while (permit := asyncio.run(breaker.enter())) is not None:
+        assert permit == "probe"
+        breaker.done(permit, alive=False, why="timed out")
         probes += 1
     assert 11 <= probes <= 12
     assert clock.now == pytest.approx(160.0, abs=5.0)
     clock.now += 1000.0
-    assert asyncio.run(gate.enter()) is None
+    assert asyncio.run(breaker.enter()) is None
 
 
 def test_late_failures_of_others_do_not_let_a_second_probe_through(clock: Clock) -> None:
-    gate = Gate(wait_s=60.0, probe_s=5.0, clock=clock)
-    under_way = [asyncio.run(gate.enter()) for _ in range(9)]
-    for leave in under_way[:-1]:
-        assert leave is not None
-        gate.done(leave, alive=False)
-    probe = asyncio.run(gate.enter())
+    breaker = CircuitBreaker(wait_s=60.0, probe_s=5.0, clock=clock)
+    under_way = [asyncio.run(breaker.enter()) for _ in range(9)]
+    for permit in under_way[:-1]:
+        assert permit is not None
+        breaker.done(permit, alive=False)
+    probe = asyncio.run(breaker.enter())
     assert probe is not None
-    assert probe.probe
+    assert probe == "probe"
     late = under_way[-1]
     assert late is not None
-    gate.done(late, alive=False)
-    assert gate._probing
+    breaker.done(late, alive=False)
+    assert breaker._probing
 
 
 def test_a_pause_holds_everybody_and_a_rate_limit_is_no_failure(clock: Clock) -> None:
-    gate = Gate(wait_s=60.0, probe_s=5.0, clock=clock)
+    breaker = CircuitBreaker(wait_s=60.0, probe_s=5.0, clock=clock)
     for _ in range(3 * FAILURES_IN_A_ROW):
-        leave = asyncio.run(gate.enter())
-        assert leave is not None
-        gate.done(leave, alive=None)
-    gate.pause(30.0)
-    gate.pause(2.0)
-    leave = asyncio.run(gate.enter())
-    assert leave is not None
-    assert not leave.probe
+        permit = asyncio.run(breaker.enter())
+        assert permit is not None
+        breaker.done(permit, alive=None)
+    breaker.pause(30.0)
+    breaker.pause(2.0)
+    permit = asyncio.run(breaker.enter())
+    assert permit is not None
+    assert permit == "request"
     assert clock.now == pytest.approx(130.0)
 
 
@@ -275,10 +276,10 @@ def test_with_prompts_of_one_size_the_limit_is_never_passed(
     limit: float, sizes: list[tuple[int, int]], at_once: int
 ) -> None:
     prompt = max(size for size, _ in sizes)
-    meter = Meter(Prices(3.0, 15.0), limit)
+    meter = Meter(3.0, 15.0, limit)
     on_their_way: list[float] = []
     asked = iter(sizes)
-    for _ in range(1 if meter.blind else at_once):
+    for _ in range(1 if meter.is_blind else at_once):
         on_their_way += [held] if (held := meter.reserve(50)) is not None else []
     for _, tokens_out in asked:
         if not on_their_way:
@@ -288,16 +289,16 @@ def test_with_prompts_of_one_size_the_limit_is_never_passed(
             on_their_way.append(held)
     assert meter.usage.cost is not None
     # the first request goes ahead before anybody knows how large a prompt is
-    assert meter.usage.cost <= max(limit, Prices(3.0, 15.0).cost(prompt, 50) or 0.0) + 1e-9
+    assert meter.usage.cost <= max(limit, meter.cost(prompt, 50) or 0.0) + 1e-9
 
 
 def test_without_prices_tokens_are_counted_and_nothing_is_refused() -> None:
-    meter = Meter(Prices(), None)
+    meter = Meter()
     held = meter.reserve(10**6)
-    assert (held, meter.blind) == (0.0, False)
+    assert (held, meter.is_blind) == (0.0, False)
     meter.settle(0.0, 10, 2)
-    meter.lose(0.0)
-    meter.release(0.0)
+    meter.fail(0.0, sent=True)
+    meter.fail(0.0, sent=False)
     assert meter.usage == TeacherUsage(requests=1, failures=2, tokens_in=10, tokens_out=2)
 
 

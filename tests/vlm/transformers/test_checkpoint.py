@@ -14,6 +14,7 @@ from tokenizers.processors import TemplateProcessing
 
 from mpa_edge.errors import MpaError
 from mpa_edge.nursery import models
+from mpa_edge.vlm.shared.prompts import without_special_tokens
 from mpa_edge.vlm.transformers import checkpoint
 from tests.families import zoo
 
@@ -92,7 +93,7 @@ def test_only_the_templates_own_special_tokens_reach_the_model(prompt: str, answ
     assert specials(checkpoint.chat_prompt(PROCESSOR, prompt)) == specials(checkpoint.chat_prompt(PROCESSOR, "a?"))
     completion = checkpoint.chat_completion(PROCESSOR, prompt, answer)
     assert specials(completion) == [tokenizer.eos_token_id]
-    assert completion == f" {checkpoint.without_special_tokens(PROCESSOR, answer)}{models.END}"
+    assert completion == f" {without_special_tokens(answer, checkpoint.special_tokens(PROCESSOR))}{models.END}"
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_only_the_templates_own_special_tokens_reach_the_model(prompt: str, answ
     ],
 )
 def test_special_tokens_are_taken_out_until_none_is_left(processor, text: str, expected: str) -> None:
-    assert checkpoint.without_special_tokens(processor, text) == expected
+    assert without_special_tokens(text, checkpoint.special_tokens(processor)) == expected
 
 
 def test_a_processor_pads_on_the_left_and_a_model_is_fp32_in_evaluation_mode(random_checkpoint: Path) -> None:
