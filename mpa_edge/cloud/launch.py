@@ -14,13 +14,14 @@ from mpa_edge.cloud import hfjobs, program, skypilot
 from mpa_edge.cloud.job import CLOUD, Job, write_kit
 from mpa_edge.cloud.machine import needs
 from mpa_edge.cloud.mounts import MOST_COPIED_BYTES, PICTURE_BYTES, Mount, travel
-from mpa_edge.cloud.names import bucket_url, is_url, job_name, printable
+from mpa_edge.cloud.names import bucket_url, job_name, printable
 from mpa_edge.cloud.secrets import redactor, secret_names
 from mpa_edge.cloud.state import RUNS, Launched, require_unused, write_state
 from mpa_edge.config.library import find, load_recipe, names
 from mpa_edge.errors import MpaError
 from mpa_edge.runs.files import make_folder, write_bytes
 from mpa_edge.runs.manifest import RUN_FILE
+from mpa_edge.runs.remote.stores import is_url
 
 Show = Callable[[str, bool], None]
 DEFAULT_RECIPE = "minicharts"

@@ -9,9 +9,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mpa_edge.cloud.left_out import SKY_IGNORE, ignored, measure
-from mpa_edge.cloud.names import checked_url, is_url
+from mpa_edge.cloud.names import checked_url
 from mpa_edge.config.recipe import Recipe
 from mpa_edge.errors import MpaError
+from mpa_edge.runs.remote.stores import is_url
 from mpa_edge.vlm.openai.reference import is_server, parse
 
 PLACE = "/mpa"

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from mpa_edge.errors import MpaError
+from mpa_edge.runs.remote.stores import is_url
 
 NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 BUCKET = re.compile(r"(?P<scheme>[a-z0-9]+)://(?P<path>[A-Za-z0-9][\w.-]*(/[\w.=+@,-]+)*)")
@@ -30,15 +31,6 @@ def job_name(given: str | None, recipe: str) -> str:
 def _from_recipe(recipe: str) -> str:
     plain = re.sub(r"[^a-z0-9]+", "-", recipe).strip("-")[:36].strip("-")
     return plain if plain[:1].isalpha() else f"run-{plain}"
-
-
-def is_url(place: str) -> bool:
-    """Whether a place is an address and no folder.
-
-    >>> is_url("s3://bucket/pictures"), is_url("photos/")
-    (True, False)
-    """
-    return "://" in place
 
 
 def checked_url(option: str, url: str, provider: str) -> str:

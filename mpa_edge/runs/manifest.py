@@ -26,6 +26,7 @@ from mpa_edge.runs.write_hooks import tell
 MANIFEST = "manifest.json"
 INPUTS = ".inputs.json"
 CLOCK = ".seconds.json"
+COMPLETE = "complete"  # in each checkpoint of level, written last
 EXPORTS = "exports"
 # what a run folder is made of; whatever reads a run knows no more of the stages than this
 RECIPE_FILE = "recipe.yaml"

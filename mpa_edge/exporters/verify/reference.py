@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from mpa_edge.types import Pixels
 
 Array = NDArray[Any]
-# of what a processor returns, what the language model takes and the vision encoder does not
-TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 FILE = "reference-{key}.npz"
 # models that cut a picture in tiles, and how many of them are looked at together
 TILED, TILES = ("idefics3", "smolvlm"), 2
@@ -142,6 +140,8 @@ class Checkpoint:
 
     def pixels(self, request: Request) -> Pixels:
         """The picture alone, as arrays under the names of the exported vision encoder's inputs."""
+        from mpa_edge.vlm.transformers.prefix_cache import TEXT_INPUTS
+
         inputs = self._inputs([request])
         found = {name: value.numpy() for name, value in inputs.items() if name not in TEXT_INPUTS}
         if "pixel_attention_mask" in found:

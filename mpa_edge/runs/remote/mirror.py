@@ -24,7 +24,7 @@ from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
 from mpa_edge.runs.files import make_folder, write_bytes
 from mpa_edge.runs.lock import run_lock
-from mpa_edge.runs.manifest import CLOCK, INPUTS, MANIFEST, RENDERED
+from mpa_edge.runs.manifest import CLOCK, COMPLETE, INPUTS, MANIFEST, RENDERED
 from mpa_edge.runs.remote.lease import LEASE_S, Lease
 from mpa_edge.runs.remote.stores import Store, Stored, download, is_url, listing, upload
 from mpa_edge.runs.write_hooks import WATCHERS
@@ -32,7 +32,6 @@ from mpa_edge.runs.write_hooks import WATCHERS
 __all__ = ["Mirror", "Store", "Stored", "download", "is_url", "listing", "upload", "work_folder", "working_copy"]
 
 JOURNAL = ".mirror.jsonl"
-COMPLETE = "complete"  # in each checkpoint of level, written last
 LAST = (MANIFEST, COMPLETE)
 HIDDEN = (INPUTS, CLOCK)
 SEND_EVERY_S = 2.0

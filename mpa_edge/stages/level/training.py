@@ -20,7 +20,7 @@ from mpa_edge.families import family_of
 from mpa_edge.progress import Advance, progress, say
 from mpa_edge.runs.files import make_folder, read_json, write_json
 from mpa_edge.runs.isolation import disk_guard
-from mpa_edge.runs.manifest import StageClock
+from mpa_edge.runs.manifest import COMPLETE, StageClock
 from mpa_edge.stages.level.curriculum import LOSSES_BEFORE, easy_first, losses_before, row_losses
 from mpa_edge.stages.level.dataset import AnswerCollator, as_rows
 from mpa_edge.stages.level.ddp import agreed, blank, in_step, is_first, meet, place, wait_for
@@ -34,7 +34,6 @@ from mpa_edge.vlm import resolve
 from mpa_edge.vlm.transformers import checkpoint
 from mpa_edge.vlm.transformers.model import is_out_of_memory
 
-COMPLETE = "complete"
 STATE = "trainer_state.json"
 OPINIONS = "teacher"
 ONLY_IN_CHECKPOINTS = (COMPLETE, STATE, "optimizer*", "scheduler*", "scaler*", "rng_state*", "training_args.bin")

@@ -23,7 +23,7 @@ import mpa_edge
 from mpa_edge.errors import MpaError
 from mpa_edge.nursery.models import build_model, build_processor
 from mpa_edge.runs.files import make_folder, read_json, write_json
-from mpa_edge.runs.manifest import StageClock, read_manifest
+from mpa_edge.runs.manifest import COMPLETE, StageClock, read_manifest
 from mpa_edge.stages.annotate.stage import run_annotate
 from mpa_edge.stages.identify import run_identify
 from mpa_edge.stages.level import ddp_worker, launch, training
@@ -266,7 +266,7 @@ def test_whoever_dies_takes_all_along_and_the_same_command_goes_on(prepared) -> 
     # a step of the second pass, whose order must be found again
     assert 8 % -(-read_manifest(one.stage_folder("level")).counts["train"] // 4)
     with started(two) as (process, ranks):
-        once((two.stage_folder("level") / "checkpoints" / "checkpoint-8" / training.COMPLETE).is_file, process)
+        once((two.stage_folder("level") / "checkpoints" / "checkpoint-8" / COMPLETE).is_file, process)
         ranks[1].kill()
     said = process.communicate()[1]
     assert process.returncode == 1

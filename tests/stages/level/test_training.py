@@ -15,12 +15,12 @@ from mpa_edge.config.recipe import LevelConfig
 from mpa_edge.errors import MpaError
 from mpa_edge.nursery.models import END, build_model, build_processor
 from mpa_edge.runs.files import make_folder, read_json, write_json
-from mpa_edge.runs.manifest import StageClock
+from mpa_edge.runs.manifest import COMPLETE, StageClock
 from mpa_edge.stages.level import training
 from mpa_edge.stages.level.answer_logits import IGNORE
 from mpa_edge.stages.level.dataset import AnswerCollator, as_rows
 from mpa_edge.stages.level.selection import Selection
-from mpa_edge.stages.level.training import COMPLETE, largest_divisor, last_checkpoint
+from mpa_edge.stages.level.training import largest_divisor, last_checkpoint
 from mpa_edge.types import ParityRecord, Request
 from mpa_edge.vlm.transformers import checkpoint
 
