@@ -6,10 +6,11 @@ bytes whichever engine wrote them.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Self
 
 from mpa_edge.config.recipe import EngineConfig
 
@@ -42,62 +43,62 @@ def merged(one: Facts, other: Facts) -> Facts:
     return Facts(one.used or other.used, max(one.peak_rss_bytes, other.peak_rss_bytes))
 
 
-class Worker(Protocol):
+class Worker(ABC):
     """Does shards with one model. It can be pickled until its model is loaded."""
 
+    @abstractmethod
     def load(self) -> None:
         """Load the model."""
-        ...
 
+    @abstractmethod
     def do(self, shard: int, item: Any, images: Any = None) -> None:
         """Write the files of a shard; they are complete when this returns.
 
         `item` and `images` are what `item` and `read_ahead` returned; images None: the worker opens them itself.
         """
-        ...
 
+    @abstractmethod
     def facts(self) -> Facts:
-        """What the worker used so far."""
-        ...
+        """What this process used so far."""
 
+    @abstractmethod
     def close(self) -> None:
         """Free the model."""
-        ...
 
-    def item(self, shard: int) -> Any:
+    def item(self, _shard: int) -> Any:
         """What `do` needs to know of a shard besides its number. Small, because Ray keeps it for every shard."""
-        ...
+        return None
 
-    # The rest is called by the Ray engine only: `inputs`, `must_see` and `portable` in the process that the user
+    # The rest is for the Ray engine. `inputs`, `must_see` and `portable` are called in the process that the user
     # started, the others on any machine of the cluster.
 
-    def inputs(self, shard: int) -> Sequence[str]:
+    def inputs(self, _shard: int) -> Sequence[str]:
         """Files of the run folder that `do` reads, as paths inside it."""
-        ...
+        return ()
 
+    @abstractmethod
     def must_see(self) -> Sequence[Path]:
         """Files that every machine must be able to read, such as one of the images."""
-        ...
 
-    def portable(self) -> Worker:
-        """A copy without loaded model and relative paths, to be pickled for other processes."""
-        ...
+    @abstractmethod
+    def portable(self) -> Self:
+        """A copy with absolute paths and nothing loaded, to be pickled for other processes."""
 
-    def moved(self, folder: Path) -> Worker:
+    @abstractmethod
+    def moved(self, folder: Path) -> Self:
         """A copy that works in another run folder."""
-        ...
 
+    @abstractmethod
     def read_ahead(self, shard: int, item: Any, budget_bytes: int) -> Any:
         """The decoded images of a shard, as many as fit; called in a process without a model."""
-        ...
 
+    @abstractmethod
     def is_done(self, shard: int) -> bool:
         """Whether the files of a shard are complete: another worker may have written them before it died."""
-        ...
 
+    @abstractmethod
     def files(self, shard: int) -> list[str]:
         """The files that `do` writes, as paths inside the run folder, in the order in which it writes them."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -220,7 +220,7 @@ def begin(stage: str, folder: Path, inputs: Mapping[str, str], fresh: bool = Fal
     tell(folder, settled=True)  # what was deleted must be gone from a remote copy too before new parts are written
     if isinstance(before, dict) and not fresh:
         changed = ", ".join(sorted(key for key in inputs if before.get(key) != inputs[key]))
-        say(f"{stage}: resuming" if same else f"{stage}: starting over, because these changed: {changed}")
+        say(f"{stage}: resuming" if same else f"{stage}: starting over because of changes in {changed}")
 
 
 def stable_seed(*parts: object) -> int:

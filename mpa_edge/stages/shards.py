@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
 
 from pydantic import BaseModel
 
-from mpa_edge.engines.job import Facts, Job
+from mpa_edge.engines.job import Facts, Job, Worker
 from mpa_edge.engines.local import do_shards, run_local
 from mpa_edge.engines.retries import poisoned
 from mpa_edge.errors import MpaError
@@ -45,11 +45,8 @@ def engine_of(run: Run) -> Iterator[RunJob]:
         yield run_job
 
 
-class ShardWorker(ABC):
-    """Asks the teacher or the student about shards of a run, and writes a part of `record` rows for each.
-
-    An `engines.job.Worker`.
-    """
+class ShardWorker(Worker):
+    """Asks the teacher or the student about shards of a run, and writes a part of `record` rows for each."""
 
     model: ClassVar[str] = "teacher"
     record: ClassVar[type[BaseModel]]
@@ -64,14 +61,6 @@ class ShardWorker(ABC):
     @abstractmethod
     def folder(self) -> Path:
         """Where the parts are."""
-
-    @abstractmethod
-    def do(self, shard: int, item: Any, images: Any = None) -> None:
-        """Write the part of a shard; one that is there already is completed."""
-
-    @abstractmethod
-    def read_ahead(self, shard: int, item: Any, budget_bytes: int) -> Any:
-        """Decoded images of a shard, as many as fit."""
 
     @property
     def batch_size(self) -> int:
@@ -97,14 +86,6 @@ class ShardWorker(ABC):
     def close(self) -> None:
         """Free the model."""
         self.vlm.close()
-
-    def item(self, _shard: int) -> Any:
-        """Nothing: the number says it all."""
-        return None
-
-    def inputs(self, _shard: int) -> Sequence[str]:
-        """No files."""
-        return ()
 
     def must_see(self) -> Sequence[Path]:
         """The first image that is a file: without the images folder, all images would look broken."""

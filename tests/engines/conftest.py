@@ -1,4 +1,4 @@
-"""What the tests of the engines share: runs over numbered pictures, what they leave behind, clusters."""
+"""What the tests of the engines share: runs over numbered images, what they leave behind, clusters."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ SETTINGS = {"annotate__shard_size": 4, "annotate__samples_per_image": 2, "engine
 
 
 class Lab:
-    """Runs over the same pictures, each in a folder of its own."""
+    """Runs over the same images, each in a folder of its own."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self._monkeypatch = folder, monkeypatch
 
     def run(self, name: str, engine: Engine = LOCAL, n: int = 32, **changed: Any) -> Run:
-        pictures = self.folder / "pictures"
-        if not pictures.is_dir():
-            draw(pictures, n)
-        return Run(self.folder / name, recipe_with(**(SETTINGS | changed)), images=str(pictures), engine=engine)
+        images = self.folder / "images"
+        if not images.is_dir():
+            draw(images, n)
+        return Run(self.folder / name, recipe_with(**(SETTINGS | changed)), images=str(images), engine=engine)
 
     def obey(self, name: str = "diary", **orders: Any) -> Path:
         """What the models do from now on, in every process; the folder of their diaries."""
@@ -55,7 +55,7 @@ def files_of(run: Run) -> dict[str, bytes]:
 
 
 def asked(diary: Path, model: str = "teacher") -> Counter[int]:
-    """How often a model was asked about each picture, all processes together; twice a picture is as it should be."""
+    """How often a model was asked about each image, all processes together; twice an image is as it should be."""
     lines = [line for path in diary.glob(f"{model}-*.asked") for line in path.read_text().splitlines()]
     return Counter(map(int, lines))
 

@@ -1,4 +1,4 @@
-"""A model for many processes: says what a picture's number tells, keeps a diary, and fails where it is told to."""
+"""A model for many processes: says what an image's number tells, keeps a diary, and fails where it is told to."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ STUDENT_WRONG_EVERY = 3
 
 @dataclass(frozen=True)
 class Orders:
-    """What happens at which picture, in whatever process it is asked about."""
+    """What happens at which image, in whatever process it is asked about."""
 
     diary: Path
-    """Folder in which each process writes the numbers of its pictures."""
+    """Folder in which each process writes the numbers of its images."""
     pause_s: float = 0.0
     """Each time it is asked."""
     kills_once: tuple[int, ...] = ()
@@ -40,13 +40,13 @@ class Orders:
 
 
 def number_of(image: Image.Image) -> int:
-    """Which picture it is: its first pixel says so."""
+    """Which image it is: its first pixel says so."""
     red, green, _ = image.getpixel((0, 0))  # type: ignore[misc]
     return int(red) + 256 * int(green)
 
 
 def draw(folder: Path, n: int) -> Path:
-    """n small pictures, each another one."""
+    """n small images, all different."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(n):
         Image.new("RGB", (8, 8), (i % 256, i // 256, 7)).save(folder / f"{i:05d}.png")
@@ -86,7 +86,7 @@ class FakeVLM:
     def _says(self, request: Request) -> str:
         number = number_of(request.image)
         if request.prompt in PROMPTS:
-            return f"Question: Which number has picture {number}?\nAnswer: {number}"
+            return f"Question: Which number has image {number}?\nAnswer: {number}"
         return str(number + (self.name == "student" and number % STUDENT_WRONG_EVERY == 0))
 
     def close(self) -> None:

@@ -61,7 +61,7 @@ def test_both_stages_leave_the_same_bytes_and_manifests(lab, cluster, capsys) ->
 
 
 def test_what_fails_is_set_aside_and_the_rest_is_done(lab, cluster, capsys) -> None:
-    """Pictures 5 and 21 once, 9 and 17 always: by a kill of the actor, and by an error."""
+    """Images 5 and 21 once, 9 and 17 always: by a kill of the actor, and by an error."""
     at_home = reference(lab)
     run = lab.run("ray", Engine("ray", cluster.address), engine__actors=2)
     lab.obey(kills_once=(5,), kills=(9,), fails=(17,), fails_once=(21,))
@@ -153,8 +153,8 @@ def _all_gone(diary: Path) -> None:
         time.sleep(0.1)
 
 
-def test_pictures_larger_than_the_object_store(lab, cluster) -> None:
-    folder = lab.folder / "pictures"
+def test_images_larger_than_the_object_store(lab, cluster) -> None:
+    folder = lab.folder / "images"
     folder.mkdir()
     for i in range(16):
         Image.new("RGB", (2000, 1500), (i, 0, 7)).save(folder / f"{i:05d}.png", compress_level=1)
@@ -207,7 +207,7 @@ def test_a_shard_that_two_write_at_once_is_there_once(lab, cluster, monkeypatch,
     assert len(ids(run)) == len(set(ids(run))) == 64
 
 
-def test_a_machine_without_the_pictures_is_not_asked_about_them(lab, cluster, monkeypatch) -> None:
+def test_a_machine_without_the_images_is_not_asked_about_them(lab, cluster, monkeypatch) -> None:
     monkeypatch.setattr(annotate.Annotator, "must_see", lambda worker: (Path("/nowhere/0.png"),))
     with pytest.raises(MpaError, match="does not see /nowhere/0.png: put it where all machines"):
         run_annotate(lab.run("ray", Engine("ray", cluster.address)))

@@ -65,9 +65,9 @@ def test_a_changed_level_redoes_level_and_what_follows(forks, run) -> None:
     assert ended.rc == 0, ended.stderr
     for stage in ("annotate", "identify"):
         assert f"{stage}: done before, nothing changed" in ended.stderr
-    assert "level: starting over, because these changed: config" in ended.stderr
-    assert "merge: starting over, because these changed: level" in ended.stderr
-    assert "evaluate: starting over, because these changed: merge" in ended.stderr
+    assert "level: starting over because of changes in config" in ended.stderr
+    assert "merge: starting over because of changes in level" in ended.stderr
+    assert "evaluate: starting over because of changes in merge" in ended.stderr
     assert read_json(run / "3-level" / "adapter" / "adapter_config.json")["r"] == 8
     # the folder remembers: the next call needs no --set
     assert forks("align", str(run)).stderr.count("done before") == 5
@@ -86,12 +86,12 @@ def test_fresh_does_a_stage_again(forks, run) -> None:
 
 
 def test_limit_and_a_relative_images_folder(forks, tmp_path, set_arguments) -> None:
-    render(tmp_path / "pictures", 8, 7, "target")
-    relative = os.path.relpath(tmp_path / "pictures", forks.cwd)
+    render(tmp_path / "images", 8, 7, "target")
+    relative = os.path.relpath(tmp_path / "images", forks.cwd)
     ended = forks("annotate", "--images", relative, "--out", str(tmp_path / "run"), "--limit", "5", *set_arguments())
     assert ended.rc == 0, ended.stderr
     assert "on 5 images" in ended.stderr
-    assert read_json(tmp_path / "run" / "run.json") == {"images": str((tmp_path / "pictures").resolve()), "limit": 5}
+    assert read_json(tmp_path / "run" / "run.json") == {"images": str((tmp_path / "images").resolve()), "limit": 5}
     assert forks("annotate", str(tmp_path / "run")).stderr == "annotate: done before, nothing changed\n"
     assert "limit is settled by annotate" in one_line(forks("identify", str(tmp_path / "run"), "--limit", "3"))
 
@@ -203,9 +203,9 @@ def test_own_questions(forks, run) -> None:
 
 
 def test_another_task_without_questions(forks, tmp_path, set_arguments) -> None:
-    pictures = str(render(tmp_path / "pictures", 6, 7, "target"))
+    images = str(render(tmp_path / "images", 6, 7, "target"))
     task = set_arguments(task="chartqa", annotate__max_new_tokens=8, level__min_gap=1)
-    ended = forks("align", "--images", pictures, "--out", str(tmp_path / "run"), *task, "--dry-run")
+    ended = forks("align", "--images", images, "--out", str(tmp_path / "run"), *task, "--dry-run")
     assert "skipped: no questions with known answers" in ended.stdout
     line = one_line(forks("evaluate", "--out", str(tmp_path / "run"), *task))
     assert "has no finished annotate" in line
@@ -216,10 +216,10 @@ def test_nothing_is_written_and_no_torch_imported_by_a_dry_run(tmp_path, set_arg
         "import sys; from mpa_edge.cli.main import exit_code; rc = exit_code(sys.argv[1:]); "
         "assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules); sys.exit(rc)"
     )
-    pictures = tmp_path / "pictures"
-    render(pictures, 3, 7, "target")
+    images = tmp_path / "images"
+    render(images, 3, 7, "target")
     before = sorted(tmp_path.rglob("*"))
-    for more in ([], ["--images", str(pictures)]):
+    for more in ([], ["--images", str(images)]):
         done = subprocess.run(
             [sys.executable, "-c", code, "align", "--dry-run", "--json", "--out", "run", *more, *set_arguments()],
             cwd=tmp_path,

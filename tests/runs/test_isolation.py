@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mpa_edge.errors import MpaError, VerificationError
-from mpa_edge.runs.isolation import run_isolated
+from mpa_edge.runs.isolation import disk_guard, run_isolated
 
 pytestmark = pytest.mark.slow
 
@@ -103,7 +103,7 @@ def write_pid_and_sleep(pid_file: str) -> None:
 
 def test_a_killed_parent_takes_its_child_along(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
-    code = "from tests.test_apart import orphan_maker\n"
+    code = "from tests.runs.test_isolation import orphan_maker\n"
     code += f"if __name__ == '__main__': orphan_maker({str(pid_file)!r})"
     script = tmp_path / "parent.py"
     script.write_text(code)
@@ -127,3 +127,25 @@ def running(pid: int) -> bool:
         return status.read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+        RuntimeError("[enforce fail at inline_container.cc:858] . unexpected pos 64 vs 0"),
+        Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_one_line_whoever_met_it(tmp_path, error) -> None:
+    said = "disk full at .*: free .* MB, then rerun"
+    with pytest.raises(MpaError, match=said), disk_guard(tmp_path, 5_000_000):
+        raise error
+
+
+def test_other_errors_go_through_the_disk_guard(tmp_path) -> None:
+    with pytest.raises(RuntimeError, match="shape"), disk_guard(tmp_path, 1):
+        raise RuntimeError("shape mismatch")
+    with pytest.raises(PermissionError), disk_guard(tmp_path, 1):
+        raise PermissionError(13, "denied")

@@ -21,14 +21,14 @@ def red(request):
 
 
 def teacher(request) -> str:
-    """One question an image; asked again it stands by its answer, in other letters, on all but picture 5."""
+    """One question an image; asked again it stands by its answer, in other letters, on all but image 5."""
     if request.prompt in PROMPTS:
         return f"Question: Which color {red(request)}?\nAnswer: {LABEL}"
     return "blue" if red(request) == 5 else "red."
 
 
 def student(request) -> str:
-    """Right on the even pictures."""
+    """Right on the even images."""
     return "red" if red(request) % 2 == 0 else "reddish"
 
 

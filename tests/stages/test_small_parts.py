@@ -1,4 +1,4 @@
-"""Progress, pictures within a budget, a full disk under libraries, Ctrl-C that has to wait."""
+"""Progress, pictures within a budget, Ctrl-C that has to wait."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import pytest
 from PIL import Image
 
 from mpa_edge import progress
-from mpa_edge.errors import MpaError
 from mpa_edge.images.cache import PictureCache, groups
-from mpa_edge.runs.isolation import disk_guard
 from mpa_edge.types import Drop
 from mpa_edge.vlm.transformers.interrupts import interrupts_held
 
@@ -71,28 +69,6 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch) -> None:
     assert said.out == ""
     assert "annotate" in said.err
     assert "4/4" in said.err
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(28, "No space left on device"),
-        RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
-        RuntimeError("[enforce fail at inline_container.cc:858] . unexpected pos 64 vs 0"),
-        Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
-    ],
-)
-def test_a_full_disk_is_one_line_whoever_met_it(tmp_path, error) -> None:
-    said = "disk full at .*: free .* MB, then rerun"
-    with pytest.raises(MpaError, match=said), disk_guard(tmp_path, 5_000_000):
-        raise error
-
-
-def test_other_errors_go_through_the_disk_guard(tmp_path) -> None:
-    with pytest.raises(RuntimeError, match="shape"), disk_guard(tmp_path, 1):
-        raise RuntimeError("shape mismatch")
-    with pytest.raises(PermissionError), disk_guard(tmp_path, 1):
-        raise PermissionError(13, "denied")
 
 
 def test_ctrl_c_waits_for_the_end_of_the_block() -> None:

@@ -1,4 +1,4 @@
-"""The pictures of a benchmark's split are what a run works on, and never those that it is evaluated on."""
+"""The images of a benchmark's split are what a run works on, and never those that it is evaluated on."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_without_a_split_everything_below_the_folder_is_taken(tmp_path: Path) ->
     assert {name.split("/")[-3] for name in names} == {"train", "test"}
 
 
-def test_a_split_is_the_pictures_of_its_annotation_files(tmp_path: Path) -> None:
+def test_a_split_is_the_images_of_its_annotation_files(tmp_path: Path) -> None:
     official.chartqa(tmp_path, "train")
     official.chartqa(tmp_path, "test")
     run = run_of(tmp_path, "chartqa", "train")

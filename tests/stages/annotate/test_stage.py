@@ -138,7 +138,7 @@ def test_how_the_work_is_cut_does_not_matter(shelf, make_run, changed) -> None:
     assert rows_of(one) == rows_of(other)
 
 
-def test_few_pictures_in_memory_give_the_same_rows(shelf, make_run, monkeypatch) -> None:
+def test_few_images_in_memory_give_the_same_rows(shelf, make_run, monkeypatch) -> None:
     models = shelf(teacher=writes)
     one, other = make_run("one", annotate__shard_size=6), make_run("other", annotate__shard_size=6)
     run_annotate(one)
@@ -175,10 +175,10 @@ def test_other_settings_start_over_and_say_why(shelf, make_run, pictures, capsys
     assert len(models.loaded) == 1
     run_annotate(make_run(annotate__votes=2))
     assert len(models.loaded) == 2
-    assert "annotate: starting over, because these changed: config\n" in capsys.readouterr().err
+    assert "annotate: starting over because of changes in config\n" in capsys.readouterr().err
     (pictures / "0.png").unlink()
     run_annotate(make_run(annotate__votes=2))
-    assert "annotate: starting over, because these changed: images\n" in capsys.readouterr().err
+    assert "annotate: starting over because of changes in images\n" in capsys.readouterr().err
 
 
 def test_limit(shelf, make_run) -> None:

@@ -1,4 +1,4 @@
-"""Folders that nobody checked: broken files, and pictures of things that the teacher has never seen."""
+"""Folders that nobody checked: broken files, and images of things that the teacher has never seen."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ def bomb(path: Path) -> None:
 
 def break_everything(folder: Path, sound: Path) -> None:
     """One file of every kind that goes wrong, or that must not."""
-    picture = Image.open(sound).convert("RGB")
+    image = Image.open(sound).convert("RGB")
     (folder / "b-truncated.png").write_bytes(sound.read_bytes()[: sound.stat().st_size // 2])
     (folder / "b-empty.png").write_bytes(b"")
     bomb(folder / "b-bomb.png")
-    (folder / "b-text.png").write_text("I am no picture\n")
+    (folder / "b-text.png").write_text("I am not an image\n")
     (folder / "b-folder.png").mkdir()
     (folder / "b-link.png").symlink_to("nowhere.png")
     (folder / "b-vector.svg").write_text("<svg/>")
     (folder / "notes.txt").write_text("not looked at\n")
-    picture.convert("CMYK").save(folder / "g-cmyk.jpg")
-    Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257).save(folder / "g-16bit.png")
-    frames = [picture, picture.rotate(180)]
+    image.convert("CMYK").save(folder / "g-cmyk.jpg")
+    Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(folder / "g-16bit.png")
+    frames = [image, image.rotate(180)]
     frames[0].save(folder / "g-moving.gif", save_all=True, append_images=frames[1:])
     (folder / "z-copy.png").write_bytes(sound.read_bytes())
 
 
 def test_broken_files_are_counted_and_cost_nothing_else(forks, set_arguments, tmp_path) -> None:
-    folder = render(tmp_path / "pictures", 20, 7, "target")
+    folder = render(tmp_path / "images", 20, 7, "target")
     break_everything(folder, sorted(folder.glob("*.png"))[0])
     ended = forks(
         "align", "--images", str(folder), "--out", str(tmp_path / "run"), "--json", *set_arguments(level__max_steps=2)
@@ -73,7 +73,7 @@ def test_broken_files_are_counted_and_cost_nothing_else(forks, set_arguments, tm
 
 
 def test_nothing_but_broken_files(forks, set_arguments, tmp_path) -> None:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     (folder / "a.png").write_bytes(b"")
     (folder / "b.png").write_text("text")
@@ -125,8 +125,8 @@ def test_photographs_run_through(forks, set_arguments, tmp_path) -> None:
     assert "identify: done before, nothing changed" in again.stderr
 
 
-def test_pictures_removed_between_stages(forks, set_arguments, tmp_path) -> None:
-    folder, out = render(tmp_path / "pictures", 6, 7, "target"), tmp_path / "run"
+def test_images_removed_between_stages(forks, set_arguments, tmp_path) -> None:
+    folder, out = render(tmp_path / "images", 6, 7, "target"), tmp_path / "run"
     assert forks("annotate", "--images", str(folder), "--out", str(out), *set_arguments()).rc == 0
     gone = sorted(folder.glob("*.png"))[0]
     gone.rename(tmp_path / "elsewhere.png")
