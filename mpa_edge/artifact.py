@@ -1,4 +1,4 @@
-"""What was exported, in one small file beside the weights: enough to run it without torch and without transformers."""
+"""artifact.json: the description of an export, enough to run it without torch and transformers."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ ARTIFACT = "artifact.json"
 
 
 class PromptParts(Record):
-    """The model's chat template, already filled in for one picture and one question."""
+    """The model's chat template, filled in for one image and one question."""
 
     before: str
     """Everything up to the user's text; holds the image placeholder exactly once."""
     after: str
-    """Everything behind the user's text, up to where the answer starts."""
+    """Everything after the user's text, up to where the answer starts."""
     placeholder: str
-    """The text that stands for the picture: the image processor's tokens take its place."""
+    """The text that stands for the image: the image processor's tokens replace it."""
 
 
 class Tokens(Record):
@@ -36,7 +36,7 @@ class Tokens(Record):
     ends: tuple[int, ...]
     """Ids that end an answer."""
     special: tuple[str, ...]
-    """Every special token: none may come through a user's text or stay in an answer."""
+    """Every special token: removed from a user's text and from answers."""
 
 
 class Artifact(Record):
@@ -45,11 +45,11 @@ class Artifact(Record):
     schema_version: Literal[1] = 1
     """Of this document."""
     name: str
-    """How reports call it: run and scheme."""
+    """Name in reports: run and scheme."""
     scheme: str
     """Name of the scheme."""
     format: Format
-    """Which runtime takes it."""
+    """onnx, gguf or hybrid."""
     family: str
     """Family of the student."""
     model_type: str
@@ -59,7 +59,7 @@ class Artifact(Record):
     prompt: PromptParts
     """Text around the question."""
     tokens: Tokens
-    """Ids that the runtime must know."""
+    """Ids that the runtime needs."""
     image: dict[str, Any]
     """Values of the image processor, flat, with the target's image budget applied; `kind` names the pipeline."""
     text: dict[str, Any]
@@ -74,7 +74,7 @@ class Artifact(Record):
     max_new_tokens: int = 16
     """Longest short answer, as the run asked it."""
     prompt_suffix: str = ""
-    """What the run put behind each question; callers of `VLM.answer` have added it already."""
+    """What the run appends to each question; callers of `VLM.answer` have already added it."""
 
 
 def is_artifact(folder: Path) -> bool:
@@ -87,13 +87,13 @@ def read_artifact(folder: Path) -> Artifact:
     try:
         artifact = Artifact.model_validate(read_json(folder / ARTIFACT))
     except ValidationError as error:
-        raise MpaError(f"{folder / ARTIFACT} is missing or damaged: export again with mpa-edge export") from error
+        raise MpaError(f"{folder / ARTIFACT} is missing or damaged: rerun mpa-edge export") from error
     for name in artifact.files.values():
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):
             raise MpaError(f"{folder / ARTIFACT} names '{name}' outside its folder: do not use this export")
         if not path.is_file():
-            raise MpaError(f"{path} is missing: copy the whole folder, or export again")
+            raise MpaError(f"{path} is missing: copy the whole folder, or rerun mpa-edge export")
     return artifact
 
 

@@ -7,16 +7,20 @@ class MpaError(Exception):
     exit_code: int = 1
 
 
+class MachineError(MpaError):
+    """This machine lacks memory, disk space or a package: it says nothing about what was being made or checked."""
+
+
 class VerificationError(MpaError):
     """Something was made and then found not to be what it must be (merge, export, bench gate)."""
 
     exit_code: int = 3
 
 
-def missing_package(package: str, extra: str) -> MpaError:
+def missing_package(package: str, extra: str) -> MachineError:
     """The error to raise when an optional package is not installed.
 
     >>> str(missing_package("onnxruntime", "onnx"))
     "onnxruntime is missing: pip install 'mpa-edge[onnx]'"
     """
-    return MpaError(f"{package} is missing: pip install 'mpa-edge[{extra}]'")
+    return MachineError(f"{package} is missing: pip install 'mpa-edge[{extra}]'")

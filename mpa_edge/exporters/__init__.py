@@ -1,1 +1,1 @@
-"""From a checkpoint to files that a device runs: ONNX and GGUF, quantized, and compared with where they came from."""
+"""From a checkpoint to files that a device runs: ONNX and GGUF, quantized, and verified against the checkpoint."""

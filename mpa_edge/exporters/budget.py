@@ -1,4 +1,4 @@
-"""The image budget of a target, in the words of each image processor."""
+"""Values of a checkpoint's image processor, with a target's image budget applied."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mpa_edge.runs.files import read_json
 
 
 def processor_values(checkpoint: Path) -> dict[str, Any]:
-    """The image processor's configuration, flat, as it lies beside a checkpoint in either of its two files."""
+    """The image processor's configuration, flat, from whichever of its two files a checkpoint has."""
     nested = read_json(checkpoint / "processor_config.json") or {}
     flat = read_json(checkpoint / "preprocessor_config.json") or {}
     return {**flat, **nested.get("image_processor", {})}
@@ -26,8 +26,8 @@ def image_values(checkpoint: Path, budget: ImageBudget | None) -> dict[str, Any]
 def within_budget(image: dict[str, Any], budget: ImageBudget | None) -> dict[str, Any]:
     """The keys of an image processor's configuration that must change to fit the budget; empty where it fits.
 
-    Pictures cut in tiles (Idefics3, SmolVLM) get a smaller longest edge: k x k tiles at most. Qwen2-VL gets fewer
-    pixels, InternVL fewer patches, models with one fixed size nothing.
+    Models that split an image into tiles (Idefics3, SmolVLM) get a smaller longest edge: k x k tiles at most. Qwen2-VL
+    gets fewer pixels, InternVL fewer patches, models with one fixed size nothing.
 
     >>> smolvlm = {"size": {"longest_edge": 2048}, "max_image_size": {"longest_edge": 512}}
     >>> within_budget(smolvlm, ImageBudget(max_tiles=5, max_pixels=10**6))
@@ -40,15 +40,13 @@ def within_budget(image: dict[str, Any], budget: ImageBudget | None) -> dict[str
     """
     if budget is None:
         return {}
+    size = image.get("size") or {}
     if "max_image_size" in image:
-        tile = image["max_image_size"]["longest_edge"]
-        edge = min(image["size"]["longest_edge"], math.isqrt(budget.max_tiles) * tile)
-        return {} if edge == image["size"]["longest_edge"] else {"size": {"longest_edge": edge}}
-    if "merge_size" in image:
-        size = image["size"]
-        fits = size["longest_edge"] <= budget.max_pixels
-        smallest = min(size["shortest_edge"], budget.max_pixels)
-        return {} if fits else {"size": {"shortest_edge": smallest, "longest_edge": budget.max_pixels}}
+        edge = math.isqrt(budget.max_tiles) * image["max_image_size"]["longest_edge"]
+        return {"size": {"longest_edge": edge}} if edge < size["longest_edge"] else {}
+    if "merge_size" in image and size["longest_edge"] > budget.max_pixels:
+        shortest = min(size["shortest_edge"], budget.max_pixels)
+        return {"size": {"shortest_edge": shortest, "longest_edge": budget.max_pixels}}
     if image.get("crop_to_patches") and image["max_patches"] > budget.max_tiles:
         return {"max_patches": budget.max_tiles}
     return {}

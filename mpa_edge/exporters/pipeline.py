@@ -1,4 +1,4 @@
-"""The whole export: refuse early, build by component, verify, and only then give it its name."""
+"""A whole export: refuse early, build by component, verify, and only then give it its final name."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from mpa_edge.config.scheme import Scheme
 from mpa_edge.config.target import ImageBudget, Target
 from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.exporters.build import MADE, BuildContext, build, discard_parts
-from mpa_edge.exporters.preflight import check_possible, check_processor, disk_need_bytes
+from mpa_edge.exporters.preflight import check_possible
 from mpa_edge.exporters.publish.card import write_card
 from mpa_edge.exporters.publish.layout import write_layout
 from mpa_edge.exporters.publish.manifest import (
     ExportManifest,
     entry,
+    finished,
     is_exported,
     outputs_of,
     read_export_manifest,
     write_export_manifest,
 )
+from mpa_edge.exporters.sizes import disk_need_bytes
 from mpa_edge.exporters.source import Source
 from mpa_edge.exporters.verify.gate import verify
 from mpa_edge.exporters.verify.parity import Parity
@@ -36,6 +38,7 @@ from mpa_edge.runs.isolation import run_isolated
 from mpa_edge.runs.lock import run_lock
 from mpa_edge.runs.manifest import StageClock, clear, prepare, versions
 from mpa_edge.runs.memory import peak_rss_bytes
+from mpa_edge.vlm.transformers.checkpoint import load_processor
 
 PARTS, BUILDING, OLD = ".parts", ".building-", ".old-"
 LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript", "gguf", "llama-cpp-python")
@@ -55,7 +58,7 @@ class Order:
     threads: int | None = None
     """CPU threads of the export itself."""
     fresh: bool = False
-    """Make again what is there."""
+    """Make finished exports again."""
 
     @property
     def budget(self) -> ImageBudget | None:
@@ -64,51 +67,58 @@ class Order:
 
     @property
     def context_tokens(self) -> int:
-        """Of the target, within what the model was made for."""
+        """Of the target, limited to what the model was made for."""
         text = self.source.config.get("text_config") or self.source.config
         longest = int(text.get("max_position_embeddings") or DEFAULT_CONTEXT_TOKENS)
         return min(longest, self.target.context_tokens if self.target else DEFAULT_CONTEXT_TOKENS)
 
+    @property
+    def device_threads(self) -> int | None:
+        """CPU threads that the target asks for on the device."""
+        return self.target.cpu.threads if self.target else None
+
 
 def choose_schemes(source: Source, names: Sequence[str], target: Target | None) -> tuple[Scheme, ...]:
-    """The named schemes, or the target's first choice that this model can take; the target's own bits applied.
+    """The named schemes, or the target's first that this model can take; with the precisions that the target sets.
 
     Raises MpaError with the reason where a named scheme, or every one of the target's, is not possible.
     """
+
+    def resolved(name: str) -> Scheme:
+        scheme = load_scheme(name)
+        for choice in target.schemes if target else ():
+            if choice.name == scheme.name:
+                return scheme.model_copy(update={"components": dict(choice.components)})
+        return scheme
+
     if names or target is None:
-        chosen = tuple(_resolved(name, target) for name in dict.fromkeys(names))
+        chosen = tuple(resolved(name) for name in dict.fromkeys(names))
         for scheme in chosen:
             check_possible(source, scheme, target.image if target else None)
         return chosen
     refusals = []
     for choice in target.schemes:
-        scheme = _resolved(choice.name, target)
+        scheme = resolved(choice.name)
         try:
             check_possible(source, scheme, target.image)
         except MpaError as error:
             refusals.append(error)
-            say(f"{scheme.name}: not for this model ({error})")
+            say(f"{scheme.name}: not possible for this model ({error})")
             continue
         return (scheme,)
     raise refusals[0]
 
 
-def _resolved(name: str, target: Target | None) -> Scheme:
-    scheme = load_scheme(name)
-    for choice in target.schemes if target else ():
-        if choice.name == scheme.name:
-            return scheme.model_copy(update={"components": dict(choice.components)})
-    return scheme
-
-
 def run_export(order: Order) -> list[Path]:
-    """Make every scheme of an order; the folders, in the order's own order. What is done and unchanged is skipped."""
-    exports = order.source.exports
+    """Make every scheme of an order; returns their folders. Finished exports that did not change are skipped."""
+    exports, checkpoint = order.source.exports, order.source.checkpoint
     with run_lock(exports):
-        _sweep_old(exports)
+        for old in exports.glob(f"{OLD}*"):  # of a kill; the only copy stays until there is a new one
+            if (exports / old.name.removeprefix(OLD)).exists():
+                shutil.rmtree(old, ignore_errors=True)
         missing = [s for s in order.schemes if order.fresh or not is_exported(exports / s.name, inputs_of(order, s))]
         if missing:
-            run_isolated(check_processor, str(order.source.checkpoint))  # said now, not after the weights
+            run_isolated(check_processor, str(checkpoint))  # before the weights are worked on
             require_free(exports, disk_need_bytes(order.source, missing))
             prepare(exports / PARTS, parts_inputs(order), order.fresh)
         folders = [export_scheme(order, scheme) for scheme in order.schemes]
@@ -116,35 +126,38 @@ def run_export(order: Order) -> list[Path]:
     return folders
 
 
-def inputs_of(order: Order, scheme: Scheme) -> dict[str, str]:
-    """Everything that the files of a scheme depend on."""
-    target = {"context_tokens": order.context_tokens, "threads": order.target.cpu.threads if order.target else None}
-    return {
-        "checkpoint": order.source.fingerprint,
-        "scheme": sha256_json(scheme.model_dump(exclude={"title"})),
-        "image budget": sha256_json(order.budget),
-        "target": sha256_json(target),
-    }
+def check_processor(checkpoint: str) -> None:
+    """Raise MpaError where a checkpoint's tokenizer, image processor or chat template cannot be loaded."""
+    load_processor(checkpoint)
 
 
 def parts_inputs(order: Order) -> dict[str, str]:
-    """Everything that the shared parts depend on."""
+    """Everything that the parts shared by several schemes depend on: name -> hash."""
     return {"checkpoint": order.source.fingerprint, "image budget": sha256_json(order.budget)}
 
 
+def inputs_of(order: Order, scheme: Scheme) -> dict[str, str]:
+    """Everything that the files of a scheme depend on: name -> hash."""
+    return {
+        **parts_inputs(order),
+        "scheme": sha256_json(scheme.model_dump(exclude={"title"})),
+        "target": sha256_json({"context_tokens": order.context_tokens, "threads": order.device_threads}),
+    }
+
+
 def export_scheme(order: Order, scheme: Scheme) -> Path:
-    """One scheme: build, describe, verify, publish. Raises VerificationError where it is not the same model."""
+    """Build, verify and publish one scheme. Raises VerificationError where it is not the same model."""
     final, inputs = order.source.exports / scheme.name, inputs_of(order, scheme)
     building = order.source.exports / f"{BUILDING}{scheme.name}"
     if not order.fresh and is_exported(final, inputs):
         say(f"{scheme.name}: done before, nothing changed")
-        shutil.rmtree(building, ignore_errors=True)  # of another attempt, killed before it had its name
+        shutil.rmtree(building, ignore_errors=True)  # of a run that was killed before it published
         return final
     if order.fresh or not is_exported(building, inputs):
         earlier = read_export_manifest(final)
         if earlier is not None and not order.fresh:
             changed = ", ".join(sorted(key for key in inputs if earlier.inputs.get(key) != inputs[key]))
-            say(f"{scheme.name}: made again, because of other {changed or 'files'}")
+            say(f"{scheme.name}: made again because of changed {changed or 'files'}")
         prepare(building, inputs, order.fresh)
         _make(order, scheme, building, inputs)
     publish(building, final)
@@ -152,37 +165,31 @@ def export_scheme(order: Order, scheme: Scheme) -> Path:
 
 
 def _make(order: Order, scheme: Scheme, building: Path, inputs: dict[str, str]) -> None:
+    """Fill the folder of a scheme; its manifest is written last, behind the gate."""
     clock, started = StageClock(building), time.monotonic()
-    threads = order.threads
-    shop = BuildContext(order.source, building, order.source.exports / PARTS, order.budget, threads)
-    files = build(shop, scheme)
+    context = BuildContext(order.source, building, order.source.exports / PARTS, order.budget, order.threads)
+    files = build(context, scheme)
     clock.tick()
-    artifact = write_layout(
-        order.source,
-        scheme,
-        building,
-        order.budget,
-        order.context_tokens,
-        order.target.cpu.threads if order.target else None,
-    )
+    artifact = write_layout(order.source, scheme, building, order.budget, order.context_tokens, order.device_threads)
     try:
-        parity, details = verify(order.source, building, scheme, order.budget, threads, shop.parts)
+        parity, details = verify(order.source, building, scheme, order.budget, order.threads, context.parts)
     except VerificationError:
-        clear(building)  # nothing of a wrong export stays
+        clear(building)  # no file of a wrong export stays
         building.rmdir()
         raise
+    children_bytes = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     manifest = ExportManifest(
         inputs=inputs,
         scheme=scheme.model_dump(mode="json"),
         target=order.target.name if order.target else None,
-        files={role: entry(building, name) for role, name in files.items()},
+        files={component: entry(building, name) for component, name in files.items()},
         outputs=outputs_of(building),
-        notes=tuple(dict.fromkeys(shop.notes)),
+        notes=tuple(dict.fromkeys(context.notes)),
         parity=parity.model_dump(mode="json"),
         parity_details=details.model_dump(mode="json"),
         versions=versions(*LIBRARIES),
         seconds=round(clock.tick(), 3),
-        peak_rss_bytes=max(shop.peak_rss_bytes, peak_rss_bytes(), _children_bytes()),
+        peak_rss_bytes=max(context.peak_rss_bytes, peak_rss_bytes(), children_bytes),
     )
     write_card(order.source, artifact, manifest, building)
     write_export_manifest(building, manifest)
@@ -190,7 +197,7 @@ def _make(order: Order, scheme: Scheme, building: Path, inputs: dict[str, str]) 
 
 
 def publish(building: Path, final: Path) -> None:
-    """Give a verified folder its name; a kill in between leaves either the old one or a folder that is complete."""
+    """Give a verified folder its final name; a kill in between leaves the old one, or a folder that is complete."""
     old = final.with_name(f"{OLD}{final.name}")
     for name in (MADE, ".inputs.json", ".seconds.json"):
         (building / name).unlink(missing_ok=True)
@@ -201,34 +208,14 @@ def publish(building: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _sweep_old(exports: Path) -> None:
-    """Replaced exports that a kill left; one whose place is still empty stays until there is a new one."""
-    for old in exports.glob(f"{OLD}*"):
-        if (exports / old.name.removeprefix(OLD)).exists():
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _children_bytes() -> int:
-    """Largest resident memory of any program that was waited for."""
-    return 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-
-
-def finished(folder: Path) -> ExportManifest:
-    """The manifest of an export that must be there."""
-    manifest = read_export_manifest(folder)
-    if manifest is None:
-        raise MpaError(f"{folder} is no finished export: run mpa-edge export again")
-    return manifest
-
-
 def report_of(folder: Path) -> dict[str, Any]:
-    """What `--json` says of one export."""
+    """What `--json` prints about one export."""
     manifest = finished(folder)
     accuracy = manifest.accuracy
     return {
         "scheme": manifest.scheme["name"],
         "path": str(folder),
-        "files": {role: file.model_dump(mode="json") for role, file in manifest.files.items()},
+        "files": {component: file.model_dump(mode="json") for component, file in manifest.files.items()},
         "parity": {name: manifest.parity[name] for name in Parity.model_fields},
         "accuracy": accuracy and accuracy.model_dump(include={"base", "aligned", "artifact", "n"}),
         "retained_gain": accuracy.retained_gain if accuracy else None,

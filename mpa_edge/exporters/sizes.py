@@ -1,156 +1,208 @@
-"""How large an export will be, known before anything is built: from config.json and the headers of the weights."""
+"""Forecast of an export's size: bits x parameters, from the shapes in the checkpoint. About 5 % off for real models."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from math import ceil
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
 
 from mpa_edge.config.scheme import ONNX_COMPONENTS, Component, Scheme
-from mpa_edge.exporters.gguf.plan import planned_bytes, tensor_bytes
+from mpa_edge.errors import MpaError
 from mpa_edge.exporters.source import Source
-from mpa_edge.exporters.tensors import Weight, is_tied, read_weights, used
-from mpa_edge.runs.files import read_json
 
+Place = Literal["vision", "embed", "language", "head"]
 Sizes = Mapping[str, Mapping[Component, int]]
+
 COMPONENTS: tuple[Component, ...] = ("vision", "mmproj", "embed", "decoder", "language")
+VISION = re.compile(r"(^|\.)(vision_model|vision_tower|visual|connector|multi_modal_projector|mlp1)\.")
+LAYER = re.compile(r"(^|\.)(layers|layer|blocks)\.(\d+)\.")
+# looked up or added, never multiplied: not quantized
+TABLES = re.compile(r"pos(ition)?_embed|class_embedding|cls_token|mask_token")
 
-# bits of a number in a matrix; what is not multiplied keeps two bytes where the name says f16, else four
-MATRIX_BITS = {"fp32": 32, "fp16": 16, "int8": 8, "q8": 8, "q4": 4, "q4f16": 4, "q2": 2, "qdq8": 8, "qdq16": 8}
-BLOCKWISE = ("q4", "q4f16", "q2")
-STATIC = ("qdq8", "qdq16")
-# an embedding table has no kernel for these
-TABLE_BITS = MATRIX_BITS | {"q2": 8}
-# measured: bytes of a graph without weights, and what a quantizer adds for each matrix that it takes
-GRAPH_BYTES = {"vision": 22_000, "embed": 1_000, "decoder": 12_000}
-LAYER_BYTES = {"vision": 9_000, "embed": 0, "decoder": 11_500}
-NODE_BYTES = {"int8": 400, "q8": 400, "q4f16": 150, "qdq8": 600, "qdq16": 600}
-TEXT_NAMES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
+ONNX_BITS = {"fp32": 32, "fp16": 16, "int8": 8, "q8": 8, "q4": 4, "q4f16": 4, "q2": 2, "qdq8": 8, "qdq16": 8}
+# bits a weight by ggml's block layouts: where rows are a multiple of 256, and where they are not (a wider type is used)
+GGUF_BITS = {
+    "f32": (32, 32),
+    "f16": (16, 16),
+    "bf16": (16, 16),
+    "q8_0": (8.5, 8.5),
+    "q6_k": (6.5625, 8.5),
+    "q5_k_m": (5.5, 6),
+    "q4_k_m": (4.5, 5.5),
+    "q4_0": (4.5, 4.5),
+    "q2_k": (2.625, 4.5),
 }
-# a GGUF file: one tensor's entry, and the keys of its model
-ENTRY_BYTES, KEYS_BYTES = 72, 1_000
+# the matrices that llama.cpp gives more bits: half of the layers get q6_k in K_M, all get q3_k in q2_k
+GGUF_WIDER_BITS = {"q5_k_m": (6.03, 7.25), "q4_k_m": (5.53, 7), "q2_k": (3.4375, 4.5)}
+GGUF_WIDER = {
+    "q5_k_m": ("v_proj", "down_proj"),
+    "q4_k_m": ("v_proj", "down_proj"),
+    "q2_k": ("v_proj", "o_proj", "down_proj"),
+}
+# text of a token, its kind, and its share of the merges
+VOCABULARY_BYTES = 36
 
 
-def predict_sizes(source: Source, scheme: Scheme) -> dict[Component, int]:
-    """Bytes of every component of a scheme, within 5 %. MpaError where the weights are damaged."""
-    weights = _weights(source)
-    return {
-        component: onnx_bytes(weights, is_tied(source.config), component, precision, scheme.block_size)
-        if component in ONNX_COMPONENTS
-        else gguf_bytes(source, weights, component, precision)
-        for component, precision in scheme.components.items()
-    }
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a checkpoint."""
+
+    name: str
+    """As the checkpoint calls it."""
+    shape: tuple[int, ...]
+    """As torch writes it."""
+    place: Place
+    """Part of the model."""
+
+    @property
+    def n_parameters(self) -> int:
+        """Product of the shape."""
+        return prod(self.shape)
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether quantizers take it: a weight of a matrix product. Qwen's 3-D patch convolution is one in ONNX."""
+        return len(self.shape) in (2, 5) and self.place != "embed" and not TABLES.search(self.name)
+
+    @property
+    def layer(self) -> int | None:
+        """Number of its layer."""
+        found = LAYER.search(self.name)
+        return int(found[3]) if found else None
 
 
-def full_bytes(source: Source, component: Component) -> int:
-    """Bytes of a component's weights in fp32, without any format around them: what percentages refer to."""
-    return 4 * sum(weight.n for weight in members(_weights(source), is_tied(source.config), component))
+def forecast_bytes(source: Source, scheme: Scheme) -> dict[Component, int]:
+    """Size of each component of a scheme, in bytes, before anything is built. MpaError where the weights are damaged.
+
+    Graph structure and metadata are left out: they are below 1 % of any model that is not a toy.
+    """
+    sizes: dict[Component, int] = {}
+    for component, precision in scheme.components.items():
+        if component in ONNX_COMPONENTS:
+            bits = [(_onnx_bits(one, precision, scheme.block_size), one) for one in tensors_of(source, component)]
+        else:
+            bits = [(_gguf_bits(one, component, precision, source), one) for one in tensors_of(source, component)]
+        sizes[component] = int(sum(width * tensor.n_parameters for width, tensor in bits) / 8)
+        if component == "language":
+            text = source.config.get("text_config") or source.config
+            sizes[component] += VOCABULARY_BYTES * text.get("vocab_size", 0)
+    return sizes
 
 
-def _weights(source: Source) -> list[Weight]:
-    return list(used(read_weights(source.checkpoint), source.config))
+def disk_need_bytes(source: Source, schemes: Sequence[Scheme]) -> int:
+    """About the disk space that an export takes while it runs: full-precision parts, and every scheme."""
+    parts = 2 * sum(path.stat().st_size for path in source.checkpoint.glob("*.safetensors"))
+    return parts + sum(sum(forecast_bytes(source, scheme).values()) for scheme in schemes)
 
 
-def members(weights: Iterable[Weight], tied: bool, component: Component) -> list[Weight]:
-    """The weights of a component; a tied output matrix is in the ONNX decoder and in the table of embeddings."""
+def fp32_bytes(source: Source, component: Component) -> int:
+    """Bytes of a component's weights in fp32: what percentages refer to."""
+    return 4 * sum(tensor.n_parameters for tensor in tensors_of(source, component))
+
+
+def _onnx_bits(tensor: Tensor, precision: str, block_size: int) -> float:
+    """Bits for each parameter of a tensor in an ONNX graph."""
+    is_static_convolution = precision.startswith("qdq") and len(tensor.shape) > 2
+    if not (tensor.is_matrix or tensor.place == "embed" or is_static_convolution):
+        return 16 if precision in ("fp16", "q4f16") else 32
+    bits = ONNX_BITS[precision]
+    if tensor.place == "embed" and bits < 4:  # there is no kernel for a 2-bit table
+        return 8
+    scale_bits = 16 if precision == "q4f16" else 32
+    return bits if bits >= 8 else bits + (scale_bits + bits) / block_size
+
+
+def _gguf_bits(tensor: Tensor, component: Component, precision: str, source: Source) -> float:
+    """Bits for each parameter of a tensor in a GGUF file."""
+    is_table = tensor.place == "embed"
+    if not (tensor.is_matrix or is_table):
+        return 32
+    columns = tensor.shape[-1]
+    if component == "mmproj":
+        return 16 if precision == "q8_0" and columns % 32 else GGUF_BITS[precision][0]
+    column = 1 if columns % 256 else 0
+    is_output = tensor.place == "head" or (is_table and is_tied(source.config))
+    if is_output and GGUF_BITS[precision][0] < 6:
+        return GGUF_BITS["q6_k"][column]
+    if any(name in tensor.name for name in GGUF_WIDER.get(precision, ())):
+        return GGUF_WIDER_BITS[precision][column]
+    return GGUF_BITS[precision][column]
+
+
+# --- tensors of a checkpoint ------------------------------------------------------------------------------------------
+
+
+def tensors_of(source: Source, component: Component) -> list[Tensor]:
+    """The tensors of a component. A tied output matrix is in the ONNX decoder and in the table of embeddings."""
+    tensors = list(used(read_tensors(source.checkpoint), source.config))
     if component in ("vision", "mmproj"):
-        return [weight for weight in weights if weight.place == "vision"]
+        return [tensor for tensor in tensors if tensor.place == "vision"]
     if component == "language":
-        return [weight for weight in weights if weight.place != "vision"]
-    table = [weight for weight in weights if weight.place == "embed"]
+        return [tensor for tensor in tensors if tensor.place != "vision"]
+    table = [tensor for tensor in tensors if tensor.place == "embed"]
     if component == "embed":
         return table
-    head = [Weight("lm_head.weight", weight.shape, "head") for weight in table] if tied else []
-    return [weight for weight in weights if weight.place in ("language", "head")] + head
+    head = [Tensor("lm_head.weight", one.shape, "head") for one in table] if is_tied(source.config) else []
+    return [tensor for tensor in tensors if tensor.place in ("language", "head")] + head
 
 
-def onnx_bytes(weights: Iterable[Weight], tied: bool, component: Component, precision: str, block_size: int) -> int:
-    """Size of an ONNX graph with its weights."""
-    inside = members(weights, tied, component)
-    layers = {weight.layer for weight in inside} - {None}
-    graph = GRAPH_BYTES[component] + LAYER_BYTES[component] * len(layers)
-    nodes = NODE_BYTES.get(precision, 0) * sum(weight.is_onnx_matrix for weight in inside)
-    return graph + nodes + sum(weight_bytes(weight, precision, block_size) for weight in inside)
+def read_tensors(checkpoint: Path) -> list[Tensor]:
+    """Every tensor in a checkpoint, from the headers of its safetensors files. MpaError where a file is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    found = []
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        try:
+            with safe_open(path, "numpy") as file:
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise MpaError(f"{path} is damaged ({error}): copy the checkpoint again") from error
+        found += [Tensor(name, shape, place_of(name)) for name, shape in shapes.items()]
+    return found
 
 
-def weight_bytes(weight: Weight, precision: str, block_size: int) -> int:
-    """Size of one tensor in an ONNX graph, with its scales and zero points.
+def place_of(name: str) -> Place:
+    """Part of the model that a tensor belongs to.
 
-    >>> weight_bytes(Weight("x.weight", (8, 64), "language"), "q4", 32)
-    328
+    >>> place_of("model.connector.modality_projection.proj.weight"), place_of("model.text_model.embed_tokens.weight")
+    ('vision', 'embed')
+    >>> place_of("lm_head.weight"), place_of("model.language_model.layers.0.mlp.up_proj.weight")
+    ('head', 'language')
     """
-    static_convolution = precision in STATIC and len(weight.shape) > 2
-    if not (weight.is_onnx_matrix or weight.place == "embed" or static_convolution):
-        return weight.n * (2 if precision in ("fp16", "q4f16") else 4)
-    bits = (TABLE_BITS if weight.place == "embed" else MATRIX_BITS)[precision]
-    if bits > 8:
-        return weight.n * bits // 8
-    rows, columns = weight.shape[0], weight.n // weight.shape[0]
-    if precision in BLOCKWISE and bits < 8:
-        blocks = ceil(columns / block_size)
-        scale = 2 if precision == "q4f16" else 4
-        return rows * (blocks * block_size * bits // 8 + blocks * scale + ceil(blocks * bits / 8))
-    return weight.n + (5 if weight.place == "embed" else 5 * rows)
+    if VISION.search(name):
+        return "vision"
+    if name.endswith("embed_tokens.weight"):
+        return "embed"
+    return "head" if name.endswith("lm_head.weight") else "language"
 
 
-def gguf_bytes(source: Source, weights: Iterable[Weight], component: Component, precision: str) -> int:
-    """Size of a GGUF file: the language model with its vocabulary, or the vision encoder with its connector."""
-    inside = members(weights, is_tied(source.config), component)
-    entries = KEYS_BYTES + ENTRY_BYTES * len(inside)
-    if component == "mmproj":
-        return entries + sum(tensor_bytes(weight.shape, mmproj_type(weight, precision)) for weight in inside)
-    text = source.config.get("text_config") or source.config
-    heads = text.get("num_attention_heads", 1)
-    shapes = {gguf_name(weight): weight.shape for weight in inside}
-    n_gqa = heads // (text.get("num_key_value_heads") or heads)
-    return entries + vocabulary_bytes(source) + planned_bytes(shapes, precision, n_gqa)
+def used(tensors: list[Tensor], config: dict[str, Any]) -> Iterator[Tensor]:
+    """Without tensors that the model never reads.
 
-
-def gguf_name(weight: Weight) -> str:
-    """What llama.cpp calls a tensor of a language model.
-
-    >>> gguf_name(Weight("model.text_model.layers.3.self_attn.v_proj.weight", (64, 64), "language"))
-    'blk.3.attn_v.weight'
+    These are the vision layers behind the one whose features are taken (LLaVA), the tower's own pooling head, and an
+    output matrix that is tied to the table of embeddings.
     """
-    if weight.layer is None:
-        return {"embed": "token_embd.weight", "head": "output.weight"}.get(weight.place, "output_norm.weight")
-    module, _, kind = weight.name.partition(f".{weight.layer}.")[2].rpartition(".")
-    return f"blk.{weight.layer}.{TEXT_NAMES.get(module, module)}.{kind}"
+    tower = [tensor for tensor in tensors if tensor.place == "vision" and ".head." not in tensor.name]
+    n_layers = 1 + max((tensor.layer or 0 for tensor in tower), default=0)
+    chosen = config.get("vision_feature_layer", -1)
+    # hidden states are counted from 0, the tower's input; a negative number counts from the last
+    last = max(layer % (n_layers + 1) for layer in ([chosen] if isinstance(chosen, int) else chosen))
+    yield from (tensor for tensor in tower if tensor.layer is None or tensor.layer < last)
+    yield from (tensor for tensor in tensors if tensor.place in ("embed", "language"))
+    if not is_tied(config):
+        yield from (tensor for tensor in tensors if tensor.place == "head")
 
 
-def mmproj_type(weight: Weight, precision: str) -> str:
-    """Type of a tensor of the vision encoder in llama.cpp's own conversion."""
-    if len(weight.shape) < 2 or ".embeddings." in weight.name or not weight.is_matrix:
-        patches = len(weight.shape) > 2 and ".embeddings." not in weight.name and precision == "f16"
-        return "f16" if patches else "f32"
-    return precision if precision != "q8_0" or weight.shape[-1] % 32 == 0 else "f16"
+def is_tied(config: dict[str, Any]) -> bool:
+    """Whether the output matrix is the table of embeddings."""
+    text = config.get("text_config") or {}
+    return bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
 
 
-def vocabulary_bytes(source: Source) -> int:
-    """Tokens with their kinds, and merges, as a GGUF file stores them: a length of 8 bytes before each text."""
-    document = read_json(source.checkpoint / "tokenizer.json") or {}
-    model = document.get("model") or {}
-    added = [token.get("content", "") for token in document.get("added_tokens") or ()]
-    known = model.get("vocab") or {}
-    tokens = {*(known if isinstance(known, dict) else (text for text, _ in known)), *added}
-    merges = [item if isinstance(item, str) else " ".join(item) for item in model.get("merges") or ()]
-    text = source.config.get("text_config") or source.config
-    padding = max(0, text.get("vocab_size", 0) - len(tokens))
-    template = source.checkpoint / "chat_template.jinja"
-    return (
-        sum(len(token.encode()) + 12 for token in tokens)
-        + 20 * padding
-        + sum(len(merge.encode()) + 8 for merge in merges)
-        + (template.stat().st_size if template.is_file() else 0)
-    )
+# --- on screen --------------------------------------------------------------------------------------------------------
 
 
 def size_table(source: Source, sizes: Sizes, title: str = "size, MB") -> str:
@@ -158,19 +210,19 @@ def size_table(source: Source, sizes: Sizes, title: str = "size, MB") -> str:
     from rich.console import Console
     from rich.table import Table
 
-    parts: list[Component] = [part for part in COMPONENTS if any(part in row for row in sizes.values())]
-    full = {part: full_bytes(source, part) for part in parts}
+    components: list[Component] = [one for one in COMPONENTS if any(one in row for row in sizes.values())]
+    full = {component: fp32_bytes(source, component) for component in components}
     table = Table(title=title)
-    for heading in ("", *parts, "all"):
+    for heading in ("", *components, "all"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, row in sizes.items():
-        cells = [_cell(row[part], full[part]) if part in row else "" for part in parts]
-        table.add_row(name, *cells, _cell(sum(row.values()), sum(full[part] for part in parts if part in row)))
+        cells = [_cell(row[one], full[one]) if one in row else "" for one in components]
+        table.add_row(name, *cells, _cell(sum(row.values()), sum(full[one] for one in components if one in row)))
     console = Console(width=120)
     with console.capture() as captured:
         console.print(table)
     return captured.get().rstrip("\n")
 
 
-def _cell(size_bytes: int, full: int) -> str:
-    return f"{size_bytes / 1e6:,.{1 if size_bytes >= 1e7 else 2}f} {size_bytes / full:4.0%}"
+def _cell(size_bytes: int, full_bytes: int) -> str:
+    return f"{size_bytes / 1e6:,.{1 if size_bytes >= 1e7 else 2}f} {size_bytes / full_bytes:4.0%}"

@@ -19,13 +19,13 @@ from mpa_edge.vlm import fingerprint, resolve
 from mpa_edge.vlm.transformers import checkpoint
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-# no pickles: they are programs
+# no pickles: they can run code
 DOWNLOADED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint, and what is known of how it came to be."""
+    """A checkpoint, and how it was made where that is known."""
 
     name: str
     """Name of the run, or of the checkpoint folder."""
@@ -48,7 +48,7 @@ class Source:
 
     @cached_property
     def family(self) -> Family:
-        """How this kind of model is taken apart. MpaError where no family covers it."""
+        """Family of the model type. MpaError where no family covers it."""
         return family_of(self.config["model_type"])
 
     @cached_property
@@ -57,20 +57,31 @@ class Source:
         return fingerprint(str(self.checkpoint))
 
     def prompt(self, question: str) -> str:
-        """A question as the run asks it."""
+        """A question with what the run adds to it."""
         return answer_prompt(get_task(self.recipe.task), question) if self.recipe else question
 
 
 def open_source(reference: str, out: str | None = None, revision: str | None = None) -> Source:
     """A run folder with a merged model, a checkpoint folder, or a hub id. MpaError where there is nothing to export.
 
-    `revision` is the commit of a hub checkpoint whose own program code may run; without it none ever does.
+    Args:
+        reference: Run folder, checkpoint folder, `nursery:NAME`, or hub id.
+        out: Folder of the exports; None: below the run, or below runs/NAME.
+        revision: Commit of a hub checkpoint whose own program code may run; without it none ever does.
     """
     folder = Path(reference).expanduser()
-    if revision is not None:
-        _check_revision(folder, revision)
+    if revision is not None and folder.exists():
+        raise MpaError(f"{folder} is a folder, whose program code never runs: leave --trust-remote-code out")
+    if revision is not None and not COMMIT.fullmatch(revision):
+        raise MpaError(
+            f"'{revision}' is not a commit: give --trust-remote-code the 40 hex digits of the one you have read"
+        )
     if (folder / RUN_FILE).is_file():
-        return _of_run(folder, out)
+        merged = folder / FOLDERS["merge"]
+        if read_manifest(merged) is None:
+            raise MpaError(f"{folder} has no finished merge: run mpa-edge align --out {folder} first")
+        recipe = load_recipe(str(folder / RECIPE_FILE))
+        return Source(folder.resolve().name, merged, Path(out) if out else folder / EXPORTS, run=folder, recipe=recipe)
     found = Path(resolve(reference))
     if not found.is_dir():
         found = _download(reference, revision)
@@ -78,26 +89,8 @@ def open_source(reference: str, out: str | None = None, revision: str | None = N
     return Source(name, found, Path(out) if out else Path("runs") / name / EXPORTS)
 
 
-def _of_run(folder: Path, out: str | None) -> Source:
-    merged = folder / FOLDERS["merge"]
-    if read_manifest(merged) is None:
-        raise MpaError(f"{folder} has no finished merge: run mpa-edge align --out {folder} first")
-    recipe = load_recipe(str(folder / RECIPE_FILE))
-    return Source(folder.resolve().name, merged, Path(out) if out else folder / EXPORTS, run=folder, recipe=recipe)
-
-
-def _check_revision(folder: Path, revision: str) -> None:
-    """Code may only come from a commit that somebody has read: its full hash, on the hub."""
-    if folder.exists():
-        raise MpaError(f"{folder} is a folder, whose program code never runs: leave --trust-remote-code out")
-    if not COMMIT.fullmatch(revision):
-        raise MpaError(
-            f"'{revision}' is no commit: give --trust-remote-code the 40 hex digits of the one you have read"
-        )
-
-
 def _download(hub_id: str, revision: str | None) -> Path:
-    """Files of a hub checkpoint, safetensors only; program code only of a named commit."""
+    """Files of a hub checkpoint, weights as safetensors only; program code only from a named commit."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

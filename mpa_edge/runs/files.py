@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from pydantic import BaseModel
 
-from mpa_edge.errors import MpaError
+from mpa_edge.errors import MachineError, MpaError
 
 TEMP_SUFFIX = ".tmp"
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -70,12 +70,12 @@ def require_free(folder: Path, need_bytes: int) -> None:
         raise disk_full(folder, need_bytes)
 
 
-def disk_full(folder: Path, need_bytes: int) -> MpaError:
+def disk_full(folder: Path, need_bytes: int) -> MachineError:
     """The error for a write that did not fit."""
     short = need_bytes
     with suppress(OSError):
         short = max(need_bytes - free_bytes(folder), min(need_bytes, MB))
-    return MpaError(f"disk full at {folder}: free {max(1, -(-short // MB))} MB, then rerun; nothing is lost")
+    return MachineError(f"disk full at {folder}: free {max(1, -(-short // MB))} MB, then rerun; nothing is lost")
 
 
 @contextmanager
@@ -125,6 +125,17 @@ def atomic_write(path: Path, need_bytes: int = MB) -> Iterator[IO[bytes]]:
             fsync_folder(path.parent)
     finally:
         temp.unlink(missing_ok=True)
+
+
+def link_or_copy(path: Path, to: Path) -> None:
+    """Give a file a second name, without a copy where the disk supports hard links."""
+    temp = to.with_name(f".{to.name}{TEMP_SUFFIX}")
+    temp.unlink(missing_ok=True)
+    try:
+        os.link(path, temp)
+    except OSError:
+        shutil.copyfile(path, temp)
+    os.replace(temp, to)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

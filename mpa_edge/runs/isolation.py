@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mpa_edge.errors import MpaError, VerificationError
+from mpa_edge.errors import MachineError, MpaError
 from mpa_edge.runs.files import FULL, disk_errors, disk_full
 from mpa_edge.runs.log import append_to, log_path, logger
 from mpa_edge.runs.memory import peak_rss_bytes
@@ -33,8 +33,7 @@ def run_isolated(
     """(what `function(*arguments)` returns, peak resident bytes of the process that ran it).
 
     Function and arguments must be picklable, as a module's top-level function with plain values is. An MpaError comes
-    through as it is, and so does the OSError of a full disk; a process that the system killed becomes an MpaError that
-    says so. Its output goes to stderr. Temporary files of the libraries go to `scratch`, an existing folder (None: the
+    through as it is, and so does the OSError of a full disk; a process that the system killed becomes a MachineError. Its output goes to stderr. Temporary files of the libraries go to `scratch`, an existing folder (None: the
     system's own): whoever is killed in the middle leaves them where they are found again.
     """
     context = multiprocessing.get_context("spawn")
@@ -104,10 +103,11 @@ def _child(
         tempfile.tempdir = str(scratch)
     try:
         pipe.send(("result", function(*arguments), peak_rss_bytes()))
-    except (MpaError, VerificationError) as error:
+    except MpaError as error:
         pipe.send(("error", error, peak_rss_bytes()))
     except MemoryError:
-        pipe.send(("error", MpaError("out of memory: use a machine with more, or a smaller model"), peak_rss_bytes()))
+        full = MachineError("out of memory: use a machine with more, or a smaller model")
+        pipe.send(("error", full, peak_rss_bytes()))
     except Exception as error:
         if isinstance(error, OSError) and is_full(error):
             return pipe.send(("error", OSError(errno.ENOSPC, "no space left"), peak_rss_bytes()))
@@ -129,7 +129,7 @@ def is_full(error: OSError) -> bool:
 def _died(function: Callable[..., Any], exit_code: int | None) -> MpaError:
     name = function.__name__
     if exit_code == -signal.SIGKILL:
-        return MpaError(f"{name} was killed, most likely because memory ran out: free memory, then rerun")
+        return MachineError(f"{name} was killed, most likely because memory ran out: free memory, then rerun")
     return MpaError(f"{name} ended with code {exit_code}: rerun with -v")
 
 

@@ -1,4 +1,4 @@
-"""What llama.cpp cannot run as the checkpoint means it is refused before minutes are spent."""
+"""What llama.cpp cannot run exactly as the checkpoint means it, refused before anything is built."""
 
 from __future__ import annotations
 
@@ -6,17 +6,33 @@ from collections.abc import Iterable
 from typing import Any
 
 from mpa_edge.errors import MpaError
-from mpa_edge.exporters.gguf.pre_tokenizer import pre_tokenizer_name
-from mpa_edge.exporters.gguf.stage import text_architecture
 
 COVERED = ("idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "internvl")
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+# llama.cpp's converter chooses the language model's class by this name; transformers leaves it out of a nested config
+TEXT_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "phi": "PhiForCausalLM",
+}
+# the class that knows SmolVLM's tensor names
+SMOLVLM_TEXT = "VLlama3ForCausalLM"
 # llama.cpp's Qwen encoder reads the third layer's tensors before it knows how many there are
-LEAST_QWEN_DEPTH = 3
+MIN_QWEN_DEPTH = 3
 BLOCK = 32
 UNBLOCKED = {"f32", "f16", "bf16"}
 OTHER = "use an onnx scheme"
-OTHER_EYES = "use an onnx or a hybrid scheme"
+OTHER_VISION = "use an onnx or a hybrid scheme"
+
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# a tokenizer's one regular expression -> its name in llama.cpp (src/llama-vocab.cpp, commit 0c1e57098)
+_SPLITS = {
+    _WORDS + r"\p{N}" + _REST: "qwen2",
+    _WORDS + r"\p{N}{1,3}" + _REST: "llama-bpe",
+}
 
 
 def check_gguf_possible(
@@ -27,91 +43,135 @@ def check_gguf_possible(
     vision: bool = True,
     precisions: Iterable[str] = ("q8_0",),
 ) -> None:
-    """Raise MpaError with the reason where a checkpoint has no right GGUF.
+    """Raise MpaError with the reason where a checkpoint has no correct GGUF.
 
-    `config` is config.json, `processor` the image processor's values with the target's budget applied, `tokenizer`
-    tokenizer.json where the vocabulary is to be checked too. `vision=False` leaves out what only concerns the mmproj:
-    in a hybrid the pictures go through ONNX. `precisions` are those of the scheme: 16 bits take rows of any length.
+    Args:
+        config: config.json.
+        processor: Values of the image processor with the target's image budget applied.
+        tokenizer: tokenizer.json; None leaves the vocabulary unchecked.
+        vision: Whether the vision encoder is exported as GGUF. In a hybrid, images go through ONNX.
+        precisions: Those of the scheme. 16-bit precisions take rows of any length.
     """
     kind = config["model_type"]
     if kind not in COVERED:
         raise MpaError(f"GGUF covers {', '.join(COVERED)}, not model type '{kind}': {OTHER}")
-    _check_language(config, blocks=not UNBLOCKED.issuperset(precisions))
-    if tokenizer is not None and pre_tokenizer_name(tokenizer) is None:
-        raise MpaError(f"llama.cpp has no equal of this tokenizer's rules (tokenizer.json, pre_tokenizer): {OTHER}")
-    if vision:
-        _check_vision(kind, config, processor)
-
-
-def _check_language(config: dict[str, Any], blocks: bool) -> None:
     text = config.get("text_config", config)
-    if config["model_type"] not in QWEN:
+    if kind not in QWEN:
         text_architecture(config)
     for name in ("hidden_size", "intermediate_size"):
-        if blocks and text.get(name, BLOCK) % BLOCK:
-            raise MpaError(f"{name} {text[name]} is no multiple of {BLOCK}, as GGUF's blocks need it: use gguf-f16")
+        if not UNBLOCKED.issuperset(precisions) and text.get(name, BLOCK) % BLOCK:
+            raise MpaError(f"{name} {text[name]} is not a multiple of {BLOCK}, GGUF's block size: use gguf-f16")
     n_inner = len(config.get("vision_config", {}).get("deepstack_visual_indexes") or ())
-    if n_inner and n_inner >= text["num_hidden_layers"]:  # llama.cpp would end the process
+    if n_inner and n_inner >= text["num_hidden_layers"]:  # llama.cpp would abort the process
         raise MpaError(f"llama.cpp needs more language layers than the {n_inner} that DeepStack feeds: {OTHER}")
-
-
-def _check_vision(kind: str, config: dict[str, Any], processor: dict[str, Any]) -> None:
+    if tokenizer is not None and pre_tokenizer_name(tokenizer) is None:
+        raise MpaError(f"llama.cpp has no pre-tokenizer with the rules of this tokenizer.json: {OTHER}")
+    if not vision:
+        return
     if kind in QWEN:
         _check_qwen(config["vision_config"])
-    elif kind == "llava":
-        _check_llava(config)
-    elif kind == "internvl":
-        _check_internvl(config)
+    elif kind in ("llava", "internvl"):
+        _check_llava(config) if kind == "llava" else _check_internvl(config)
+        if (name := config.get("projector_hidden_act", "gelu")) != "gelu":
+            raise MpaError(
+                f"llama.cpp's connector computes gelu, and projector_hidden_act is {name}: {OTHER_VISION}"
+            )
     else:
         _check_tiles(processor)
 
 
 def _check_tiles(processor: dict[str, Any]) -> None:
-    """llama.cpp always cuts a picture into tiles and adds an overview, whatever the processor was told."""
+    """llama.cpp always splits an image into tiles and adds an overview, whatever the processor is configured to do."""
     tile = processor.get("max_image_size", {}).get("longest_edge", 0)
     edge = processor.get("size", {}).get("longest_edge", 0)
     if not processor.get("do_image_splitting", True):
         raise MpaError(
-            f"llama.cpp splits pictures that this processor keeps whole (do_image_splitting: false): {OTHER_EYES}"
+            f"llama.cpp splits images, and this processor does not (do_image_splitting: false): {OTHER_VISION}"
         )
     if edge <= tile:
         raise MpaError(
-            f"llama.cpp splits pictures, and longest_edge {edge} leaves one tile of {tile}: {OTHER_EYES}, "
+            f"llama.cpp splits images, and longest_edge {edge} leaves one tile of {tile}: {OTHER_VISION}, "
             "or a target that allows more tiles"
         )
 
 
 def _check_qwen(vision: dict[str, Any]) -> None:
-    depth = vision.get("depth", LEAST_QWEN_DEPTH)
-    if depth < LEAST_QWEN_DEPTH:
+    depth = vision.get("depth", MIN_QWEN_DEPTH)
+    if depth < MIN_QWEN_DEPTH:
         raise MpaError(
-            f"llama.cpp needs {LEAST_QWEN_DEPTH} vision layers of a Qwen model, this has {depth}: {OTHER_EYES}"
+            f"llama.cpp needs {MIN_QWEN_DEPTH} vision layers of a Qwen model, this has {depth}: {OTHER_VISION}"
         )
     full = vision.get("fullatt_block_indexes")
     if full and list(full) != list(range(full[0], full[-1] + 1, full[0] + 1)):
-        raise MpaError(f"llama.cpp takes full attention at every n-th vision layer only, not at {full}: {OTHER_EYES}")
+        raise MpaError(f"llama.cpp takes full attention at every n-th vision layer only, not at {full}: {OTHER_VISION}")
 
 
 def _check_llava(config: dict[str, Any]) -> None:
-    """The pinned llama.cpp puts a class token behind the patches and takes it away in front: one patch is lost."""
+    """The pinned llama.cpp appends a class token to the patches but removes the first row: one patch is lost."""
     tower = config["vision_config"].get("model_type", "")
     if tower != "siglip_vision_model":
-        raise MpaError(f"llama.cpp loses a patch of vision tower '{tower}' (it runs SigLIP right): {OTHER_EYES}")
+        raise MpaError(f"llama.cpp loses a patch of vision tower '{tower}' (SigLIP is correct): {OTHER_VISION}")
     layer = config.get("vision_feature_layer", -2)
     if not isinstance(layer, int) or config.get("vision_feature_select_strategy", "full") != "full":
-        raise MpaError(f"GGUF takes all patches of one vision layer, and this model takes other ones: {OTHER_EYES}")
-    _check_activation("projector_hidden_act", config.get("projector_hidden_act", "gelu"))
+        raise MpaError(f"GGUF takes all patches of one vision layer, and this model does not: {OTHER_VISION}")
 
 
 def _check_internvl(config: dict[str, Any]) -> None:
     vision = config["vision_config"]
     if vision.get("use_qk_norm") or vision.get("norm_type", "layer_norm") != "layer_norm":
-        raise MpaError(f"GGUF takes InternVL's 300M vision tower, not the one with RMS norms: {OTHER_EYES}")
+        raise MpaError(f"GGUF takes InternVL's 300M vision tower, not the one with RMS norms: {OTHER_VISION}")
     if config.get("vision_feature_select_strategy", "default") != "default":
-        raise MpaError(f"GGUF takes all patches of one vision layer, and this model takes other ones: {OTHER_EYES}")
-    _check_activation("projector_hidden_act", config.get("projector_hidden_act", "gelu"))
+        raise MpaError(f"GGUF takes all patches of one vision layer, and this model does not: {OTHER_VISION}")
 
 
-def _check_activation(key: str, name: str) -> None:
-    if name != "gelu":
-        raise MpaError(f"llama.cpp's connector computes gelu, and {key} is {name}: {OTHER_EYES}")
+def text_architecture(config: dict[str, Any]) -> str:
+    """The converter's class for the language model of a checkpoint. MpaError where it has none.
+
+    >>> text_architecture({"model_type": "idefics3", "text_config": {"model_type": "llama"}})
+    'VLlama3ForCausalLM'
+    """
+    kind = config["text_config"].get("model_type", "")
+    if config["model_type"] in ("idefics3", "smolvlm") and kind == "llama":
+        return SMOLVLM_TEXT
+    if kind not in TEXT_ARCHITECTURES:
+        known = ", ".join(TEXT_ARCHITECTURES)
+        raise MpaError(f"GGUF takes no language model of type '{kind}' (it takes {known}): {OTHER}")
+    return TEXT_ARCHITECTURES[kind]
+
+
+def pre_tokenizer_name(tokenizer: dict[str, Any]) -> str | None:
+    """llama.cpp's name for how a tokenizer.json splits text into words; "" where none is needed (sentencepiece).
+
+    None where llama.cpp has no equivalent. Its own converter looks up a fingerprint of the vocabulary instead, which
+    fails for a tokenizer that the user trained.
+
+    >>> digits, byte_level = {"type": "Digits", "individual_digits": True}, {"type": "ByteLevel", "use_regex": True}
+    >>> pre_tokenizer_name({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, byte_level]}})
+    'smollm'
+    >>> pre_tokenizer_name({"pre_tokenizer": byte_level})
+    'gpt-2'
+    """
+    if (tokenizer.get("model") or {}).get("byte_fallback"):
+        return ""
+    if (tokenizer.get("normalizer") or {"type": "NFC"}).get("type") != "NFC":
+        return None
+    return {
+        ("digits", "words"): "smollm",
+        ("words",): "gpt-2",
+        ("qwen2", "bytes"): "qwen2",
+        ("llama-bpe", "bytes"): "llama-bpe",
+    }.get(_steps(tokenizer.get("pre_tokenizer") or {}))
+
+
+def _steps(rule: dict[str, Any]) -> tuple[str, ...]:
+    """The steps of a pre-tokenizer, one word each; "unknown" for any other rule."""
+    kind = rule.get("type")
+    if kind == "Sequence":
+        return tuple(step for part in rule.get("pretokenizers", []) for step in _steps(part))
+    if kind == "Digits" and rule.get("individual_digits"):
+        return ("digits",)
+    if kind == "ByteLevel" and not rule.get("add_prefix_space"):
+        return ("words" if rule.get("use_regex", True) else "bytes",)
+    if kind == "Split" and rule.get("behavior") == "Isolated" and not rule.get("invert"):
+        return (_SPLITS.get((rule.get("pattern") or {}).get("Regex", ""), "unknown"),)
+    return ("unknown",)

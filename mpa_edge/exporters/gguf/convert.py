@@ -1,4 +1,7 @@
-"""One checkpoint into the two files of llama.cpp: the language model, and the vision encoder with its connector."""
+"""A checkpoint as the two files of llama.cpp: the language model, and the vision encoder with its connector.
+
+llama.cpp's own converter does it, in a process of its own, on a staged copy of the checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mpa_edge.errors import MpaError
+from mpa_edge.exporters.budget import processor_values
+from mpa_edge.exporters.gguf.check import pre_tokenizer_name, text_architecture
 from mpa_edge.exporters.gguf.fetch import converter_folder
 from mpa_edge.exporters.gguf.mmproj import NAMES, write_mmproj
-from mpa_edge.exporters.gguf.pre_tokenizer import pre_tokenizer_name
-from mpa_edge.exporters.gguf.stage import stage
-from mpa_edge.runs.files import TEMP_SUFFIX, disk_errors, fsync_folder, make_folder, read_json
+from mpa_edge.runs.files import TEMP_SUFFIX, disk_errors, fsync_folder, make_folder, read_json, write_json
 from mpa_edge.runs.isolation import run_isolated
 
 GgufComponent = Literal["language", "mmproj"]
@@ -25,6 +28,10 @@ PRECISIONS: dict[GgufComponent, tuple[str, ...]] = {
 }
 CONVERT_TIMEOUT_S = 3600
 DRIVER = Path(__file__).with_name("driver.py")
+LINKED = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json", "chat_template.jinja")
+COPIED = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+# these keys can name Python files that came with the checkpoint; the converter never gets one
+CODE_KEYS = ("auto_map", "custom_pipelines")
 
 
 def convert(
@@ -36,20 +43,26 @@ def convert(
 ) -> int:
     """Write one component of a checkpoint as GGUF; returns the peak resident bytes of the process that did it.
 
-    `image` holds the image processor's values to use in place of the checkpoint's (a target's image budget). Other
-    precisions of the language model are made from f16 by `quantize_gguf`. The file gets its name when it is complete.
-    MpaError with the converter's last word where it refuses.
+    Args:
+        checkpoint: Folder of config.json, safetensors and processor files. It is never modified.
+        component: "language" or "mmproj", the vision encoder with its connector.
+        out: The file, which gets its name when it is complete.
+        precision: See `PRECISIONS`; `quantize_gguf` makes the others from f16.
+        image: Image processor values that replace the checkpoint's (a target's image budget).
+
+    MpaError with the last line of the converter's output where it fails.
     """
     if precision not in PRECISIONS[component]:
         known = ", ".join(PRECISIONS[component])
         raise MpaError(f"{component} cannot be converted to {precision} directly: choose {known}, or quantize")
     make_folder(out.parent)
     temp = out.with_name(f".{out.name}.{os.getpid()}{TEMP_SUFFIX}")
-    # beside the result, not in /tmp: what a kill leaves there is found again
+    # beside the result, not in /tmp, so that the next run finds and removes what a kill leaves
     folder = out.with_name(f".{out.name}.staged")
     shutil.rmtree(folder, ignore_errors=True)
+    weights_bytes = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
     try:
-        with disk_errors(out.parent, _weight_bytes(checkpoint) // 2):
+        with disk_errors(out.parent, weights_bytes // 2):
             staged = stage(checkpoint, folder / (checkpoint.resolve().name or "model"), image)
             if component == "mmproj" and read_json(staged / "config.json")["model_type"] in NAMES:
                 _, peak_bytes = run_isolated(write_mmproj, staged, temp, precision)
@@ -63,10 +76,6 @@ def convert(
     return peak_bytes
 
 
-def _weight_bytes(checkpoint: Path) -> int:
-    return sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
-
-
 def _run_converter(staged: Path, component: GgufComponent, out: Path, precision: str) -> int:
     pre_tokenizer = pre_tokenizer_name(read_json(staged / "tokenizer.json") or {}) or ""
     command = [sys.executable, "-P", str(DRIVER), str(os.getpid()), str(converter_folder()), pre_tokenizer]
@@ -78,27 +87,75 @@ def _run_converter(staged: Path, component: GgufComponent, out: Path, precision:
         done = subprocess.run(
             command, capture_output=True, text=True, env=environment, timeout=CONVERT_TIMEOUT_S, check=False
         )
-    except subprocess.TimeoutExpired as error:
-        raise _refused(component, f"no end after {CONVERT_TIMEOUT_S} s") from error
-    if done.returncode == errno.ENOSPC:
+        reason = last_message(done.stderr) or f"exit code {done.returncode}"
+    except subprocess.TimeoutExpired:
+        done, reason = None, f"no result after {CONVERT_TIMEOUT_S} s"
+    if done is not None and done.returncode == errno.ENOSPC:
         raise OSError(errno.ENOSPC, "no space left")
-    if done.returncode or not out.is_file():
-        raise _refused(component, last_words(done.stderr) or f"exit code {done.returncode}")
+    if done is None or done.returncode or not out.is_file():
+        raise MpaError(f"llama.cpp's converter failed on the {component} ({reason}): use an onnx scheme, or report it")
     return int(done.stdout.split()[-1])
 
 
-def _refused(component: GgufComponent, reason: str) -> MpaError:
-    return MpaError(f"llama.cpp's converter refused the {component} part ({reason}): use an onnx scheme, or report it")
+def last_message(stderr: str) -> str:
+    """The last meaningful line of a program's stderr, 200 characters at most.
 
-
-def last_words(stderr: str) -> str:
-    """The last line of a program's stderr that says something, 200 characters at most.
-
-    >>> last_words("INFO: loading\\nNotImplementedError: no such model\\n\\n100%|####| 3/3\\n")
+    >>> last_message("INFO: loading\\nNotImplementedError: no such model\\n\\n100%|####| 3/3\\n")
     'NotImplementedError: no such model'
     """
     lines = [line.strip() for line in stderr.splitlines()]
-    said = [
-        line for line in lines if line and "%|" not in line and not line.startswith(("INFO:", "DEBUG:", "WARNING:"))
-    ]
-    return said[-1][:200] if said else ""
+    noise = ("INFO:", "DEBUG:", "WARNING:")
+    kept = [line for line in lines if line and "%|" not in line and not line.startswith(noise)]
+    return kept[-1][:200] if kept else ""
+
+
+# --- the staged copy --------------------------------------------------------------------------------------------------
+
+
+def stage(checkpoint: Path, folder: Path, image: dict[str, Any] | None = None) -> Path:
+    """Fill `folder` with what the converter needs: weights as links, small files as it expects them.
+
+    `image` holds image processor values that replace the checkpoint's. MpaError where config.json, the weights or the
+    image processor are missing.
+    """
+    config, processor = read_json(checkpoint / "config.json"), processor_values(checkpoint)
+    weights = sorted(checkpoint.glob("*.safetensors"))
+    if not isinstance(config, dict) or not weights:
+        raise MpaError(f"{checkpoint} holds no config.json with safetensors: copy the checkpoint again")
+    if not processor:
+        raise MpaError(f"{checkpoint} has no image processor: save the model's processor into it")
+    make_folder(folder)
+    index = checkpoint / "model.safetensors.index.json"
+    for path in (*weights, index, *(checkpoint / name for name in LINKED)):
+        if path.is_file():
+            (folder / path.name).symlink_to(path.resolve())
+    for name in COPIED:
+        if (checkpoint / name).is_file():
+            write_json(folder / name, without_code(read_json(checkpoint / name)))
+    write_json(folder / "config.json", staged_config(config))
+    write_json(folder / "preprocessor_config.json", without_code(processor) | (image or {}))
+    return folder
+
+
+def staged_config(config: dict[str, Any]) -> dict[str, Any]:
+    """config.json with the language model's class named, and without keys that name code.
+
+    >>> staged_config({"model_type": "llava", "auto_map": {}, "text_config": {"model_type": "qwen2"}})
+    {'model_type': 'llava', 'text_config': {'model_type': 'qwen2', 'architectures': ['Qwen2ForCausalLM']}}
+    """
+    plain: dict[str, Any] = without_code(config)
+    text = plain.get("text_config")
+    if isinstance(text, dict) and not plain["model_type"].startswith("qwen"):
+        text["architectures"] = [text_architecture(config)]
+    return plain
+
+
+def without_code(value: Any) -> Any:
+    """A copy of a JSON value without the keys that name Python code, at any depth.
+
+    >>> without_code({"a": [{"auto_map": {"AutoModel": "x.py"}, "b": 1}]})
+    {'a': [{'b': 1}]}
+    """
+    if isinstance(value, dict):
+        return {key: without_code(item) for key, item in value.items() if key not in CODE_KEYS}
+    return [without_code(item) for item in value] if isinstance(value, list) else value

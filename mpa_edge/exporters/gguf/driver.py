@@ -1,9 +1,8 @@
 """Runs llama.cpp's converter in this process: `python driver.py PARENT CONVERTER PRE_TOKENIZER ARGUMENTS...`.
 
-Started as a program of its own, so it imports nothing of this package. It changes one thing: where the converter does
-not know a tokenizer's fingerprint, it takes the pre-tokenizer that was found by looking at the tokenizer's rules.
-The last line on stdout is the peak of resident memory, bytes. It ends with its parent process, and with the exit code
-ENOSPC where the disk is full.
+It is started as a program, so it imports nothing of this package. One thing is changed: where the converter does not
+know a tokenizer's fingerprint, it takes the pre-tokenizer that was derived from the tokenizer's rules. The last line on
+stdout is the peak resident memory in bytes. It ends with its parent process, and exits with ENOSPC on a full disk.
 """
 
 from __future__ import annotations
@@ -23,15 +22,20 @@ from typing import Any
 def main() -> None:
     """Run the converter with the rest of the command line."""
     parent, converter, pre_tokenizer, *arguments = sys.argv[1:]
-    _die_with(int(parent))
+    # a killed export must not leave its converter writing beside the next one; Linux only, as in runs.isolation
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != int(parent):
+            sys.exit(1)
     sys.path[:0] = [converter, str(Path(converter) / "gguf-py")]
-    _know_pre_tokenizer(pre_tokenizer)
+    use_pre_tokenizer(pre_tokenizer)
     script = str(Path(converter) / "convert_hf_to_gguf.py")
     sys.argv = [script, *arguments]
     try:
         runpy.run_path(script, run_name="__main__")
     except OSError as error:
-        # numpy says "n requested and m written", without a number
+        # numpy reports a short write as "n requested and m written", without an errno
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and " requested and " not in str(error):
             raise
         sys.exit(errno.ENOSPC)
@@ -39,16 +43,8 @@ def main() -> None:
     print(peak if platform.system() == "Darwin" else 1024 * peak)  # noqa: T201 - read by the parent
 
 
-def _die_with(parent: int) -> None:
-    """A killed export must not leave its converter writing beside the next attempt. Linux only, as in `apart`."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            sys.exit(1)
-
-
-def _know_pre_tokenizer(name: str) -> None:
+def use_pre_tokenizer(name: str) -> None:
+    """Take `name` for a tokenizer whose fingerprint the converter does not know; "" leaves that an error."""
     from conversion.base import TextModel  # type: ignore[import-not-found]
 
     by_fingerprint = TextModel.get_vocab_base_pre

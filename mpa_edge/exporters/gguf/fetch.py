@@ -1,7 +1,7 @@
 """llama.cpp's own converter, from the source package that the pinned runtime is built from.
 
-Converter and runtime share a commit that way. pip fetches the package through whatever index the user configured and
-checks its hash before it unpacks anything; three folders are kept, a few MB, in the user's cache.
+So converter and runtime are of the same commit. pip fetches the package through whatever index the user configured and
+checks its hash before anything is unpacked; a few MB are kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from mpa_edge.errors import MpaError
@@ -31,95 +29,72 @@ _INSIDE = f"llama_cpp_python-{VERSION}/vendor/llama.cpp/"
 
 
 def converter_folder() -> Path:
-    """The folder of `convert_hf_to_gguf.py`, fetched on first use. MpaError where it cannot be had.
+    """The folder of `convert_hf_to_gguf.py`, fetched on first use. MpaError where it cannot be fetched.
 
-    Safe for two processes at once and against a kill in between: the folder gets its name when it is complete.
+    Safe when two processes call it at once, and when one is killed: the folder gets its name when it is complete.
     """
-    folder = cache_folder() / f"llama-cpp-{VERSION}-{SDIST_SHA256[:8]}"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mpa-edge"
+    folder = cache / f"llama-cpp-{VERSION}-{SDIST_SHA256[:8]}"
     if (folder / DONE).is_file():
         return folder
-    make_folder(folder.parent)
-    with _lock(folder.parent / ".llama-cpp.lock"):
-        if not (folder / DONE).is_file():
-            _install(folder)
+    make_folder(cache)
+    with (cache / ".llama-cpp.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (folder / DONE).is_file():
+            return folder
+        # what a killed process left
+        shutil.rmtree(folder, ignore_errors=True)
+        for leftover in cache.glob(f".{folder.name}.*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        with (
+            disk_errors(cache, SDIST_BYTES),
+            tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=cache) as temp,
+        ):
+            archive = _sdist(Path(temp))
+            if sha256_file(archive) != SDIST_SHA256:
+                raise MpaError(
+                    f"'{archive.name}' is not the source package of llama-cpp-python {VERSION}: download it again"
+                )
+            unpacked = Path(temp) / "unpacked"
+            extract(archive, unpacked)
+            (unpacked / DONE).touch()
+            unpacked.rename(folder)
     return folder
 
 
-def cache_folder() -> Path:
-    """Where this user's caches are: XDG_CACHE_HOME/mpa-edge, or ~/.cache/mpa-edge."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "mpa-edge"
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _install(folder: Path) -> None:
-    """Fetch, check, unpack beside the final name, rename. What a killed attempt left is removed first."""
-    shutil.rmtree(folder, ignore_errors=True)
-    for leftover in folder.parent.glob(f".{folder.name}.*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    with (
-        disk_errors(folder.parent, SDIST_BYTES),
-        tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temp,
-    ):
-        unpacked = Path(temp) / "unpacked"
-        extract(_checked(_sdist(Path(temp))), unpacked)
-        (unpacked / DONE).touch()
-        unpacked.rename(folder)
-
-
 def _sdist(temp: Path) -> Path:
-    """The package's file: named by the user for a machine without network, else downloaded."""
+    """The source package: a file that the user named, for a machine without network, or a download."""
     named = os.environ.get(SDIST_VARIABLE)
     if not named:
         require_free(temp, SDIST_BYTES)
         return download(temp)
     path = Path(named).expanduser()
     if not path.is_file():
-        raise MpaError(f"{SDIST_VARIABLE} names '{named}', which is no file: name llama_cpp_python-{VERSION}.tar.gz")
-    return path
-
-
-def _checked(path: Path) -> Path:
-    if sha256_file(path) != SDIST_SHA256:
-        raise MpaError(f"'{path.name}' is not the source package of llama-cpp-python {VERSION}: download it again")
+        raise MpaError(f"{SDIST_VARIABLE} names '{named}', which is not a file: name llama_cpp_python-{VERSION}.tar.gz")
     return path
 
 
 def download(folder: Path) -> Path:
-    """Let pip fetch the source package into a folder; pip itself compares the hash before it opens the file."""
+    """Let pip fetch the source package into a folder; pip compares the hash before it opens the file."""
     requirement = folder / "requirement.txt"
     requirement.write_text(f"llama-cpp-python=={VERSION} --hash=sha256:{SDIST_SHA256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--no-deps", "--no-binary", "llama-cpp-python", "--require-hashes", "-r", str(requirement)]
+    command += ["-d", str(folder)]
     try:
-        done = subprocess.run(
-            [*command, "-d", str(folder)], capture_output=True, text=True, timeout=PIP_TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise _not_fetched(f"no answer for {PIP_TIMEOUT_S} s") from error
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_TIMEOUT_S, check=False)
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
+        reason = (errors or lines or ["pip failed"])[-1][:200]
+    except subprocess.TimeoutExpired:
+        done, reason = None, f"no answer for {PIP_TIMEOUT_S} s"
     found = sorted(folder.glob("llama_cpp_python-*.tar.gz"))
-    if done.returncode or not found:
-        raise _not_fetched(_reason(done.stderr))
+    if done is None or done.returncode or not found:
+        raise MpaError(
+            f"cannot fetch llama.cpp's converter ({reason}): connect to a package index, or set {SDIST_VARIABLE} "
+            f"to a copy of llama_cpp_python-{VERSION}.tar.gz"
+        )
     return found[0]
-
-
-def _reason(stderr: str) -> str:
-    said = [line.strip() for line in stderr.splitlines() if line.strip()]
-    errors = [line.removeprefix("ERROR:").strip() for line in said if line.startswith("ERROR:")]
-    return (errors or said or ["pip failed"])[-1][:200]
-
-
-def _not_fetched(reason: str) -> MpaError:
-    return MpaError(
-        f"cannot fetch llama.cpp's converter ({reason}): connect to a package index, or set {SDIST_VARIABLE} "
-        f"to a copy of llama_cpp_python-{VERSION}.tar.gz"
-    )
 
 
 def extract(archive: Path, folder: Path) -> None:

@@ -7,14 +7,13 @@ the pinned runtime, 0c1e57098).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mpa_edge.errors import MpaError
-from mpa_edge.exporters.gguf.stage import image_processor
+from mpa_edge.exporters.budget import processor_values
 from mpa_edge.runs.files import read_json
 
 if TYPE_CHECKING:
@@ -57,25 +56,27 @@ BLOCK = 32
 
 
 def write_mmproj(checkpoint: Path, out: Path, precision: str, image: dict[str, Any] | None = None) -> None:
-    """Write the vision encoder and connector of a LLaVA or InternVL checkpoint.
+    """Write the vision encoder and connector of a LLaVA or InternVL checkpoint as GGUF.
 
-    `precision` is f32, f16, bf16 or q8_0 and concerns the matrices; norms, biases and embeddings stay f32. MpaError for
-    a tensor that has no place in the file: nothing is left out silently.
+    `precision` (f32, f16, bf16 or q8_0) is that of the matrices; norms, biases and embeddings stay f32. `image` holds
+    image processor values that replace the checkpoint's. MpaError for a tensor that has no place in the file.
     """
     import gguf
+    import torch
+    from safetensors import safe_open
 
     config = read_json(checkpoint / "config.json")
-    pixels = image_processor(checkpoint) | (image or {})
     depth = vision_depth(config)
     writer = gguf.GGUFWriter(out, "clip")
     writer.add_type(gguf.GGUFType.MMPROJ)
     writer.add_file_type(gguf.LlamaFileType[f"{'ALL' if precision == 'f32' else 'MOSTLY'}_{precision.upper()}"])
-    _add_sizes(writer, config, depth)
-    writer.add_vision_image_mean(pixels["image_mean"])
-    writer.add_vision_image_std(pixels["image_std"])
-    (_add_llava if config["model_type"] == "llava" else _add_internvl)(writer, config, pixels, depth)
-    for name, values in _tensors(checkpoint, config, depth):
-        _add_tensor(writer, name, values, precision)
+    _add_metadata(writer, config, processor_values(checkpoint) | (image or {}), depth)
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118 - it is not a dict
+                name = tensor_name(key, config["model_type"], depth)
+                if name is not None:
+                    _add_tensor(writer, name, file.get_tensor(key).to(torch.float32).numpy(), precision)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -93,49 +94,33 @@ def vision_depth(config: dict[str, Any]) -> int:
     return chosen if chosen >= 0 else layers + 1 + chosen
 
 
-def _add_sizes(writer: Any, config: dict[str, Any], depth: int) -> None:
+def _add_metadata(writer: Any, config: dict[str, Any], processor: dict[str, Any], depth: int) -> None:
     vision = config["vision_config"]
+    image_size, patch_size = (
+        size if isinstance(size, int) else size[0] for size in (vision["image_size"], vision["patch_size"])
+    )
     writer.add_clip_has_vision_encoder(True)
     writer.add_vision_projection_dim(config["text_config"]["hidden_size"])
-    writer.add_vision_image_size(_one(vision["image_size"]))
-    writer.add_vision_patch_size(_one(vision["patch_size"]))
+    writer.add_vision_image_size(image_size)
+    writer.add_vision_patch_size(patch_size)
     writer.add_vision_embedding_length(vision["hidden_size"])
     writer.add_vision_feed_forward_length(vision["intermediate_size"])
     writer.add_vision_block_count(depth)
     writer.add_vision_head_count(vision["num_attention_heads"])
     writer.add_vision_attention_layernorm_eps(vision["layer_norm_eps"])
     writer.add_vision_use_gelu(True)
-
-
-def _one(size: int | list[int]) -> int:
-    return size if isinstance(size, int) else size[0]
-
-
-def _add_llava(writer: Any, _config: dict[str, Any], _pixels: dict[str, Any], depth: int) -> None:
-    writer.add_clip_projector_type("mlp")
-    # without it llama.cpp stops one layer early
-    writer.add_array("clip.vision.feature_layer", [depth])
-
-
-def _add_internvl(writer: Any, config: dict[str, Any], pixels: dict[str, Any], _depth: int) -> None:
-    writer.add_clip_projector_type("internvl")
-    writer.add_vision_projector_scale_factor(round(1 / config["downsample_ratio"]))
-    most = pixels.get("max_patches", 12) if pixels.get("crop_to_patches") else 1
-    writer.add_vision_preproc_min_tiles(min(pixels.get("min_patches", 1), most))
-    writer.add_vision_preproc_max_tiles(most)
-
-
-def _tensors(checkpoint: Path, config: dict[str, Any], depth: int) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """(llama.cpp's name, values) of all that belongs into the file."""
-    import torch
-    from safetensors import safe_open
-
-    for path in sorted(checkpoint.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            for key in file.keys():  # noqa: SIM118 - it is no dict
-                name = tensor_name(key, config["model_type"], depth)
-                if name is not None:
-                    yield name, _arranged(name, file.get_tensor(key).to(torch.float32).numpy())
+    writer.add_vision_image_mean(processor["image_mean"])
+    writer.add_vision_image_std(processor["image_std"])
+    if config["model_type"] == "llava":
+        writer.add_clip_projector_type("mlp")
+        # without it llama.cpp stops one layer early
+        writer.add_array("clip.vision.feature_layer", [depth])
+    else:
+        max_tiles = processor.get("max_patches", 12) if processor.get("crop_to_patches") else 1
+        writer.add_clip_projector_type("internvl")
+        writer.add_vision_projector_scale_factor(round(1 / config["downsample_ratio"]))
+        writer.add_vision_preproc_min_tiles(min(processor.get("min_patches", 1), max_tiles))
+        writer.add_vision_preproc_max_tiles(max_tiles)
 
 
 def tensor_name(key: str, model_type: str, depth: int) -> str | None:
@@ -157,18 +142,14 @@ def tensor_name(key: str, model_type: str, depth: int) -> str | None:
     raise MpaError(f"llama.cpp has no place for the vision tensor '{key}': use an onnx or a hybrid scheme")
 
 
-def _arranged(name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Shapes as llama.cpp expects them. It puts the class token behind the patches: so must its position be."""
-    if name == "v.class_embd":
-        return values.reshape(-1)
-    if name == "v.position_embd.weight" and values.ndim == 3:
-        return np.roll(values[0], -1, axis=0)
-    return values
-
-
 def _add_tensor(writer: Any, name: str, values: NDArray[np.float32], precision: str) -> None:
     import gguf
 
+    if name == "v.class_embd":
+        values = values.reshape(-1)
+    if name == "v.position_embd.weight" and values.ndim == 3:
+        # llama.cpp puts the class token behind the patches: its position must move there too
+        values = np.roll(values[0], -1, axis=0)
     if values.ndim < 2 or precision == "f32" or any(part in name for part in FULL_PRECISION):
         writer.add_tensor(name, values)
         return

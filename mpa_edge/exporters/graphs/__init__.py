@@ -1,4 +1,4 @@
-"""One file a family: how its vision encoder becomes a graph. The language side is the same for all (`text`).
+"""Vision encoders as traceable graphs, one file a family; the language side (`text`) is the same for all.
 
 The folder is the registry: `graphs/NAME.py` belongs to `families/NAME.py`.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mpa_edge.config.scheme import Component
@@ -15,25 +14,9 @@ from mpa_edge.errors import MpaError
 from mpa_edge.families import family_of
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from mpa_edge.exporters.graphs.modules import Graph
 
 SHARED = ("modules", "text")
-
-
-@dataclass(frozen=True)
-class Graph:
-    """What `torch.onnx.export` needs to know of one component."""
-
-    module: nn.Module
-    """Takes `sample`, gives one tensor for each of `outputs`; holds only the weights that it uses."""
-    sample: tuple[Tensor, ...]
-    """Inputs to trace with. Every axis that changes in use is 2 or more here: the tracer takes a 1 for a constant."""
-    inputs: tuple[str, ...]
-    """Names of the inputs."""
-    outputs: tuple[str, ...]
-    """Names of the outputs."""
-    axes: tuple[dict[int, str], ...]
-    """For each input: axis that changes -> its name."""
 
 
 def build(model: Any, component: Component) -> Graph:

@@ -1,4 +1,4 @@
-"""InternVL: a picture is cut in patches of one size, each seen alone; four tokens become one."""
+"""InternVL: an image is split into tiles of one size, each encoded alone; four tokens become one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpa_edge.exporters.graphs import Graph
 from mpa_edge.exporters.graphs.llava import used_layers
-from mpa_edge.exporters.graphs.modules import reworded
+from mpa_edge.exporters.graphs.modules import Graph, onnx_form
 
 
 class Vision(nn.Module):
@@ -21,7 +20,7 @@ class Vision(nn.Module):
         (layer,) = used_layers(config.vision_feature_layer, len(tower.encoder.layer))
         self.embeddings, self.projector = tower.embeddings, core.multi_modal_projector
         self.layers = nn.ModuleList(tower.encoder.layer[:layer])
-        # only the very last state is normalised
+        # only the last hidden state is normalized
         self.after = tower.layernorm if config.vision_feature_layer == -1 else nn.Identity()
         self.drop_class_token = config.vision_feature_select_strategy == "default"
         self.side = round(1 / config.downsample_ratio)
@@ -36,7 +35,7 @@ class Vision(nn.Module):
 
 
 def shuffled(hidden: Tensor, side: int) -> Tensor:
-    """(N, patches, C) of a square -> (N, patches / side^2, C side^2): neighbours become one token."""
+    """(N, patches, C) of a square -> (N, patches / side^2, C side^2): pixel shuffle, neighbours become one token."""
     count, patches, channels = hidden.shape
     n = int(patches**0.5) // side
     blocks = hidden.reshape(count, n, side, n, side, channels).permute(0, 1, 3, 2, 4, 5)
@@ -49,7 +48,7 @@ def vision(model: Any) -> Graph:
     size = config.vision_config.image_size
     height, width = (size, size) if isinstance(size, int) else size
     return Graph(
-        reworded(Vision(model.model, config)),
+        onnx_form(Vision(model.model, config)),
         (torch.rand(2, 3, height, width),),
         ("pixel_values",),
         ("image_features",),

@@ -1,4 +1,4 @@
-"""LLaVA with a SigLIP tower (TinyLLaVA) or a CLIP tower: one picture, one row of patches, a small projector."""
+"""LLaVA with a SigLIP tower (TinyLLaVA) or a CLIP tower: one image, one row of patches, a small projector."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mpa_edge.errors import MpaError
-from mpa_edge.exporters.graphs import Graph
-from mpa_edge.exporters.graphs.modules import reworded
+from mpa_edge.exporters.graphs.modules import Graph, onnx_form
 
 TOWERS = ("siglip_vision_model", "clip_vision_model")
 
@@ -34,7 +33,7 @@ class Vision(nn.Module):
 
 
 def used_layers(named: int | list[int], n_layers: int) -> tuple[int, ...]:
-    """Numbers of hidden states, counted from the front; the embeddings are number 0.
+    """Indices of hidden states, counted from the front; the embeddings are number 0.
 
     >>> used_layers(-2, 24), used_layers([-1, 3], 24)
     ((23,), (24, 3))
@@ -53,7 +52,7 @@ def vision(model: Any) -> Graph:
     layers = used_layers(config.vision_feature_layer, tower.num_hidden_layers)
     drops = config.vision_feature_select_strategy == "default"
     return Graph(
-        reworded(Vision(core.vision_tower, core.multi_modal_projector, layers, drops)),
+        onnx_form(Vision(core.vision_tower, core.multi_modal_projector, layers, drops)),
         (torch.rand(2, 3, tower.image_size, tower.image_size),),
         ("pixel_values",),
         ("image_features",),

@@ -1,7 +1,8 @@
-"""Layers of transformers in the form that ONNX quantizers and ONNX Runtime know: same numbers, another wording."""
+"""Layers of transformers in the form that ONNX quantizers and ONNX Runtime recognize; the numbers are the same."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,11 +11,27 @@ from transformers import AttentionInterface
 
 ATTENTION = "mpa_edge_grouped"
 LARGE_NEGATIVE = -1.0e4
-"""Added where attention must not look: exp() of it is 0, and it still fits fp16."""
+"""Added to the scores of masked positions: exp() of it is 0, and it still fits fp16."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What `torch.onnx.export` needs to know of one component."""
+
+    module: nn.Module
+    """Takes `sample`, gives one tensor for each of `outputs`; holds only the weights that it uses."""
+    sample: tuple[Tensor, ...]
+    """Inputs to trace with. Every dynamic axis is 2 or more here: the tracer takes a 1 for a constant."""
+    inputs: tuple[str, ...]
+    """Names of the inputs."""
+    outputs: tuple[str, ...]
+    """Names of the outputs."""
+    axes: tuple[dict[int, str], ...]
+    """For each input: dynamic axis -> its name."""
 
 
 class MatMul(nn.Module):
-    """nn.Linear with its weight stored as (in, out): one MatMul with a constant, which is what quantizers look for."""
+    """nn.Linear with its weight stored as (in, out): one MatMul with a constant, which quantizers look for."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -28,7 +45,7 @@ class MatMul(nn.Module):
 
 
 class RootMeanSquareNorm(nn.Module):
-    """RMSNorm as a division by a root: the pattern that ONNX Runtime fuses into one kernel; rsqrt is not."""
+    """RMSNorm as a division by a square root: the pattern that ONNX Runtime fuses into one kernel."""
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
@@ -49,9 +66,9 @@ def grouped_attention(
     scaling: float | None = None,
     **_options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention in which the heads of a group read one key and value where they lie, without a repeated copy of both.
+    """Grouped-query attention without repeated copies of keys and values.
 
-    query (B, H, S, D), key and value (B, K, T, D) with H = K * group, mask added, (B, 1, S or 1, T) -> (B, S, H, D).
+    query (B, H, S, D), key and value (B, K, T, D) with H = K * group, additive mask (B, 1, S or 1, T) -> (B, S, H, D).
     """
     batch, heads, length, size = query.shape
     n_keys = key.shape[1]
@@ -68,8 +85,8 @@ def grouped_attention(
 AttentionInterface.register(ATTENTION, grouped_attention)
 
 
-def reworded(module: nn.Module) -> nn.Module:
-    """The same module with every linear layer, RMSNorm and attention in ONNX's wording, changed in place."""
+def onnx_form(module: nn.Module) -> nn.Module:
+    """Replace every linear layer, RMSNorm and attention by its form for ONNX, in place; returns the module."""
     for part in module.modules():
         if hasattr(part, "config"):
             part.config._attn_implementation = ATTENTION
@@ -81,6 +98,6 @@ def reworded(module: nn.Module) -> nn.Module:
     return module
 
 
-def added_mask(visible: Tensor) -> Tensor:
-    """Boolean mask -> what is added to attention scores."""
+def additive_mask(visible: Tensor) -> Tensor:
+    """Boolean mask -> the mask that is added to attention scores."""
     return torch.where(visible, 0.0, LARGE_NEGATIVE)

@@ -1,10 +1,11 @@
-"""Qwen2.5-VL: as Qwen2-VL, but most layers look at windows only."""
+"""Qwen2.5-VL: Qwen2-VL with window attention in most layers."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from mpa_edge.exporters.graphs import Graph, qwen2_vl
+from mpa_edge.exporters.graphs import qwen2_vl
+from mpa_edge.exporters.graphs.modules import Graph
 
 
 def vision(model: Any) -> Graph:

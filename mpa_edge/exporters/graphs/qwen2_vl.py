@@ -1,4 +1,4 @@
-"""Qwen2-VL: patches of all pictures in one row; which belong together follows from the grids, inside the graph."""
+"""Qwen2-VL: patches of all images in one row; the graph derives from the grids which belong together."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpa_edge.exporters.graphs import Graph
-from mpa_edge.exporters.graphs.modules import added_mask, grouped_attention, reworded
+from mpa_edge.exporters.graphs.modules import Graph, additive_mask, grouped_attention, onnx_form
 
 GRIDS = ((1, 8, 10), (1, 4, 6))
-"""Time, height and width in patches of the pictures to trace with."""
+"""Time, height and width in patches of the images to trace with."""
 
 
 class PatchMatMul(nn.Module):
-    """A convolution that sees each patch once, as the one MatMul that it is."""
+    """A convolution whose stride is its kernel size, as one MatMul."""
 
     def __init__(self, convolution: nn.Conv3d) -> None:
         super().__init__()
@@ -29,18 +28,18 @@ class PatchMatMul(nn.Module):
 
 
 class Places:
-    """Where each patch lies: all of shape (P,). Patches come in blocks of merge x merge, as the merger wants them."""
+    """Position of each patch, all of shape (P,). Patches come in blocks of merge x merge, as the merger wants them."""
 
     def __init__(self, grids: Tensor, n_patches: int, merge: int) -> None:
         ends = grids.prod(1).cumsum(0)
         patch = torch.arange(n_patches, device=grids.device)
-        self.picture = (patch[:, None] >= ends[None]).sum(1)
-        """Number of its picture."""
-        _, self.height, self.width = grids[self.picture].unbind(1)
-        """Of its picture, in patches."""
-        within = patch - (ends - grids.prod(1))[self.picture]
+        self.image = (patch[:, None] >= ends[None]).sum(1)
+        """Index of its image."""
+        _, self.height, self.width = grids[self.image].unbind(1)
+        """Of its image, in patches."""
+        within = patch - (ends - grids.prod(1))[self.image]
         self.frame = within // (self.height * self.width)
-        """Number of its frame in the picture."""
+        """Index of its frame in the image."""
         block, inner = (within % (self.height * self.width)) // merge**2, within % merge**2
         blocks_wide = self.width // merge
         self.row = block // blocks_wide * merge + inner // merge
@@ -49,8 +48,8 @@ class Places:
         """Counted from the left."""
 
     def visible(self, window: int | None = None) -> Tensor:
-        """Bool (P, P): pairs in one frame of one picture and, where windows are given, in one window of that size."""
-        marks = [self.picture, self.frame]
+        """Bool (P, P): pairs in the same frame of the same image and, with `window`, in the same window of that size."""
+        marks = [self.image, self.frame]
         if window is not None:
             marks += [self.row // window, self.column // window]
         same = [mark[:, None] == mark[None] for mark in marks]
@@ -58,7 +57,7 @@ class Places:
 
 
 class Vision(nn.Module):
-    """Tower and merger. Windows (Qwen2.5-VL) are masks: no patch changes its place."""
+    """Tower and merger. Windows (Qwen2.5-VL) are masks here: patches are not reordered."""
 
     def __init__(self, tower: Any) -> None:
         super().__init__()
@@ -70,11 +69,11 @@ class Vision(nn.Module):
         self.window = None if full is None else tower.window_size // self.merge // tower.patch_size * self.merge
 
     def forward(self, pixel_values: Tensor, grids: Tensor) -> Tensor:
-        """(P, values of a patch), (pictures, 3) -> (P / merge^2, text hidden)."""
+        """(P, values of a patch), (images, 3) -> (P / merge^2, text hidden)."""
         places = Places(grids, pixel_values.shape[0], self.merge)
         turned = self.rotary(pixel_values, torch.stack([places.row, places.column], -1))
-        everywhere = added_mask(places.visible())[None, None]
-        nearby = everywhere if self.window is None else added_mask(places.visible(self.window))[None, None]
+        everywhere = additive_mask(places.visible())[None, None]
+        nearby = everywhere if self.window is None else additive_mask(places.visible(self.window))[None, None]
         hidden = self.patches(pixel_values)[None]
         for i, block in enumerate(self.blocks):
             hidden = hidden + attention(
@@ -85,7 +84,7 @@ class Vision(nn.Module):
 
 
 def attention(layer: Any, hidden: Tensor, mask: Tensor, turned: tuple[Tensor, Tensor]) -> Tensor:
-    """One attention over all patches, (1, P, hidden) -> the same; the mask keeps pictures apart."""
+    """One attention over all patches, (1, P, hidden) -> the same; the mask separates images."""
     n_patches = hidden.shape[1]
     query, key, value = layer.qkv(hidden).reshape(n_patches, 3, layer.num_heads, -1).transpose(0, 2).unbind(1)
     seen, _ = grouped_attention(
@@ -101,12 +100,12 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def vision(model: Any, grids_name: str = "grid_thw") -> Graph:
-    """Graph of the vision encoder with its merger; transformers.js calls the grids differently in each generation."""
+    """Graph of the vision encoder with its merger; transformers.js names the grids differently in each generation."""
     tower = model.model.visual
     grids = torch.tensor(GRIDS)
     n_values = tower.patch_embed.proj.weight[0].numel()
     return Graph(
-        reworded(Vision(tower)),
+        onnx_form(Vision(tower)),
         (torch.rand(int(grids.prod(1).sum()), n_values), grids),
         ("pixel_values", grids_name),
         ("image_features",),

@@ -1,4 +1,4 @@
-"""Qwen3-VL: as Qwen2-VL, with learned positions, and with features of inner layers beside those of the last one."""
+"""Qwen3-VL: Qwen2-VL with learned positions, and with features of inner layers (DeepStack) beside the last one's."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpa_edge.exporters.graphs import Graph
-from mpa_edge.exporters.graphs.modules import added_mask, reworded
+from mpa_edge.exporters.graphs.modules import Graph, additive_mask, onnx_form
 from mpa_edge.exporters.graphs.qwen2_vl import GRIDS, PatchMatMul, Places, attention
 
 NEAR = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
-"""The four entries of the table around a place, as steps down and to the right."""
+"""The four table entries around a position, as steps down and to the right."""
 
 
 class Vision(nn.Module):
-    """Tower and mergers. The features of one token stand side by side: the last layer's, then those of inner layers."""
+    """Tower and mergers. The features of a token are concatenated: the last layer's, then those of inner layers."""
 
     def __init__(self, tower: Any) -> None:
         super().__init__()
@@ -27,10 +26,10 @@ class Vision(nn.Module):
         self.mergers, self.merge = tower.deepstack_merger_list, tower.spatial_merge_size
 
     def forward(self, pixel_values: Tensor, grids: Tensor) -> Tensor:
-        """(P, values of a patch), (pictures, 3) -> (P / merge^2, (1 + inner layers) x text hidden)."""
+        """(P, values of a patch), (images, 3) -> (P / merge^2, (1 + inner layers) x text hidden)."""
         places = Places(grids, pixel_values.shape[0], self.merge)
         turned = self.rotary(pixel_values, torch.stack([places.row, places.column], -1))
-        mask = added_mask(places.visible())[None, None]
+        mask = additive_mask(places.visible())[None, None]
         hidden = (self.patches(pixel_values) + learned(self.positions, self.side, places))[None]
         features = []
         for i, block in enumerate(self.blocks):
@@ -42,7 +41,7 @@ class Vision(nn.Module):
 
 
 def learned(table: nn.Embedding, side: int, places: Places) -> Tensor:
-    """Learned positions of a square of side x side, stretched over each picture: corners on corners. -> (P, hidden)."""
+    """Learned positions of a side x side square, interpolated to each image with aligned corners -> (P, hidden)."""
     row, down = stretched(places.row, places.height, side)
     column, right = stretched(places.column, places.width, side)
     step_down, step_right = NEAR.unbind(1)
@@ -54,9 +53,9 @@ def learned(table: nn.Embedding, side: int, places: Places) -> Tensor:
 
 
 def stretched(place: Tensor, size: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Where a place on an axis of `size` falls on one of `side`: the entry in front of it, and how far behind it is.
+    """Map a position on an axis of `size` to one of `side`: (index of the entry before it, fraction behind that).
 
-    In whole numbers as long as it goes: 16-bit floats would land on another entry.
+    Integers as far as possible: 16-bit floats would end at another entry.
     """
     steps = (size - 1).clamp(min=1)
     scaled = place * (side - 1)
@@ -69,7 +68,7 @@ def vision(model: Any) -> Graph:
     grids = torch.tensor(GRIDS)
     n_values = tower.patch_embed.proj.weight[0].numel()
     return Graph(
-        reworded(Vision(tower)),
+        onnx_form(Vision(tower)),
         (torch.rand(int(grids.prod(1).sum()), n_values), grids),
         ("pixel_values", "image_grid_thw"),
         ("image_features",),

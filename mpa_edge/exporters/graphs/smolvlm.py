@@ -1,4 +1,4 @@
-"""SmolVLM and Idefics3: a picture is a list of tiles; tiles that are all zero are padding and give no features."""
+"""SmolVLM and Idefics3: an image is a list of tiles; tiles that are all zero are padding and give no features."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpa_edge.exporters.graphs import Graph
-from mpa_edge.exporters.graphs.modules import added_mask, reworded
+from mpa_edge.exporters.graphs.modules import Graph, additive_mask, onnx_form
 
 
 class Vision(nn.Module):
-    """Tower and connector over the tiles of a batch of pictures."""
+    """Tower and connector over the tiles of a batch of images."""
 
     def __init__(self, tower: Any, connector: nn.Module) -> None:
         super().__init__()
@@ -25,7 +24,7 @@ class Vision(nn.Module):
         pixels, mask = pixels.index_select(0, chosen), mask.index_select(0, chosen)
         patches = patch_mask(mask, self.tower.patch_size)
         hidden = self.tower.embeddings(pixel_values=pixels, patch_attention_mask=patches)
-        added = added_mask(patches.flatten(1))[:, None, None, :]
+        added = additive_mask(patches.flatten(1))[:, None, None, :]
         hidden = self.tower.encoder(inputs_embeds=hidden, attention_mask=added).last_hidden_state
         return self.connector(self.tower.post_layernorm(hidden))
 
@@ -51,7 +50,7 @@ def vision(model: Any) -> Graph:
     pixels[1, 2] = 0
     mask = torch.ones(2, 3, size, size, dtype=torch.bool)
     return Graph(
-        reworded(Vision(core.vision_model, core.connector)),
+        onnx_form(Vision(core.vision_model, core.connector)),
         (pixels, mask),
         ("pixel_values", "pixel_attention_mask"),
         ("image_features",),

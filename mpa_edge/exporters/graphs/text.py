@@ -7,16 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpa_edge.exporters.graphs import Graph
-from mpa_edge.exporters.graphs.modules import added_mask, reworded
+from mpa_edge.exporters.graphs.modules import Graph, additive_mask, onnx_form
 
 MULTIMODAL_ROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 BATCH, LENGTH, PAST, TOTAL = 2, 3, 5, 8
-"""Sizes of the sample that is traced; TOTAL = PAST + LENGTH."""
+"""Sizes of the sample to trace with; TOTAL = PAST + LENGTH."""
 
 
 class Embed(nn.Module):
-    """Token ids -> embeddings; with zeros where a picture would have the features of inner layers (DeepStack)."""
+    """Token ids -> embeddings; with zeros where an image has the features of inner layers (DeepStack)."""
 
     def __init__(self, embedding: nn.Module, n_inner: int = 0) -> None:
         super().__init__()
@@ -29,7 +28,7 @@ class Embed(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embeddings of the new tokens and the cache of the old ones -> logits and the longer cache."""
+    """Embeddings of new tokens and the cache of earlier ones -> logits and the extended cache."""
 
     def __init__(self, language: nn.Module, head: nn.Module, config: Any) -> None:
         super().__init__()
@@ -45,7 +44,7 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, ...]:
         """(B, S, hidden), (B, P+S), (B, S) or (3, B, S), (), 2 x layers of (B, K, P, D) -> logits, 2 x layers.
 
-        With features of inner layers the embeddings are (B, S, (1 + inner layers) x hidden), as llama.cpp has them.
+        With features of inner layers the embeddings are (B, S, (1 + inner layers) x hidden), as in llama.cpp.
         """
         from transformers.cache_utils import DynamicCache
 
@@ -66,15 +65,15 @@ class Decoder(nn.Module):
 
 
 def causal_mask(attention_mask: Tensor, n_new: int) -> Tensor:
-    """(B, P+S) of 0 and 1 -> (B, 1, S, P+S) to add: a token sees itself and what stands before it, but no padding."""
+    """(B, P+S) of 0 and 1 -> additive mask (B, 1, S, P+S): a token sees itself and earlier tokens, but no padding."""
     total = attention_mask.shape[1]
     place = torch.arange(total, device=attention_mask.device)
     causal = place[None, :] <= place[total - n_new :, None]
-    return added_mask(causal[None, None] & attention_mask.to(torch.bool)[:, None, None, :])
+    return additive_mask(causal[None, None] & attention_mask.to(torch.bool)[:, None, None, :])
 
 
 def last(hidden: Tensor, count: Tensor) -> Tensor:
-    """(B, S, hidden) -> (B, count, hidden): the last positions, all of them where count is 0."""
+    """(B, S, hidden) -> (B, count, hidden): the last positions, all of them where `count` is 0."""
     length = hidden.shape[1]
     start = torch.where(count == 0, 0, length - count)
     place = torch.arange(length, device=hidden.device)
@@ -90,12 +89,12 @@ def embed(model: Any) -> Graph:
 
 
 def inner_layers(config: Any) -> int:
-    """How many layers of the decoder are given features of inner layers of the vision tower."""
+    """How many decoder layers take features of inner layers of the vision tower."""
     return len(getattr(config.vision_config, "deepstack_visual_indexes", ()))
 
 
 def added(hidden: Tensor, _places: Any, features: Tensor) -> Tensor:
-    """Features of an inner layer on top of what the decoder has so far; at a text token they are zero."""
+    """Add the features of an inner vision layer to the decoder's hidden states; at text tokens they are zero."""
     return hidden + features
 
 
@@ -105,8 +104,8 @@ def decoder(model: Any) -> Graph:
     language = getattr(model.model, "text_model", None) or model.model.language_model
     language.embed_tokens = None  # embeddings come from outside
     if n_inner := inner_layers(model.config):
-        language._deepstack_process = added  # its own wants to know which tokens are a picture's
-    module = reworded(Decoder(language, model.lm_head, config))
+        language._deepstack_process = added  # the original asks which tokens are an image's
+    module = onnx_form(Decoder(language, model.lm_head, config))
     past_shape = (BATCH, config.num_key_value_heads, PAST, head_size(config))
     past = [torch.rand(past_shape) for _ in range(2 * config.num_hidden_layers)]
     positions, position_axes = _positions(model.config.model_type)

@@ -1,1 +1,1 @@
-"""TODO."""
+"""ONNX graphs: traced from a checkpoint, calibrated, quantized."""

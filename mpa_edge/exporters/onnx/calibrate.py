@@ -1,12 +1,11 @@
-"""What the graphs of a model are fed while it answers the run's own questions about the run's own pictures.
+"""Inputs of a model's graphs while it answers the run's own questions about the run's own images.
 
 Static quantization measures the range of every activation on these. They are recorded from the fp32 export as it
-answers, so that picture, prompt and positions are what a device will see.
+answers, so image, prompt and positions are what a device will see.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from onnxruntime.quantization import CalibrationDataReader
 from mpa_edge.config.scheme import Component
 from mpa_edge.errors import MpaError
 from mpa_edge.images.folder import open_image
-from mpa_edge.runs.files import make_folder, read_json
+from mpa_edge.runs.files import link_or_copy, make_folder, read_json
 from mpa_edge.runs.manifest import FOLDERS, RENDERED, RUN_FILE
 from mpa_edge.runs.parquet import read_parts
 from mpa_edge.types import Drop, ParityRecord, Request
@@ -54,16 +53,23 @@ def calibrate(
 ) -> None:
     """Write `vision-00000.npz`, `decoder-00000.npz`, ... for n questions of the run's parity set into `folder`.
 
-    `graphs` are the fp32 graphs. MpaError for a plain checkpoint, and where no question or picture is left.
+    `graphs` are the fp32 graphs. MpaError for a plain checkpoint, and where no question or image is left.
     """
+    from mpa_edge.config.library import load_scheme
+    from mpa_edge.exporters.publish.layout import file_name, write_layout
     from mpa_edge.vlm.onnxruntime.model import OnnxVLM
 
     if source.run is None or source.recipe is None:
-        raise MpaError(f"'{source.name}' has no questions to measure static ranges on: export a run, or as onnx-int8")
+        raise MpaError(f"'{source.name}' has no questions to measure static ranges on: export a run, or use onnx-int8")
     rows, images = chosen_rows(source.run, n), images_folder(source.run, source.recipe)
+    # a complete fp32 export, its weights shared with `graphs`
     shutil.rmtree(folder / "model", ignore_errors=True)
     model = make_folder(folder / "model")
-    _fp32_export(source, graphs, model, budget)
+    for component, graph in graphs.items():
+        target = make_folder((model / file_name("onnx", component, "fp32")).parent)
+        for path in graph.parent.glob(f"{graph.name}*"):
+            link_or_copy(path, target / path.name)
+    write_layout(source, load_scheme("onnx-fp32"), model, budget, CONTEXT_TOKENS, None)
     vlm = OnnxVLM(model, name="calibration")
     recorder = Recorder(vlm)
     for row in rows:
@@ -74,57 +80,37 @@ def calibrate(
     vlm.close()
     shutil.rmtree(model)
     if recorder.n == 0:
-        raise MpaError(f"no picture of the run is left in {images}: put them back, or export as onnx-int8")
+        raise MpaError(f"no image of the run is left in {images}: put them back, or use onnx-int8")
 
 
 def chosen_rows(run: Path, n: int) -> list[ParityRecord]:
     """At most n confirmed questions of a run, spread evenly over all of them. MpaError where it has none."""
     rows = [row for row in read_parts(run / FOLDERS["identify"], ParityRecord) if row.verdict != "unverified"]
     if not rows:
-        raise MpaError(f"{run} has no confirmed question to measure static ranges on: export as onnx-int8")
+        raise MpaError(f"{run} has no confirmed question to measure static ranges on: use onnx-int8")
     count = min(n, len(rows))
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
 def images_folder(run: Path, recipe: Recipe) -> Path:
-    """Where the pictures of a run lie."""
+    """Folder of a run's images."""
     given = (read_json(run / RUN_FILE) or {}).get("images") or recipe.images.path
     return Path(given).expanduser() if given else run / RENDERED
 
 
-def _fp32_export(source: Source, graphs: Mapping[Component, Path], folder: Path, budget: ImageBudget | None) -> None:
-    """A whole export in full precision, its weights shared with `graphs`."""
-    from mpa_edge.config.library import load_scheme
-    from mpa_edge.exporters.publish.layout import file_name, write_layout
-
-    for component, graph in graphs.items():
-        target = make_folder((folder / file_name("onnx", component, "fp32")).parent)
-        for path in graph.parent.glob(f"{graph.name}*"):
-            _share(path, target / path.name)
-    write_layout(source, load_scheme("onnx-fp32"), folder, budget, CONTEXT_TOKENS, None)
-
-
-def _share(path: Path, target: Path) -> None:
-    try:
-        os.link(path, target)
-    except OSError:
-        shutil.copyfile(path, target)
-
-
 class Recorder:
-    """Listens to what a model's graphs are given."""
+    """Records what a model's graphs are fed. `n` is the number of answers that were written."""
 
     def __init__(self, vlm: Any) -> None:
         self.n = 0
-        """Answers that were written."""
-        self._heard: dict[Component, list[Arrays]] = {"vision": [], "decoder": []}
-        for component, heard in self._heard.items():
+        self._recorded: dict[Component, list[Arrays]] = {"vision": [], "decoder": []}
+        for component, recorded in self._recorded.items():
             graph = getattr(vlm, component)
-            graph.run = _listening(graph.run, heard)
+            graph.run = _recording(graph.run, recorded)
 
     def write(self, folder: Path) -> None:
-        """Store what was heard since the last call: the picture, and the answer as one pass over all its tokens."""
-        vision, steps = self._heard["vision"], self._heard["decoder"]
+        """Store what was fed since the last call: the image, and the answer as one pass over all its tokens."""
+        vision, steps = self._recorded["vision"], self._recorded["decoder"]
         for component, arrays in (("vision", vision[-1]), ("decoder", one_pass(steps))):
             np.savez_compressed(folder / f"{component}-{self.n:05d}.npz", **cast(dict[str, Any], arrays))
         self.n += 1
@@ -132,16 +118,16 @@ class Recorder:
         steps.clear()
 
 
-def _listening(run: Callable[[Arrays], Any], heard: list[Arrays]) -> Callable[[Arrays], Any]:
-    def listen(feeds: Arrays) -> Any:
-        heard.append(dict(feeds))
+def _recording(run: Callable[[Arrays], Any], recorded: list[Arrays]) -> Callable[[Arrays], Any]:
+    def record(feeds: Arrays) -> Any:
+        recorded.append(dict(feeds))
         return run(feeds)
 
-    return listen
+    return record
 
 
 def one_pass(steps: list[Arrays]) -> Arrays:
-    """A prompt and its decoding steps as one prompt: embeddings and positions in a row, every position's logits.
+    """A prompt and its decoding steps as one prompt: embeddings and positions concatenated, logits of every position.
 
     The cache is the empty one of the first step.
     """

@@ -1,4 +1,4 @@
-"""ONNX graphs on disk: read for a quantizer, checked, and written so that no half file has a final name."""
+"""ONNX graphs on disk: read for a quantizer, checked, and written so that no partial file has a final name."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from onnxruntime.quantization.onnx_model import ONNXModel
 from mpa_edge.runs.files import disk_errors, fsync_folder
 
 EMBEDDED_BYTES = 1_900_000_000
-"""Weights above this go into a file of their own: a protobuf ends at 2 GB."""
+"""Weights above this go into a file of their own: protobuf is limited to 2 GB."""
 FLOATS = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16"}
+LENGTH_DELIMITED = 2
+COPIED_BYTES = 16_000_000
 
 
 @contextmanager
 def work_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` for files in between; what a killed process left there goes first."""
+    """A folder beside `out` for intermediate files; what a killed process left there is removed first."""
     folder = out.parent / f".{out.name}.work"
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -34,55 +36,41 @@ def work_folder(out: Path) -> Iterator[Path]:
 
 
 def prepare(path: Path, folder: Path) -> Path:
-    """A copy of a graph in `folder` as quantizers want it; returns its path.
+    """A copy of a graph in `folder` in the form that quantizers want; returns its path.
 
-    Every Gemm is MatMul and Add, no notes of type stand on weights (they would go stale), and the weights lie in a file
-    of their own: shape inference then does not copy them, and whoever needs them reads them once.
+    Every Gemm becomes MatMul and Add, type annotations of weights are removed (they would become stale), and the
+    weights are in a file of their own: shape inference then does not copy them.
     """
-    target = folder / "source.onnx"
-    onnx.save_model(_prepared(path), target, save_as_external_data=True, location=f"{target.name}_data")
-    return target
-
-
-def _prepared(path: Path) -> ModelProto:
     model = ONNXModel(onnx.load(path))
     model.replace_gemm_with_matmul()
     graph = model.model.graph
     weights = {tensor.name for tensor in graph.initializer}
+    known = {value.name: value for value in (*graph.value_info, *graph.output)}
     kept = [value for value in graph.value_info if value.name not in weights]
-    kept += _between(model.model)
+    for node in graph.node:
+        # between the MatMul and the Add that were a Gemm: the type is that of the output
+        if node.op_type == "Add" and node.input[0] == f"{node.output[0]}_MatMul":
+            value = ValueInfoProto()
+            value.CopyFrom(known[node.output[0]])
+            value.name = node.input[0]
+            kept.append(value)
     del graph.value_info[:]
     graph.value_info.extend(kept)
-    return model.model
+    target = folder / "source.onnx"
+    onnx.save_model(model.model, target, save_as_external_data=True, location=f"{target.name}_data")
+    return target
 
 
 def is_large(prepared: Path) -> bool:
-    """Whether the weights of a prepared graph are more than one protobuf holds."""
+    """Whether the weights of a prepared graph are more than one protobuf can hold."""
     data = prepared.with_name(f"{prepared.name}_data")
     return data.is_file() and data.stat().st_size > EMBEDDED_BYTES
 
 
-def _between(model: ModelProto) -> list[ValueInfoProto]:
-    """Types of what stands between the MatMul and the Add that were a Gemm: those of its output."""
-    known = {value.name: value for value in (*model.graph.value_info, *model.graph.output)}
-    added = (node for node in model.graph.node if node.op_type == "Add" and node.input[0] == f"{node.output[0]}_MatMul")
-    found = []
-    for node in added:
-        value = ValueInfoProto()
-        value.CopyFrom(known[node.output[0]])
-        value.name = node.input[0]
-        found.append(value)
-    return found
-
-
-def n_bytes(model: ModelProto) -> int:
-    """Bytes of the weights, without serializing anything."""
-    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-
-
 def save(model: ModelProto, path: Path) -> None:
-    """Write a graph, its weights in `path`_data where they are large."""
-    if n_bytes(model) > EMBEDDED_BYTES:
+    """Sort a graph's nodes as the format demands, and write it, large weights to `path`_data."""
+    ONNXModel(model).topological_sort()
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > EMBEDDED_BYTES:
         onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}_data")
     else:
         onnx.save_model(model, path)
@@ -98,13 +86,8 @@ def publish(made: Path, out: Path) -> None:
     fsync_folder(out.parent)
 
 
-def sort(model: ModelProto) -> None:
-    """Nodes in the order in which they can run, as the format demands."""
-    ONNXModel(model).topological_sort()
-
-
 def check(path: Path) -> None:
-    """Raise where a file is no valid graph, or ONNX Runtime cannot load it."""
+    """Raise where a file is not a valid graph, or ONNX Runtime cannot load it."""
     import onnxruntime
 
     onnx.checker.check_model(str(path))
@@ -115,21 +98,78 @@ def check(path: Path) -> None:
 
 
 def kept_wide(model: ModelProto, source: Path, component: str) -> list[str]:
-    """One sentence where weights of `source` that could have been quantized were not; none where all were."""
-    before = {tensor.name: _n_elements(tensor) for tensor in _matrices(onnx.load(source, load_external_data=False))}
-    wide = [tensor for tensor in _matrices(model) if tensor.name in before]
+    """One sentence where weights of `source` that could have been quantized were not; empty where all were."""
+
+    def matrices(graph: onnx.GraphProto) -> dict[str, TensorProto]:
+        return {t.name: t for t in graph.initializer if t.data_type in FLOATS and len(t.dims) > 1}
+
+    before = matrices(onnx.load(source, load_external_data=False).graph)
+    wide = [tensor for name, tensor in matrices(model.graph).items() if name in before]
     if not wide:
         return []
-    largest = max(wide, key=_n_elements)
-    share = sum(map(_n_elements, wide)) / sum(before.values())
-    counted = f"{len(wide)} of {len(before)} weights ({share:.1%} of the numbers)"
+    largest = max(wide, key=lambda tensor: math.prod(tensor.dims))
+    share = sum(math.prod(t.dims) for t in wide) / sum(math.prod(t.dims) for t in before.values())
+    counted = f"{len(wide)} of {len(before)} weights ({share:.1%} of the parameters)"
     return [f"{component}: {counted} stay {FLOATS[largest.data_type]}, the largest is {largest.name}"]
 
 
-def _matrices(model: ModelProto) -> list[TensorProto]:
-    """Weights of two or more axes in floating point."""
-    return [tensor for tensor in model.graph.initializer if tensor.data_type in FLOATS and len(tensor.dims) > 1]
+# --- one file from a graph and its weights, without the weights in memory: protobuf's own writer needs them three times
 
 
-def _n_elements(tensor: TensorProto) -> int:
-    return math.prod(tensor.dims)
+def varint(number: int) -> bytes:
+    """A number as protobuf writes it: seven bits a byte, the lowest first.
+
+    >>> varint(300).hex()
+    'ac02'
+    """
+    found = bytearray()
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])
+
+
+def embed_weights(graph: Path, out: Path) -> None:
+    """Write `graph`, whose weights are in a file beside it, as one file of less than 2 GB.
+
+    A protobuf message is a sequence of fields, each a tag, a length and its bytes, in any order
+    (https://protobuf.dev/programming-guides/encoding). So the weights can be copied from file to file behind the rest.
+    """
+    model = onnx.load(graph, load_external_data=False)
+    # (bytes of a tensor up to its data, file of the data, offset in it, length); a small tensor is complete
+    weights: list[tuple[bytes, str, int, int]] = []
+    for tensor in model.graph.initializer:
+        if not tensor.external_data:
+            weights.append((tensor.SerializeToString(), "", 0, 0))
+            continue
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        start = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims).SerializeToString()
+        n_bytes = int(place["length"])
+        start += _field_head(TensorProto.RAW_DATA_FIELD_NUMBER, n_bytes)
+        weights.append((start, place["location"], int(place.get("offset", 0)), n_bytes))
+    del model.graph.initializer[:]
+    body = model.graph.SerializeToString()
+    model.ClearField("graph")
+    heads = [
+        _field_head(onnx.GraphProto.INITIALIZER_FIELD_NUMBER, len(start) + n_bytes) for start, _, _, n_bytes in weights
+    ]
+    sizes = (len(head) + len(start) + n_bytes for head, (start, _, _, n_bytes) in zip(heads, weights, strict=True))
+    with out.open("wb") as file:
+        file.write(model.SerializeToString())
+        file.write(_field_head(onnx.ModelProto.GRAPH_FIELD_NUMBER, len(body) + sum(sizes)) + body)
+        for head, (start, location, offset, n_bytes) in zip(heads, weights, strict=True):
+            file.write(head + start)
+            if not location:
+                continue
+            with (graph.parent / location).open("rb") as data:
+                data.seek(offset)
+                while n_bytes > 0:
+                    if not (chunk := data.read(min(n_bytes, COPIED_BYTES))):
+                        raise EOFError(f"{graph.parent / location} ends before its last tensor")
+                    file.write(chunk)
+                    n_bytes -= len(chunk)
+
+
+def _field_head(field: int, n_bytes: int) -> bytes:
+    """What comes before the bytes of a field."""
+    return varint(field << 3 | LENGTH_DELIMITED) + varint(n_bytes)

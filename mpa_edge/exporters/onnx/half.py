@@ -1,7 +1,7 @@
 """fp32 -> fp16, where fp16 is enough.
 
-Three things are computed in fp32 as transformers does it: the square inside an RMSNorm (256 squared is infinite in
-fp16), rotary angles (position 2049 has no fp16 number), and floats that end as an index, a count or a comparison.
+Three things are computed in fp32, as transformers does: the square inside an RMSNorm (256 squared is infinite in fp16),
+rotary angles (position 2049 has no fp16 number), and floats that become an index, a count or a comparison.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ DISCRETE = {"Cos", "Sin", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrE
 ROOTS = {"Sqrt", "Rsqrt"}
 NORM = {"Sqrt", "Rsqrt", "Add", "ReduceMean", "Pow", "Reciprocal", "Div"}
 SQUARE = "Pow"
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 MAX_ANCESTORS = 64
-"""A longer way back than this leads into the network itself, not to a position or a mask."""
+"""A longer chain than this leads into the network itself, not to a position or a mask."""
 
 
 def to_half(model: ModelProto, full_precision_io: list[str] | None) -> ModelProto:
-    """The graph in fp16; inputs and outputs that are named (all where None) stay fp32."""
+    """The graph in fp16; the named inputs and outputs stay fp32, all of them where None."""
     for i, node in enumerate(model.graph.node):
         node.name = node.name or f"node_{i}"
     half = convert_float_to_float16(
@@ -30,7 +31,7 @@ def to_half(model: ModelProto, full_precision_io: list[str] | None) -> ModelProt
         op_block_list=DEFAULT_OP_BLOCK_LIST,
         node_block_list=sorted(full_precision_nodes(model)),
     )
-    _without_detours(half)
+    _remove_detours(half)
     return half
 
 
@@ -40,22 +41,18 @@ def full_precision_nodes(model: ModelProto) -> set[str]:
     maker = {name: node for node in nodes for name in node.output}
     kept: set[str] = set()
     for node in nodes:
-        if node.op_type in DISCRETE or _to_integer(node):
+        to_integer = node.op_type == "Cast" and not any(_casts_to(node, kind) for kind in FLOATS)
+        if node.op_type in DISCRETE or to_integer:
             ancestors = _ancestors(node, maker)
             kept |= ancestors if len(ancestors) <= MAX_ANCESTORS else {node.name}
-    for root in (node for node in nodes if node.op_type in ROOTS):
-        users = [node for node in nodes if root.output[0] in node.input and node.op_type in NORM]
-        kept |= _ancestors(root, maker, NORM) | {user.name for user in users}
+        if node.op_type in ROOTS:
+            users = {user.name for user in nodes if node.output[0] in user.input and user.op_type in NORM}
+            kept |= _ancestors(node, maker, NORM) | users
     return kept
 
 
-def _to_integer(node: NodeProto) -> bool:
-    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
-    return node.op_type == "Cast" and not any(_casts_to(node, kind) for kind in floats)
-
-
 def _ancestors(node: NodeProto, maker: dict[str, NodeProto], through: Iterable[str] | None = None) -> set[str]:
-    """A node and what it is computed from; where operators are named, only `through` these, not beyond a square."""
+    """A node and what it is computed from; with `through`, only by way of these operators, and not beyond a square."""
     found: set[str] = set()
     waiting = [node]
     while waiting:
@@ -68,22 +65,22 @@ def _ancestors(node: NodeProto, maker: dict[str, NodeProto], through: Iterable[s
     return found
 
 
-def _without_detours(model: ModelProto) -> None:
-    """fp32 -> fp16 -> fp32 between two nodes that stayed fp32 becomes nothing: the way over fp16 would round.
+def _remove_detours(model: ModelProto) -> None:
+    """Remove fp32 -> fp16 -> fp32 between two nodes that stayed fp32: it would round.
 
     The converter also writes the same Cast once for each node that reads it; one is enough.
     """
     nodes = list({node.output[0] if node.output else node.name: node for node in model.graph.node}.values())
     narrowed = {node.output[0]: node.input[0] for node in nodes if _casts_to(node, TensorProto.FLOAT16)}
     widened = {node.output[0]: node.input[0] for node in nodes if _casts_to(node, TensorProto.FLOAT)}
-    straight = {
+    direct = {
         name: narrowed[source]
         for name, source in widened.items()
         if name.endswith("_cast_to_fp32") and source in narrowed
     }
     for node in nodes:
         for i, name in enumerate(node.input):
-            node.input[i] = straight.get(name, name)
+            node.input[i] = direct.get(name, name)
     read = {name for node in nodes for name in node.input} | {value.name for value in model.graph.output}
     del model.graph.node[:]
     model.graph.node.extend(node for node in nodes if node.op_type != "Cast" or node.output[0] in read)

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What stands beside the weights: layout, manifest, model card, licences, and the upload to the hub."""

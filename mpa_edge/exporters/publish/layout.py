@@ -30,8 +30,8 @@ HALF_CACHE = ("fp16", "q4f16")
 """Precisions whose decoder keeps its cache in fp16."""
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 PRIVATE = ("_name_or_path", "id2label", "label2id")
-"""Keys of config.json that tell of this machine, or nothing."""
-# text that no template and no tokenizer changes, and nobody asks
+"""Keys of config.json that name a path of this machine, or mean nothing here."""
+# a text that no template and no tokenizer changes, and that no template contains
 QUESTION = "mpa question 0451"
 QWEN2_SIZES = ("num_hidden_layers", "num_key_value_heads", "num_attention_heads", "hidden_size")
 
@@ -59,11 +59,19 @@ def write_layout(
     context_tokens: int,
     threads: int | None,
 ) -> Artifact:
-    """Write every small file of an export into `folder`, where the weights lie already, and artifact.json last.
+    """Write every small file of an export into `folder`, which holds the weights, and artifact.json last.
 
-    AutoProcessor.from_pretrained(folder) loads it, with the image budget applied; a plain onnx scheme is a model folder
-    of transformers.js. Returns what artifact.json says. MpaError where the checkpoint's chat template does not put the
-    picture once before the question.
+    AutoProcessor.from_pretrained(folder) loads the result; an onnx scheme is a model folder of transformers.js.
+
+    Args:
+        source: The checkpoint.
+        scheme: Its components name the weight files.
+        folder: The export.
+        budget: Image budget that is applied to the image processor.
+        context_tokens: Longest prompt with its answer.
+        threads: CPU threads on the device; None: one for each usable core.
+
+    Returns what artifact.json says. MpaError where the chat template does not put the image once before the question.
     """
     from mpa_edge.vlm.transformers.checkpoint import load_processor
 
@@ -72,7 +80,11 @@ def write_layout(
     files = {part: file_name(scheme.format, part, bits) for part, bits in scheme.components.items()}
     write_processor(processor, folder, budget)
     write_json(folder / "config.json", config | _javascript(scheme, config, folder, files))
-    _copy(source.checkpoint, folder)
+    _copy_unchanged(source.checkpoint, folder)
+    answers: dict[str, Any] = {}
+    if source.recipe is not None:
+        suffix = get_task(source.recipe.task).short_answer_suffix
+        answers = {"max_new_tokens": source.recipe.identify.max_new_tokens, "prompt_suffix": suffix}
     artifact = Artifact(
         name=f"{source.name}-{scheme.name}",
         scheme=scheme.name,
@@ -86,31 +98,30 @@ def write_layout(
         text=text_sizes(config),
         context_tokens=context_tokens,
         threads=threads,
-        **_answers(source),
+        **answers,
     )
     write_artifact(folder, artifact)
     return artifact
 
 
 def full_config(checkpoint: Path) -> dict[str, Any]:
-    """config.json with every default written out: a client in another language does not know transformers' defaults."""
+    """config.json with every default written out, for clients that do not know transformers' defaults."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=False)
-    return _without(json.loads(config.to_json_string(use_diff=False)), PRIVATE)
 
+    def public(tree: dict[str, Any]) -> dict[str, Any]:
+        kept = {key: value for key, value in tree.items() if key not in PRIVATE}
+        return {key: public(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
-def _without(tree: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    """A tree without some keys, at every depth."""
-    kept = {key: value for key, value in tree.items() if key not in keys}
-    return {key: _without(value, keys) if isinstance(value, dict) else value for key, value in kept.items()}
+    return public(json.loads(config.to_json_string(use_diff=False)))
 
 
 def write_processor(processor: Any, folder: Path, budget: ImageBudget | None) -> None:
-    """Tokenizer, chat template and image processor, the latter within the budget, and flat a second time.
+    """Tokenizer, chat template, and image processor within the budget, in two files.
 
-    transformers 5 nests the image processor in processor_config.json; transformers.js and older programs look for
-    preprocessor_config.json, and for the chat template inside tokenizer_config.json.
+    transformers 5 nests the image processor in processor_config.json; transformers.js and older programs read
+    preprocessor_config.json, and the chat template from tokenizer_config.json.
     """
     processor.save_pretrained(folder)
     nested = read_json(folder / "processor_config.json")
@@ -125,8 +136,8 @@ def write_processor(processor: Any, folder: Path, budget: ImageBudget | None) ->
     write_json(folder / "tokenizer_config.json", words)
 
 
-def _copy(checkpoint: Path, folder: Path) -> None:
-    """What goes along as it is: how to generate, and under which licence."""
+def _copy_unchanged(checkpoint: Path, folder: Path) -> None:
+    """Generation settings and licence texts."""
     found = [path for pattern in LICENCES for path in checkpoint.glob(pattern)]
     for path in sorted({*found, checkpoint / "generation_config.json"}):
         if path.is_file():
@@ -134,10 +145,10 @@ def _copy(checkpoint: Path, folder: Path) -> None:
 
 
 def _javascript(scheme: Scheme, config: dict[str, Any], folder: Path, files: dict[Component, str]) -> dict[str, Any]:
-    """What transformers.js wants in config.json; nothing where it has no name for a precision."""
+    """What transformers.js needs in config.json; nothing where it has no name for a precision."""
     if scheme.format != "onnx" or any(bits in STATIC for bits in scheme.components.values()):
         return {}
-    # its Qwen2-VL looks for the text model's sizes at the top
+    # its Qwen2-VL reads the text model's sizes at the top level
     sizes = {key: config["text_config"][key] for key in QWEN2_SIZES} if config["model_type"] == "qwen2_vl" else {}
     chosen: dict[str, Any] = {
         "dtype": {ONNX_FILES[part]: bits for part, bits in scheme.components.items()},
@@ -149,41 +160,36 @@ def _javascript(scheme: Scheme, config: dict[str, Any], folder: Path, files: dic
 
 
 def prompt_parts(processor: Any) -> PromptParts:
-    """The chat template filled in around one picture and one question. MpaError where it takes them in another way."""
+    """The chat template filled in around one image and one question. MpaError where it takes them in another way."""
     from mpa_edge.vlm.transformers.checkpoint import chat_prompt
 
     before, found, after = chat_prompt(processor, QUESTION).partition(QUESTION)
     placeholder = str(processor.image_token)
     if not found or before.count(placeholder) != 1 or placeholder in after:
         raise MpaError(
-            "the chat template does not put the picture once before the question: use a checkpoint whose template does"
+            "the chat template does not put the image once before the question: use a checkpoint whose template does"
         )
     return PromptParts(before=before, after=after, placeholder=placeholder)
 
 
 def known_tokens(processor: Any, checkpoint: Path, config: dict[str, Any]) -> Tokens:
-    """Ids and texts of the tokens that a runtime must know."""
+    """Ids and texts of the tokens that a runtime needs."""
     tokenizer, image = processor.tokenizer, str(processor.image_token)
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    # end tokens from the first place that names any, in the order of transformers
+    generation = read_json(checkpoint / "generation_config.json") or {}
+    named = (place.get("eos_token_id") for place in (generation, config, config.get("text_config") or {}))
+    ends = next((end for end in named if end is not None), tokenizer.eos_token_id)
     return Tokens(
         image=image,
         image_id=int(tokenizer.convert_tokens_to_ids(image)),
-        ends=_ends(checkpoint, config, tokenizer),
+        ends=tuple(ends) if isinstance(ends, list) else (int(ends),),
         special=tuple(sorted({*special, *tokenizer.all_special_tokens, image})),
     )
 
 
-def _ends(checkpoint: Path, config: dict[str, Any], tokenizer: Any) -> tuple[int, ...]:
-    """Ids that end an answer, from the first place that names any: the order in which transformers looks."""
-    generation = read_json(checkpoint / "generation_config.json") or {}
-    places = (generation, config, config.get("text_config") or {})
-    ends = next((place["eos_token_id"] for place in places if place.get("eos_token_id") is not None), None)
-    found = tokenizer.eos_token_id if ends is None else ends
-    return tuple(found) if isinstance(found, list) else (int(found),)
-
-
 def text_sizes(config: dict[str, Any]) -> dict[str, int]:
-    """Sizes of the language model that its cache and its head have."""
+    """Sizes of the language model's cache and head."""
     text = config.get("text_config") or config
     heads, hidden = text["num_attention_heads"], text["hidden_size"]
     inner = len((config.get("vision_config") or {}).get("deepstack_visual_indexes") or ())
@@ -197,10 +203,3 @@ def text_sizes(config: dict[str, Any]) -> dict[str, int]:
         "vocab_size": text["vocab_size"],
     }
 
-
-def _answers(source: Source) -> dict[str, Any]:
-    """How the run asks its questions; nothing special for a plain checkpoint."""
-    if source.recipe is None:
-        return {}
-    suffix = get_task(source.recipe.task).short_answer_suffix
-    return {"max_new_tokens": source.recipe.identify.max_new_tokens, "prompt_suffix": suffix}

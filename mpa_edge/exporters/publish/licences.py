@@ -1,4 +1,4 @@
-"""Under which licence a model came, and whether that restricts what may be done with what was made of it."""
+"""The licence of a model, and whether it restricts what may be done with what was made from it."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from mpa_edge.vlm.openai.reference import is_server, parse
 
 UNKNOWN = "unknown"
 MAX_CARD_BYTES = 1_000_000
-HUB_WAIT_S = 5.0
+HUB_TIMEOUT_S = 5.0
 FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
 # where huggingface_hub keeps what it downloaded
 HUB_FOLDER = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/[^/]+/?$")
 # first words of a licence's text -> its name on the hub
 TEXTS = {"apache license": "apache-2.0", "mit license": "mit", "bsd 3-clause": "bsd-3-clause"}
-# names on the hub that say: read before you use. The first pattern that is found gives the sentence
+# names on the hub of licences that restrict use; the first pattern that is found gives the sentence
 RESTRICTED = {
     r"-nc\b|-nc-|non-?commercial|amlr|research": "no commercial use, or research only",
     r"-nd\b|-nd-|no-?deriv": "no changed versions may be shared, and a quantized model is one",
-    r"^llama|meta-llama": "Meta's terms go along: naming, acceptable use, a limit on users",
-    r"^gemma": "Google's terms and its list of prohibited uses go along",
-    r"rail|bloom|deepseek|falcon|tii-|creativeml": "a list of prohibited uses goes along",
-    r"gpl|-sa\b|-sa-": "what is made of it must be shared under the same licence",
-    r"^other$|^unknown$|^$": "its terms are its own: read them before you share or sell anything made of it",
+    r"^llama|meta-llama": "Meta's terms apply: naming, acceptable use, a limit on users",
+    r"^gemma": "Google's terms and its list of prohibited uses apply",
+    r"rail|bloom|deepseek|falcon|tii-|creativeml": "a list of prohibited uses applies",
+    r"gpl|-sa\b|-sa-": "what is made from it must be shared under the same licence",
+    r"^other$|^unknown$|^$": "its terms are its own: read them before you share or sell anything made from it",
 }
 
 
@@ -47,7 +47,7 @@ class Licence:
     """Where the terms are, as the model's card says."""
 
     @property
-    def words(self) -> str:
+    def title(self) -> str:
         """Name for people."""
         return self.name or self.id
 
@@ -58,16 +58,16 @@ class Licence:
         >>> Licence("x", "cc-by-nc-4.0").restriction, Licence("x", "apache-2.0").restriction
         ('no commercial use, or research only', None)
         """
-        known = f"{self.id} {self.name}".lower().split()
-        found = (why for pattern, why in RESTRICTED.items() if any(re.search(pattern, word) for word in known))
+        words = f"{self.id} {self.name}".lower().split()
+        found = (why for pattern, why in RESTRICTED.items() if any(re.search(pattern, word) for word in words))
         return next(found, None)
 
 
 def licence_of(reference: str) -> Licence:
     """Licence of a recipe's teacher or student: of a folder, a built-in model, or a hub id.
 
-    A hub id's card is looked for among the downloaded files, then on the hub; what cannot be found is `unknown`.
-    Of a model behind a server only its name is taken, as a hub id: the address is nobody else's business.
+    A hub id's card is looked for among the downloaded files, then on the hub; `unknown` where it is not found. Of a
+    model behind a server only the model's name is used, as a hub id, never the server's address.
     """
     if is_server(reference):
         reference = parse(reference).model
@@ -78,17 +78,18 @@ def licence_of(reference: str) -> Licence:
     except MpaError:
         return Licence(Path(reference).name, UNKNOWN)
     downloaded = HUB_FOLDER.search(found.as_posix())
-    name = reference if not Path(reference).expanduser().exists() else found.resolve().name
+    if not found.is_dir():
+        return _from_card(reference, _card_on_hub(reference)) or Licence(reference, UNKNOWN)
+    name = found.resolve().name if Path(reference).expanduser().exists() else reference
+    text = _read(found / "README.md")
     if downloaded:
         name = f"{downloaded[1]}/{downloaded[2]}"
-        return _of_card(name, _read(found / "README.md") or _card_on_hub(name)) or _of_text(name, found)
-    if found.is_dir():
-        return _of_card(name, _read(found / "README.md")) or _of_text(name, found)
-    return _of_card(name, _card_on_hub(reference)) or Licence(name, UNKNOWN)
+        text = text or _card_on_hub(name)
+    return _from_card(name, text) or _from_text(name, found)
 
 
 def front_matter(card: str) -> dict[str, Any]:
-    """The YAML head of a model card; empty where it has none, or none that can be read.
+    """The YAML head of a model card; empty where it has none, or it is not valid.
 
     >>> front_matter("---\\nlicense: mit\\n---\\n# x")
     {'license': 'mit'}
@@ -101,21 +102,21 @@ def front_matter(card: str) -> dict[str, Any]:
     return head if isinstance(head, dict) else {}
 
 
-def _of_card(name: str, card: str) -> Licence | None:
+def _from_card(name: str, card: str) -> Licence | None:
     head = front_matter(card)
-    asked = head.get("license")
-    known = asked[0] if isinstance(asked, list) and asked else asked
+    given = head.get("license")
+    known = given[0] if isinstance(given, list) and given else given
     if not isinstance(known, str) or not known:
         return None
-    return Licence(name, _plain(known.lower()), _plain(head.get("license_name")), _plain(head.get("license_link")))
+
+    def plain(value: Any) -> str:
+        """Somebody else's text for a line of our card: one line, no code marks, not long."""
+        return " ".join(str(value or "").replace("`", "").split())[:200]
+
+    return Licence(name, plain(known.lower()), plain(head.get("license_name")), plain(head.get("license_link")))
 
 
-def _plain(value: Any) -> str:
-    """Somebody else's text for a line of our card: one line, no code marks, not long."""
-    return " ".join(str(value or "").replace("`", "").split())[:200]
-
-
-def _of_text(name: str, folder: Path) -> Licence:
+def _from_text(name: str, folder: Path) -> Licence:
     """By the first words of a LICENSE file; `other` where they are not known."""
     texts = [_read(path)[:2000].lower() for path in sorted(folder.glob("LICEN[SC]E*")) if path.is_file()]
     known = next((licence for text in texts for words, licence in TEXTS.items() if words in text), "other")
@@ -131,14 +132,14 @@ def _read(path: Path) -> str:
 
 
 def _card_on_hub(hub_id: str) -> str:
-    """README.md of a hub model; empty where it cannot be had: an export does not fail for a licence line."""
+    """README.md of a hub model; empty where it cannot be fetched: an export does not fail for a licence line."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         cached = try_to_load_from_cache(hub_id, "README.md")
-        return _read(
-            Path(cached if isinstance(cached, str) else hf_hub_download(hub_id, "README.md", etag_timeout=HUB_WAIT_S))
-        )
-    except Exception:  # the hub's many ways to say no: all of them mean that the licence is not known
+        if not isinstance(cached, str):
+            cached = hf_hub_download(hub_id, "README.md", etag_timeout=HUB_TIMEOUT_S)
+        return _read(Path(cached))
+    except Exception:  # whatever the reason, the licence is then unknown
         return ""

@@ -1,4 +1,4 @@
-"""manifest.json of an export: every file with its hash, the scheme as resolved, and how near the original it is."""
+"""manifest.json of an export: every file with its hash, the scheme as resolved, and how close it is to the original."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from mpa_edge.config.scheme import Component
+from mpa_edge.errors import MpaError
 from mpa_edge.metrics.gain import Word
 from mpa_edge.runs.files import read_json, sha256_file, write_json
 from mpa_edge.runs.manifest import MANIFEST, output_files
@@ -27,14 +28,19 @@ class FileEntry(Record):
     sha256: str
     """Hex digest."""
 
+    def is_in(self, folder: Path) -> bool:
+        """Whether the file is in a folder, unchanged."""
+        path = folder / self.path
+        return path.is_file() and path.stat().st_size == self.bytes and sha256_file(path) == self.sha256
+
 
 class AccuracyFigures(Record):
     """Strict metric on the same held-out questions, 0 to 1."""
 
     base: float
-    """The student before, fp32."""
+    """The student before alignment, fp32."""
     aligned: float
-    """The student after, fp32."""
+    """The student after alignment, fp32."""
     artifact: float
     """What was exported."""
     n: int
@@ -48,7 +54,7 @@ class AccuracyFigures(Record):
     reasons: tuple[str, ...]
     """Why."""
     questions_sha256: str
-    """Of the questions, so that another set is asked anew."""
+    """Of the questions: other questions are measured anew."""
 
 
 class ExportManifest(Record):
@@ -67,9 +73,9 @@ class ExportManifest(Record):
     files: dict[Component, FileEntry]
     """Component -> its main file."""
     outputs: dict[str, FileEntry]
-    """Every file of the folder by path; the card is rewritten when accuracy is measured, so its hash is not here."""
+    """Every file of the folder by path; without the card, which is rewritten when accuracy is measured."""
     notes: tuple[str, ...]
-    """What did not go as the scheme's name says, for example tensors that kept more bits."""
+    """Where the result is not what the scheme's name says, for example tensors that kept more bits."""
     parity: dict[str, Any]
     """Figures of the comparison with the checkpoint."""
     parity_details: dict[str, Any]
@@ -79,7 +85,7 @@ class ExportManifest(Record):
     versions: dict[str, str]
     """Python, mpa-edge and the libraries that did the work."""
     seconds: float
-    """Wall seconds of this export, what it shared with others counted once."""
+    """Wall seconds of this export; what several schemes share is counted once."""
     peak_rss_bytes: int
     """Largest resident memory of any process of this export."""
 
@@ -90,6 +96,14 @@ def read_export_manifest(folder: Path) -> ExportManifest | None:
         return ExportManifest.model_validate(read_json(folder / MANIFEST))
     except ValidationError:
         return None
+
+
+def finished(folder: Path) -> ExportManifest:
+    """The manifest of a finished export. MpaError where there is none."""
+    manifest = read_export_manifest(folder)
+    if manifest is None:
+        raise MpaError(f"{folder} is not a finished export: run mpa-edge export first")
+    return manifest
 
 
 def entry(folder: Path, name: str) -> FileEntry:
@@ -104,17 +118,18 @@ def outputs_of(folder: Path) -> dict[str, FileEntry]:
     return {name: entry(folder, name) for name in names if name != CARD}
 
 
+def component_bytes(manifest: ExportManifest, component: Component) -> int:
+    """Size of a component's file with the weights beside it."""
+    path = manifest.files[component].path
+    return sum(file.bytes for name, file in manifest.outputs.items() if name in (path, f"{path}_data"))
+
+
 def is_exported(folder: Path, inputs: Mapping[str, str]) -> bool:
-    """Whether a folder holds this very export, unharmed."""
+    """Whether a folder holds this very export, undamaged."""
     manifest = read_export_manifest(folder)
     if manifest is None or manifest.inputs != dict(inputs):
         return False
-    return all(
-        (folder / name).is_file()
-        and (folder / name).stat().st_size == file.bytes
-        and sha256_file(folder / name) == file.sha256
-        for name, file in manifest.outputs.items()
-    )
+    return all(file.is_in(folder) for file in manifest.outputs.values())
 
 
 def write_export_manifest(folder: Path, manifest: ExportManifest) -> None:

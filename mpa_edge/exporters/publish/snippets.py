@@ -1,4 +1,4 @@
-"""How to run an export, as text for its card. Every Python and JavaScript block is run by a test."""
+"""How to run an export, as text for its card. A test runs every Python and JavaScript block."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from mpa_edge.artifact import Artifact
 
-PICTURE = "picture.png"
+IMAGE = "image.png"
 EXTRAS = {"onnx": "onnx", "gguf": "gguf", "hybrid": "onnx,gguf"}
-# families whose positions are three numbers, and that transformers.js has no class for
+# model types with positions of three numbers, and those that transformers.js has no class for
 THREE_AXES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 NOT_IN_JAVASCRIPT = ("internvl",)
-# its processor takes the picture first
-PICTURE_FIRST = ("llava",)
+# their processor takes the image before the text
+IMAGE_FIRST = ("llava",)
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Snippet:
     language: str
     """Of the code."""
     code: str
-    """Complete: it reads picture.png beside the files and prints the answer."""
+    """Complete: it reads image.png beside the files and prints the answer."""
 
 
 def snippets(artifact: Artifact, prompt: str, scheme: str) -> Iterator[Snippet]:
@@ -51,15 +51,15 @@ from mpa_edge.types import Request
 from mpa_edge.vlm import load
 
 model = load(".", name={json.dumps(scheme)})
-picture = Image.open("{PICTURE}").convert("RGB")
-(reply,) = model.answer([Request(picture, {json.dumps(prompt)}, max_new_tokens={artifact.max_new_tokens})])
+image = Image.open("{IMAGE}").convert("RGB")
+(reply,) = model.answer([Request(image, {json.dumps(prompt)}, max_new_tokens={artifact.max_new_tokens})])
 print(reply.text)
 """
     return Snippet("Python, mpa-edge", f"`pip install 'mpa-edge[{EXTRAS[artifact.format]}]'`", "python", code)
 
 
 def onnxruntime_snippet(artifact: Artifact, prompt: str) -> Snippet:
-    """ONNX Runtime alone, with transformers' processor for the picture."""
+    """ONNX Runtime alone, with transformers' processor for the image."""
     words = " num2words" if artifact.model_type == "smolvlm" else ""
     code = f"""
 import numpy as np
@@ -74,7 +74,7 @@ vision, embed, decoder = (
 processor = AutoProcessor.from_pretrained(".")
 content = [{{"type": "image"}}, {{"type": "text", "text": {json.dumps(prompt)}}}]
 text = processor.apply_chat_template([{{"role": "user", "content": content}}], add_generation_prompt=True)
-inputs = processor(text=text, images=[Image.open("{PICTURE}").convert("RGB")], return_tensors="pt")
+inputs = processor(text=text, images=[Image.open("{IMAGE}").convert("RGB")], return_tensors="pt")
 inputs = {{name: value.numpy() for name, value in inputs.items()}}
 kinds = {{"tensor(bool)": bool, "tensor(float)": np.float32, "tensor(float16)": np.float16}}
 pixels = {{i.name: inputs[i.name].astype(kinds[i.type]) for i in vision.get_inputs()}}
@@ -103,8 +103,8 @@ print(processor.tokenizer.decode(answer, skip_special_tokens=True).strip())
 
 
 def javascript_snippet(artifact: Artifact, prompt: str, scheme: str) -> Snippet:
-    """transformers.js as it comes: node and browsers."""
-    order = "image, text" if artifact.model_type in PICTURE_FIRST else "text, [image]"
+    """transformers.js, in node and browsers."""
+    order = "image, text" if artifact.model_type in IMAGE_FIRST else "text, [image]"
     code = f"""
 import {{ AutoModelForImageTextToText, AutoProcessor, RawImage, env }} from "@huggingface/transformers";
 
@@ -113,7 +113,7 @@ env.localModelPath = "../";
 env.allowRemoteModels = false;
 const processor = await AutoProcessor.from_pretrained(id);
 const model = await AutoModelForImageTextToText.from_pretrained(id);
-const image = await RawImage.read("{PICTURE}");
+const image = await RawImage.read("{IMAGE}");
 const content = [{{ type: "image" }}, {{ type: "text", text: {json.dumps(prompt)} }}];
 const text = processor.apply_chat_template([{{ role: "user", content }}], {{ add_generation_prompt: true }});
 const inputs = await processor({order});
@@ -129,13 +129,13 @@ def llama_cpp_snippet(artifact: Artifact, prompt: str) -> Snippet:
     question = prompt.replace("'", "'\\''").replace("\n", " ")
     code = (
         f"\nllama-mtmd-cli -m {artifact.files['language']} --mmproj {artifact.files['mmproj']} \\\n"
-        f"  --image {PICTURE} --temp 0 -c {artifact.context_tokens}{_pixel_limits(artifact)} -p '{question}'\n"
+        f"  --image {IMAGE} --temp 0 -c {artifact.context_tokens}{_pixel_limits(artifact)} -p '{question}'\n"
     )
     return Snippet("llama.cpp", "Any llama.cpp from this year:", "sh", code)
 
 
 def _pixel_limits(artifact: Artifact) -> str:
-    """Qwen2-VL's smallest and largest picture: GGUF files have no key for them."""
+    """Qwen2-VL's smallest and largest image: GGUF files have no key for them."""
     size, merge = artifact.image.get("size"), artifact.image.get("merge_size")
     if artifact.model_type not in THREE_AXES or not merge or not isinstance(size, dict):
         return ""

@@ -1,4 +1,4 @@
-"""The pictures and questions of the parity check: drawn here, the same on every machine."""
+"""Images and questions of the parity check: drawn here, the same on every machine."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from PIL import Image, ImageDraw
 from mpa_edge.types import Request
 
 MAX_NEW_TOKENS = 8
-GREY = (128, 128, 128)
+GRAY = (128, 128, 128)
 LONG, SHORT = 256, 64
 VERSION = 1
-"""Of everything here: a stored reference of another version is made again."""
+"""Of everything in this file: a stored reference of another version is made again."""
 
 
 @dataclass(frozen=True)
@@ -23,38 +23,36 @@ class Probes:
     """What both models are asked."""
 
     batches: tuple[tuple[Request, ...], ...]
-    """Each is one batch: two pictures alone, then two of other sizes with questions of other lengths."""
+    """Two images alone, then a batch of two with other sizes and questions of different length."""
     blanks: tuple[tuple[int, Request], ...]
-    """Greyed probes, each with the index of its coloured one (counted through all batches)."""
+    """Probes with a gray image, each with the index of the original (counted through all batches)."""
 
     @property
     def requests(self) -> tuple[Request, ...]:
-        """All coloured probes in order."""
+        """All probes but the gray ones, in order."""
         return tuple(request for batch in self.batches for request in batch)
 
 
 def probes(image: dict[str, Any], prompt: Callable[[str], str], image_token: str) -> Probes:
     """Probes for an image processor with these values.
 
-    Three sizes: a wide and a tall one, cheap for models that cut a picture in tiles, and one of two rows of tiles.
-    `prompt` puts a question as the run asks it; one question tries to smuggle in an image token, as a user might.
+    Three sizes: a wide and a tall one, cheap for models that split an image into tiles, and one of two rows of tiles.
+    `prompt` adds what the run adds to each question; one question contains the image token, as a user's might.
     """
     wide, tall = drawn(LONG, SHORT, seed=1), drawn(SHORT, LONG, seed=2)
     middle = drawn(*two_rows(image), seed=3)
     short = prompt("What is shown?")
     longer = prompt(f"How many red{image_token} shapes are there, and is the largest one left of 3 o'clock?")
-    ask = [Request(wide, longer), Request(middle, short), Request(wide, short), Request(tall, longer)]
-    grey = Request(Image.new("RGB", wide.size, GREY), longer)
-    first, second, *pair = (_short(request) for request in ask)
-    return Probes(batches=((first,), (second,), tuple(pair)), blanks=((0, _short(grey)),))
-
-
-def _short(request: Request) -> Request:
-    return Request(request.image, request.prompt, MAX_NEW_TOKENS)
+    gray = Image.new("RGB", wide.size, GRAY)
+    first, second, third, fourth, blank = (
+        Request(picture, question, MAX_NEW_TOKENS)
+        for picture, question in ((wide, longer), (middle, short), (wide, short), (tall, longer), (gray, longer))
+    )
+    return Probes(batches=((first,), (second,), (third, fourth)), blanks=((0, blank),))
 
 
 def two_rows(image: dict[str, Any]) -> tuple[int, int]:
-    """Width and height that become two rows of tiles where pictures are cut up: every tile costs seconds.
+    """Width and height that become two rows of tiles where images are split: every tile costs seconds.
 
     >>> two_rows({"max_image_size": {"longest_edge": 512}, "size": {"longest_edge": 2048}})
     (256, 128)
@@ -68,7 +66,7 @@ def two_rows(image: dict[str, Any]) -> tuple[int, int]:
 
 
 def drawn(width: int, height: int, seed: int) -> Image.Image:
-    """A coloured picture with edges of every direction: mirrored, turned, blurred or recoloured it is another one."""
+    """A colored picture with edges of every direction: mirrored, turned, blurred or recolored it is a different one."""
     x, y = np.linspace(0, 1, width)[None], np.linspace(0, 1, height)[:, None]
     ramps = (200 * x + 0 * y, 180 * y + 40 * x, 220 - 160 * x * y - 40 * y)
     picture = Image.fromarray(np.stack(ramps, -1).astype(np.uint8), "RGB")
