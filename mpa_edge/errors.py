@@ -8,7 +8,7 @@ class MpaError(Exception):
 
 
 class MachineError(MpaError):
-    """This machine lacks memory, disk space or a package: it says nothing about what was being made or checked."""
+    """The machine lacks memory, disk space or a package; what was being made or checked is not at fault."""
 
 
 class VerificationError(MpaError):

@@ -143,7 +143,8 @@ def exported_base(source: Source, artifact: Path, target: Target) -> Path:
     from mpa_edge.bench.measurement import FOLDER
     from mpa_edge.config.library import load_target
     from mpa_edge.config.scheme import Scheme
-    from mpa_edge.exporters.pipeline import Order, finished, run_export
+    from mpa_edge.exporters.pipeline import Order, run_export
+    from mpa_edge.exporters.publish.manifest import finished
     from mpa_edge.exporters.source import open_source
 
     manifest = finished(artifact)

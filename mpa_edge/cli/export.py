@@ -1,4 +1,4 @@
-"""ONNX and GGUF files for a device, compared with the model they came from."""
+"""`export`: ONNX and GGUF files for a device, verified against the model they were made from."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from mpa_edge.config.scheme import Component
     from mpa_edge.exporters.pipeline import Order
     from mpa_edge.exporters.publish.manifest import ExportManifest
 
 DEFAULT_TARGET = "cpu"
-WORDS = {"holds": "holds", "lost": "is lost", "inconclusive": "may be left or not"}
+VERDICTS = {"holds": "is kept", "lost": "is lost", "inconclusive": "may be kept or lost"}
 
 
 @click.command("export")
@@ -37,10 +36,10 @@ WORDS = {"holds": "holds", "lost": "is lost", "inconclusive": "may be left or no
 @verbose_option
 @fetched("source")
 def command(source: str, repo: str | None, accuracy: int | None, dry_run: bool, as_json: bool, **asked: Any) -> None:
-    """Write what a device runs: ONNX or GGUF files, quantized, verified against the checkpoint.
+    """Export a model as quantized ONNX or GGUF files, verified against the checkpoint.
 
     RUN is a folder that align made; a plain CHECKPOINT folder (or hub id) works as well. Without --as, the target's
-    first scheme that fits the model is made. Exit 3 where an export is not the same model: then nothing is kept.
+    first scheme that fits the model is made. Exit code 3: an export is not the same model, and was removed.
 
     \b
     Examples:
@@ -67,7 +66,7 @@ def command(source: str, repo: str | None, accuracy: int | None, dry_run: bool, 
 
 
 def upload(folders: list[Path], repo: str) -> list[str]:
-    """Each export into a repository of its own: their files have the same names."""
+    """Each export into a repository of its own, because their files have the same names; returns the addresses."""
     from mpa_edge.exporters.publish.hub import push
 
     names = [repo] if len(folders) == 1 else [f"{repo}-{folder.name}" for folder in folders]
@@ -94,51 +93,46 @@ def make_order(
 
 
 def show_plan(order: Order, as_json: bool) -> None:
-    """What would be made, and how large it would be."""
-    from mpa_edge.exporters.preflight import disk_need_bytes
-    from mpa_edge.exporters.sizes import predict_sizes, size_table
+    """What would be made, and about how large it would be."""
+    from mpa_edge.exporters.sizes import disk_need_bytes, forecast_bytes, size_table
 
-    sizes = {scheme.name: predict_sizes(order.source, scheme) for scheme in order.schemes}
+    sizes = {scheme.name: forecast_bytes(order.source, scheme) for scheme in order.schemes}
     disk_bytes = disk_need_bytes(order.source, order.schemes)
+    target = order.target.name if order.target else None
     if as_json:
         plan = {
             "source": str(order.source.checkpoint),
             "exports": str(order.source.exports),
             "disk_bytes": disk_bytes,
-            "target": order.target.name if order.target else None,
+            "target": target,
             "predicted_bytes": sizes,
         }
         return print_json(plan)
     click.echo(f"source    {order.source.checkpoint} ({order.source.family.title})")
     click.echo(f"exports   {order.source.exports}")
-    click.echo(f"target    {order.target.name if order.target else 'none'}")
-    click.echo(size_table(order.source, sizes, title="predicted size, MB"))
+    click.echo(f"target    {target or 'none'}")
+    click.echo(size_table(order.source, sizes, title="size, about, MB"))
     click.echo(f"disk      about {disk_bytes / 1e6:,.0f} MB while it runs")
     return None
 
 
 def show_result(order: Order, folders: list[Path], links: list[str]) -> None:
     """Sizes, notes, accuracy, and where everything is."""
-    from mpa_edge.exporters.pipeline import finished
+    from mpa_edge.exporters.publish.manifest import component_bytes, finished
     from mpa_edge.exporters.sizes import size_table
 
     manifests = {folder: finished(folder) for folder in folders}
-    sizes = {folder.name: real_sizes(manifest) for folder, manifest in manifests.items()}
-    click.echo(size_table(order.source, sizes, title="size, MB"))
+    sizes = {
+        folder.name: {component: component_bytes(manifest, component) for component in manifest.files}
+        for folder, manifest in manifests.items()
+    }
+    click.echo(size_table(order.source, sizes))
     for folder, manifest in manifests.items():
         for line in result_lines(manifest):
             click.echo(f"{folder.name}: {line}")
         click.echo(f"{folder.name}: verified, in {folder}")
     for link in links:
         click.echo(link)
-
-
-def real_sizes(manifest: ExportManifest) -> dict[Component, int]:
-    """Bytes of each component, its external data included."""
-    return {
-        role: sum(file.bytes for path, file in manifest.outputs.items() if path.startswith(main.path))
-        for role, main in manifest.files.items()
-    }
 
 
 def result_lines(manifest: ExportManifest) -> Iterator[str]:
@@ -157,4 +151,4 @@ def result_lines(manifest: ExportManifest) -> Iterator[str]:
             f"base {figures.base:.1%}, aligned {figures.aligned:.1%}, exported {figures.artifact:.1%} "
             f"({low:.1%} to {high:.1%}) on {figures.n} questions{kept}"
         )
-        yield f"the gain {WORDS[figures.verdict]}: {'; '.join(figures.reasons)}"
+        yield f"the gain {VERDICTS[figures.verdict]}: {'; '.join(figures.reasons)}"

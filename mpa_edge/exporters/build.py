@@ -142,7 +142,7 @@ def _convert(context: BuildContext, component: Literal["language", "mmproj"], pr
 
 
 def discard_parts(parts: Path) -> None:
-    """Remove the shared parts; the record of their inputs goes first, so that a kill leaves nothing that looks valid."""
+    """Remove the shared parts, the record of their inputs first: after a kill, nothing looks valid."""
     (parts / INPUTS).unlink(missing_ok=True)
     shutil.rmtree(parts, ignore_errors=True)
 

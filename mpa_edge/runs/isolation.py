@@ -33,8 +33,9 @@ def run_isolated(
     """(what `function(*arguments)` returns, peak resident bytes of the process that ran it).
 
     Function and arguments must be picklable, as a module's top-level function with plain values is. An MpaError comes
-    through as it is, and so does the OSError of a full disk; a process that the system killed becomes a MachineError. Its output goes to stderr. Temporary files of the libraries go to `scratch`, an existing folder (None: the
-    system's own): whoever is killed in the middle leaves them where they are found again.
+    through as it is, and so does the OSError of a full disk; a process that the system killed becomes a MachineError.
+    Its output goes to stderr. Temporary files of the libraries go to `scratch`, an existing folder (None: the system's
+    own): whoever is killed in the middle leaves them where they are found again.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)

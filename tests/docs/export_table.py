@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from mpa_edge.config import library
 from mpa_edge.config.scheme import Scheme
 from mpa_edge.config.target import Target
-from mpa_edge.exporters.sizes import full_bytes, predict_sizes
+from mpa_edge.exporters.sizes import forecast_bytes, fp32_bytes
 from mpa_edge.exporters.source import Source
 from mpa_edge.vlm import WEIGHTS
 from tests.docs.markdown import ROOT
@@ -30,8 +30,8 @@ def schemes() -> str:
     source = Source("student", WEIGHTS / "student", Path("never-written"))
     rows = ["| Scheme | What it is | Bits | Size |", "|---|---|---|---:|"]
     for scheme in map(library.load_scheme, library.names("schemes")):
-        sizes = predict_sizes(source, scheme)
-        share = sum(sizes.values()) / sum(full_bytes(source, part) for part in sizes)
+        sizes = forecast_bytes(source, scheme)
+        share = sum(sizes.values()) / sum(fp32_bytes(source, part) for part in sizes)
         bits = ", ".join(f"{part} {precision}" for part, precision in scheme.components.items())
         control = " (control)" if scheme.control and "control" not in scheme.title else ""
         rows.append(f"| `{scheme.name}` | {scheme.title}{control} | {bits} | {share:.0%} |")

@@ -60,7 +60,7 @@ class Factory:
 @pytest.fixture
 def factory(monkeypatch: pytest.MonkeyPatch) -> Factory:
     made = Factory()
-    monkeypatch.setattr(build, "_component", made.component)
+    monkeypatch.setattr(build, "make_component", made.component)
     monkeypatch.setattr(pipeline, "verify", made.verify)
     monkeypatch.setattr(pipeline, "run_isolated", lambda function, *arguments: (function(*arguments), 0))
     return made
@@ -71,7 +71,7 @@ def order(source: Source, *names: str, **options: Any) -> Order:
 
 
 def visible(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+    return sorted(path.name for path in folder.iterdir() if path.name not in (".lock", "run.log"))
 
 
 def test_two_schemes_each_in_its_folder(source: Source, factory: Factory) -> None:
@@ -175,20 +175,20 @@ def test_a_target_falls_back_to_what_the_model_can_take(
     phone = load_target("phone")
     (scheme,) = choose_schemes(source, (), phone)
     assert scheme.format != "gguf"
-    assert "not for this model (no GGUF for this one: choose onnx)" in capsys.readouterr().err
+    assert "not possible for this model (no GGUF for this one: choose onnx)" in capsys.readouterr().err
     with pytest.raises(MpaError, match="no GGUF for this one"):
         choose_schemes(source, ("gguf-q8_0",), None)
 
 
 def test_a_calibrated_scheme_needs_the_pictures_of_a_run(source: Source) -> None:
-    with pytest.raises(MpaError, match="is calibrated on a run's own pictures, and student is no run"):
+    with pytest.raises(MpaError, match="is calibrated on a run's own images, and student is not a run"):
         choose_schemes(source, ("onnx-qdq",), None)
 
 
 def test_pickles_are_not_opened(source: Source) -> None:
     weights = source.checkpoint / "model.safetensors"
     weights.rename(source.checkpoint / "pytorch_model.bin")
-    with pytest.raises(MpaError, match="only pytorch_model.bin, which could run a program"):
+    with pytest.raises(MpaError, match="only pytorch_model.bin, a pickle that can run code"):
         choose_schemes(source, ("onnx-int8",), None)
 
 

@@ -91,7 +91,7 @@ def test_the_hub_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_program_code_comes_only_from_a_commit_on_the_hub(checkpoint: Path) -> None:
     with pytest.raises(MpaError, match="is a folder, whose program code never runs"):
         open_source(str(checkpoint), revision=HASH)
-    with pytest.raises(MpaError, match="'main' is no commit"):
+    with pytest.raises(MpaError, match="'main' is not a commit"):
         open_source("owner/model", revision="main")
 
 

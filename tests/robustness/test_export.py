@@ -186,7 +186,7 @@ def test_a_damaged_file_of_a_finished_export_is_made_again(forks, exported: Fini
     ended = forks(*command(out))
     assert ended.rc == 0, ended.stderr
     assert "onnx-int8: done before, nothing changed" in ended.stderr
-    assert "gguf-q8_0: made again, because of other files" in ended.stderr
+    assert "gguf-q8_0: made again because of changed files" in ended.stderr
     assert content(out) == content(exported.folder)
     assert leftovers(out) == []
 

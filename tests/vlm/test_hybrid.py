@@ -15,7 +15,7 @@ from PIL import Image
 from mpa_edge.artifact import read_artifact, write_artifact
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.verify.probes import drawn
-from mpa_edge.exporters.verify.reference import Checkpoint, Seen
+from mpa_edge.exporters.verify.reference import Checkpoint, ProbeTrace
 from mpa_edge.nursery.render import pictures
 from mpa_edge.types import Request
 from mpa_edge.vlm import load
@@ -42,9 +42,9 @@ def model(which: str) -> HybridVLM:
 
 
 @functools.cache
-def truth(which: str) -> tuple[Seen, ...]:
+def truth(which: str) -> tuple[ProbeTrace, ...]:
     seen = Checkpoint(checkpoint(which), {}, 1)
-    return tuple(seen.see([request])[0] for request in ASKED)
+    return tuple(seen.trace([request])[0] for request in ASKED)
 
 
 @pytest.mark.parametrize("which", EVERY)

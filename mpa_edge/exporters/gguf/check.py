@@ -73,9 +73,7 @@ def check_gguf_possible(
     elif kind in ("llava", "internvl"):
         _check_llava(config) if kind == "llava" else _check_internvl(config)
         if (name := config.get("projector_hidden_act", "gelu")) != "gelu":
-            raise MpaError(
-                f"llama.cpp's connector computes gelu, and projector_hidden_act is {name}: {OTHER_VISION}"
-            )
+            raise MpaError(f"llama.cpp's connector computes gelu, and projector_hidden_act is {name}: {OTHER_VISION}")
     else:
         _check_tiles(processor)
 

@@ -48,7 +48,7 @@ class Places:
         """Counted from the left."""
 
     def visible(self, window: int | None = None) -> Tensor:
-        """Bool (P, P): pairs in the same frame of the same image and, with `window`, in the same window of that size."""
+        """Bool (P, P): pairs in the same frame of an image and, with `window`, in the same window of that size."""
         marks = [self.image, self.frame]
         if window is not None:
             marks += [self.row // window, self.column // window]

@@ -202,4 +202,3 @@ def text_sizes(config: dict[str, Any]) -> dict[str, int]:
         "head_dim": text.get("head_dim") or hidden // heads,
         "vocab_size": text["vocab_size"],
     }
-

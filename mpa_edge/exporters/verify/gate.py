@@ -148,8 +148,8 @@ def trace_export(
         blanks = [model.trace([request])[0] for _, request in asked.blanks]
         fixed = None
         if known is not None:
-            digests = [(trace.pixels_sha256, one.trace.pixels_sha256) for trace, one in zip(traces, known.probes)]
-            if any(ours not in (None, theirs) for ours, theirs in digests):
+            pairs = zip(traces, known.probes, strict=True)
+            if any(trace.pixels_sha256 not in (None, one.trace.pixels_sha256) for trace, one in pairs):
                 fixed = trace_from_pixels(model, asked, known)
     finally:
         model.close()

@@ -226,7 +226,6 @@ def read_reference(path: Path) -> Reference | None:
         digest, vision, logits = (arrays[f"{at}/{name}"] for name in ("sha256", "vision", "logits"))
         return ProbeTrace(Trace(ids, str(digest), vision, logits, tokens), pixels)
 
-    probe_names, blank_names = (
-        sorted({"/".join(name.split("/")[:2]) for name in arrays if name.startswith(kind)}) for kind in ("probe", "blank")
-    )
-    return Reference(tuple(map(read, probe_names)), tuple(map(read, blank_names)))
+    names = sorted({"/".join(name.split("/")[:2]) for name in arrays})
+    found = {kind: tuple(read(name) for name in names if name.startswith(kind)) for kind in ("probe", "blank")}
+    return Reference(found["probe"], found["blank"])

@@ -6,7 +6,7 @@ import functools
 import tempfile
 from pathlib import Path
 
-from mpa_edge.exporters.gguf import convert
+from mpa_edge.exporters.gguf.convert import convert
 from mpa_edge.vlm import WEIGHTS
 from tests.families import zoo
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from mpa_edge.errors import MpaError
+from mpa_edge.exporters.budget import processor_values
 from mpa_edge.exporters.gguf.check import check_gguf_possible
-from mpa_edge.exporters.gguf.stage import image_processor
 from mpa_edge.runs.files import read_json
 from mpa_edge.vlm import WEIGHTS
 
@@ -42,7 +42,7 @@ def test_what_llama_cpp_runs_is_let_through(config: dict[str, Any]) -> None:
 
 def test_the_built_in_student_is_let_through() -> None:
     check_gguf_possible(
-        read_json(STUDENT / "config.json"), image_processor(STUDENT), read_json(STUDENT / "tokenizer.json")
+        read_json(STUDENT / "config.json"), processor_values(STUDENT), read_json(STUDENT / "tokenizer.json")
     )
 
 
@@ -57,9 +57,9 @@ def text(**changed: Any) -> dict[str, Any]:
 REFUSED = {
     "family": ({"model_type": "blip-2"}, TILES, "GGUF covers idefics3, .*, not model type 'blip-2'"),
     "language": (text(model_type="mamba"), TILES, "no language model of type 'mamba'"),
-    "rows": (text(hidden_size=100), TILES, "hidden_size 100 is no multiple of 32.*: use gguf-f16"),
-    "FFN rows": (text(intermediate_size=1000), TILES, "intermediate_size 1000 is no multiple of 32"),
-    "no splitting": (SMOL, TILES | {"do_image_splitting": False}, "splits pictures that this processor keeps whole"),
+    "rows": (text(hidden_size=100), TILES, "hidden_size 100 is not a multiple of 32.*: use gguf-f16"),
+    "FFN rows": (text(intermediate_size=1000), TILES, "intermediate_size 1000 is not a multiple of 32"),
+    "no splitting": (SMOL, TILES | {"do_image_splitting": False}, "splits images, and this processor does not"),
     "one tile": (SMOL, TILES | {"size": {"longest_edge": 512}}, "longest_edge 512 leaves one tile of 512"),
     "shallow Qwen": (vision(QWEN, depth=2), {}, "needs 3 vision layers of a Qwen model, this has 2"),
     "odd windows": (vision(QWEN, fullatt_block_indexes=[7, 15, 24]), {}, r"not at \[7, 15, 24\]"),
@@ -100,5 +100,5 @@ def test_half_precision_takes_rows_of_any_length() -> None:
 
 
 def test_an_unknown_tokenizer_is_refused() -> None:
-    with pytest.raises(MpaError, match="no equal of this tokenizer's rules .*: use an onnx scheme"):
+    with pytest.raises(MpaError, match="no pre-tokenizer with the rules of this tokenizer.json: use an onnx scheme"):
         check(SMOL, tokenizer={"pre_tokenizer": {"type": "Whitespace"}})

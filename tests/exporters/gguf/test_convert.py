@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from mpa_edge.errors import MpaError
-from mpa_edge.exporters.gguf import convert, read_header
+from mpa_edge.exporters.gguf.convert import convert
 from mpa_edge.runs.files import read_json, sha256_file, write_json
+from mpa_edge.vlm.llama_cpp.gguf_header import read_header
 from tests.exporters.gguf.made import STUDENT, checkpoint, converted
 from tests.families import zoo
 

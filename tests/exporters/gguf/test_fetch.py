@@ -99,7 +99,7 @@ def test_another_archive_is_not_unpacked(cache: Path, tmp_path: Path, monkeypatc
 
 def test_a_named_archive_must_exist(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(fetch.SDIST_VARIABLE, str(tmp_path / "nothing.tar.gz"))
-    with pytest.raises(MpaError, match="names '.*nothing.tar.gz', which is no file: name llama_cpp_python-"):
+    with pytest.raises(MpaError, match="names '.*nothing.tar.gz', which is not a file: name llama_cpp_python-"):
         fetch.converter_folder()
 
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mpa_edge.errors import MpaError
-from mpa_edge.exporters.gguf import read_header
 from mpa_edge.exporters.gguf.mmproj import tensor_name, vision_depth, write_mmproj
 from mpa_edge.runs.files import read_json, write_json
+from mpa_edge.vlm.llama_cpp.gguf_header import read_header
 from tests.families import zoo
 
 

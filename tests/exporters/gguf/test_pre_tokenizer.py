@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mpa_edge.exporters.gguf.pre_tokenizer import pre_tokenizer_name
+from mpa_edge.exporters.gguf.check import pre_tokenizer_name
 from mpa_edge.runs.files import read_json
 from mpa_edge.vlm import WEIGHTS
 

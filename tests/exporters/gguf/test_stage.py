@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mpa_edge.errors import MpaError
-from mpa_edge.exporters.gguf.stage import image_processor, stage, staged_config
+from mpa_edge.exporters.gguf.convert import stage, staged_config
 from mpa_edge.runs.files import write_json
 from mpa_edge.vlm import WEIGHTS
 
@@ -98,5 +98,7 @@ def test_a_checkpoint_without_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_without_an_image_processor_is_refused(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "source")
+    (source / "preprocessor_config.json").unlink()
     with pytest.raises(MpaError, match="has no image processor: save the model's processor into it"):
-        image_processor(tmp_path)
+        stage(source, tmp_path / "staged")

@@ -65,7 +65,7 @@ def test_a_run_without_a_confirmed_question(tmp_path: Path) -> None:
     folder = tmp_path / FOLDERS["identify"]
     folder.mkdir()
     write_part(folder, 0, [record(0, "unverified")], [], ParityRecord)
-    with pytest.raises(MpaError, match=r"no confirmed question to measure static ranges on: export as onnx-int8"):
+    with pytest.raises(MpaError, match=r"no confirmed question to measure static ranges on: use onnx-int8"):
         chosen_rows(tmp_path, 4)
 
 
@@ -138,7 +138,7 @@ def test_pictures_that_are_gone(tmp_path: Path) -> None:
     source, folder = a_run(tmp_path / "run", 2), tmp_path / "calibration"
     folder.mkdir()
     shutil.rmtree(tmp_path / "run" / RENDERED)
-    with pytest.raises(MpaError, match=r"no picture of the run is left in .*images: put them back"):
+    with pytest.raises(MpaError, match=r"no image of the run is left in .*images: put them back"):
         calibrate(source, graphs(), folder, 2, None)
 
 

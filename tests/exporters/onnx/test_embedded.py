@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mpa_edge.exporters.onnx.embedded import embed_weights
+from mpa_edge.exporters.onnx.files import embed_weights
 
 LARGE = np.random.default_rng(0).standard_normal((700, 300)).astype(np.float32)
 SMALL = np.array([3, -1], np.int64)

@@ -14,7 +14,7 @@ import pytest
 
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.graphs import build, known
-from mpa_edge.exporters.onnx import export
+from mpa_edge.exporters.onnx import files
 from mpa_edge.exporters.onnx.export import export_component, load_part
 from mpa_edge.exporters.verify.probes import drawn
 from mpa_edge.families import families
@@ -217,7 +217,7 @@ def test_no_file_tells_of_the_machine_that_made_it(which: str) -> None:
 def test_weights_in_a_file_of_their_own_are_the_same_model(
     part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "EMBEDDED_BYTES", 1000)
+    monkeypatch.setattr(files, "EMBEDDED_BYTES", 1000)
     out = tmp_path / f"{FILES[part]}.onnx"
     export_component(checkpoint("student"), part, out)  # type: ignore[arg-type]
     assert sorted(path.name for path in tmp_path.iterdir()) == [out.name, f"{out.name}_data"]
@@ -244,7 +244,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
         out.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "embed_weights", full)
+    monkeypatch.setattr(files, "embed_weights", full)
     with pytest.raises(OSError, match="No space left"):
         export_component(checkpoint("student"), "embed", tmp_path / "embed_tokens.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -141,7 +141,7 @@ def test_what_stays_wide_is_told(tmp_path: Path, out: Path) -> None:
     arrays = {"kernel": kernel, "matmul": np.ones((32, HIDDEN), np.float32)}
     path = written(tmp_path / "conv.onnx", nodes, pixels, [("y", FLOAT, ["n", HIDDEN])], arrays)
     assert quantize_component(path, out, "vision", "int8", SCHEME) == [
-        "vision: 1 of 2 weights (15.8% of the numbers) stay fp32, the largest is kernel"
+        "vision: 1 of 2 weights (15.8% of the parameters) stay fp32, the largest is kernel"
     ]
 
 

@@ -65,8 +65,8 @@ def test_the_card_of_a_run_says_where_it_comes_from(tmp_path: Path) -> None:
     }
     for part in (
         "recipe `minicharts`",
-        "`nursery:teacher` wrote 3,605 pseudo labels for 1,000 unlabelled pictures",
-        "the 1,606 where only the teacher was right, and 718 that both knew",
+        "`nursery:teacher` wrote 3,605 pseudo labels for 1,000 unlabelled images",
+        "the 1,606 that only the teacher answered correctly, and 718 that both did",
         "| **this export** | **67.7%** (95 % interval 64.8% to 70.6%) |",
         "| base, fp32 | 49.3% |",
         "| aligned, fp32 | 68.3% |",
@@ -169,7 +169,7 @@ def place(tmp_path: Path, made: Path, which: str) -> tuple[Path, Artifact]:
     artifact = read_artifact(made)
     folder = Path(shutil.copytree(made, tmp_path / artifact.scheme))
     picture = next((render(tmp_path / "pictures", 1, 7, "target"), tmp_path / "pictures")[1].rglob("*.png"))
-    shutil.copy(picture, folder / "picture.png")
+    shutil.copy(picture, folder / "image.png")
     scheme = Scheme(
         schema_version=1,
         name=artifact.scheme,

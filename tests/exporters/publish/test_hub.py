@@ -99,7 +99,7 @@ def test_the_token_is_in_no_output_and_in_no_file(hub: Hub, folder: Path, tmp_pa
         ("me/mine", "hf_wrong", "the hub does not know the token: set HF_TOKEN"),
         ("me/denied", TOKEN, "the token may not write to 'me/denied': use a name of your own"),
         ("me/missing", TOKEN, "no repository 'me/missing' that this token can see"),
-        ("not a name", TOKEN, "'not a name' is no repository name: write OWNER/NAME"),
+        ("not a name", TOKEN, "'not a name' is not a repository name: write OWNER/NAME"),
         ("me/mine", "", "no token for the hub: set HF_TOKEN"),
     ],
 )
@@ -116,7 +116,7 @@ def test_a_refusal_is_one_line_with_the_fix(
 @pytest.mark.parametrize(
     ("repo", "endpoint", "words"),
     [
-        ("me/broken", None, "the hub has trouble (status 500): run the same command again later"),
+        ("me/broken", None, "the hub has a problem (status 500): rerun later"),
         ("me/mine", "http://127.0.0.1:9", "cannot reach the hub ("),
     ],
 )
@@ -148,7 +148,7 @@ def test_only_a_finished_and_unchanged_export_is_uploaded(folder: Path, monkeypa
     with pytest.raises(MpaError, match="is not the file that was verified"):
         push(folder, "me/mine")
     graph.unlink()
-    with pytest.raises(MpaError, match="is missing: run mpa-edge export again"):
+    with pytest.raises(MpaError, match="is missing: rerun mpa-edge export"):
         push(folder, "me/mine")
     outside = folder.parent / "outside.onnx"
     outside.write_bytes(good)
@@ -156,5 +156,5 @@ def test_only_a_finished_and_unchanged_export_is_uploaded(folder: Path, monkeypa
     with pytest.raises(MpaError, match="is missing"):
         push(folder, "me/mine")
     (folder / "manifest.json").unlink()
-    with pytest.raises(MpaError, match="is no finished export"):
+    with pytest.raises(MpaError, match="is not a finished export"):
         push(folder, "me/mine")

@@ -213,5 +213,5 @@ TEMPLATES = {
 def test_a_template_that_shows_no_picture_before_the_question_is_refused(template: str) -> None:
     processor = load_processor(str(checkpoint("student")))
     processor.chat_template = template
-    with pytest.raises(MpaError, match="does not put the picture once before the question"):
+    with pytest.raises(MpaError, match="does not put the image once before the question"):
         prompt_parts(processor)

@@ -47,7 +47,7 @@ def test_the_licence_of_a_folder(
     tmp_path: Path, card: str | None, text: str | None, words: str, restricted: str | None
 ) -> None:
     found = licence_of(model(tmp_path / "model", card, text))
-    assert (found.model, found.words) == ("model", words)
+    assert (found.model, found.title) == ("model", words)
     assert (found.restriction is None) == (restricted is None)
     assert restricted is None or restricted in (found.restriction or "")
 

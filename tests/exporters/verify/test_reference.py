@@ -12,7 +12,7 @@ from mpa_edge.config.target import ImageBudget
 from mpa_edge.exporters.source import Source
 from mpa_edge.exporters.verify import reference as truth
 from mpa_edge.exporters.verify.probes import Probes, probes
-from mpa_edge.exporters.verify.reference import Checkpoint, Reference, Seen, read_reference, write_reference
+from mpa_edge.exporters.verify.reference import Checkpoint, ProbeTrace, Reference, read_reference, write_reference
 from mpa_edge.types import Request, Trace
 from mpa_edge.vlm.pixels.common import pixels_digest
 from tests.vlm.exported import checkpoint
@@ -31,7 +31,7 @@ def asked(model: Checkpoint) -> Probes:
     return probes(model.processor.image_processor.to_dict(), lambda question: question, "<image>")
 
 
-def same(one: Seen, other: Seen) -> bool:
+def same(one: ProbeTrace, other: ProbeTrace) -> bool:
     arrays = zip((one.trace.vision, one.trace.logits), (other.trace.vision, other.trace.logits), strict=True)
     plain = [(seen.trace.input_ids, seen.trace.pixels_sha256, seen.trace.tokens) for seen in (one, other)]
     pixels = one.pixels.keys() == other.pixels.keys() and all(
@@ -48,8 +48,8 @@ def test_a_trace_is_what_the_model_computes(which: str) -> None:
 
     model = Checkpoint(checkpoint(which), {}, 1)
     request = asked(model).requests[0]
-    [seen] = model.see([request])
-    inputs = model._inputs([request])
+    [seen] = model.trace([request])
+    inputs = model.inputs([request])
     assert list(seen.trace.input_ids) == inputs["input_ids"][0].tolist()
     assert seen.trace.input_ids.count(model.model.config.image_token_id) == len(seen.trace.vision)
     assert sorted(seen.pixels) == NAMES[which]
@@ -66,8 +66,8 @@ def test_a_batch_is_its_rows(which: str) -> None:
     """Pictures of different sizes, questions of different length, padding on the left."""
     model = Checkpoint(checkpoint(which), {}, 1)
     batch = asked(model).batches[-1]
-    for seen, request in zip(model.see(batch), batch, strict=True):
-        [alone] = model.see([request])
+    for seen, request in zip(model.trace(batch), batch, strict=True):
+        [alone] = model.trace([request])
         assert seen.trace.input_ids == alone.trace.input_ids
         assert seen.trace.pixels_sha256 == alone.trace.pixels_sha256
         np.testing.assert_allclose(seen.trace.vision, alone.trace.vision, atol=1e-4)
@@ -78,8 +78,8 @@ def test_a_batch_is_its_rows(which: str) -> None:
 def test_the_budget_is_applied() -> None:
     source = Source("student", checkpoint("student"), Path("runs"))
     picture = asked(Checkpoint(source.checkpoint, {}, 1)).requests[0]
-    whole = Checkpoint(source.checkpoint, {}, 1).see([picture])[0]
-    tight = Checkpoint(source.checkpoint, {"size": {"longest_edge": 64}}, 1).see([picture])[0]
+    whole = Checkpoint(source.checkpoint, {}, 1).trace([picture])[0]
+    tight = Checkpoint(source.checkpoint, {"size": {"longest_edge": 64}}, 1).trace([picture])[0]
     assert len(tight.trace.vision) < len(whole.trace.vision)
 
 
@@ -107,7 +107,7 @@ def test_a_penalty_of_the_checkpoint_does_not_hide_behind_the_tokens() -> None:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         path.write_text(json.dumps(values | {"repetition_penalty": 9.0, "min_new_tokens": 7}), encoding="utf-8")
         model = Checkpoint(folder, {}, 1)
-        [seen] = model.see([asked(model).requests[0]])
+        [seen] = model.trace([asked(model).requests[0]])
     assert seen.trace.tokens == tuple(seen.trace.logits.argmax(-1).tolist())
 
 
@@ -117,10 +117,10 @@ def test_a_penalty_of_the_checkpoint_does_not_hide_behind_the_tokens() -> None:
 def made_up() -> Reference:
     random = np.random.default_rng(0)
 
-    def seen(i: int) -> Seen:
+    def seen(i: int) -> ProbeTrace:
         arrays = [random.normal(size=(4, 8)).astype(np.float32) for _ in range(2)]
         pixels = {"pixel_values": random.normal(size=(1, 3)), "mask": np.array([True])}
-        return Seen(Trace((1, 2, i), "a" * 64, *arrays, tokens=(3, 4)), pixels)
+        return ProbeTrace(Trace((1, 2, i), "a" * 64, *arrays, tokens=(3, 4)), pixels)
 
     return Reference(tuple(seen(i) for i in range(12)), (seen(99),))
 

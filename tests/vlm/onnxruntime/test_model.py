@@ -14,7 +14,7 @@ import pytest
 
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.verify.probes import drawn
-from mpa_edge.exporters.verify.reference import Checkpoint, Seen
+from mpa_edge.exporters.verify.reference import Checkpoint, ProbeTrace
 from mpa_edge.types import Reply, Request, Trace
 from mpa_edge.vlm.onnxruntime.model import OnnxVLM
 from tests.vlm import exported
@@ -38,8 +38,8 @@ def model(which: str) -> OnnxVLM:
 
 
 @functools.cache
-def truth(which: str) -> tuple[Seen, ...]:
-    return tuple(Checkpoint(exported.checkpoint(which), {}, 1).see(ASKED))
+def truth(which: str) -> tuple[ProbeTrace, ...]:
+    return tuple(Checkpoint(exported.checkpoint(which), {}, 1).trace(ASKED))
 
 
 def same(found: Sequence[Trace], expected: Sequence[Trace], tolerance: float) -> None:
