@@ -359,7 +359,7 @@ def test_an_adapter_that_was_not_merged(source: Source, folder: Path, base: Path
         to_scheme(folder, f"onnx-{precision}")
     text = wrong(source, folder, f"onnx-{precision}")
     assert "adapter: the vision embeddings are the base model's, not the aligned model's" in text
-    assert ("adapter: the logits are the base model's" in text) or precision in ("q4", "q4f16", "q2")
+    assert ("adapter: the logits are the base model's" in text) or precision not in ("fp32", "fp16")
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "q4"])
@@ -403,7 +403,7 @@ def test_one_layer_written_twice(source: Source, folder: Path) -> None:
 
 def test_shuffled_rows(source: Source, folder: Path) -> None:
     random = np.random.default_rng(0)
-    edit_weights(folder / VISION, lambda name, array: random.permuted(array, 0) if "fc1.weight" in name else array)
+    edit_weights(folder / VISION, lambda name, array: random.permutation(array) if "fc1.weight" in name else array)
     assert "vision embeddings" in starts(wrong(source, folder))
 
 
@@ -444,8 +444,11 @@ def test_a_right_gguf_passes(source: Source, pair: Path) -> None:
 def test_an_mmproj_full_of_nothing(source: Source, pair: Path, value: float) -> None:
     edit_gguf(pair / "mmproj-f16.gguf", lambda name, data: data * 0 + value if ".blk." in name else data)
     text = wrong(source, pair, "gguf-q2_k")
-    assert "vision embeddings" in starts(text)
-    assert "it may be the input or the execution" in text
+    if np.isnan(value):
+        assert "run" in starts(text)
+    else:
+        assert "vision embeddings" in starts(text)
+        assert "it may be the input or the execution" in text
 
 
 @pytest.mark.peer
