@@ -67,7 +67,7 @@ def command(
             click.echo(f"sweep      {', '.join(axes_of(axes))}")
         return
     if axes:
-        from mpa_edge.bench.report.sweep_table import render_sweep
+        from mpa_edge.bench.report.table import render_sweep
 
         with suppress_library_output(is_verbose()):
             made, path = sweep(axes, asked, reach, fresh)

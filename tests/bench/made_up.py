@@ -13,8 +13,8 @@ from mpa_edge.bench.results.records import (
     ANSWERS,
     BENCH,
     METRICS,
-    PICTURES,
     SWEEP,
+    THUMBNAILS,
     TIMINGS,
     AnswerRow,
     BenchReport,
@@ -174,12 +174,12 @@ def report_of(
         margin=MARGIN,
         latency=found,
         base_latency=latency(timed, "base"),
-        not_timed=("decoding of the picture file", "start of the process", "the way from the host to the device"),
+        not_timed=("decoding of the image file", "start of the process", "the way from the host to the device"),
         timings="valid" if counts else "invalid: emulated",
         size_bytes=int(0.62 * peak),
         memory=MemoryResult(peak_bytes=peak, method="max(VmHWM, VmRSS + VmSwap) of the runner's process"),
         energy=energy if counts else None,
-        energy_reason="VDD_IN, idle power taken off" if counts else "emulated",
+        energy_reason="VDD_IN, idle power subtracted" if counts else "emulated",
         budgets=budgets(found, peak, counts),
         verdict=verdict,
         reasons=word.reasons if counts else ("an emulator ran it: timings say nothing", *word.reasons),
@@ -205,8 +205,8 @@ def write(
     shown = {row.id for row in pick(rows)}
     for i, row in enumerate(rows):
         if row.id in shown:
-            rows[i] = row.model_copy(update={"picture": f"{PICTURES}/{row.id}.jpg"})
-            chart(folder / PICTURES / f"{row.id}.jpg", rng)
+            rows[i] = row.model_copy(update={"thumbnail": f"{THUMBNAILS}/{row.id}.jpg"})
+            chart(folder / THUMBNAILS / f"{row.id}.jpg", rng)
     folder.mkdir(parents=True, exist_ok=True)
     report = report_of(rows, timed, run=run, scheme=scheme, target=target, emulated=emulated, peak=peak)
     (folder / BENCH).write_text(report.model_dump_json(indent=1))

@@ -23,7 +23,8 @@ from mpa_edge.bench.device.protocol import (
 from mpa_edge.bench.device.runner import PACKAGES
 from mpa_edge.bench.host.job import Job
 from mpa_edge.bench.host.llama_server_run import LlamaServerRun, require_server
-from mpa_edge.bench.results.sensors import hottest, read_probe
+from mpa_edge.bench.results.probe import read_probe
+from mpa_edge.bench.results.sensors import hottest
 from mpa_edge.bench.transports.transport import Transport, last_line
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import progress, say

@@ -17,8 +17,8 @@ from mpa_edge.bench.host.llama_server_run import NOT_TIMED
 from mpa_edge.bench.host.upload import remove, send
 from mpa_edge.bench.measurement import ANSWERED, DEVICE, FOLDER, Bench, spread
 from mpa_edge.bench.results.documents import Evidence, report_of, write_documents
+from mpa_edge.bench.results.probe import read_probe, read_watch
 from mpa_edge.bench.results.records import BENCH
-from mpa_edge.bench.results.sensors import read_probe, read_watch
 from mpa_edge.bench.results.timing import order as order_of
 from mpa_edge.bench.transports.connect import connect
 from mpa_edge.errors import MpaError
@@ -189,6 +189,7 @@ def write_results(
         bundle.artifact_bytes,
         not_timed,
     )
-    write_documents(report_of(bench, bundle.sha256, *host, evidence), comparison.images, bench.results)
+    made = report_of(bench, bundle.sha256, *host, evidence)
+    write_documents(*made, images=comparison.images, folder=bench.results)
     write_json(bench.results / JOB, {"inputs": bench.inputs(bundle.sha256), "done": True})
     return bench.results

@@ -12,7 +12,7 @@ from mpa_edge.bench.report.read import BenchData
 def report_document(
     benches: Sequence[BenchData], comparisons: Sequence[Comparison] = (), alone: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """`benches` with bench.json, sweep and notes of each; `comparisons`; `regressions`, how many there are."""
+    """`benches` with bench.json, sweep and notes of each; `comparisons`; `regressions`, their number."""
     return {
         "schema_version": 1,
         "benches": [

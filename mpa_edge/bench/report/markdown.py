@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from mpa_edge.bench.report import drawing, words
+from mpa_edge.bench.report import drawing, view, words
 from mpa_edge.bench.report.compare import Comparison
-from mpa_edge.bench.report.read import BenchData
-from mpa_edge.bench.report.view import budgets, environment, method, short, sweep_view
+from mpa_edge.bench.report.read import BenchData, log_line
+from mpa_edge.bench.results.records import Sweep
 from mpa_edge.bench.results.samples import pick, story
 
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~$@:&-])")
-# a digit with a dot would start a list, and a sign inside a word starts nothing: only what can do harm is escaped
+# these signs are harmless inside a sentence; a leading one stays escaped, as it would start a list
 HARMLESS = re.compile(r"\\(?=[-+():](?:[\w ,.;%)]|$))")
 
 
 def escaped(text: str) -> str:
-    r"""Text that Markdown and HTML inside it leave alone, on one line.
+    r"""Text on one line that a Markdown parser shows as it is.
 
     >>> escaped("<b>|a*b_c\nd")
     '\\<b\\>\\|a\\*b\\_c d'
@@ -26,43 +26,28 @@ def escaped(text: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a table; cells are escaped here."""
-    lines = [head, *rows]
-    made = ["| " + " | ".join(escaped(cell) for cell in line) + " |" for line in lines]
-    return [made[0], "|" + "---|" * len(head), *made[1:], ""]
+    """Lines of a table, none where it has no rows; cells are escaped here."""
+    made = ["| " + " | ".join(escaped(cell) for cell in line) + " |" for line in [head, *rows]]
+    return [made[0], "|" + "---|" * len(head), *made[1:], ""] if len(made) > 1 else []
 
 
 def render_markdown(
     benches: Sequence[BenchData], comparisons: Sequence[Comparison] = (), alone: Sequence[str] = ()
 ) -> str:
-    """The report. The same benchmarks give the same text."""
-    lines: list[str] = []
-    for comparison in comparisons:
-        lines += _comparison(comparison)
+    """The report. The same benchmarks give the same text. `alone`: as for `render_html`."""
+    lines = [line for comparison in comparisons for line in _comparison(comparison)]
     lines += [f"{escaped(line)}\n" for line in alone]
     if len(benches) > 1:
-        lines += _overview(benches)
-    for data in benches:
-        lines += _bench(data)
-    found = {data.folder.parent: data.sweep for data in benches if data.sweep}
-    for number, sweep in enumerate(found.values(), start=1):
-        view = sweep_view(sweep, number)
+        head = ("Benchmark", "Verdict", *(name for name, _ in view.overview(benches[0].report)))
         rows = [
-            (
-                p.settings,
-                p.accuracy,
-                p.between,
-                p.ttft,
-                p.speed,
-                p.memory,
-                "within" if p.within else "missed",
-                "recommended" if p.chosen else "front" if p.front else "",
-            )
-            for p in view.points
+            (data.title, data.report.verdict, *(value for _, value in view.overview(data.report))) for data in benches
         ]
-        head = ("Setting", "Accuracy", "95 % interval", "TTFT", "Decoding", "Memory", "Budgets", "")
-        lines += [f"## Settings for {escaped(sweep.target)}", "", escaped(view.sentence), "", *table(head, rows)]
-    return "\n".join(lines).rstrip() + "\n"
+        lines += ["# All benchmarks", "", *table(head, rows)]
+    lines += [line for data in benches for line in _bench(data)]
+    sweeps = {data.folder.parent: data.sweep for data in benches if data.sweep}
+    lines += [line for sweep in sweeps.values() for line in _sweep(sweep)]
+    log = log_line(benches)
+    return "\n".join([*lines, *([escaped(log)] if log else [])]).rstrip() + "\n"
 
 
 def _comparison(one: Comparison) -> list[str]:
@@ -78,22 +63,20 @@ def _comparison(one: Comparison) -> list[str]:
     ]
 
 
-def _overview(benches: Sequence[BenchData]) -> list[str]:
-    names = [name for name, _ in short(benches[0].report)]
-    rows = [(data.title, data.report.verdict, *(value for _, value in short(data.report))) for data in benches]
-    return ["# All benchmarks", "", *table(("Benchmark", "Verdict", *names), rows)]
-
-
 def _bench(data: BenchData) -> list[str]:
     report = data.report
-    axis = drawing.accuracy_scale(report)
-    accuracy = [(row.model, row.where, row.value, row.between) for row in drawing.accuracy_rows(report, axis)]
-    latency = [(name, *values) for _, name, values in drawing.latency_rows(report)]
-    limits = [(name, limit, measured, word) for name, limit, measured, _, word in budgets(report)]
+    accuracy = [
+        (model, where, words.percent(one.value), words.percent_range(one.ci95))
+        for model, where, one in view.models(report)
+    ]
     samples = [
         (story(row), row.question, " / ".join(row.answers), row.base, row.aligned, row.artifact)
         for row in pick(data.answers)
     ]
+    memory = (
+        f"Peak memory {words.size(report.memory.peak_bytes)} ({report.memory.method}); "
+        f"size {words.size(report.size_bytes)}; energy: {words.energy_sentence(report)}"
+    )
     return [
         f"# {escaped(data.title)}: {words.headline(report)}",
         "",
@@ -104,21 +87,35 @@ def _bench(data: BenchData) -> list[str]:
         *table(("Model", "Where", "Accuracy", "95 % interval"), accuracy),
         escaped(f"{words.flips_sentence(report)} {words.margin_sentence(report)}"),
         "",
-        *_when(latency, table(("What", "Median", "95 % interval", "p90", "p99", "Samples", "Base"), latency)),
-        *_when(limits, table(("Budget", "Limit", "Measured", "Outcome"), limits)),
-        escaped(
-            f"Peak memory {words.size(report.memory.peak_bytes)} ({report.memory.method}); "
-            f"size {words.size(report.size_bytes)}; energy: {words.energy_sentence(report)}"
-        ),
+        *table(("What", "Median", "95 % interval", "p90", "p99", "Samples", "Base"), view.latency(report)),
+        *table(("Budget", "Limit", "Measured", "Outcome"), ((*row[:3], row[4]) for row in view.budgets(report))),
+        escaped(memory),
         "",
-        *_when(samples, table(("What happened", "Question", "Accepted", "Base", "Aligned", "Artifact"), samples)),
-        *table(("Environment", ""), environment(report)),
-        *(f"- {escaped(line)}" for line in method(data)),
+        *table(("What happened", "Question", "Accepted", "Base", "Aligned", "Artifact"), samples),
+        *table(("Environment", ""), view.environment(report)),
+        *(f"- {escaped(line)}" for line in view.method(report)),
         *(f"- Not timed: {escaped(line)}" for line in report.not_timed),
         *(f"- Missing: {escaped(line)}" for line in data.notes),
         "",
     ]
 
 
-def _when(condition: object, lines: list[str]) -> list[str]:
-    return lines if condition else []
+def _sweep(sweep: Sweep) -> list[str]:
+    rows = []
+    for place in drawing.sweep_places(sweep):
+        point = place.point
+        rows.append(
+            (
+                words.settings_text(point.settings),
+                words.percent(point.accuracy),
+                words.percent_range(point.ci95),
+                words.quantity(point.ttft_s, "s"),
+                words.quantity(point.tokens_per_s, "tokens/s"),
+                words.size(point.peak_bytes),
+                "within" if point.within_budgets else "missed",
+                "recommended" if place.chosen else "front" if point.on_front else "",
+            )
+        )
+    head = ("Setting", "Accuracy", "95 % interval", "TTFT", "Decoding", "Memory", "Budgets", "")
+    title, sentence = f"## Settings for {escaped(sweep.target)}", escaped(words.sweep_sentence(sweep))
+    return [title, "", sentence, "", *table(head, rows)]

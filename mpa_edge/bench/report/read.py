@@ -1,8 +1,9 @@
-"""Benchmark folders as they lie on the disk: found, read, and checked. Nothing in them is trusted."""
+"""Benchmark folders on the disk: found, read, and checked. Nothing in them is trusted."""
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -12,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 from mpa_edge.bench.results.records import ANSWERS, BENCH, SWEEP, TIMINGS, AnswerRow, BenchReport, Sweep, Timed
 from mpa_edge.errors import MpaError
 
-FOLDER = "bench"
-MAX_PICTURE_BYTES = 300_000
+FOLDER, LOG = "bench", "run.log"
+MAX_THUMBNAIL_BYTES = 300_000
 MAX_ROWS_BYTES = 500_000_000
 MAGIC = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png"}
 Row = TypeVar("Row", bound=BaseModel)
@@ -21,7 +22,7 @@ Row = TypeVar("Row", bound=BaseModel)
 
 @dataclass(frozen=True)
 class BenchData:
-    """One benchmark with everything that lies beside it."""
+    """One benchmark with the files beside it."""
 
     folder: Path
     """Where bench.json is."""
@@ -31,16 +32,18 @@ class BenchData:
     """Of answers.jsonl; empty where it is missing."""
     timings: tuple[Timed, ...] = ()
     """Of timings.jsonl; empty where it is missing."""
-    pictures: dict[str, str] = field(default_factory=dict)
-    """`picture` of a row -> data URI, for the ones that are there."""
+    thumbnails: dict[str, str] = field(default_factory=dict)
+    """`thumbnail` of a row -> data URI, for the ones that are there."""
     sweep: Sweep | None = None
     """Of the target, where settings were swept."""
     notes: tuple[str, ...] = ()
-    """What could not be read, for people."""
+    """What could not be read, in words."""
+    has_log: bool = False
+    """Whether its run has a log."""
 
     @property
     def title(self) -> str:
-        """What sets it apart: run, scheme and target."""
+        """Run, scheme and target."""
         return f"{self.report.run}: {self.report.scheme} on {self.report.target}"
 
 
@@ -60,11 +63,25 @@ def read_bench(folder: Path) -> BenchData:
     report = _document(folder / BENCH, BenchReport)
     answers, answer_notes = _rows(folder / ANSWERS, AnswerRow)
     timings, timing_notes = _rows(folder / TIMINGS, Timed)
-    pictures, picture_notes = _pictures(folder, answers)
+    names = sorted({row.thumbnail for row in answers if row.thumbnail})
+    thumbnails = {name: uri for name in names if (uri := data_uri(folder, name))}
+    notes = [*answer_notes, *timing_notes]
+    if missing := len(names) - len(thumbnails):
+        notes.append(f"{missing} of {len(names)} thumbnails are missing or cannot be shown")
     path = folder.parent / SWEEP
     sweep = _document(path, Sweep) if path.is_file() else None
-    notes = (*answer_notes, *timing_notes, *picture_notes)
-    return BenchData(folder, report, tuple(answers), tuple(timings), pictures, sweep, notes)
+    above = folder.absolute().parents
+    has_log = len(above) > 2 and above[1].name == FOLDER and (above[2] / LOG).is_file()
+    return BenchData(folder, report, tuple(answers), tuple(timings), thumbnails, sweep, tuple(notes), has_log)
+
+
+def log_line(benches: Sequence[BenchData]) -> str:
+    """Where the log of each run is, relative to the run; empty where no run has one."""
+    runs = list(dict.fromkeys(data.report.run for data in benches))
+    logged = list(dict.fromkeys(data.report.run for data in benches if data.has_log))
+    if not logged:
+        return ""
+    return f"Log: {LOG}" + (f" (of {', '.join(logged)})" if len(runs) > 1 else "")
 
 
 def _document(path: Path, kind: type[Row]) -> Row:
@@ -79,7 +96,7 @@ def _document(path: Path, kind: type[Row]) -> Row:
 
 
 def _rows(path: Path, kind: type[Row]) -> tuple[list[Row], list[str]]:
-    """(rows, what to say of the rest)."""
+    """(rows, notes about what could not be read)."""
     try:
         if path.stat().st_size > MAX_ROWS_BYTES:
             return [], [f"{path.name} is too large to read"]
@@ -95,19 +112,11 @@ def _rows(path: Path, kind: type[Row]) -> tuple[list[Row], list[str]]:
     return rows, [f"{path.name}: {damaged} of {len(lines)} lines are damaged and left out"] if damaged else []
 
 
-def _pictures(folder: Path, rows: list[AnswerRow]) -> tuple[dict[str, str], list[str]]:
-    """(picture -> data URI, notes) of those rows that name one."""
-    names = {row.picture for row in rows if row.picture}
-    found = {name: uri for name in sorted(names) if (uri := data_uri(folder, name))}
-    missing = len(names) - len(found)
-    return found, [f"{missing} of {len(names)} pictures are missing or cannot be shown"] if missing else []
-
-
 def data_uri(folder: Path, name: str) -> str | None:
     """A small JPEG or PNG below the folder as a data URI; None for anything else."""
     path = folder / name
     try:
-        if not path.resolve().is_relative_to(folder.resolve()) or path.stat().st_size > MAX_PICTURE_BYTES:
+        if not path.resolve().is_relative_to(folder.resolve()) or path.stat().st_size > MAX_THUMBNAIL_BYTES:
             return None
         data = path.read_bytes()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What `mpa-edge bench` prints after each benchmark, and `mpa-edge report` of a comparison: plain text."""
+"""What `mpa-edge bench` prints, and `mpa-edge report` of a comparison: plain text without colours, also for a log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mpa_edge.bench.report import words
 from mpa_edge.bench.report.compare import Comparison
 from mpa_edge.bench.report.read import BenchData
 from mpa_edge.bench.report.view import budgets, median
-from mpa_edge.bench.results.records import BenchReport
+from mpa_edge.bench.results.records import BenchReport, Sweep
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,27 +20,46 @@ SIGNS = {"regression": "✗ regression", "improvement": "✓ improvement"}
 
 
 def render_table(data: BenchData, width: int = WIDTH) -> str:
-    """One benchmark for the terminal, at most `width` columns; no colours, so it reads the same in a log."""
+    """One benchmark, at most `width` columns."""
     report = data.report
-    lines = [
-        f"{words.SIGNS[report.verdict]} {words.headline(report)}: {words.visible(data.title)}",
-        *(f"  - {words.visible(reason)}" for reason in report.reasons),
-    ]
-    settling = words.settling(report)
-    return "\n".join([*lines, *([f"  - {settling}"] if settling else []), drawn(_models(report), width)])
+    remarks = [*map(words.visible, report.reasons), *filter(None, [words.settling(report)])]
+    head = f"{words.SIGNS[report.verdict]} {words.headline(report)}: {words.visible(data.title)}"
+    return "\n".join([head, *(f"  - {remark}" for remark in remarks), _drawn(_models(report), width)])
 
 
 def render_comparison(comparison: Comparison, width: int = WIDTH) -> str:
-    """What changed, for the terminal."""
-    table = new_table("", "outcome", "before", "after", "change")
+    """What changed between two benchmarks."""
+    table = _table("", "outcome", "before", "after", "change")
     for change in comparison.changes:
         outcome = SIGNS.get(change.outcome, change.outcome)
-        table.add_row(*cells(change.title, outcome, change.before, change.after, change.change))
-    head = f"{comparison.after.title} against {comparison.before.title}"
-    lines = [words.visible(head), drawn(table, width)]
+        table.add_row(*_cells(change.title, outcome, change.before, change.after, change.change))
+    lines = [words.visible(f"{comparison.after.title} against {comparison.before.title}"), _drawn(table, width)]
     if comparison.differences:
         lines.append(f"Not the same in both: {words.visible('; '.join(comparison.differences))}")
     return "\n".join(lines)
+
+
+def render_sweep(sweep: Sweep, width: int = WIDTH) -> str:
+    """A row for each setting: `front` where no other beats it, `use` for the recommended one, which is named below."""
+    names = list(dict.fromkeys(name for point in sweep.points for name in point.settings))
+    titles = ("accuracy", "95 % interval", "TTFT", "tokens/s", "peak memory", "within budgets", "")
+    table = _table(*(name.replace("_", " ") for name in names), *titles)
+    for index, point in enumerate(sweep.points):
+        figures = (
+            words.percent(point.accuracy),
+            words.percent_range(point.ci95),
+            "" if point.ttft_s is None else words.quantity(point.ttft_s, "s"),
+            "" if point.tokens_per_s is None else f"{point.tokens_per_s:,.0f}",
+            words.size(point.peak_bytes),
+            "yes" if point.within_budgets else "no",
+        )
+        marks = ["front"] * point.on_front + ["use"] * (index == sweep.recommended)
+        settings = (str(point.settings.get(name, "")) for name in names)
+        table.add_row(*_cells(*settings, *figures, ", ".join(marks)))
+    if sweep.recommended is None:
+        return f"{_drawn(table, width)}\nnone to recommend: {sweep.reason}"
+    chosen = ", ".join(f"{name} {value}" for name, value in sweep.points[sweep.recommended].settings.items())
+    return f"{_drawn(table, width)}\nuse {chosen}: {sweep.reason}"
 
 
 def verdict_line(data: BenchData) -> str:
@@ -53,7 +72,7 @@ def verdict_line(data: BenchData) -> str:
 def _models(report: BenchReport) -> Table:
     """Rows of figures; base and aligned where they have them."""
     found = report.accuracy
-    table = new_table("", "base", "aligned", report.scheme)
+    table = _table("", "base", "aligned", report.scheme)
     models = (found.base, found.aligned, found.artifact)
     table.add_row("accuracy", *(words.percent(one.value) for one in models))
     table.add_row("  95 % interval", *(words.percent_range(one.ci95) for one in models))
@@ -65,7 +84,7 @@ def _models(report: BenchReport) -> Table:
         if figure and figure.p50 is not None:
             table.add_row(title, words.quantity(base.p50, base.unit) if base else "", "", median(report, name))
     if report.timings != "valid":
-        table.add_row("timings", *cells("", "", report.timings))
+        table.add_row("timings", *_cells("", "", report.timings))
     table.add_row("peak memory", "", "", words.size(report.memory.peak_bytes))
     table.add_row("size", "", "", words.size(report.size_bytes))
     for name, limit, _, _, word in budgets(report):
@@ -73,26 +92,25 @@ def _models(report: BenchReport) -> Table:
     return table
 
 
-def new_table(*columns: str) -> Table:
-    """A plain table; the first column and `outcome` to the left, the rest to the right."""
+def _table(*columns: str) -> Table:
+    """The first column and `outcome` are left-aligned, the rest right-aligned."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, column in enumerate(cells(*columns)):
+    for index, column in enumerate(_cells(*columns)):
         table.add_column(column, justify="right" if index and column != "outcome" else "left", overflow="fold")
     return table
 
 
-def cells(*texts: str) -> Sequence[str]:
+def _cells(*texts: str) -> Sequence[str]:
     """Texts without what rich would take for markup."""
     from rich.markup import escape
 
     return [escape(words.visible(text)) for text in texts]
 
 
-def drawn(table: Table, width: int) -> str:
-    """A table as text without colours."""
+def _drawn(table: Table, width: int) -> str:
     from rich.console import Console
 
     out = io.StringIO()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
-from mpa_edge.bench.results.records import METRICS, BenchReport, BudgetLine, Figure
+from mpa_edge.bench.results.records import METRICS, BenchReport, BudgetLine, Figure, Sweep
 
 NONE = "–"
 LONGEST_TEXT = 400
-# cannot be seen, or turn the text around them: shown by their number
+# cannot be seen, or reverse the text around them: shown by their number
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 JOINERS = {"\u200c", "\u200d"}
 PLAIN_SPACE = {"\n", "\t", "\r"}
@@ -22,7 +23,7 @@ HEADLINES = {
 }
 METRIC_NAMES = {
     "load_s": "load the model, once",
-    "preprocess_s": "prepare the picture",
+    "preprocess_s": "prepare the image",
     "vision_encode_s": "vision encoder",
     "prefill_s": "read the prompt (prefill)",
     "ttft_s": "time to first token (TTFT)",
@@ -36,17 +37,14 @@ BYTE_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 
 def visible(text: str, longest: int = LONGEST_TEXT) -> str:
-    r"""Text as it may be shown: nothing invisible, nothing that turns its neighbours around, not too long.
+    r"""Text as it may be shown: nothing invisible, nothing that reverses the text around it, not too long.
 
     >>> visible("a\u202eb\x07"), visible("one\ntwo"), visible("x" * 9, 4)
     ('a⟨U+202E⟩b⟨U+0007⟩', 'one two', 'xxxx… (9 characters)')
     """
     cut = text[:longest] + f"… ({len(text):,} characters)" if len(text) > longest else text
-    return "".join(" " if char in PLAIN_SPACE else f"⟨U+{ord(char):04X}⟩" if _hidden(char) else char for char in cut)
-
-
-def _hidden(char: str) -> bool:
-    return char not in JOINERS and unicodedata.category(char) in HIDDEN
+    hidden = {char for char in set(cut) - JOINERS if unicodedata.category(char) in HIDDEN}
+    return "".join(" " if char in PLAIN_SPACE else f"⟨U+{ord(char):04X}⟩" if char in hidden else char for char in cut)
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -68,7 +66,7 @@ def percent_range(interval: tuple[float, float]) -> str:
 
 
 def rounded(value: float) -> str:
-    """Three digits that matter, no exponent.
+    """Three significant digits, no exponent.
 
     >>> [rounded(value) for value in (0, 0.01234, 1.234, 12.34, 123.4, 12345.6)]
     ['0', '0.0123', '1.23', '12.3', '123', '12,346']
@@ -93,7 +91,7 @@ def size(value: float | None) -> str:
 
 
 def quantity(value: float | None, unit: str) -> str:
-    """A value with its unit, in the size people speak of.
+    """A value with its unit, as people say it.
 
     >>> quantity(0.0123, "s"), quantity(2.5, "s"), quantity(0.004, "s/token"), quantity(31.26, "tokens/s")
     ('12.3 ms', '2.50 s', '4.00 ms/token', '31.3 tok/s')
@@ -159,6 +157,39 @@ def joined(texts: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(texts[:-1]), *texts[-1:])))
 
 
+def tally(verdicts: Sequence[str]) -> str:
+    """How many of each verdict, the worst first.
+
+    >>> tally(["holds", "lost", "holds"])
+    '1 lost, 2 hold'
+    """
+    many = {"lost": "lost", "invalid": "without valid timings", "inconclusive": "not settled", "holds": "hold"}
+    count = Counter(verdicts)
+    return ", ".join(
+        f"{count[word]} {'holds' if (word, count[word]) == ('holds', 1) else name}"
+        for word, name in many.items()
+        if count[word]
+    )
+
+
+def settings_text(settings: Mapping[str, str | int]) -> str:
+    """A setting of a sweep on one line.
+
+    >>> settings_text({"threads": 2, "image_budget": 1, "scheme": "onnx-int8"})
+    'onnx-int8, 2 threads, 1 tile'
+    """
+    units = {"threads": "thread", "image_budget": "tile"}
+    ordered = sorted(settings.items(), key=lambda item: item[0] != "scheme")
+    return ", ".join(plural(int(value), units[name]) if name in units else str(value) for name, value in ordered)
+
+
+def sweep_sentence(sweep: Sweep) -> str:
+    """The recommendation."""
+    if sweep.recommended is None:
+        return f"None is recommended: {sweep.reason}."
+    return f"Use {settings_text(sweep.points[sweep.recommended].settings)}: {sweep.reason}."
+
+
 def headline(report: BenchReport) -> str:
     """The verdict as people say it."""
     if report.verdict == "invalid":
@@ -168,7 +199,7 @@ def headline(report: BenchReport) -> str:
 
 
 def summary(report: BenchReport) -> str:
-    """What the verdict rests on, in two or three sentences."""
+    """What the verdict is based on, in two or three sentences."""
     found = report.accuracy
     text = (
         f"On {report.target}, {report.scheme} answers {percent(found.artifact.value)} of "

@@ -1,9 +1,8 @@
-"""From what came back and what the host knows to the records of a benchmark: no device, no files."""
+"""From the lines of a job and the host's answers to the records of a benchmark: no device, no files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from mpa_edge.bench.device.protocol import Line, Step
 from mpa_edge.bench.results.records import AnswerRow, MemoryResult
@@ -20,13 +19,13 @@ def require_all(steps: Sequence[Step], lines: Sequence[Line]) -> None:
     if missing:
         reasons = [str(line.values.get("reason", "unknown")) for line in lines if line.kind == "failed"]
         why = f": {reasons[-1]}" if reasons else ""
-        raise MpaError(f"{len(missing)} of {len(steps)} answers are missing{why}; run the same command again to go on")
+        raise MpaError(f"{len(missing)} of {len(steps)} answers are missing{why}; rerun to resume")
 
 
 def answer_rows(
     task: Task, base: Sequence[Prediction], aligned: Sequence[Prediction], lines: Iterable[Line]
 ) -> list[AnswerRow]:
-    """One row a question: the answers of the host's two models, and that of the device."""
+    """One row for each question: the answers of base and aligned on the host, and that of the device."""
     said = {
         line.values["id"]: str(line.values["text"])
         for line in lines
@@ -50,37 +49,24 @@ def answer_rows(
 
 
 def peak_memory(lines: Iterable[Line], variant: str) -> MemoryResult:
-    """Largest peak of any process of a variant."""
+    """Largest peak of any process of a variant (artifact or base)."""
     found = [line.values for line in lines if line.kind == "memory" and line.variant == variant]
     known = [values for values in found if isinstance(values.get("peak_bytes"), int)]
     if not known:
-        why = str(found[-1].get("method")) if found else "the process ended before it could say"
+        why = str(found[-1].get("method")) if found else "the process ended before it reported its memory"
         return MemoryResult(peak_bytes=None, method=why)
     largest = max(known, key=lambda values: int(values["peak_bytes"]))
     return MemoryResult(peak_bytes=int(largest["peak_bytes"]), method=str(largest["method"]))
 
 
-@dataclass(frozen=True)
-class Span:
-    """A time on the device, by its own clock since boot."""
+def busy(lines: Sequence[Line], variant: str) -> tuple[list[tuple[float, float]], int]:
+    """((from, to) of each process of a variant that answered, tokens generated in all of them).
 
-    start_uptime_s: float
-    end_uptime_s: float
-    tokens: int
-    """Generated in it."""
-
-
-def busy(lines: Sequence[Line], variant: str) -> list[Span]:
-    """When a variant's processes answered, where they say it: from the end of the load, the warm-up included."""
-    spans = []
-    starts: Mapping[int, float] = {
-        line.block: line.values["uptime_s"] + line.values.get("load_s", 0.0)
-        for line in lines
-        if line.kind == "loaded" and "uptime_s" in line.values
-    }
-    for line in lines:
-        if line.kind == "memory" and line.variant == variant and line.block in starts and "uptime_s" in line.values:
-            answers = [a for a in lines if a.kind == "answer" and a.block == line.block and a.variant == variant]
-            tokens = sum(int(a.values.get("tokens", 0)) for a in answers)
-            spans.append(Span(starts[line.block], line.values["uptime_s"], tokens))
-    return spans
+    By the device's clock since boot, from the end of the load, the warm-up included; a killed process has no end.
+    """
+    loads = [line for line in lines if line.kind == "loaded" and "uptime_s" in line.values]
+    starts: Mapping[int, float] = {one.block: one.values["uptime_s"] + one.values.get("load_s", 0.0) for one in loads}
+    ends = [line for line in lines if line.kind == "memory" and line.variant == variant and "uptime_s" in line.values]
+    spans = {line.block: (starts[line.block], line.values["uptime_s"]) for line in ends if line.block in starts}
+    answers = [line for line in lines if line.kind == "answer" and line.variant == variant and line.block in spans]
+    return list(spans.values()), sum(int(line.values.get("tokens", 0)) for line in answers)

@@ -1,7 +1,7 @@
-"""What export/runners/probe.sh says, as records.
+"""The output of export/runners/probe.sh, as records.
 
-Tolerant: a device may know less than the probe asks, or say it strangely. A value of another type than expected, or
-none at all, is an Unreadable; a list that is not there is empty.
+Tolerant: a device may know less than the probe asks, or report it oddly. A value of another type than expected, or none
+at all, is an Unreadable; a missing list is empty. What no record names is ignored.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Known = TypeVar("Known")
 
 
 class Loose(BaseModel):
-    """A record that takes what it can."""
+    """A record that keeps what is valid and makes an Unreadable of the rest."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -39,15 +39,6 @@ class Loose(BaseModel):
         return check({})
 
 
-class Trip(Loose):
-    """A temperature at which the kernel acts."""
-
-    type: Text = SILENT
-    """passive, hot, critical."""
-    temp_c: Number = SILENT
-    """Degrees."""
-
-
 class Zone(Loose):
     """A temperature sensor."""
 
@@ -55,8 +46,6 @@ class Zone(Loose):
     """Its name."""
     temp_c: Number = SILENT
     """Degrees."""
-    trips: tuple[Trip, ...] = ()
-    """Only in the document."""
 
 
 class Policy(Loose):
@@ -82,7 +71,7 @@ class Cooling(Loose):
     """What the kernel can do against heat."""
 
     type: Text = SILENT
-    """A fan, or a brake on the processor."""
+    """A fan, or something that slows the processor."""
     now: Number = SILENT
     """0: at rest."""
     most: Number = SILENT
@@ -90,7 +79,7 @@ class Cooling(Loose):
 
 
 class Throttling(Loose):
-    """What the device says of slowing down."""
+    """Signs that the device slows itself down."""
 
     pi: Text = SILENT
     """Bits of a Raspberry Pi: vcgencmd get_throttled."""
@@ -108,9 +97,9 @@ class Battery(Loose):
     status: Text = SILENT
     """Charging, Discharging, Not charging, Full."""
     current_ua: Number = SILENT
-    """Microampere; the sign is the maker's choice."""
+    """Microamperes; the sign depends on the vendor."""
     voltage_uv: Number = SILENT
-    """Microvolt."""
+    """Microvolts."""
     plugged: Text = SILENT
     """AC, USB, Wireless; Android only."""
 
@@ -121,7 +110,7 @@ class ThermalService(Loose):
     status: Number = SILENT
     """0 none, 1 light, 2 moderate, 3 severe, 4 critical and so on."""
     temperatures: tuple[Zone, ...] = ()
-    """From the hardware layer, not from the cache, that lags."""
+    """From the hardware layer, not from the cache, which lags."""
 
 
 class WatchLine(Loose):
@@ -135,8 +124,6 @@ class WatchLine(Loose):
     """Processor."""
     throttling: Throttling = Throttling()
     """Signs of slowing down."""
-    available_kib: Number = SILENT
-    """MemAvailable."""
     battery: Battery | Unreadable = SILENT
     """Where there is one."""
     thermal_service: ThermalService | Unreadable = SILENT
@@ -146,12 +133,10 @@ class WatchLine(Loose):
 
 
 class Probe(WatchLine):
-    """The document: all of a line, and what does not change."""
+    """The whole document: all of a line, and what does not change."""
 
     machine: Text = SILENT
     """uname -m."""
-    kernel_name: Text = SILENT
-    """uname -s."""
     kernel: Text = SILENT
     """uname -r."""
     os: Text = SILENT
@@ -180,12 +165,10 @@ class Probe(WatchLine):
     """getprop."""
     python3: Text = SILENT
     """Its version."""
-    sha256: Text = SILENT
-    """Command that hashes a file."""
     emulated: bool | Unreadable = SILENT
     """An emulator of another processor runs this system's programs."""
     emulated_why: Text = SILENT
-    """The sign of it."""
+    """How the probe knows."""
     virtual: Text = SILENT
     """Kind of virtual machine."""
 
@@ -200,7 +183,7 @@ def known(value: Known | Unreadable) -> Known | None:
 
 
 def read_probe(text: str) -> Probe:
-    """The document; what a login prints before it is passed over. MpaError where there is none.
+    """The document; what a login prints before it is skipped. MpaError where there is none.
 
     >>> probe = read_probe('Welcome!\\n{"cores": "four", "cpu": {"value": null, "reason": "denied"}}')
     >>> probe.cpu.reason, probe.cores.reason, probe.machine.reason

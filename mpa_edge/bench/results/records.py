@@ -1,7 +1,7 @@
-"""What a benchmark says: documents in runs/NAME/bench/TARGET/SCHEME/, printed with `--json`, read by the report.
+"""The documents of a benchmark in runs/NAME/bench/TARGET/SCHEME/, printed with `--json`, read by the report.
 
-bench.json is a BenchReport, answers.jsonl one AnswerRow a line, timings.jsonl one Timed a line, pictures/ a small JPEG
-of each sampled question's picture; sweep.json, a Sweep, lies one folder higher: it compares settings of one target.
+bench.json is a BenchReport, answers.jsonl one AnswerRow a line, timings.jsonl one Timed a line, thumbnails/ a small
+JPEG of each sampled question's image; sweep.json, a Sweep, lies one folder higher: it compares settings of one target.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from mpa_edge.metrics.gain import AccuracyResult, Word
 from mpa_edge.types import Record
 
 BenchWord = Word | Literal["invalid"]
-BENCH, ANSWERS, TIMINGS, PICTURES, SWEEP = "bench.json", "answers.jsonl", "timings.jsonl", "pictures", "sweep.json"
-# metric -> unit; every metric is there in each report, with n = 0 and nulls where the runtime does not say
+BENCH, ANSWERS, TIMINGS, SWEEP = "bench.json", "answers.jsonl", "timings.jsonl", "sweep.json"
+THUMBNAILS = "thumbnails"
+# metric -> unit; each report has every metric, with n = 0 and nulls where the runtime does not report it
 METRICS = {
     "load_s": "s",
     "preprocess_s": "s",
@@ -45,12 +46,12 @@ class Figure(Record):
 
 
 class Unreadable(Record):
-    """A value that the device did not give away."""
+    """A value that could not be read from the device."""
 
     value: None = None
     """Never 0."""
     reason: str
-    """Why, for people."""
+    """Why, in words."""
 
 
 class MemoryResult(Record):
@@ -66,7 +67,7 @@ class EnergyResult(Record):
     """Energy of the answers, where a rail or the battery could be read."""
 
     joules_per_token: float
-    """Of generated tokens, idle power taken off."""
+    """Of generated tokens, idle power subtracted."""
     mean_power_w: float
     """While it answered."""
     idle_power_w: float
@@ -83,9 +84,9 @@ class BudgetLine(Record):
     name: Literal["memory_bytes", "ttft_s", "tokens_per_s"]
     """Key of the target's budgets."""
     limit: float
-    """What the target allows (memory, time) or asks (speed)."""
+    """What the target allows (memory, time) or requires (speed)."""
     measured: float | None
-    """Null where it was not, or must not count."""
+    """Null where it was not measured, or must not count."""
     met: bool | None
     """Null where it was not measured, or must not count."""
     by: float | None
@@ -114,7 +115,7 @@ class Environment(Record):
     transport: str
     """local, ssh HOST, adb SERIAL."""
     readings: dict[str, Any]
-    """Governor, power mode's name, temperatures, throttling, battery; Unreadable where a device hides one."""
+    """Governor, power mode's name, temperatures, throttling, battery; Unreadable where a device does not show one."""
 
 
 class BenchReport(Record):
@@ -151,7 +152,7 @@ class BenchReport(Record):
     base_latency: dict[str, Figure]
     """Of base in the same scheme, in turns with the artifact; empty where there was none."""
     not_timed: tuple[str, ...]
-    """What the figures leave out, for people."""
+    """What the figures leave out, in words."""
     timings: str
     """valid, or `invalid: ` with the reason."""
     memory: MemoryResult
@@ -159,7 +160,7 @@ class BenchReport(Record):
     size_bytes: int
     """Of the artifact on the disk."""
     energy: EnergyResult | None
-    """Null where nothing could be read."""
+    """Null where it could not be read."""
     energy_reason: str
     """Why there is none, or how it was read."""
     budgets: tuple[BudgetLine, ...]
@@ -191,8 +192,8 @@ class AnswerRow(Record):
     """Answer on the device."""
     scores: tuple[float, float, float]
     """Of base, aligned, artifact: 0 to 1."""
-    picture: str | None = None
-    """pictures/NAME.jpg where it is one of the samples that the report shows."""
+    thumbnail: str | None = None
+    """thumbnails/NAME.jpg where it is one of the samples that the report shows."""
 
 
 class Timed(Record):
@@ -205,7 +206,7 @@ class Timed(Record):
     repetition: int
     """From 0."""
     values: dict[str, float]
-    """Metric of METRICS -> value; what the runtime does not say is left out."""
+    """Metric of METRICS -> value; what the runtime does not report is left out."""
 
 
 class SweepPoint(Record):

@@ -1,4 +1,4 @@
-"""Which questions are worth a look: those where the models differ first, then some of each other outcome."""
+"""Which questions the report shows: those where the models differ first, then some of each other outcome."""
 
 from __future__ import annotations
 
@@ -21,15 +21,9 @@ ORDER = {
 }
 
 
-def outcome(row: AnswerRow) -> tuple[bool, bool, bool]:
-    """Whether base, aligned and the artifact are right: a score of at least one half."""
-    base, aligned, artifact = row.scores
-    return base >= RIGHT, aligned >= RIGHT, artifact >= RIGHT
-
-
 def story(row: AnswerRow) -> str:
-    """What happened at a question, in a few words."""
-    base, aligned, artifact = outcome(row)
+    """What happened at a question, in a few words: an answer is right from a score of one half."""
+    base, aligned, artifact = (score >= RIGHT for score in row.scores)
     if aligned and not artifact:
         return "lost on the device"
     if not base and artifact:
@@ -42,25 +36,25 @@ def story(row: AnswerRow) -> str:
 
 
 def pick(rows: Sequence[AnswerRow], n: int = SHOWN) -> list[AnswerRow]:
-    """Up to `n` rows: some of each story, flips before what stayed the same, in turn over the kinds of questions.
+    """Up to `n` rows: some of each story, changes before what stayed the same, in turn over the kinds of questions.
 
-    Where rows have pictures, those are taken. Deterministic. A benchmark calls it to know which pictures to keep.
+    Where rows have thumbnails, those are taken. Deterministic. A benchmark calls it to know which images to keep.
     """
-    seen = [row for row in rows if row.picture]
+    shown = [row for row in rows if row.thumbnail]
     groups: dict[str, list[AnswerRow]] = {name: [] for name in ORDER}
-    for row in in_turn(seen if len(seen) >= min(n, len(rows)) else [*seen, *(row for row in rows if not row.picture)]):
+    for row in _in_turn(shown if len(shown) >= min(n, len(rows)) else rows):
         groups[story(row)].append(row)
     first = [row for name, most in ORDER.items() for row in groups[name][:most]]
     spare = [row for name, most in ORDER.items() for row in groups[name][most:]]
     return sorted([*first, *spare][:n], key=lambda row: list(ORDER).index(story(row)))
 
 
-def in_turn(rows: Sequence[AnswerRow]) -> list[AnswerRow]:
-    """First one of each kind, then the second of each; with a picture before those without."""
+def _in_turn(rows: Sequence[AnswerRow]) -> list[AnswerRow]:
+    """First one of each kind, then the second of each; with a thumbnail before those without."""
     count: Counter[tuple[bool, str | None]] = Counter()
     keyed = []
     for row in rows:
-        kind = (row.picture is None, row.kind)
-        keyed.append((row.picture is None, count[kind], row))
+        kind = (row.thumbnail is None, row.kind)
+        keyed.append((row.thumbnail is None, count[kind], row))
         count[kind] += 1
     return [row for _, _, row in sorted(keyed, key=lambda one: one[:2])]

@@ -1,17 +1,15 @@
-"""What the readings of a device mean: its environment, whether it was slowed down, and the energy that it took."""
+"""What the readings of a device mean: its environment, whether it was throttled, and the energy that it took."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from mpa_edge.bench.results.probe import Cooling, Policy, Probe, WatchLine, Zone, known
-from mpa_edge.bench.results.probe import read_probe as read_probe
-from mpa_edge.bench.results.probe import read_watch as read_watch
+from mpa_edge.bench.results.probe import Probe, WatchLine, known
 from mpa_edge.bench.results.records import EnergyResult, Environment, Unreadable
-from mpa_edge.bench.results.tegrastats import Reading, parse, total_power_w
+from mpa_edge.bench.results.tegrastats import parse_rails, total_power_w
 from mpa_edge.config.target import Thermal
 
 # instruction sets that change the speed, or the very result, of quantized arithmetic
@@ -22,62 +20,36 @@ X86 = (
 ARM = "asimd neon fphp asimdhp asimddp i8mm bf16 sve sve2 svei8mm svebf16 sme sme2 smei8i32"
 FEATURES = frozenset(f"{X86} {ARM}".split())
 # Linux, arch/arm64/include/asm/cputype.h; util-linux, sys-utils/lscpu-arm.c
-ARM_CORES = {
-    "0xd03": "Cortex-A53",
-    "0xd04": "Cortex-A35",
-    "0xd05": "Cortex-A55",
-    "0xd07": "Cortex-A57",
-    "0xd08": "Cortex-A72",
-    "0xd09": "Cortex-A73",
-    "0xd0a": "Cortex-A75",
-    "0xd0b": "Cortex-A76",
-    "0xd0c": "Neoverse-N1",
-    "0xd0d": "Cortex-A77",
-    "0xd40": "Neoverse-V1",
-    "0xd41": "Cortex-A78",
-    "0xd42": "Cortex-A78AE",
-    "0xd44": "Cortex-X1",
-    "0xd46": "Cortex-A510",
-    "0xd47": "Cortex-A710",
-    "0xd48": "Cortex-X2",
-    "0xd49": "Neoverse-N2",
-    "0xd4d": "Cortex-A715",
-    "0xd4e": "Cortex-X3",
-    "0xd4f": "Neoverse-V2",
-    "0xd80": "Cortex-A520",
-    "0xd81": "Cortex-A720",
-    "0xd82": "Cortex-X4",
-    "0xd83": "Neoverse-V3AE",
-    "0xd84": "Neoverse-V3",
-    "0xd85": "Cortex-X925",
-    "0xd87": "Cortex-A725",
-}
-# zones of the processor; the others (battery, radio, PMIC that always says 100 C) say nothing about its speed
+CORES = (
+    "0xd03 Cortex-A53, 0xd04 Cortex-A35, 0xd05 Cortex-A55, 0xd07 Cortex-A57, 0xd08 Cortex-A72, 0xd09 Cortex-A73, "
+    "0xd0a Cortex-A75, 0xd0b Cortex-A76, 0xd0c Neoverse-N1, 0xd0d Cortex-A77, 0xd40 Neoverse-V1, 0xd41 Cortex-A78, "
+    "0xd42 Cortex-A78AE, 0xd44 Cortex-X1, 0xd46 Cortex-A510, 0xd47 Cortex-A710, 0xd48 Cortex-X2, 0xd49 Neoverse-N2, "
+    "0xd4d Cortex-A715, 0xd4e Cortex-X3, 0xd4f Neoverse-V2, 0xd80 Cortex-A520, 0xd81 Cortex-A720, 0xd82 Cortex-X4, "
+    "0xd83 Neoverse-V3AE, 0xd84 Neoverse-V3, 0xd85 Cortex-X925, 0xd87 Cortex-A725"
+)
+ARM_CORES = dict(each.split(" ") for each in CORES.split(", "))
+# zones of the processor; the others (battery, radio, a PMIC that always says 100 C) say nothing about its speed
 PROCESSOR = re.compile(r"cpu|gpu|soc|^tj|core|pkg|package|big|little|mid|apc|cluster|k10temp|tctl", re.IGNORECASE)
 OTHER = re.compile(r"pmic|board|batt|charg|skin|wlan|wifi|iwl|nvme|modem|usb|bcl|limit|acpitz", re.IGNORECASE)
 BRAKES = re.compile(r"cpufreq|cpu-freq|^processor$|devfreq|throttle", re.IGNORECASE)
 COLDEST_C, HOTTEST_C = 1.0, 150.0
 # Raspberry Pi documentation, vcgencmd get_throttled: bits 0-3 now, the same + 16 since boot
 PI_BITS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
+PI = re.compile(r"0x[0-9a-fA-F]{1,8}")
 LEAST_READINGS = 3
 # a phone that answers draws more; a smaller number is one in other units than the kernel's
 LEAST_CURRENT_UA = 20_000
 
 
-def core_names(parts: str) -> str:
-    """Names of Arm's cores.
-
-    >>> core_names("0x41/0xd05 0x41/0xd41"), core_names("0x51/0x001")
-    ('Cortex-A55 + Cortex-A78', 'Arm core 0x51/0x001')
-    """
-    return " + ".join(ARM_CORES.get(each.partition("/")[2], f"Arm core {each}") for each in parts.split())
-
-
 def cpu_name(probe: Probe) -> str:
-    """Name of the processor, with the board's where the kernel has one."""
-    parts = known(probe.cpu_parts)
-    name = core_names(parts) if parts else known(probe.cpu) or "unknown"
-    board = known(probe.board)
+    """Name of the processor, with the board's where the kernel has one; Arm's kernels give a number for each core.
+
+    >>> cpu_name(Probe(cpu_parts="0x41/0xd05 0x41/0xd41")), cpu_name(Probe(cpu_parts="0x51/0x001", board="Acme"))
+    ('Cortex-A55 + Cortex-A78', 'Arm core 0x51/0x001 (Acme)')
+    """
+    parts, board = (known(probe.cpu_parts) or "").split(), known(probe.board)
+    cores = " + ".join(ARM_CORES.get(each.partition("/")[2], f"Arm core {each}") for each in parts)
+    name = cores or known(probe.cpu) or "unknown"
     return f"{name} ({board})" if board and board not in name else name
 
 
@@ -91,72 +63,45 @@ def count_cores(probe: Probe) -> int | None:
     return int(cores) if cores else None
 
 
-def is_plausible(zone: Zone) -> bool:
-    """Whether a zone's number is a temperature: dead zones say 0, or some thousand."""
-    temp_c = known(zone.temp_c)
-    return temp_c is not None and COLDEST_C < temp_c < HOTTEST_C
-
-
-def processor_zones(line: WatchLine) -> dict[str, float]:
-    """Temperatures that say how the processor fares; on Android those of the hardware layer."""
-    service = known(line.thermal_service)
-    zones = [zone for zone in (*line.thermal_zones, *(service.temperatures if service else ())) if is_plausible(zone)]
-    named = {str(known(zone.type) or "?"): float(known(zone.temp_c) or 0) for zone in zones}
-    rest = {name: value for name, value in named.items() if not OTHER.search(name)}
-    return {name: value for name, value in rest.items() if PROCESSOR.search(name)} or rest or named
-
-
 def hottest(line: WatchLine) -> tuple[str, float] | None:
-    """Zone and temperature of the hottest part of the processor; None where there is none to read."""
-    zones = processor_zones(line)
-    name = max(zones, key=lambda each: zones[each], default=None)
-    return None if name is None else (name, zones[name])
+    """(zone, degrees) of the hottest part of the processor; None where there is none to read.
+
+    On Android the hardware layer has its own zones. Dead zones say 0, or some thousand. Where no zone is known to be
+    the processor's, those count that are not known to be something else.
+    """
+    service = known(line.thermal_service)
+    zones = (*line.thermal_zones, *(service.temperatures if service else ()))
+    named = {str(known(z.type) or "?"): t for z in zones if (t := known(z.temp_c)) and COLDEST_C < t < HOTTEST_C}
+    rest = {name: temp_c for name, temp_c in named.items() if not OTHER.search(name)}
+    chosen = {name: temp_c for name, temp_c in rest.items() if PROCESSOR.search(name)} or rest or named
+    return max(chosen.items(), key=lambda item: item[1], default=None)
 
 
-def hottest_c(line: WatchLine) -> float | None:
-    """Temperature of the hottest part of the processor; None where there is none to read."""
-    found = hottest(line)
-    return found[1] if found else None
-
-
-def plain(value: object) -> Any:
-    """A value as JSON takes it."""
+def _as_json(value: object) -> Any:
     if isinstance(value, tuple | list):
-        return [plain(each) for each in value]
+        return [_as_json(each) for each in value]
     if isinstance(value, Mapping):
-        return {key: plain(each) for key, each in value.items()}
+        return {key: _as_json(each) for key, each in value.items()}
     return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
 
 
-def readings(probe: Probe) -> dict[str, Any]:
-    """What a report shows beside the environment's own fields."""
-    zones = {str(known(zone.type) or "?"): plain(zone.temp_c) for zone in probe.thermal_zones}
-    governors = sorted({str(known(each.governor)) for each in probe.frequencies if known(each.governor)})
-    said = {
-        "board": probe.board,
-        "kernel": probe.kernel,
-        "virtual": probe.virtual,
-        "emulated_why": probe.emulated_why,
-        "power_mode": probe.power_mode,
-        "load_average": probe.load_average,
-        "memory_kib": probe.memory_kib,
-        "swaps": probe.swaps,
-        "frequencies": probe.frequencies,
-        "throttling": probe.throttling,
-        "battery": probe.battery,
-        "android": probe.android,
-        "thermal_service": probe.thermal_service,
-        "python3": probe.python3,
-        "governor": ", ".join(governors) or Unreadable(reason="no cpufreq, or not allowed to read it"),
-        "temperatures_c": zones or Unreadable(reason="no thermal zone"),
-    }
-    return {name: plain(value) for name, value in said.items()}
+# what a report shows beside the environment's own fields
+READINGS = (
+    *("board", "kernel", "virtual", "emulated_why", "power_mode", "load_average", "memory_kib", "swaps"),
+    *("frequencies", "throttling", "battery", "android", "thermal_service", "python3"),
+)
 
 
 def environment(probe: Probe, loaded: Mapping[str, Any], transport: str) -> Environment:
-    """What was used. `loaded`: values of a line `loaded` of the job, which tells the runtime."""
+    """What was used. `loaded`: values of a line `loaded` of the job, which names the runtime; `transport`: the link."""
     threads = loaded.get("threads")
     features = (known(probe.cpu_features) or "").split()
+    governors = sorted({str(known(each.governor)) for each in probe.frequencies if known(each.governor)})
+    readings = {name: getattr(probe, name) for name in READINGS} | {
+        "governor": ", ".join(governors) or Unreadable(reason="no cpufreq, or not allowed to read it"),
+        "temperatures_c": {str(known(zone.type) or "?"): zone.temp_c for zone in probe.thermal_zones}
+        or Unreadable(reason="no thermal zone"),
+    }
     return Environment(
         machine=known(probe.machine) or "unknown",
         cpu=cpu_name(probe),
@@ -167,96 +112,52 @@ def environment(probe: Probe, loaded: Mapping[str, Any], transport: str) -> Envi
         backend=str(loaded.get("backend") or "unknown"),
         threads=threads if isinstance(threads, int) else None,
         transport=transport,
-        readings=readings(probe),
+        readings=_as_json(readings),
     )
 
 
 def throttled(before: Probe, watch: Sequence[WatchLine], thermal: Thermal) -> str | None:
     """Why timings do not count: the first sign that the device slowed itself down while it was watched; else None.
 
-    `watch`: lines since the job began; a second Probe, taken after it, counts as one.
+    `before`: the device when the job began. `watch`: lines since then; a second Probe, taken afterwards, counts as one.
     """
-    for line in watch:
-        for reason in (
-            pi_reason(before, line),
-            counter_reason(before, line),
-            brake_reason(line.throttling.cooling),
-            status_reason(line),
-            heat_reason(line, thermal.throttle_at_c),
-            cap_reason(before.frequencies, line.frequencies),
-        ):
-            if reason:
-                return reason
-    return None
+    return next((sign for line in watch for sign in _signs(before, line, thermal)), None)
 
 
-def pi_bits(line: WatchLine) -> int:
-    """Bits of a Raspberry Pi; 0 where there are none."""
-    text = known(line.throttling.pi) or "0x0"
-    return int(text, 16) if re.fullmatch(r"0x[0-9a-fA-F]{1,8}", text) else 0
-
-
-def pi_reason(before: WatchLine, line: WatchLine) -> str | None:
-    """A bit that is set now, or has been set since `before`.
-
-    >>> was, now = (WatchLine.model_validate({"throttling": {"pi": bits}}) for bits in ("0x50000", "0xd0000"))
-    >>> pi_reason(was, was), pi_reason(was, now)
-    (None, 'the Raspberry Pi says: soft temperature limit')
-    """
-    new = pi_bits(line) & 0xF | (pi_bits(line) & ~pi_bits(before)) >> 16 & 0xF
-    names = [name for bit, name in PI_BITS.items() if new >> bit & 1]
-    return f"the Raspberry Pi says: {', '.join(names)}" if names else None
-
-
-def counter_reason(before: WatchLine, line: WatchLine) -> str | None:
-    """x86 cores that were slowed down since `before`."""
-    was, now = known(before.throttling.counters), known(line.throttling.counters)
-    return (
-        f"the processor slowed down {now - was:.0f} times"
-        if was is not None and now is not None and now > was
-        else None
-    )
-
-
-def brake_reason(devices: Iterable[Cooling]) -> str | None:
-    """A cooling device that brakes the processor; fans may turn."""
-    for each in devices:
-        if BRAKES.search(known(each.type) or "") and (known(each.now) or 0) > 0:
-            return f"the kernel brakes with {known(each.type)}, step {known(each.now):.0f}"
-    return None
-
-
-def status_reason(line: WatchLine) -> str | None:
-    """Android's thermal service: 1, light throttling, is enough."""
+def _signs(before: Probe, line: WatchLine, thermal: Thermal) -> Iterator[str]:
+    # Raspberry Pi: a bit that is set now, or has been set since `before`
+    was, now = (int(text, 16) if PI.fullmatch(text := known(one.throttling.pi) or "") else 0 for one in (before, line))
+    new = now & 0xF | (now & ~was) >> 16 & 0xF
+    if names := [name for bit, name in PI_BITS.items() if new >> bit & 1]:
+        yield f"the Raspberry Pi says: {', '.join(names)}"
+    # x86: cores that were slowed down
+    first, count = known(before.throttling.counters), known(line.throttling.counters)
+    if first is not None and count is not None and count > first:
+        yield f"the processor slowed down {count - first:.0f} times"
+    # a cooling device that brakes the processor; fans may turn
+    for device in line.throttling.cooling:
+        if BRAKES.search(known(device.type) or "") and (known(device.now) or 0) > 0:
+            yield f"the kernel brakes with {known(device.type)}, step {known(device.now):.0f}"
+    # Android's thermal service: 1, light throttling, is enough
     service = known(line.thermal_service)
-    status = known(service.status) if service else None
-    return f"Android's thermal status is {status:.0f}" if status else None
-
-
-def heat_reason(line: WatchLine, limit_c: float | None) -> str | None:
-    """Hotter than where the device slows down by itself."""
-    found = hottest(line)
-    if limit_c is None or found is None or found[1] < limit_c:
-        return None
-    return f"{found[0]} at {found[1]:.0f} C, and it slows down from {limit_c:.0f} C on"
-
-
-def cap_reason(before: Iterable[Policy], now: Iterable[Policy]) -> str | None:
-    """The system allows less than it did."""
-    was = {known(each.name): known(each.allowed_khz) for each in before}
-    for each in now:
-        first, allowed = was.get(known(each.name)), known(each.allowed_khz)
-        if first and allowed and allowed < first:
-            return f"{known(each.name)} capped at {allowed / 1000:.0f} of {first / 1000:.0f} MHz"
-    return None
+    if service and (status := known(service.status)):
+        yield f"Android's thermal status is {status:.0f}"
+    zone, limit_c = hottest(line), thermal.throttle_at_c
+    if zone is not None and limit_c is not None and zone[1] >= limit_c:
+        yield f"{zone[0]} at {zone[1]:.0f} C, and it slows down from {limit_c:.0f} C on"
+    # the system allows a lower frequency than it did
+    caps = {known(each.name): known(each.allowed_khz) for each in before.frequencies}
+    for policy in line.frequencies:
+        cap, allowed = caps.get(known(policy.name)), known(policy.allowed_khz)
+        if cap and allowed and allowed < cap:
+            yield f"{known(policy.name)} capped at {allowed / 1000:.0f} of {cap / 1000:.0f} MHz"
 
 
 def power_w(line: WatchLine) -> tuple[float, str] | Unreadable:
-    """Power at one moment with its source: rails of a Jetson, else a battery that is being drained."""
-    text = known(line.tegrastats)
-    reading: Reading | None = parse(text) if text else None
-    if reading:
-        return total_power_w(reading)
+    """(watts, their source) at one moment: rails of a Jetson, else a battery that is being drained."""
+    rails_mw = parse_rails(known(line.tegrastats) or "")
+    if rails_mw is not None:
+        return total_power_w(rails_mw)
     battery = known(line.battery)
     if battery is None:
         return Unreadable(reason="no power rail and no battery to read")
@@ -271,22 +172,6 @@ def power_w(line: WatchLine) -> tuple[float, str] | Unreadable:
     return abs(current * 1e-6 * voltage * 1e-6), "battery current x voltage"
 
 
-def energy(
-    watch: Sequence[WatchLine],
-    t0_uptime_s: float,
-    t1_uptime_s: float,
-    tokens: int,
-    *,
-    began_uptime_s: float | None = None,
-) -> tuple[EnergyResult | None, str]:
-    """Energy of one stretch of answers, and how it was read or why it was not. Times by the device's clock since boot.
-
-    Idle power is the median of the readings before `began_uptime_s`, when the first process began to load; without it
-    the lowest reading before t0, as a load may lie between.
-    """
-    return energy_of(watch, [(t0_uptime_s, t1_uptime_s)], tokens, began_uptime_s=began_uptime_s)
-
-
 def energy_of(
     watch: Sequence[WatchLine],
     spans: Sequence[tuple[float, float]],
@@ -294,33 +179,28 @@ def energy_of(
     *,
     began_uptime_s: float | None = None,
 ) -> tuple[EnergyResult | None, str]:
-    """As `energy`, over several stretches (from, to) of one variant; `tokens` generated in all of them."""
-    taken = [(time, power_w(line)) for line in watch if (time := known(line.uptime_s)) is not None]
-    readable = [(time, power) for time, power in taken if not isinstance(power, Unreadable)]
-    if not readable or tokens < 1 or not spans:
-        said = [power.reason for _, power in taken if isinstance(power, Unreadable)]
-        return None, said[-1] if said else "nothing was read while it answered"
-    sources = {power[1] for _, power in readable}
-    if len(sources) > 1:
-        return None, f"the source of the power changed ({', '.join(sorted(sources))})"
-    return settle([(time, power[0]) for time, power in readable], spans, tokens, began_uptime_s, sources.pop())
+    """Energy of a variant's answers, and how it was read or why it was not.
 
+    `spans`: (from, to) of its answers, by the device's clock since boot; `tokens`: generated in all of them. Idle power
+    is the median of the readings before `began_uptime_s`, when the first process began to load; without it, the lowest
+    reading before the first span, as a load may lie between.
 
-def settle(
-    powers_w: Sequence[tuple[float, float]],
-    spans: Sequence[tuple[float, float]],
-    tokens: int,
-    began_uptime_s: float | None,
-    source: str,
-) -> tuple[EnergyResult | None, str]:
-    """Arithmetic of `energy_of`: (uptime_s, power_w) readings of one source.
-
-    >>> settle([(1, 4.0), (2, 4.0), (5, 9.0), (6, 9.0), (7, 9.0)], [(4.0, 8.0)], 10, 3.0, "VDD_IN")[0].joules_per_token
+    >>> watch = [WatchLine(uptime_s=t, tegrastats=f"RAM 1/2MB VDD_IN {mw}mW/1mW") for t, mw in
+    ...          ((1, 4000), (2, 4000), (5, 9000), (6, 9000), (7, 9000))]
+    >>> energy_of(watch, [(4.0, 8.0)], 10, began_uptime_s=3.0)[0].joules_per_token
     2.0
     """
-    busy = [power for time, power in powers_w if any(start <= time <= end for start, end in spans)]
+    taken = [(time, power_w(line)) for line in watch if (time := known(line.uptime_s)) is not None]
+    powers = [(time, *power) for time, power in taken if not isinstance(power, Unreadable)]
+    if not powers or tokens < 1 or not spans:
+        reasons = [power.reason for _, power in taken if isinstance(power, Unreadable)]
+        return None, reasons[-1] if reasons else "nothing was read while it answered"
+    sources = sorted({source for _, _, source in powers})
+    if len(sources) > 1:
+        return None, f"the source of the power changed ({', '.join(sources)})"
     first = min(start for start, _ in spans) if began_uptime_s is None else began_uptime_s
-    before = [power for time, power in powers_w if time < first]
+    busy = [watts for time, watts, _ in powers if any(start <= time <= end for start, end in spans)]
+    before = [watts for time, watts, _ in powers if time < first]
     if len(busy) < LEAST_READINGS:
         return None, f"{len(busy)} readings while it answered are too few"
     if not before:
@@ -329,6 +209,11 @@ def settle(
     if mean_w <= idle_w:
         return None, f"power did not rise while it answered ({mean_w:.2f} W, idle {idle_w:.2f} W)"
     joules = (mean_w - idle_w) * sum(end - start for start, end in spans)
-    return EnergyResult(
-        joules_per_token=joules / tokens, mean_power_w=mean_w, idle_power_w=idle_w, source=source, samples=len(busy)
-    ), f"{source}, {len(busy)} readings, idle power taken off"
+    result = EnergyResult(
+        joules_per_token=joules / tokens,
+        mean_power_w=mean_w,
+        idle_power_w=idle_w,
+        source=sources[0],
+        samples=len(busy),
+    )
+    return result, f"{sources[0]}, {len(busy)} readings, idle power subtracted"

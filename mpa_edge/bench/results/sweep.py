@@ -1,19 +1,25 @@
-"""Which settings to try on a device, and what their benchmarks say together."""
+"""Which settings to try on a device, and which one to use: the best within the budgets.
+
+A setting is on the Pareto front when no other is at least as good in everything and better in one thing (accuracy and
+tokens_per_s up, ttft_s and peak_bytes down). An unmeasured figure is the worst there is: it cannot beat another.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 
-from mpa_edge.bench.results.budgets import within
-from mpa_edge.bench.results.pareto import marked, recommend
 from mpa_edge.bench.results.records import BenchReport, Sweep, SweepPoint
+from mpa_edge.bench.results.validity import within_budgets
 from mpa_edge.config.target import ImageBudget, Target
 from mpa_edge.errors import MpaError
 
 Setting = dict[str, str | int]
 AXES = ("threads", "image_budget", "scheme")
 GRIDS = (1, 4, 9, 16, 25, 36)
+# accuracy, -ttft_s, tokens_per_s, -peak_bytes: more is better
+Goals = tuple[float, float, float, float]
 
 
 def axes_of(text: str) -> dict[str, tuple[str, ...]]:
@@ -34,43 +40,28 @@ def axes_of(text: str) -> dict[str, tuple[str, ...]]:
 
 
 def settings(axes: Mapping[str, Sequence[str]], target: Target, cores: int) -> list[Setting]:
-    """Every combination; `cores` are those of the device."""
+    """Every combination. `axes`: see `axes_of`; `cores`: usable ones of the device.
+
+    Without values, threads are powers of two up to the cores, tiles are square grids up to what the target allows.
+    """
+    most = target.image.max_tiles
+    usual: dict[str, list[str | int]] = {
+        "threads": [*sorted({min(2**i, cores) for i in range(cores.bit_length() + 1)})],
+        "image_budget": [*(n for n in GRIDS if n < most), most],
+        "scheme": [choice.name for choice in target.schemes],
+    }
     values: dict[str, list[str | int]] = {}
     for name in AXES:
-        if name not in axes:
-            continue
-        given = list(axes[name])
-        if name == "scheme":
-            values[name] = [*given] or [choice.name for choice in target.schemes]
-        else:
-            usual = thread_counts(cores) if name == "threads" else tile_counts(target.image.max_tiles)
-            values[name] = [whole(name, value) for value in given] or [*usual]
+        if name in axes:
+            given = axes[name]
+            values[name] = ([*given] if name == "scheme" else [_count(name, one) for one in given]) or usual[name]
     return [dict(zip(values, each, strict=True)) for each in product(*values.values())]
 
 
-def whole(name: str, text: str) -> int:
-    """A count from the command line."""
+def _count(name: str, text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 256:
         raise MpaError(f"--sweep: {name}={text} is no count: write whole numbers from 1 to 256")
     return int(text)
-
-
-def thread_counts(cores: int) -> list[int]:
-    """Powers of two up to the number of cores, and that number.
-
-    >>> thread_counts(6)
-    [1, 2, 4, 6]
-    """
-    return sorted({min(2**i, cores) for i in range(cores.bit_length() + 1)})
-
-
-def tile_counts(most: int) -> list[int]:
-    """Square grids of tiles up to what the target allows, and that.
-
-    >>> tile_counts(12)
-    [1, 4, 9, 12]
-    """
-    return [n for n in GRIDS if n < most] + [most]
 
 
 def budget_for(target: Target, tiles: int) -> ImageBudget:
@@ -98,12 +89,69 @@ def point_of(setting: Setting, report: BenchReport) -> SweepPoint:
         ttft_s=report.latency["ttft_s"].p50 if counts else None,
         tokens_per_s=report.latency["tokens_per_s"].p50 if counts else None,
         peak_bytes=report.memory.peak_bytes if counts else None,
-        within_budgets=within(report.budgets),
+        within_budgets=within_budgets(report.budgets),
         on_front=False,
     )
 
 
 def sweep_of(target: str, points: Sequence[SweepPoint]) -> Sweep:
-    """The front and the recommendation."""
+    """The front and the recommendation. `target`: its name."""
     index, reason = recommend(points)
-    return Sweep(target=target, points=marked(points), recommended=index, reason=reason)
+    marked = (point.model_copy(update={"on_front": on}) for point, on in zip(points, front(points), strict=True))
+    return Sweep(target=target, points=tuple(marked), recommended=index, reason=reason)
+
+
+def goals(point: SweepPoint) -> Goals:
+    """The four figures of a point, more is better, unknown is minus infinity."""
+    ttft, peak = (-math.inf if value is None else -value for value in (point.ttft_s, point.peak_bytes))
+    return (point.accuracy, ttft, -math.inf if point.tokens_per_s is None else point.tokens_per_s, peak)
+
+
+def beats(a: Goals, b: Goals) -> bool:
+    """Whether a is as good as b in all and better in one.
+
+    >>> beats((0.6, -1.0, 5.0, -9.0), (0.6, -2.0, 5.0, -9.0)), beats((0.6, -1.0, 5.0, -9.0), (0.7, -2.0, 5.0, -9.0))
+    (True, False)
+    """
+    return all(x >= y for x, y in zip(a, b, strict=True)) and a != b
+
+
+def front(points: Sequence[SweepPoint]) -> tuple[bool, ...]:
+    """For each point, whether it is on the front; equal points all are."""
+    values = [goals(point) for point in points]
+    return tuple(not any(beats(other, value) for other in values) for value in values)
+
+
+def overlap(a: tuple[float, float], b: tuple[float, float]) -> bool:
+    """Whether two intervals share a point.
+
+    >>> overlap((0.1, 0.3), (0.3, 0.5)), overlap((0.1, 0.2), (0.3, 0.5))
+    (True, False)
+    """
+    return a[0] <= b[1] and b[0] <= a[1]
+
+
+def recommend(points: Sequence[SweepPoint]) -> tuple[int | None, str]:
+    """(index of the setting to use, the reason); None where none is within the budgets.
+
+    Among those within the budgets, the most accurate one and all whose intervals overlap its own count as equally
+    accurate; of these the one with the shortest time to the first token, then the fastest, the smallest, the first.
+    """
+    allowed = [i for i, point in enumerate(points) if point.within_budgets]
+    if not allowed:
+        return None, "no setting is within the budgets of the target" if points else "nothing was measured"
+    best = max(allowed, key=lambda i: points[i].accuracy)
+    equal = [i for i in allowed if overlap(points[i].ci95, points[best].ci95)]
+    chosen = min(equal, key=lambda i: tuple(-goal for goal in goals(points[i])[1:]))
+    ttft_s, figures = points[chosen].ttft_s, f"{points[chosen].accuracy:.1%}"
+    if ttft_s is not None:
+        figures += f", first token after {ttft_s:.2f} s"
+    if len(equal) == 1:
+        return chosen, f"clearly the most accurate within the budgets ({figures})"
+    if chosen == best:
+        as_accurate = f"the quickest of {len(equal)} as accurate within noise"
+        return chosen, f"the most accurate within the budgets, and {as_accurate} ({figures})"
+    return chosen, (
+        f"the quickest of {len(equal)} settings within the budgets that are as accurate within noise "
+        f"({figures}; the best has {points[best].accuracy:.1%})"
+    )

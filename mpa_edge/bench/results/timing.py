@@ -1,7 +1,7 @@
 """From the seconds of single answers to figures with intervals, and the order in which questions are asked.
 
-What a runtime does not say is left out of a row, and its figure has n = 0 and nulls. Medians, not means: a background
-task that wakes up once must not move a figure.
+What a runtime does not report is left out of a row, and its figure has n = 0 and nulls. Medians, not means: a
+background task that wakes up once must not move a figure.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from mpa_edge.errors import MpaError
 RESAMPLES = 2000
 SEED = 0
 LEAST_REPETITIONS = 5
-MOST_REPETITIONS = 200
 # a table of draws is resamples x samples, made in parts of so many numbers (16 MB)
 TABLE = 2_000_000
-# below this share, two halves of a run are as good as equal whatever the statistics say
+# below this share, two halves of a run count as equal whatever the statistics say
 DRIFT_SHARE = 0.03
 
 
@@ -55,7 +54,7 @@ def figure(samples: Sequence[float], unit: str) -> Figure:
 
 
 def decoding(values: Mapping[str, float]) -> dict[str, float]:
-    """Speed after the first token, where it is not said: tpot_s = decode_s / (tokens - 1), and its inverse.
+    """Speed after the first token, where it is not reported: tpot_s = decode_s / (tokens - 1), and its inverse.
 
     The first token belongs to the prefill: an answer of one token has no decoding speed.
 
@@ -123,18 +122,23 @@ def figures(rows: Iterable[Timed], loads_s: Sequence[float] = ()) -> dict[str, F
 def order(
     ids: Sequence[str], *, repetitions: int, timed_ids: Sequence[str], variants: Sequence[str], seed: int
 ) -> tuple[Step, ...]:
-    """Who is asked what, and when.
+    """Which model is asked which question, and when. MpaError where an order makes no sense.
 
     The first variant answers every id once: repetition 0, for the accuracy. Then come the rounds 1 to `repetitions`,
-    for the timing: in each, every variant is asked all `timed_ids` in one block. Who begins alternates (A B B A A B),
+    for the timing: in each, every variant is asked all `timed_ids` in one block. Who is first alternates (A B B A A B),
     so that a device that warms up slows both alike, and neighbours of one variant share a process. The order of the
-    questions in a round is drawn anew each time, the same for all variants. MpaError where an order makes no sense.
+    questions in a round is drawn anew each time, the same for all variants.
 
     >>> steps = order(["1", "2"], repetitions=5, timed_ids=["1"], variants=["artifact", "base"], seed=0)
     >>> "".join(step.variant[0] for step in steps)
     'aaabbaabbaab'
     """
-    check_order(ids, repetitions, timed_ids, variants)
+    if len(set(ids)) != len(ids) or len(set(timed_ids)) != len(timed_ids):
+        raise MpaError("two questions of the benchmark have the same id: give each question its own id")
+    if not variants or not set(timed_ids) <= set(ids):
+        raise MpaError("a question is timed that is not asked: choose the timed ones among the questions")
+    if repetitions < LEAST_REPETITIONS:
+        raise MpaError(f"{repetitions} repetitions are too few for an interval: use {LEAST_REPETITIONS} or more")
     steps = [Step(variants[0], each, 0) for each in ids]
     for turn in range(1, repetitions + 1):
         asked = list(timed_ids)
@@ -142,26 +146,6 @@ def order(
         for variant in variants if turn % 2 else reversed(variants):
             steps += [Step(variant, each, turn) for each in asked]
     return tuple(steps)
-
-
-def check_order(ids: Sequence[str], repetitions: int, timed_ids: Sequence[str], variants: Sequence[str]) -> None:
-    """MpaError where an order makes no sense."""
-    if len(set(ids)) != len(ids) or len(set(timed_ids)) != len(timed_ids):
-        raise MpaError("two questions of the benchmark have one id: give each question its own id")
-    if not variants or not set(timed_ids) <= set(ids):
-        raise MpaError("a question is to be timed that is not asked: choose the timed ones among the questions")
-    if repetitions < LEAST_REPETITIONS:
-        raise MpaError(f"{repetitions} repetitions are too few for an interval: ask for {LEAST_REPETITIONS} or more")
-
-
-def repetitions_for(per_answer_s: float, n_timed: int, floor_s: float) -> int:
-    """Rounds that fill `floor_s` seconds a variant; at least 5, at most 200.
-
-    >>> repetitions_for(2.0, 4, 60.0), repetitions_for(0.1, 4, 60.0), repetitions_for(60.0, 4, 60.0)
-    (8, 150, 5)
-    """
-    a_round_s = max(1e-6, per_answer_s) * max(1, n_timed)
-    return max(LEAST_REPETITIONS, min(MOST_REPETITIONS, math.ceil(floor_s / a_round_s)))
 
 
 def drift(samples: Sequence[float]) -> float:
@@ -185,19 +169,19 @@ def drift(samples: Sequence[float]) -> float:
     return round(share, 4) if (low > 0 or high < 0) and abs(share) > DRIFT_SHARE else 0.0
 
 
-def level(rows: Sequence[Timed], metric: str) -> list[float]:
+def over_question_medians(rows: Sequence[Timed], metric: str) -> list[float]:
     """Samples of a metric in the order of `rows`, each over its own question's median: what `drift` can compare.
 
     Questions differ in length; a question that came late must not look like a slow device.
 
     >>> rows = [Timed(variant="base", id=i, repetition=r, values={"ttft_s": s}) for r, i, s in
     ...         [(0, "a", 1.0), (0, "b", 4.0), (1, "a", 1.0), (1, "b", 4.0)]]
-    >>> level(rows, "ttft_s")
+    >>> over_question_medians(rows, "ttft_s")
     [1.0, 1.0, 1.0, 1.0]
     """
-    taken = [(row.id, row.values[metric]) for row in rows if metric in row.values]
+    samples = [(row.id, row.values[metric]) for row in rows if metric in row.values]
     of: dict[str, list[float]] = {}
-    for each, value in taken:
-        of.setdefault(each, []).append(value)
-    own = {each: float(np.median(values)) for each, values in of.items()}
-    return [value / own[each] for each, value in taken if own[each] > 0]
+    for question, value in samples:
+        of.setdefault(question, []).append(value)
+    middle = {question: float(np.median(values)) for question, values in of.items()}
+    return [value / middle[question] for question, value in samples if middle[question] > 0]

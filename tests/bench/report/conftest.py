@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.bench.report import BenchData, find_benches, read_bench
+from mpa_edge.bench.report.read import BenchData, find_benches, read_bench
 from tests.bench import made_up
 from tests.bench.report.browser import Browser
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mpa_edge.bench.report import BenchData, read_bench
+from mpa_edge.bench.report.read import BenchData, read_bench
 from mpa_edge.bench.results.records import ANSWERS, BENCH, BenchReport
 from tests.bench import made_up
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpa_edge.bench.report import BenchData, Change, compare, compare_all, read_bench
-from mpa_edge.bench.report.compare import differences
+from mpa_edge.bench.report.compare import Change, compare, compare_all, differences
+from mpa_edge.bench.report.read import BenchData, read_bench
 from mpa_edge.bench.results.records import BenchReport, Figure
 from tests.bench import made_up
 

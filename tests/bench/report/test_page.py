@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.bench.report import BenchData, compare_all, read_bench, render_html
+from mpa_edge.bench.report.compare import compare_all
+from mpa_edge.bench.report.html import render_html
+from mpa_edge.bench.report.read import BenchData, read_bench
 from tests.bench import made_up
 from tests.bench.report import hostile
 from tests.bench.report.browser import Browser, Page
@@ -113,7 +115,7 @@ def test_dark_is_dark(browser: Browser, pages: dict[str, Path]) -> None:
     assert colours == ["rgb(247, 247, 245)", "rgb(18, 20, 23)"]
 
 
-def test_pictures_are_shown(browser: Browser, pages: dict[str, Path]) -> None:
+def test_thumbnails_are_shown(browser: Browser, pages: dict[str, Path]) -> None:
     with browser.open(pages["one"]) as page:
         widths = page.evaluate("[...document.images].map(i => [i.naturalWidth, i.alt.length])")
     assert len(widths) == 12

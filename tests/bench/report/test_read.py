@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.bench.report import find_benches, read_bench
-from mpa_edge.bench.report.read import data_uri
-from mpa_edge.bench.results.records import ANSWERS, BENCH, PICTURES, SWEEP, TIMINGS
+from mpa_edge.bench.report.read import data_uri, find_benches, log_line, read_bench
+from mpa_edge.bench.results.records import ANSWERS, BENCH, SWEEP, THUMBNAILS, TIMINGS
 from mpa_edge.errors import MpaError
+from tests.bench import made_up
 
 
 @pytest.fixture
@@ -40,11 +40,11 @@ def test_nothing_there_names_the_command(tmp_path: Path) -> None:
 def test_all_of_it_is_read(folder: Path, run: Path) -> None:
     shutil.copy(run / "bench" / "jetson" / SWEEP, folder.parent / SWEEP)
     data = read_bench(folder)
-    assert (len(data.answers), len(data.timings), len(data.pictures)) == (400, 80, 12)
+    assert (len(data.answers), len(data.timings), len(data.thumbnails)) == (400, 80, 12)
     assert data.sweep is not None
     assert data.notes == ()
     assert data.title == "minicharts: gguf-q8_0 on jetson"
-    assert all(uri.startswith("data:image/jpeg;base64,") for uri in data.pictures.values())
+    assert all(uri.startswith("data:image/jpeg;base64,") for uri in data.thumbnails.values())
 
 
 @pytest.mark.parametrize("name", [ANSWERS, TIMINGS])
@@ -61,9 +61,9 @@ def test_a_torn_side_file_keeps_its_whole_lines(folder: Path) -> None:
     assert data.notes == (f"{ANSWERS}: 3 of 402 lines are damaged and left out",)
 
 
-def test_missing_pictures_are_said(folder: Path) -> None:
-    shutil.rmtree(folder / PICTURES)
-    assert read_bench(folder).notes == ("12 of 12 pictures are missing or cannot be shown",)
+def test_missing_thumbnails_are_said(folder: Path) -> None:
+    shutil.rmtree(folder / THUMBNAILS)
+    assert read_bench(folder).notes == ("12 of 12 thumbnails are missing or cannot be shown",)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema_version": 2}', "\x00"])
@@ -80,12 +80,40 @@ def test_a_damaged_sweep_is_one_line(folder: Path) -> None:
         read_bench(folder)
 
 
-def test_pictures_come_from_the_folder_only(folder: Path) -> None:
+def test_thumbnails_come_from_the_folder_only(folder: Path) -> None:
     outside = folder.parent / "secret.jpg"
     outside.write_bytes(b"\xff\xd8\xff secret")
-    (folder / PICTURES / "link.jpg").symlink_to(outside)
-    (folder / PICTURES / "page.jpg").write_text("<svg onload=alert(1)>")
-    (folder / PICTURES / "huge.jpg").write_bytes(b"\xff\xd8\xff" + bytes(400_000))
-    names = ("../secret.jpg", str(outside), "pictures/link.jpg", "pictures/page.jpg", "pictures/huge.jpg", "a\0b", "")
+    (folder / THUMBNAILS / "link.jpg").symlink_to(outside)
+    (folder / THUMBNAILS / "page.jpg").write_text("<svg onload=alert(1)>")
+    (folder / THUMBNAILS / "huge.jpg").write_bytes(b"\xff\xd8\xff" + bytes(400_000))
+    names = (
+        "../secret.jpg",
+        str(outside),
+        "thumbnails/link.jpg",
+        "thumbnails/page.jpg",
+        "thumbnails/huge.jpg",
+        "a\0b",
+        "",
+    )
     assert [data_uri(folder, name) for name in names] == [None] * len(names)
-    assert data_uri(folder, next(iter(sorted(f"{PICTURES}/{p.name}" for p in (folder / PICTURES).glob("q*.jpg")))))
+    assert data_uri(folder, next(iter(sorted(f"{THUMBNAILS}/{p.name}" for p in (folder / THUMBNAILS).glob("q*.jpg")))))
+
+
+def test_the_log_of_a_run_is_found(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "minicharts")
+    folders = find_benches(copy)
+    assert log_line([read_bench(folder) for folder in folders]) == ""
+    (copy / "run.log").write_text("started\n")
+    benches = [read_bench(folder) for folder in folders]
+    assert log_line(benches) == log_line(benches[:1]) == "Log: run.log"
+    alone = shutil.copytree(folders[0], tmp_path / "one")
+    (tmp_path / "run.log").write_text("of something else\n")
+    assert not read_bench(alone).has_log
+
+
+def test_of_several_runs_those_with_a_log_are_named(tmp_path: Path) -> None:
+    for name in ("mine", "newer"):
+        made_up.write(tmp_path / name / "bench" / "cpu" / "gguf-q8_0", run=name, n=20)
+    (tmp_path / "newer" / "run.log").write_text("started\n")
+    benches = [read_bench(folder) for name in ("mine", "newer") for folder in find_benches(tmp_path / name)]
+    assert log_line(benches) == "Log: run.log (of newer)"

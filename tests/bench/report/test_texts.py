@@ -12,23 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from mpa_edge.bench.report import (
-    BenchData,
-    compare_all,
-    drawing,
-    pick,
-    read_bench,
-    render_comparison,
-    render_html,
-    render_markdown,
-    render_table,
-    report_document,
-    verdict_line,
-    words,
-)
-from mpa_edge.bench.report.markdown import escaped
+from mpa_edge.bench.report import drawing, words
+from mpa_edge.bench.report.compare import compare_all
+from mpa_edge.bench.report.document import report_document
+from mpa_edge.bench.report.html import render_html
+from mpa_edge.bench.report.markdown import escaped, render_markdown
+from mpa_edge.bench.report.read import BenchData, read_bench
+from mpa_edge.bench.report.table import render_comparison, render_table, verdict_line
 from mpa_edge.bench.results.records import AnswerRow, BenchReport, Figure
-from mpa_edge.bench.results.samples import story
+from mpa_edge.bench.results.samples import pick, story
 from tests.bench import made_up
 from tests.bench.report import hostile
 
@@ -40,7 +32,7 @@ def changed(data: BenchData, **values: object) -> BenchData:
     return replace(data, report=report)
 
 
-def row(scores: tuple[float, float, float], name: str = "q", picture: str | None = None) -> AnswerRow:
+def row(scores: tuple[float, float, float], name: str = "q", thumbnail: str | None = None) -> AnswerRow:
     return AnswerRow(
         id=name,
         image="a.png",
@@ -51,7 +43,7 @@ def row(scores: tuple[float, float, float], name: str = "q", picture: str | None
         aligned="1",
         artifact="1",
         scores=scores,
-        picture=picture,
+        thumbnail=thumbnail,
     )
 
 
@@ -80,31 +72,31 @@ def test_phases_are_the_whole(holds: BenchData) -> None:
     latency = holds.report.latency
     total = latency["total_s"].p50
     assert total is not None
-    assert sum(value for _, value in drawing.phases(latency)) == pytest.approx(total, rel=0.03)
+    assert sum(drawing.phases(latency).values()) == pytest.approx(total, rel=0.03)
 
 
 def test_phases_without_a_split_are_still_drawn(holds: BenchData) -> None:
     kept = {name: holds.report.latency[name] for name in ("ttft_s", "total_s")}
-    names = [name for name, _ in drawing.phases(kept)]
-    assert names == ["everything before the first token", "tokens after the first"]
-    assert drawing.phases({}) == []
+    assert list(drawing.phases(kept)) == ["everything before the first token", "tokens after the first"]
+    assert drawing.phases({}) == {}
     none = Figure(unit="s", n=0, p50=None, p90=None, p99=None, ci95=None)
-    assert drawing.phases({"ttft_s": none, "total_s": none}) == []
+    assert drawing.phases({"ttft_s": none, "total_s": none}) == {}
 
 
 def test_stacks_fit_one_scale(holds: BenchData) -> None:
     found = drawing.stacks(holds.report)
-    assert [one.model for one in found] == ["artifact", "base"]
-    ends = [one.segments[-1].start + one.segments[-1].width for one in found]
+    assert list(found) == ["artifact", "base"]
+    assert len(drawing.phase_names(found)) == len({name for segments in found.values() for name in segments})
+    ends = [one.start + one.width for segments in found.values() for one in segments.values()]
     assert max(ends) == pytest.approx(100, abs=0.1)
 
 
 def test_the_front_only_climbs(benches: list[BenchData]) -> None:
     sweep = next(data.sweep for data in benches if data.sweep)
-    points = drawing.sweep_points(sweep)
-    assert [point.chosen for point in points].index(True) == 0
-    assert {point.front for point in points} == {True, False}
-    steps = drawing.front_line(points)
+    places = drawing.sweep_places(sweep)
+    assert [place.chosen for place in places].index(True) == 0
+    assert {place.point.on_front for place in places} == {True, False}
+    steps = drawing.front_line(places)
     assert all(y2 <= y1 and x2 >= x1 for x1, y1, x2, y2 in steps)
     assert drawing.front_line([]) == []
 
@@ -128,11 +120,11 @@ def test_samples_start_with_flips() -> None:
     assert pick(rows[:3]) == rows[:3]
 
 
-def test_samples_prefer_those_with_a_picture() -> None:
-    rows = [row((0, 1, 0), f"bare{i}") for i in range(20)] + [row((0, 1, 0), "seen", "pictures/seen.jpg")]
+def test_samples_prefer_those_with_a_thumbnail() -> None:
+    rows = [row((0, 1, 0), f"bare{i}") for i in range(20)] + [row((0, 1, 0), "seen", "thumbnails/seen.jpg")]
     assert pick(rows)[0].id == "seen"
-    many = [row((1, 1, 1), f"seen{i}", f"pictures/{i}.jpg") for i in range(12)]
-    assert all(one.picture for one in pick([*rows[:20], *many]))
+    many = [row((1, 1, 1), f"seen{i}", f"thumbnails/{i}.jpg") for i in range(12)]
+    assert all(one.thumbnail for one in pick([*rows[:20], *many]))
 
 
 def test_samples_go_over_the_kinds_in_turn() -> None:
@@ -181,7 +173,7 @@ def test_the_page_says_what_is_asked_for(holds: BenchData) -> None:
         "not readable: permission denied",
         "0.146 J per generated token",
         "Not timed",
-        "decoding of the picture file",
+        "decoding of the image file",
         "max(VmHWM, VmRSS + VmSwap)",
     ):
         assert part in text
@@ -205,7 +197,7 @@ def test_an_emulated_one_gives_no_timing_verdict(benches: list[BenchData]) -> No
 
 
 def test_missing_parts_are_said(holds: BenchData) -> None:
-    bare = replace(holds, answers=(), timings=(), pictures={}, sweep=None, notes=("answers.jsonl is missing",))
+    bare = replace(holds, answers=(), timings=(), thumbnails={}, sweep=None, notes=("answers.jsonl is missing",))
     nothing = Figure(unit="s", n=0, p50=None, p90=None, p99=None, ci95=None)
     bare = changed(bare, latency={"ttft_s": nothing}, base_latency={}, budgets=(), energy=None)
     for text in (render_html([bare]), render_markdown([bare]), render_table(bare)):
@@ -222,6 +214,14 @@ def test_no_gain_is_said(holds: BenchData) -> None:
     assert "no gain beyond noise" in render_html([none])
     lost = changed(holds, accuracy=found.model_copy(update={"retained_gain": -0.1, "retained_gain_lower": -0.5}))
     assert "Nothing of the gain is left." in words.summary(lost.report)
+
+
+def test_the_log_is_named_in_one_line(run: Path, benches: list[BenchData], holds: BenchData) -> None:
+    assert "run.log" not in render_html(benches) + render_markdown(benches)
+    logged = replace(holds, has_log=True)
+    assert "<p>Log: run.log</p>" in render_html([logged]).partition("<footer>")[2]
+    assert render_markdown([logged]).endswith("\nLog: run.log\n")
+    assert "<p>Log: run.log</p>" in render_html([*benches[1:], logged])
 
 
 # --- Markdown, table, JSON --------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from mpa_edge.bench.report.read import read_bench
 from mpa_edge.bench.results import documents
 from mpa_edge.bench.results.documents import Evidence, report_of, write_documents
 from mpa_edge.bench.results.probe import Probe, WatchLine
-from mpa_edge.bench.results.records import METRICS
+from mpa_edge.bench.results.records import METRICS, THUMBNAILS
 from mpa_edge.bench.results.timing import order
 from mpa_edge.config.library import load_recipe, load_target
 from mpa_edge.errors import MpaError
@@ -71,7 +71,7 @@ BASE, ALIGNED = said([i < 0.4 * N for i in range(N)]), said([i < 0.8 * N for i i
 
 @pytest.mark.parametrize(("share", "word"), [(0.8, "holds"), (0.4, "lost"), (0.63, "inconclusive"), (0.1, "lost")])
 def test_the_word_follows_the_answers_on_the_device(share: float, word: str) -> None:
-    report = report_of(bench(), "0" * 64, BASE, ALIGNED, evidence(share)).report
+    report, _, _ = report_of(bench(), "0" * 64, BASE, ALIGNED, evidence(share))
     assert (report.verdict, report.accuracy_verdict, report.timings) == (word, word, "valid")
     assert report.accuracy.artifact.correct == round(share * N)
     assert report.reasons
@@ -85,22 +85,22 @@ def test_the_word_follows_the_answers_on_the_device(share: float, word: str) -> 
 
 def test_an_emulated_device_gives_an_accuracy_and_no_verdict_on_time() -> None:
     emulated = Probe(machine="aarch64", emulated=True, emulated_why="qemu-aarch64")
-    report = report_of(bench("jetson"), "0" * 64, BASE, ALIGNED, replace(evidence(0.8), before=emulated)).report
+    report, _, _ = report_of(bench("jetson"), "0" * 64, BASE, ALIGNED, replace(evidence(0.8), before=emulated))
     assert (report.verdict, report.accuracy_verdict, report.emulated) == ("invalid", "holds", True)
     assert report.timings == "invalid: emulated: qemu-aarch64"
     assert [(line.met, line.measured, line.by) for line in report.budgets] == [(None, None, None)] * 3
     assert report.energy is None
     assert report.accuracy.artifact.value == pytest.approx(0.8)
-    lost = report_of(bench("jetson"), "0" * 64, BASE, ALIGNED, replace(evidence(0.4), before=emulated)).report
+    lost, _, _ = report_of(bench("jetson"), "0" * 64, BASE, ALIGNED, replace(evidence(0.4), before=emulated))
     assert lost.verdict == "lost"
 
 
 def test_a_throttled_device_and_one_of_another_kind_are_invalid() -> None:
     slowed = WatchLine.model_validate({"throttling": {"pi": "0x4"}})
-    report = report_of(bench(), "0" * 64, BASE, ALIGNED, replace(evidence(0.8), during=[slowed])).report
+    report, _, _ = report_of(bench(), "0" * 64, BASE, ALIGNED, replace(evidence(0.8), during=[slowed]))
     assert report.verdict == "invalid"
     assert "throttled" in report.timings
-    other = report_of(bench("jetson"), "0" * 64, BASE, ALIGNED, evidence(0.8)).report
+    other, _, _ = report_of(bench("jetson"), "0" * 64, BASE, ALIGNED, evidence(0.8))
     assert other.timings == "invalid: measured on x86_64, and target jetson is aarch64"
 
 
@@ -119,13 +119,13 @@ def test_the_report_is_written_last_and_reads_back(tmp_path: Path, monkeypatch: 
     with monkeypatch.context() as patch:
         patch.setattr(documents, "write_jsonl", lambda *_: (_ for _ in ()).throw(OSError(28, "no space left")))
         with pytest.raises(OSError, match="no space"):
-            write_documents(made, images, folder)
+            write_documents(*made, images=images, folder=folder)
     assert not (folder / "bench.json").exists()
-    write_documents(made, images, folder)
+    write_documents(*made, images=images, folder=folder)
     data = read_bench(folder)
-    assert data.report == made.report
+    assert data.report == made[0]
     assert data.notes == ()
     assert len(data.answers) == N
     assert len(data.timings) == 160
-    assert max(Image.open(folder / "pictures" / "000.jpg").size) == documents.THUMBNAIL_PIXELS
+    assert max(Image.open(folder / THUMBNAILS / "000.jpg").size) == documents.THUMBNAIL_PIXELS
     assert json.loads((folder / "answers.jsonl").read_text().splitlines()[0])["id"] == "q0"

@@ -14,15 +14,13 @@ from mpa_edge.bench.results.probe import Probe, WatchLine, known, read_probe, re
 from mpa_edge.bench.results.sensors import (
     count_cores,
     cpu_name,
-    energy,
     energy_of,
     environment,
     hottest,
-    hottest_c,
     power_w,
     throttled,
 )
-from mpa_edge.bench.results.validity import cautions, invalid_reasons, overall
+from mpa_edge.bench.results.validity import cautions, invalid_reasons
 from mpa_edge.config.target import Thermal
 from mpa_edge.errors import MpaError
 from tests.bench import trees
@@ -89,7 +87,7 @@ def test_no_answer_of_a_device_raises(value: Any) -> None:
     watch = read_watch(json.dumps(dict.fromkeys(WatchLine.model_fields, value)))
     environment(probe, {}, "local")
     throttled(probe, watch, LIMITS)
-    energy(watch, 0.0, 1.0, 1)
+    energy_of(watch, [(0.0, 1.0)], 1)
     invalid_reasons(probe)
     cautions(probe, LIMITS)
 
@@ -106,10 +104,11 @@ def test_the_hottest_part_of_the_processor() -> None:
         thermal_zones=[*zones(cpu_thermal=61.0, PMIC=100.0, battery=70.0, gpu=0.0, soc=9999.0), {"temp_c": DENIED}]
     )
     assert hottest(found) == ("cpu-thermal", 61.0)
-    assert hottest_c(line(thermal_zones=zones(x86_pkg_temp=40.0, acpitz=90.0))) == 40.0
-    assert hottest_c(line(thermal_zones=zones(acpitz=55.0))) == 55.0
-    assert hottest_c(line(thermal_service={"status": 0, "temperatures": zones(BIG=58.1, battery=60.0)})) == 58.1
-    assert hottest_c(line()) is None
+    assert hottest(line(thermal_zones=zones(x86_pkg_temp=40.0, acpitz=90.0))) == ("x86-pkg-temp", 40.0)
+    assert hottest(line(thermal_zones=zones(acpitz=55.0))) == ("acpitz", 55.0)
+    service = {"status": 0, "temperatures": zones(BIG=58.1, battery=60.0)}
+    assert hottest(line(thermal_service=service)) == ("BIG", 58.1)
+    assert hottest(line()) is None
 
 
 # the Nano's tegrastats names: a fixed PMIC must not throttle a cool board
@@ -161,12 +160,12 @@ def rails(at: float, mw: int) -> WatchLine:
 
 def test_energy_of_a_rail() -> None:
     watch = [rails(1, 4000), rails(2, 4200), rails(3, 7000), *(rails(t, 9200) for t in range(5, 15)), rails(20, 4100)]
-    found, how = energy(watch, 4.5, 14.5, 100, began_uptime_s=2.5)
+    found, how = energy_of(watch, [(4.5, 14.5)], 100, began_uptime_s=2.5)
     assert found is not None
     assert (found.idle_power_w, found.mean_power_w, found.samples) == (pytest.approx(4.1), pytest.approx(9.2), 10)
     assert found.joules_per_token == pytest.approx(5.1 * 10 / 100)
-    assert (found.source, how) == ("VDD_IN", "VDD_IN, 10 readings, idle power taken off")
-    without = energy(watch, 4.5, 14.5, 100)[0]
+    assert (found.source, how) == ("VDD_IN", "VDD_IN, 10 readings, idle power subtracted")
+    without = energy_of(watch, [(4.5, 14.5)], 100)[0]
     assert without is not None
     assert without.idle_power_w == 4.0
 
@@ -185,7 +184,7 @@ def drained(at: float, current_ua: object, status: str = "Discharging", **more: 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_energy_of_a_battery(sign: int) -> None:
     watch = [drained(1, sign * 250_000), *(drained(t, sign * 1_000_000) for t in range(3, 8))]
-    found, _ = energy(watch, 2.5, 7.5, 10)
+    found, _ = energy_of(watch, [(2.5, 7.5)], 10)
     assert found is not None
     assert (found.mean_power_w, found.idle_power_w) == (pytest.approx(4.0), pytest.approx(1.0))
     assert found.joules_per_token == pytest.approx(3.0 * 5 / 10)
@@ -206,8 +205,8 @@ def test_energy_of_a_battery(sign: int) -> None:
 def test_power_that_cannot_be_read_has_a_reason(reading: WatchLine, said: str) -> None:
     found = power_w(reading)
     assert known(found) is None
-    assert energy([reading] * 9, 0.0, 2.0, 5)[0] is None
-    assert said in energy([reading] * 9, 0.0, 2.0, 5)[1]
+    assert energy_of([reading] * 9, [(0.0, 2.0)], 5)[0] is None
+    assert said in energy_of([reading] * 9, [(0.0, 2.0)], 5)[1]
 
 
 @pytest.mark.parametrize(
@@ -222,52 +221,6 @@ def test_power_that_cannot_be_read_has_a_reason(reading: WatchLine, said: str) -
     ],
 )
 def test_no_energy_without_enough_readings(watch: list[WatchLine], tokens: int, said: str) -> None:
-    found, reason = energy(watch, 4.5, 9.0, tokens)
+    found, reason = energy_of(watch, [(4.5, 9.0)], tokens)
     assert found is None
     assert said in reason
-
-
-def test_emulated_and_throttled_runs_are_invalid() -> None:
-    probe = Probe(emulated=True, emulated_why="qemu-aarch64 runs this shell")
-    assert invalid_reasons(probe, "tj at 91 C") == ("emulated: qemu-aarch64 runs this shell", "throttled: tj at 91 C")
-    assert invalid_reasons(Probe(emulated=False)) == invalid_reasons(Probe()) == ()
-
-
-def test_cautions_are_said_and_do_not_invalidate() -> None:
-    probe = Probe.model_validate(
-        {
-            "emulated": False,
-            "load_average": [3.0, 1.0, 1.0],
-            "affinity": "0-3",
-            "virtual": "QEMU",
-            "frequencies": [{"governor": "powersave"}],
-            "thermal_zones": zones(cpu=62.0),
-            "power_mode": "battery saver",
-        }
-    )
-    found = cautions(probe, LIMITS, {"ttft_s": 0.12, "tpot_s": 0.0})
-    assert len(found) == 6
-    for word in (
-        "load average 3.00 on 4",
-        "powersave",
-        "62 C (cpu)",
-        "battery saver",
-        "virtual machine (QEMU)",
-        "+12%",
-    ):
-        assert sum(word in each for each in found) == 1
-    assert invalid_reasons(probe) == ()
-    assert cautions(Probe(emulated=False), FREE) == ()
-    assert cautions(Probe(), FREE) == ("whether it is emulated is not known",)
-
-
-def test_the_word_of_all() -> None:
-    words = {(word, bad): overall(word, bad) for word in ("holds", "lost", "inconclusive") for bad in (False, True)}
-    assert words == {
-        ("holds", False): "holds",
-        ("holds", True): "invalid",
-        ("lost", False): "lost",
-        ("lost", True): "lost",
-        ("inconclusive", False): "inconclusive",
-        ("inconclusive", True): "invalid",
-    }
