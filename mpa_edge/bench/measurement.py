@@ -15,18 +15,17 @@ from mpa_edge.types import Sample
 
 FOLDER = "bench"
 BUNDLES, ANSWERED, DEVICE = "bundles", ".answers", "device"
-QUESTIONS, TIMED, REPETITIONS = 200, 10, 5
 
 
 @dataclass(frozen=True)
 class Effort:
     """How much is measured."""
 
-    questions: int = QUESTIONS
+    questions: int = 200
     """Asked once each, for the accuracy."""
-    timed: int = TIMED
+    timed: int = 10
     """Of them, asked again and again, in turns with base, for the timing."""
-    repetitions: int = REPETITIONS
+    repetitions: int = 5
     """How often each of the timed ones is asked."""
 
     def __post_init__(self) -> None:

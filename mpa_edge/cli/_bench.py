@@ -29,7 +29,12 @@ def bench_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
     """RUN, and what is measured on which device."""
     from mpa_edge.bench.measurement import Effort
 
-    count, default = click.IntRange(min=1), Effort()
+    default = Effort()
+
+    def number(name: str, default: int | None, text: str, least: int = 1) -> Callable[..., Any]:
+        kind = click.IntRange(min=least)
+        return click.option(name, type=kind, default=default, show_default=True, metavar="N", help=text)
+
     options = (
         click.argument("run", metavar="RUN"),
         click.option("--target", metavar="TARGET", help="Device or class of devices.  [default: cpu]"),
@@ -40,32 +45,11 @@ def bench_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
             metavar="SCHEME",
             help="Scheme; may be given repeatedly.  [default: the target's first that fits]",
         ),
-        click.option(
-            "--questions",
-            type=count,
-            default=default.questions,
-            show_default=True,
-            metavar="N",
-            help="Asked once each, for the accuracy.",
-        ),
-        click.option(
-            "--timed",
-            type=count,
-            default=default.timed,
-            show_default=True,
-            metavar="N",
-            help="Of these, asked repeatedly for the timing.",
-        ),
-        click.option(
-            "--repetitions",
-            type=click.IntRange(min=5),
-            default=default.repetitions,
-            show_default=True,
-            metavar="N",
-            help="Of each timed question.",
-        ),
+        number("--questions", default.questions, "Asked once each, for the accuracy."),
+        number("--timed", default.timed, "Of these, asked repeatedly for the timing."),
+        number("--repetitions", default.repetitions, "Of each timed question.", least=5),
         click.option("--no-base", is_flag=True, help="Do not time base in the same scheme as well."),
-        click.option("--threads", type=count, metavar="N", help="Of the runtime.  [default: the target's]"),
+        number("--threads", None, "Of the runtime.  [default: the target's]"),
     )
     for option in reversed(options):
         function = option(function)

@@ -9,8 +9,9 @@ from pathlib import Path
 from PIL import Image
 
 from mpa_edge.bench.device.protocol import ORDER, OUT, JobOrder, Line, Step, read_lines, to_json
-from mpa_edge.bench.host.bundle import Bundle, Question, make_bundle
+from mpa_edge.bench.host.bundle import Bundle, BundleManifest, Question, make_bundle
 from mpa_edge.config.library import load_scheme
+from mpa_edge.runs.files import sha256_file
 from tests.exporters import hand_made
 
 
@@ -37,6 +38,15 @@ def small(folder: Path, place: Path | None = None, scheme: str = "gguf-q8_0", **
     given = {"questions": image_questions(images, ["a.png", "b.png"]), "artifact": export, "base": None} | changed
     given.setdefault("order", plain_order(given["questions"], base=bool(given["base"])))  # type: ignore[arg-type]
     return make_bundle(folder=place or folder / "bundle", target="cpu", images=images, **given)  # type: ignore[arg-type]
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """A bundle whose files are those of its manifest."""
+    manifest = BundleManifest.model_validate(json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
+    assert {name: sha256_file(folder / name) for name in manifest.files} == {
+        name: file.sha256 for name, file in manifest.files.items()
+    }
+    return Bundle(folder, manifest)
 
 
 def job(folder: Path, order: JobOrder | None = None) -> Path:

@@ -11,11 +11,10 @@ import fcntl
 import importlib.util
 import json
 import os
-import select
 import signal
+import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -221,44 +220,34 @@ class Supervisor:
 
 
 class Worker:
-    """A process that answers one block. Its lines come through a pipe, so it cannot outlive the runner."""
+    """A process that answers one block. Its lines come through a socket, so it cannot outlive the runner."""
 
     def __init__(self, bundle: Path, log: Path, task: dict[str, Any]) -> None:
-        self._log, self._buffer = log, b""
-        self._lines, theirs = os.pipe()
+        self._log = log
+        self._socket, theirs = socket.socketpair()
+        self._lines = self._socket.makefile("rb")
         isolated = ["-I"] if sys.flags.isolated else []
-        command = [sys.executable, "-B", *isolated, str(bundle / RUN), WORKER, str(theirs)]
-        with log.open("wb") as output:
+        command = [sys.executable, "-B", *isolated, str(bundle / RUN), WORKER, str(theirs.fileno())]
+        with log.open("wb") as output, theirs:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, pass_fds=[theirs]
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, pass_fds=[theirs.fileno()]
             )
-        os.close(theirs)
         self._send(json.dumps(task).encode() + b"\n")
 
     def line(self, timeout_s: float) -> Line | None:
         """The next line; None when the process has ended. TimeoutError where nothing comes in time."""
-        deadline = time.monotonic() + timeout_s
-        while b"\n" not in self._buffer:
-            ready, _, _ = select.select([self._lines], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise TimeoutError
-            part = os.read(self._lines, 2**16)
-            if not part:
-                return None
-            self._buffer += part
-        whole, _, self._buffer = self._buffer.partition(b"\n")
-        return next(read_lines([whole.decode()]))
+        self._socket.settimeout(timeout_s)
+        with suppress(ConnectionResetError):
+            return next(read_lines([self._lines.readline().decode()]), None)
+        return None
 
     def acknowledge(self) -> None:
         """Its last line is on disk."""
         self._send(b"\n")
 
     def _send(self, data: bytes) -> None:
-        pipe = self._process.stdin
-        if pipe is not None:
-            with suppress(BrokenPipeError):  # the end of the process shows when its lines are read
-                pipe.write(data)
-                pipe.flush()
+        with suppress(BrokenPipeError, ConnectionResetError):  # the end of the process shows when its lines are read
+            self._socket.sendall(data)
 
     def wait(self) -> str:
         """How the process ended, in words, with the last line that it printed.
@@ -276,11 +265,9 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
-        if self._process.stdin is not None:
-            with suppress(OSError):
-                self._process.stdin.close()
         self._process.wait()
-        os.close(self._lines)
+        self._lines.close()
+        self._socket.close()
 
 
 def ending(status: int, output: str) -> str:

@@ -6,13 +6,13 @@ Python 3.10 or newer.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib
 import json
 import os
-import queue
 import signal
-import threading
+import socket
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -29,7 +29,7 @@ from mpa_edge.vlm import RUNTIMES, load
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-STDIN = 0
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # the host has checked every image against the run's own limit; no recipe can set a higher one than this
 MAX_PIXELS = 2 * 89_478_485
 ONNX, LLAMA = {"onnxruntime": "onnxruntime"}, {"llama_cpp": "llama-cpp-python"}
@@ -38,33 +38,24 @@ RUNTIME_MODULES = {"onnx": ONNX, "gguf": LLAMA, "hybrid": ONNX | LLAMA}
 
 
 class Link:
-    """The pipe to the runner: each line is on its disk before work continues, and this process ends with the runner."""
+    """The socket to the runner: each line is on its disk before work continues; this process ends with the runner."""
 
     def __init__(self, descriptor: int) -> None:
-        self._out, self._acknowledged = descriptor, queue.SimpleQueue[None]()
-        task = bytearray()
-        # nothing follows the task's line before it was answered
-        while not task.endswith(b"\n") and (part := os.read(STDIN, 2**16)):
-            task += part
-        self.task: dict[str, Any] = json.loads(task)
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        while os.read(STDIN, 1):
-            self._acknowledged.put(None)
-        os._exit(1)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        self._socket = socket.socket(fileno=descriptor)
+        self._incoming = self._socket.makefile("rb")
+        self.task: dict[str, Any] = json.loads(self._incoming.readline())
 
     def say(self, kind: str, **values: Any) -> None:
         """Send one line; returns when the runner has it on disk."""
         line = Line(kind, str(self.task["variant"]), int(self.task["block"]), values)
-        rest = to_line(line).encode()
-        while rest:
-            rest = rest[os.write(self._out, rest) :]
-        self._acknowledged.get()
+        self._socket.sendall(to_line(line).encode())
+        if not self._incoming.read(1):
+            os._exit(1)  # the runner has ended
 
 
 def work(bundle: Path, descriptor: int) -> int:
-    """Answer the block of the task on stdin; lines go to `descriptor`. The exit status."""
+    """Answer the block of the task that comes through the socket `descriptor`. The exit status."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the runner decides
     link = Link(descriptor)
     order, variant = from_json(json.dumps(link.task["order"])), str(link.task["variant"])

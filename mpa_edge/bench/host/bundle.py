@@ -12,12 +12,12 @@ import os
 import shutil
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from mpa_edge.artifact import ARTIFACT, read_artifact
 from mpa_edge.bench.device.protocol import ORDER, QUESTIONS, JobOrder, to_json
@@ -26,7 +26,7 @@ from mpa_edge.config.library import root
 from mpa_edge.errors import MpaError
 from mpa_edge.images.folder import MAX_PIXELS, READ_SUFFIXES, open_image
 from mpa_edge.images.parquet import is_packed, packed_bytes
-from mpa_edge.runs.files import atomic_write, disk_errors, make_folder, read_json, sha256_file, write_json
+from mpa_edge.runs.files import atomic_write, disk_errors, make_folder, sha256_file, write_json
 from mpa_edge.runs.manifest import MANIFEST
 from mpa_edge.runs.wheel import build_zip, package_files
 from mpa_edge.types import Drop, Record
@@ -123,7 +123,7 @@ def make_bundle(
     max_pixels: int = MAX_PIXELS,
     named_by_hash: bool = False,
 ) -> Bundle:
-    """Make a bundle at `folder`, or inside it under the first digits of its hash; an intact one that exists is kept.
+    """Make a bundle at `folder`, or inside it under the first digits of its hash, in place of an older one.
 
     target: its name. artifact and base: exported models. images: folder of the questions' images; one with more than
     `max_pixels` is refused, as by the run. order: what a job without an order of its own asks.
@@ -155,24 +155,8 @@ def make_bundle(
         (half / SUMS).write_bytes(sums)
         write_json(half / MANIFEST, manifest)
         place = folder / manifest.sha256[:SHORT_DIGITS] if named_by_hash else folder
-        _move(half, place, manifest)
+        _move(half, place)
     return Bundle(place, manifest)
-
-
-def read_bundle(folder: Path) -> Bundle:
-    """A bundle, with every file checked against its manifest. MpaError where it is none, or is damaged."""
-    try:
-        manifest = BundleManifest.model_validate(read_json(folder / MANIFEST))
-    except ValidationError as error:
-        raise MpaError(f"{folder} is not a bundle: make one with mpa-edge bundle RUN") from error
-    for name, file in manifest.files.items():
-        path = folder / name
-        inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
-        if not inside or not path.is_file() or sha256_file(path) != file.sha256:
-            raise MpaError(f"bundle {folder}: {name} is missing or damaged: make it again with mpa-edge bundle RUN")
-    if hashlib.sha256(_sums(manifest.files)).hexdigest() != manifest.sha256:
-        raise MpaError(f"bundle {folder}: its manifest was changed: make it again with mpa-edge bundle RUN")
-    return Bundle(folder, manifest)
 
 
 def pack(bundle: Bundle, out: Path) -> None:
@@ -216,16 +200,13 @@ def half_made(folder: Path) -> Iterator[Path]:
         shutil.rmtree(half, ignore_errors=True)
 
 
-def _move(half: Path, place: Path, manifest: BundleManifest) -> None:
-    """Give a finished folder its name, unless the same bundle is there already and intact."""
+def _move(half: Path, place: Path) -> None:
+    """Give a finished folder its name, in place of an older bundle."""
     if not place.is_dir() or not any(place.iterdir()):
         os.replace(half, place)
         return
     if not (place / SUMS).is_file():
         raise MpaError(f"{place} contains something other than a bundle: choose another --out")
-    with suppress(MpaError):  # a damaged one is replaced
-        if read_bundle(place).manifest == manifest:
-            return
     old = half.with_name(f"{half.name.removesuffix(HALF_SUFFIX)}-old.{os.getpid()}{HALF_SUFFIX}")
     os.replace(place, old)
     os.replace(half, place)

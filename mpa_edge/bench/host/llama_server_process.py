@@ -6,27 +6,23 @@ import random
 import secrets
 import shlex
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from mpa_edge.artifact import Artifact
 from mpa_edge.bench.device.memory import PeakMemory, kib_fields
-from mpa_edge.bench.device.protocol import ERRORS
 from mpa_edge.bench.device.worker import parse_cores
 from mpa_edge.bench.host.job import Job
 from mpa_edge.bench.transports.process import LinkError, patiently
 from mpa_edge.bench.transports.transport import Transport, last_line
 from mpa_edge.errors import MpaError
-from mpa_edge.vlm.llama_cpp.server import LlamaServer, LlamaServerVLM, ServerGoneError, WrongServerError
+from mpa_edge.vlm.llama_cpp.server import LlamaServer, LlamaServerVLM, ServerGoneError
 
 SHORT_S = 30.0
 POLL_S, LOOK_S, WATCH_EVERY_S = 0.05, 1.0, 3.0
 # below the range that systems assign by themselves
 PORTS = (20_000, 30_000)
-MAX_PORTS = 3
-# exit status of the job where the port is taken
-PORT_TAKEN = 98
 # ticks of /proc/PID/stat: 100 on every Linux since 2.6 (USER_HZ)
 TICKS_PER_S = 100
 # the batch sizes of vlm.llama_cpp.language, and no flash attention, as there
@@ -37,10 +33,10 @@ PID = "server.pid"
 class ServerEndedError(MpaError):
     """The server is not running any more."""
 
-    def __init__(self, name: str, message: str, rc: int | None = None) -> None:
-        """`name` of the transport; `message`: the last line of the server's log; `rc`: its exit status, if known."""
+    def __init__(self, name: str, message: str) -> None:
+        """`name` of the transport; `message`: the last line of the server's log."""
         super().__init__(f"llama-server on {name} ended ({message}): rerun to resume")
-        self.message, self.rc = message, rc
+        self.message = message
 
 
 @dataclass(frozen=True)
@@ -79,12 +75,7 @@ class Launch:
             words += ["-t", str(self.threads)]
         if str(self.artifact.image["kind"]).startswith("qwen"):  # the image has its final size already
             words += ["--image-min-tokens", "1", "--image-max-tokens", str(MAX_IMAGE_TOKENS)]
-        listening = f": [0-9A-F]+:{port:04X} [0-9A-F:]+ 0A "
-        lines = [
-            f"grep -qE '{listening}' /proc/net/tcp /proc/net/tcp6 2>/dev/null && exit {PORT_TAKEN}",
-            f"echo $$ >{shlex.quote(f'{folder}/{PID}')}",
-            "pin=",
-        ]
+        lines = [f"echo $$ >{shlex.quote(f'{folder}/{PID}')}", "pin="]
         if self.cores:
             words += ["--cpu-mask", cpu_mask(self.cores)]
             lines.append(f'command -v taskset >/dev/null 2>&1 && pin="taskset {cpu_mask(self.cores)}"')
@@ -128,44 +119,43 @@ def allowed_cores(status: Iterable[str]) -> str:
     return rows.get("Cpus_allowed_list", "").strip()
 
 
+def free_port(transport: Transport) -> int:
+    """A port of the device that nobody listens on, as far as its /proc shows. MpaError where there is none."""
+    table = transport.run("cat /proc/net/tcp /proc/net/tcp6 2>/dev/null", timeout_s=SHORT_S).stdout.decode()
+    sockets = [row.split() for row in table.splitlines()]
+    taken = {int(row[1].rpartition(":")[2], 16) for row in sockets if row[3:4] == ["0A"]}  # LISTEN
+    free = [port for port in range(*PORTS) if port not in taken]
+    if not free:
+        raise MpaError(f"{transport.name} has no free port for llama-server: end what listens there, then rerun")
+    return random.choice(free)
+
+
 class RemoteServer:
     """One running llama-server. `vlm` answers through it."""
 
     vlm: LlamaServerVLM
 
-    def __init__(
-        self, transport: Transport, launch: Launch, root: str, *, timeout_s: float, ports: Iterator[int] | None = None
-    ) -> None:
-        """Start it below `root` and wait until it is ready. MpaError where it does not come up in `timeout_s`.
-
-        ports: those to try on the device; None: random ones.
-        """
+    def __init__(self, transport: Transport, launch: Launch, root: str, *, timeout_s: float) -> None:
+        """Start it below `root` and wait until it is ready. MpaError where it does not come up in `timeout_s`."""
         self.transport, self.launch, self.timeout_s = transport, launch, timeout_s
         self.memory, self.cores, self.load_s = PeakMemory(), list[int](), 0.0
         self._looked, self._since_boot_s = 0.0, 0.0
         self._way = ExitStack()
-        for _ in range(MAX_PORTS):
-            self.port = next(ports) if ports else random.randrange(*PORTS)
-            self.alias = f"mpa-edge-{secrets.token_hex(8)}"
-            self.folder = f"{root}/server-{self.alias[-16:]}"
-            self.job = Job(transport, self.folder)
-            try:
-                self.job.start(launch.script(self.port, self.alias, self.folder))
-                self.connect()
-                return
-            except WrongServerError:  # another program has the port
-                self.stop()
-            except ServerEndedError as error:
-                self.stop()
-                if error.rc != PORT_TAKEN:
-                    raise MpaError(
-                        f"llama-server on {transport.name} does not start ({error.message}): "
-                        f"try {launch.program} --version there, and see docs/llama-server.md"
-                    ) from error
-            except BaseException:
-                self.stop()
-                raise
-        raise MpaError(f"{transport.name} has no free port for llama-server: end what listens there, then rerun")
+        self.port, self.alias = free_port(transport), f"mpa-edge-{secrets.token_hex(8)}"
+        self.folder = f"{root}/server-{self.alias[-16:]}"
+        self.job = Job(transport, self.folder)
+        try:
+            self.job.start(launch.script(self.port, self.alias, self.folder))
+            self.connect()
+        except ServerEndedError as error:
+            self.stop()
+            raise MpaError(
+                f"llama-server on {transport.name} does not start ({error.message}): "
+                f"try {launch.program} --version there, and see docs/llama-server.md"
+            ) from error
+        except BaseException:
+            self.stop()
+            raise
 
     def connect(self) -> None:
         """Connect to it, again where the link broke, and wait until it is ready. ServerEndedError where it is gone."""
@@ -214,10 +204,8 @@ class RemoteServer:
 
     def require_alive(self) -> None:
         """ServerEndedError, with the last line of its log, where it is not running any more."""
-        poll = self.job.poll()
-        if poll.state != "running":
-            log = self._run(f"tail -c 4000 {shlex.quote(f'{self.folder}/{ERRORS}')}")
-            raise ServerEndedError(self.transport.name, last_line(log), poll.rc)
+        if self.job.state() != "running":
+            raise ServerEndedError(self.transport.name, last_line(self.job.errors()))
 
     def look(self) -> float:
         """Sample its memory and cores; returns the age of its process in seconds. ServerEndedError where it is gone."""

@@ -7,7 +7,7 @@ where that file ends. Where the link breaks or the server dies in between, the q
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -57,15 +57,13 @@ class LlamaServerRun:
         remote_bundle: str,
         program: str,
         job_root: str,
-        ports: Iterator[int] | None = None,
     ) -> None:
         """bundle: its folder here, from which the images are sent; remote_bundle: its folder on the device.
 
-        program: path of llama-server on the device; job_root: folder on the device for the servers' logs; ports: those
-        to try on the device, None: random ones.
+        program: path of llama-server on the device; job_root: folder on the device for the servers' logs.
         """
         self.transport, self.order, self.bundle, self.remote_bundle = transport, order, bundle, remote_bundle
-        self.program, self.job_root, self.ports = program, job_root, ports
+        self.program, self.job_root = program, job_root
         self.questions = read_questions(bundle)
         self.failed = False
         self._server: RemoteServer | None = None
@@ -144,9 +142,7 @@ class LlamaServerRun:
             cores=self.order.cores,
         )
         timeout_s = self.order.answer_timeout_s
-        server = self._server = RemoteServer(
-            self.transport, launch, self.job_root, timeout_s=timeout_s, ports=self.ports
-        )
+        server = self._server = RemoteServer(self.transport, launch, self.job_root, timeout_s=timeout_s)
         self._record(
             "loaded",
             load_s=server.load_s,

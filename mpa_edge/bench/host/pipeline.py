@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import uuid
 from contextlib import closing, suppress
@@ -156,7 +155,6 @@ def bundle_of(bench: Bench, comparison: Comparison, order: JobOrder, folder: Pat
         named_by_hash=folder is None,
     )
     if folder is None:  # each bundle has a copy of the images
-        os.utime(made.folder)
         for old in sorted(bench.bundles.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime)[:-KEPT_BUNDLES]:
             shutil.rmtree(old, ignore_errors=True)
     return made

@@ -88,11 +88,9 @@ def only_device(done: Done, serial: str | None) -> str:
     chosen = serial or next(iter(states))
     if chosen not in states:
         raise MpaError(f"adb sees no device {chosen} ({', '.join(states) or 'none at all'}): check adb devices")
-    if states[chosen] == "unauthorized":
-        raise MpaError(f"device {chosen} has not authorized this machine: unlock it and confirm on its screen")
-    if states[chosen].startswith("no permissions"):
+    if states[chosen] != "device":
         raise MpaError(
-            f"this machine has no USB permission for device {chosen}: install the udev rules "
-            "(apt install android-sdk-platform-tools-common), then plug it in again"
+            f"adb device {chosen} is not ready ({states[chosen]}): confirm on its screen if it asks, install the udev "
+            "rules (apt install android-sdk-platform-tools-common), then plug it in again"
         )
     return chosen

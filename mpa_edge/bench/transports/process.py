@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, TypeVar
 
@@ -67,32 +67,23 @@ def call(
     Files, not pipes: a helper that the program leaves behind (adb's server) cannot make us wait for it.
     Raises FileNotFoundError where there is no such program.
     """
-    with _as_file(stdin) as given, tempfile.TemporaryFile() as kept, tempfile.TemporaryFile() as complaints:
+    with contextlib.ExitStack() as stack:
+        text, kept, complaints = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
+        if stdin is None or isinstance(stdin, bytes):
+            text.write(stdin or b"")
+            text.seek(0)
+            stdin = text
         out = stdout or kept
         process = subprocess.Popen(
-            argv, stdin=given, stdout=out, stderr=complaints, start_new_session=True, env=os.environ | {"LC_ALL": "C"}
+            argv, stdin=stdin, stdout=out, stderr=complaints, start_new_session=True, env=os.environ | {"LC_ALL": "C"}
         )
         try:
-            _wait(process, timeout_s, stall_s, [given, out])
+            _wait(process, timeout_s, stall_s, [stdin, out])
         finally:
             end_group(process)
         kept.seek(0)
         complaints.seek(0)
         return Done(process.returncode, kept.read(), complaints.read())
-
-
-@contextlib.contextmanager
-def _as_file(stdin: bytes | IO[bytes] | None) -> Iterator[IO[bytes]]:
-    if stdin is None:
-        with open(os.devnull, "rb") as nothing:
-            yield nothing
-    elif isinstance(stdin, bytes):
-        with tempfile.TemporaryFile() as file:
-            file.write(stdin)
-            file.seek(0)
-            yield file
-    else:
-        yield stdin
 
 
 def _wait(process: subprocess.Popen[bytes], timeout_s: float, stall_s: float | None, files: list[IO[bytes]]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import io
-import json
 import os
 import re
 import shutil
@@ -19,10 +18,10 @@ import pytest
 
 from mpa_edge.bench.device.protocol import JobOrder, Step, from_json
 from mpa_edge.bench.device.runner import PACKAGES
-from mpa_edge.bench.host.bundle import Question, make_bundle, pack, read_bundle, weight_files
+from mpa_edge.bench.host.bundle import Question, make_bundle, pack, weight_files
 from mpa_edge.config.library import load_scheme
 from mpa_edge.errors import MpaError
-from tests.bench.bundles import image_questions, plain_order, rows_of, small
+from tests.bench.bundles import image_questions, plain_order, read_bundle, rows_of, small
 from tests.exporters import hand_made
 
 ROOT = Path(__file__).parents[3]
@@ -134,42 +133,21 @@ def test_the_runs_pixel_cap_holds(tmp_path: Path) -> None:
         small(tmp_path, tmp_path / "other", max_pixels=209)
 
 
-@pytest.mark.parametrize("name", ["models/artifact/model-q8_0.gguf", "mpa_edge.zip", "questions.jsonl"])
-def test_a_damaged_bundle_is_found_out_and_made_again(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["models/artifact/model-q8_0.gguf", "mpa_edge.zip", "questions.jsonl", "manifest.json"]
+)
+def test_a_damaged_bundle_is_made_again(tmp_path: Path, name: str) -> None:
     bundle = small(tmp_path)
     path = bundle.folder / name
-    for content in (path.read_bytes()[:-1], None):
-        path.unlink()
-        if content is not None:
-            path.write_bytes(content)
-        with pytest.raises(MpaError, match=f"{name} is missing or damaged"):
-            read_bundle(bundle.folder)
-    assert small(tmp_path) == bundle == read_bundle(bundle.folder)
-
-
-@pytest.mark.parametrize("damage", ["gone", "half", "other sum", "escape", "one less"])
-def test_a_damaged_manifest_is_found_out(tmp_path: Path, damage: str) -> None:
-    bundle = small(tmp_path)
-    path = bundle.folder / "manifest.json"
-    made = json.loads(path.read_text())
-    if damage == "escape":
-        made["files"]["../export/README.md"] = made["files"]["run.py"]
-    made["files"].pop("run.py")
-    if damage == "other sum":
-        made = json.loads(path.read_text()) | {"sha256": "0" * 64}
-    texts = {"gone": None, "half": path.read_text()[:100]}
+    content = path.read_bytes()
     path.unlink()
-    if (text := texts.get(damage, json.dumps(made))) is not None:
-        path.write_text(text)
-    with pytest.raises(MpaError, match="is not a bundle|its manifest was changed|README.md is missing or damaged"):
-        read_bundle(bundle.folder)
+    path.write_bytes(content[:-1])
+    assert small(tmp_path) == bundle == read_bundle(bundle.folder)
+    assert path.read_bytes() == content
 
 
-def test_a_whole_bundle_stays_and_other_things_are_left_alone(tmp_path: Path) -> None:
-    bundle = small(tmp_path)
-    before = (bundle.folder / "manifest.json").stat()
+def test_other_things_are_left_alone(tmp_path: Path) -> None:
     small(tmp_path)
-    assert (bundle.folder / "manifest.json").stat().st_ino == before.st_ino
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("of value")

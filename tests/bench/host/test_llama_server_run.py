@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import socket
@@ -17,7 +16,7 @@ import pytest
 from PIL import Image
 
 from mpa_edge.bench.device.protocol import blocks, read_questions
-from mpa_edge.bench.host.llama_server_process import usable_cores
+from mpa_edge.bench.host.llama_server_process import free_port, usable_cores
 from mpa_edge.bench.results.records import METRICS
 from mpa_edge.bench.transports.local import LocalTransport
 from mpa_edge.errors import MpaError
@@ -121,9 +120,9 @@ def test_what_was_answered_is_not_asked_again(device: LocalTransport, server: Pa
 DRIVER = """
 import sys
 from pathlib import Path
-from mpa_edge.bench.host.bundle import read_bundle
 from mpa_edge.bench.transports.local import LocalTransport
 from tests.bench import llama_server_asked as asked
+from tests.bench.bundles import read_bundle
 asked.bundle = lambda: read_bundle(Path(sys.argv[4]))
 asked.ask(LocalTransport(sys.argv[1]), asked.order(*asked.IDS, repetitions=30), Path(sys.argv[2]), sys.argv[3])
 """
@@ -225,41 +224,16 @@ def test_it_runs_on_the_cores_that_it_is_given(device: LocalTransport, server: P
 # --- nothing can be asked ---------------------------------------------------------------------------------------------
 
 
-def test_another_program_on_the_port_does_not_matter(device: LocalTransport, server: Path, out: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as probe:
-        ports = [taken.getsockname()[1], probe.getsockname()[1]]
-        probe.close()
-        assert ask(device, order(IDS[0]), out, server, ports=iter(ports))
-    assert len(answers(out)) == 1
-
-
-def test_another_llama_server_on_the_port_does_not_answer(device: LocalTransport, server: Path, out: Path) -> None:
-    folder = bundle().folder / bundle().manifest.variants["base"]
-    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
-        ports = [first.getsockname()[1], second.getsockname()[1]]
-    files = ["-m", str(next(folder.glob("model*"))), "--mmproj", str(next(folder.glob("mmproj*")))]
-    words = ["--host", "127.0.0.1", "--port", str(ports[0]), "-c", "1024", "-np", "1", "-b", "512", "-ub", "256"]
-    other = subprocess.Popen([str(server), *files, *words, "-fa", "off", "--cache-ram", "0", "-t", "1"])
-    try:
-        soon(lambda: _listens(ports[0]))
-        assert ask(device, order(IDS[0]), out, server, ports=iter(ports))
-    finally:
-        other.terminate()
-        other.wait()
-    assert len(answers(out)) == 1
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def test_ports_run_out(device: LocalTransport, server: Path, out: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        ports = itertools.repeat(taken.getsockname()[1])
-        with pytest.raises(MpaError, match="local has no free port for llama-server: end what listens there"):
-            ask(device, order(IDS[0]), out, server, ports=ports)
-    assert running(device) == []
+def test_a_port_that_is_taken_is_not_chosen(device: LocalTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as first,
+        socket.create_server(("::1", 0), family=socket.AF_INET6) as second,
+    ):
+        for taken in (first.getsockname()[1], second.getsockname()[1]):
+            monkeypatch.setattr("mpa_edge.bench.host.llama_server_process.PORTS", (taken, taken + 1))
+            with pytest.raises(MpaError, match="local has no free port for llama-server: end what listens there"):
+                free_port(device)
+    assert free_port(device) == taken
 
 
 @pytest.mark.parametrize("place", ["nothing", "folder", "text"])

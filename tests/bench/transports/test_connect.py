@@ -125,12 +125,12 @@ HEAD = "List of devices attached\n"
         (f"{HEAD}A\tdevice\nB\tdevice\n", None, r"several devices \(A, B\): name one"),
         (f"{HEAD}A\tdevice\n", "B", r"no device B \(A\)"),
         (HEAD, "B", "none at all"),
-        (f"{HEAD}A\tunauthorized\n", None, "A has not authorized this machine"),
-        (f"{HEAD}A\tunauthorized\nB\tdevice\n", "A", "unlock it"),
+        (f"{HEAD}A\tunauthorized\n", None, r"A is not ready \(unauthorized\)"),
+        (f"{HEAD}A\tunauthorized\nB\tdevice\n", "A", "confirm on its screen"),
         (
             f"{HEAD}A\tno permissions (user in plugdev?); see [http://x]\n",
             None,
-            "no USB permission for device A: install the udev rules",
+            r"A is not ready \(no permissions .*: .* install the udev rules",
         ),
     ],
 )
