@@ -1,4 +1,4 @@
-"""What is to be measured: one model in one scheme on one device, and where its results go."""
+"""What is measured: one model in one scheme on one device, and where its results go."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Effort:
     questions: int = 200
     """Asked once each, for the accuracy."""
     timed: int = 10
-    """Of them, asked again and again, in turns with base, for the timing."""
+    """Of these, asked repeatedly for the timing, alternating with base."""
     repetitions: int = 5
-    """How often each of the timed ones is asked."""
+    """Of each timed question."""
 
     def __post_init__(self) -> None:
         if self.timed > self.questions:
@@ -35,16 +35,16 @@ class Effort:
 
 @dataclass(frozen=True)
 class Reach:
-    """The way to the device, and what runs there."""
+    """How to reach the device, and what runs there."""
 
     via: str | None = None
     """local, ssh://USER@HOST, adb://SERIAL; None: this machine."""
     root: str | None = None
-    """Folder on the device; None: the transport's own."""
+    """Working directory on the device; None: the transport's own."""
     python: str | None = None
-    """Python there; None: python3, and this very program where the device is this machine."""
+    """Python there; None: python3, or this interpreter where the device is this machine."""
     server: str | None = None
-    """llama-server there; None: what the target says, and only where Python cannot."""
+    """llama-server there; None: the target's, and only where Python cannot answer."""
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ pytestmark = [pytest.mark.peer, pytest.mark.slow]
 FAULTS = """
         words = requests[0].prompt
         if "HANG" in words:
-            import time
-            time.sleep(1000)
+            from time import sleep
+            sleep(1000)
         if "CRASH" in words or "KILLED" in words:
             import os, sys
             sys.stderr.write("GGML_ASSERT(false) failed\\n")
