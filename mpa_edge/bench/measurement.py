@@ -10,11 +10,10 @@ from mpa_edge.config.recipe import Recipe
 from mpa_edge.config.target import Target
 from mpa_edge.errors import MpaError
 from mpa_edge.runs.files import sha256_json
-from mpa_edge.runs.manifest import FOLDERS
 from mpa_edge.types import Sample
 
 FOLDER = "bench"
-BUNDLES, ANSWERED, DEVICE = "bundles", ".answers", "device"
+ANSWERED, DEVICE = ".answers", "device"
 
 
 @dataclass(frozen=True)
@@ -80,19 +79,9 @@ class Bench:
         return self.run.resolve().name
 
     @property
-    def merged(self) -> Path:
-        """The aligned checkpoint."""
-        return self.run / FOLDERS["merge"]
-
-    @property
     def results(self) -> Path:
         """Where bench.json goes."""
         return self.run / FOLDER / self.target.name / (self.label or self.scheme)
-
-    @property
-    def bundles(self) -> Path:
-        """Where bundles of this run lie."""
-        return self.run / FOLDER / BUNDLES
 
     @property
     def device_threads(self) -> int | None:

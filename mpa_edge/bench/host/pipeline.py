@@ -25,11 +25,11 @@ from mpa_edge.evaluation.compare import Comparison, answers_of_run, open_compari
 from mpa_edge.progress import say
 from mpa_edge.runs.files import make_folder, read_json, write_json
 from mpa_edge.runs.lock import run_lock
-from mpa_edge.runs.manifest import clear
+from mpa_edge.runs.manifest import FOLDERS, clear
 from mpa_edge.tasks import answer_prompt, get_task
 from mpa_edge.types import Prediction
 
-JOB = "job.json"
+JOB, BUNDLES = "job.json", "bundles"
 KEPT_BUNDLES = 5
 Answers = tuple[list[Prediction], list[Prediction]]
 """Of base and aligned in full precision, on this machine."""
@@ -41,9 +41,7 @@ def run_bench(bench: Bench, fresh: bool = False) -> Path:
     After a kill at any moment, a rerun resumes: the job on the device keeps its answers.
     """
     with run_lock(make_folder(bench.results)):
-        comparison = comparison_of(bench)
-        order = job_order(bench, comparison)
-        bundle = bundle_of(bench, comparison, order)
+        comparison, order, bundle = prepare(bench)
         inputs = bench.inputs(bundle.sha256)
         job = read_json(bench.results / JOB) or {}
         if not fresh and job == {"inputs": inputs, "done": True} and (bench.results / BENCH).is_file():
@@ -91,9 +89,7 @@ def read_results(bench: Bench, job: Path) -> Path:
     if not (job / OUT).is_file():
         raise MpaError(f"{job} has no {OUT}: give the job's folder as bench.sh left it on the device")
     with run_lock(make_folder(bench.results)):
-        comparison = comparison_of(bench)
-        order = job_order(bench, comparison)
-        bundle = bundle_of(bench, comparison, order)
+        comparison, order, bundle = prepare(bench)
         host = host_answers(bench, comparison)
         clear(bench.results)
         local = make_folder(bench.results / DEVICE)
@@ -106,58 +102,54 @@ def read_results(bench: Bench, job: Path) -> Path:
 def make(bench: Bench, folder: Path | None = None) -> Bundle:
     """Only the bundle; in `folder`, else among those of the run."""
     with run_lock(make_folder(bench.results)):
-        comparison = comparison_of(bench)
-        return bundle_of(bench, comparison, job_order(bench, comparison), folder)
+        return prepare(bench, folder)[2]
 
 
-def comparison_of(bench: Bench) -> Comparison:
-    """The held-out questions."""
+def prepare(bench: Bench, folder: Path | None = None) -> tuple[Comparison, JobOrder, Bundle]:
+    """The held-out questions, which model is asked which of them when, and everything that goes to the device.
+
+    The bundle is made in `folder`, else among the newest KEPT_BUNDLES of the run.
+    """
+    recipe, effort = bench.recipe, bench.effort
     scratch = bench.run / FOLDER / ANSWERED
-    return open_comparison(bench.recipe, bench.effort.questions, scratch, bench.host_threads, "--questions")
+    comparison = open_comparison(recipe, effort.questions, scratch, bench.host_threads, "--questions")
+    variants = ("artifact", "base") if bench.base else ("artifact",)
+    steps = order_of(
+        [sample.id for sample in comparison.samples],
+        repetitions=effort.repetitions,
+        timed_ids=spread(comparison.samples, effort.timed),
+        variants=variants,
+        seed=recipe.seed,
+    )
+    folders = {name: f"models/{name}" for name in variants}
+    order = JobOrder(folders, steps, bench.device_threads, bench.target.cpu.cores)
+    task, max_new_tokens = get_task(recipe.task), recipe.identify.max_new_tokens
+    bundles = bench.run / FOLDER / BUNDLES
+    bundle = make_bundle(
+        folder=folder or bundles,
+        target=bench.target.name,
+        artifact=bench.artifact,
+        base=bench.base,
+        questions=[
+            Question(id=s.id, image=s.image, prompt=answer_prompt(task, s.question), max_new_tokens=max_new_tokens)
+            for s in comparison.samples
+        ],
+        images=comparison.images,
+        order=order,
+        max_pixels=recipe.images.max_pixels,
+        named_by_hash=folder is None,
+    )
+    if folder is None:  # each bundle has a copy of the images
+        for old in sorted(bundles.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime)[:-KEPT_BUNDLES]:
+            shutil.rmtree(old, ignore_errors=True)
+    return comparison, order, bundle
 
 
 def host_answers(bench: Bench, comparison: Comparison) -> Answers:
     """What base and aligned answer in full precision, on this machine."""
-    base, aligned = (answers_of_run(comparison, bench.run, bench.merged, name) for name in ("base", "aligned"))
+    merged = bench.run / FOLDERS["merge"]
+    base, aligned = (answers_of_run(comparison, bench.run, merged, name) for name in ("base", "aligned"))
     return base, aligned
-
-
-def job_order(bench: Bench, comparison: Comparison) -> JobOrder:
-    """Which model is asked which question on the device, and when."""
-    variants = ("artifact", "base") if bench.base else ("artifact",)
-    steps = order_of(
-        [sample.id for sample in comparison.samples],
-        repetitions=bench.effort.repetitions,
-        timed_ids=spread(comparison.samples, bench.effort.timed),
-        variants=variants,
-        seed=bench.recipe.seed,
-    )
-    folders = {name: f"models/{name}" for name in variants}
-    return JobOrder(folders, steps, bench.device_threads, bench.target.cpu.cores)
-
-
-def bundle_of(bench: Bench, comparison: Comparison, order: JobOrder, folder: Path | None = None) -> Bundle:
-    """Everything that goes to the device; in `folder`, else among the newest KEPT_BUNDLES of the run."""
-    task, max_new_tokens = get_task(bench.recipe.task), bench.recipe.identify.max_new_tokens
-    questions = [
-        Question(id=s.id, image=s.image, prompt=answer_prompt(task, s.question), max_new_tokens=max_new_tokens)
-        for s in comparison.samples
-    ]
-    made = make_bundle(
-        folder=folder or bench.bundles,
-        target=bench.target.name,
-        artifact=bench.artifact,
-        base=bench.base,
-        questions=questions,
-        images=comparison.images,
-        order=order,
-        max_pixels=bench.recipe.images.max_pixels,
-        named_by_hash=folder is None,
-    )
-    if folder is None:  # each bundle has a copy of the images
-        for old in sorted(bench.bundles.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime)[:-KEPT_BUNDLES]:
-            shutil.rmtree(old, ignore_errors=True)
-    return made
 
 
 def write_results(
