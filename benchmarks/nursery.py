@@ -71,7 +71,7 @@ def card(name: str, result: Document, command: str) -> str:
             f"fp16), the built-in {name} of mpa-edge. It knows pictures of 128 x 64 pixels that its own generator "
             "draws (bar charts, signs, shapes) and nothing else. It is for demonstrations and tests.\n"
         ),
-        f"Trained from nothing by `python -m mpa_edge.nursery.train {name}`: {result[name]['training']}\n",
+        f"Trained from nothing by `python -m tools.nursery_training.train {name}`: {result[name]['training']}\n",
         "| Fresh questions | Accuracy |\n| --- | ---: |",
         f"| {target['n']} in the target style | {100 * target['accuracy']:.1f} % |",
         f"| {plain['n']} in the plain style | {100 * plain['accuracy']:.1f} % |",
@@ -87,7 +87,7 @@ def card(name: str, result: Document, command: str) -> str:
 
 def training_line(name: str) -> str:
     """What the plan of a training says, in words."""
-    from mpa_edge.nursery.train import PLANS
+    from tools.nursery_training.train import PLANS
 
     plan = PLANS[name]
     share = f"{100 * plan.mix.target_share:g} % of them in the target style"

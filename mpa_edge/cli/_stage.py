@@ -17,10 +17,10 @@ import click
 
 from mpa_edge.cli._options import is_verbose, print_json, run_options
 from mpa_edge.cli._remote import both_here, work_option
+from mpa_edge.stages.level.ddp import broadcast, rank, require_launchable
 
 if TYPE_CHECKING:
     from mpa_edge.engines.job import Engine
-    from mpa_edge.stages.level.processes import Processes
     from mpa_edge.stages.run import Run
     from mpa_edge.types import AlignReport
 
@@ -81,32 +81,37 @@ def run_named_stages(
     fresh: bool,
     as_json: bool,
     engine: Engine | None = None,
-    processes: Processes | None = None,
 ) -> None:
-    """Run the named stages and print the result, or print the plan. A run behind a URL works in its local copy."""
-    from mpa_edge.stages.level.launch import join
+    """Run the named stages and print the result, or print the plan. A run behind a URL works in its local copy.
+
+    Of several processes that `accelerate launch` started, only the first one does this; the others train along.
+    """
     from mpa_edge.stages.pipeline import report, run_stages
     from mpa_edge.stages.plan import plan, preflight
     from mpa_edge.stages.run import open_run
 
+    if rank() > 0:
+        from mpa_edge.stages.level.training import follow
+
+        with suppress_library_output(is_verbose()):
+            follow()
+        return
     with both_here(source, out, dry_run) as (local, local_out):
         run = open_run(local, images=images, out=local_out, overrides=overrides, limit=limit)
         run = replace(run, engine=engine) if engine else run
-        run = replace(run, processes=processes)
+        require_launchable(names, run.recipe.level)
         if dry_run:
             preflight(run, names)
             show_plan(plan(run), names, as_json)
-            return
-        with suppress_library_output(is_verbose()):
-            if processes and processes.machine:
-                join(run, names)
-            else:
-                run_stages(run, names, fresh)
-        result = report(run)
-        if as_json:
-            print_json(result)
         else:
-            show_result(run, result)
+            with suppress_library_output(is_verbose()):
+                run_stages(run, names, fresh)
+            result = report(run)
+            if as_json:
+                print_json(result)
+            else:
+                show_result(run, result)
+    broadcast(None)
 
 
 @contextmanager
@@ -115,8 +120,9 @@ def suppress_library_output(verbose: bool) -> Iterator[None]:
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         level = logging.root.manager.disable
         if not verbose:
-            # the variable is for child processes, and for libraries that reset the filters
+            # the variables are for child processes, and for libraries that reset the filters
             os.environ.setdefault("PYTHONWARNINGS", "ignore")
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
             warnings.simplefilter("ignore")
             logging.disable(logging.WARNING)
         try:

@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from mpa_edge.cli._cloud import or_elsewhere
-from mpa_edge.cli._processes import process_options
 from mpa_edge.cli._stage import engine_options, run_named_stages, stage_arguments
 
 
@@ -15,7 +14,6 @@ from mpa_edge.cli._stage import engine_options, run_named_stages, stage_argument
 @or_elsewhere
 @stage_arguments
 @engine_options
-@process_options
 @click.option(
     "--max-cost",
     type=click.FloatRange(min=0, min_open=True),

@@ -141,16 +141,6 @@ class LevelConfig(Section):
     """Steps between two checkpoints."""
     min_gap: int = Field(32, ge=1, le=1_000_000)
     """With fewer gap items nothing is trained."""
-    balance_kinds: bool = False
-    """No kind of question (what the teacher was asked for) gets more than an even share of the training samples."""
-    answer_share: float = Field(1.0, gt=0.0, le=1.0)
-    """Largest share of the training samples with one and the same answer; what is above it is left out."""
-    question_share: float = Field(1.0, gt=0.0, le=1.0)
-    """The same for one and the same question."""
-    curriculum: bool = False
-    """Easy samples first in each pass, by the loss of the student before training; off: shuffled."""
-    distill: float = Field(0.0, ge=0.0, le=100.0)
-    """Weight of the Jensen-Shannon divergence from the teacher's token probabilities beside the loss; 0 is off."""
 
     @model_validator(mode="after")
     def _adapter_options(self) -> Self:
@@ -295,12 +285,6 @@ class Recipe(Section):
     def _student_is_here(self) -> Self:
         if self.student.startswith(SERVER_PREFIX):
             raise ValueError("student is a server: its weights are tuned, so name a folder or a hub id")
-        return self
-
-    @model_validator(mode="after")
-    def _teacher_is_here(self) -> Self:
-        if self.level.distill and self.teacher.startswith(SERVER_PREFIX):
-            raise ValueError("level.distill needs the teacher's own files, and it is a server: use level.distill=0")
         return self
 
     @model_validator(mode="after")

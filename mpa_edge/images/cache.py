@@ -36,7 +36,7 @@ def groups(
         yield group
 
 
-class PictureCache:
+class ImageCache:
     """Opened pictures by name, the last used ones up to `budget` pixels."""
 
     def __init__(self, opener: Callable[[str], Image], budget: int = PIXELS_IN_MEMORY) -> None:

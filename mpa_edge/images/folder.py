@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpa_edge.errors import MpaError
-from mpa_edge.images.index import DUPLICATE, Entries, ImageEntry
-from mpa_edge.images.parquet import is_packed, packed_bytes
+from mpa_edge.images.index import DUPLICATE, ImageEntry, ImageIndex
+from mpa_edge.images.parquet import is_parquet_row, parquet_row_bytes
 from mpa_edge.runs.files import atomic_write, sha256_stream
 from mpa_edge.types import Drop
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["DUPLICATE", "Entries", "ImageEntry", "Known", "open_image", "scan", "to_rgb"]
+__all__ = ["DUPLICATE", "ImageEntry", "ImageIndex", "PreviousScan", "open_image", "scan", "to_rgb"]
 
 # no EPS: Pillow would start Ghostscript for it
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
@@ -75,7 +75,7 @@ ID_DIGITS = 16
 TICK_NS = 2_000_000_000  # file systems and network shares count time in steps of up to two seconds
 
 
-def scan(folder: str | Path, known: Known | None = None) -> Entries:
+def scan(folder: str | Path, known: PreviousScan | None = None) -> ImageIndex:
     """Every image below a folder, sorted by name; those that cannot be used carry their `drop`.
 
     Hidden files and files without an image suffix are ignored. Linked folders are followed, each folder once. A
@@ -86,8 +86,8 @@ def scan(folder: str | Path, known: Known | None = None) -> Entries:
         raise MpaError(f"no folder '{folder}': name an existing folder of images, --images DIR")
     if not root.is_dir():
         raise MpaError(f"'{folder}' is not a folder: name the folder that holds the images, --images DIR")
-    seen = known or Known(None)
-    found = Entries(root, (_examine(root, name, seen) for name in _walk(root, "", set())))
+    seen = known or PreviousScan(None)
+    found = ImageIndex(root, (_examine(root, name, seen) for name in _walk(root, "", set())))
     if not len(found):
         raise MpaError(f"no images in '{folder}': put .png or .jpg files there, or name another folder, --images DIR")
     found = found.sorted_by()
@@ -127,7 +127,7 @@ def _entry(root: Path, name: str, drop: Drop) -> ImageEntry:
     return ImageEntry(hashlib.sha256(raw).hexdigest()[:ID_DIGITS], raw.decode("utf-8", "replace"), root, drop)
 
 
-def _examine(root: Path, name: str | ImageEntry, known: Known) -> ImageEntry:
+def _examine(root: Path, name: str | ImageEntry, known: PreviousScan) -> ImageEntry:
     """Hash one file, or say why that is not possible."""
     if isinstance(name, ImageEntry):
         return name
@@ -163,7 +163,7 @@ def _place(name: bytes) -> bytes:
     return name.replace(b"/", b"\0")
 
 
-class Known:
+class PreviousScan:
     """What an earlier scan found, read along line by line: the next one comes to the same names in the same order."""
 
     def __init__(self, path: Path | None) -> None:
@@ -196,7 +196,7 @@ class Known:
         """
         if not self.missed:
             return
-        found = entries if isinstance(entries, Entries) else Entries(Path(), entries)
+        found = entries if isinstance(entries, ImageIndex) else ImageIndex(Path(), entries)
         with atomic_write(path) as file:
             for entry in found.sorted_by(_place):
                 if entry.drop is None or entry.drop.reason == DUPLICATE:
@@ -236,7 +236,7 @@ def _open_regular(path: str | Path) -> BufferedReader | Drop:
 
 def _open_packed(path: str | Path) -> BytesIO | Drop:
     """The same for a picture inside a parquet file."""
-    data = packed_bytes(path)
+    data = parquet_row_bytes(path)
     return data if isinstance(data, Drop) else BytesIO(data)
 
 
@@ -249,7 +249,7 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image | Drop:
     from PIL import Image as PILImage
     from PIL import UnidentifiedImageError
 
-    opened = _open_packed(path) if is_packed(path) else _open_regular(Path(path))
+    opened = _open_packed(path) if is_parquet_row(path) else _open_regular(Path(path))
     if isinstance(opened, Drop):
         return opened
     try:

@@ -34,8 +34,8 @@ class ImageEntry:
         return self.root / self.name
 
 
-class Entries(Sequence[ImageEntry]):
-    """Entries of one folder, packed; one is made when it is asked for. A slice is a list: take small ones."""
+class ImageIndex(Sequence[ImageEntry]):
+    """ImageIndex of one folder, packed; one is made when it is asked for. A slice is a list: take small ones."""
 
     def __init__(self, root: Path, entries: Iterable[ImageEntry] = ()) -> None:
         self.root = root
@@ -82,12 +82,12 @@ class Entries(Sequence[ImageEntry]):
     def _name(self, i: int) -> bytes:
         return bytes(self._names[self._ends[i - 1] if i else 0 : self._ends[i]])
 
-    def sorted_by(self, place: Callable[[bytes], bytes] = bytes) -> Entries:
+    def sorted_by(self, place: Callable[[bytes], bytes] = bytes) -> ImageIndex:
         """The same entries by what `place` makes of their names; nothing is copied where they are in order already."""
         if self._in_order(place):
             return self
         order = sorted(range(len(self)), key=lambda i: place(self._name(i)))
-        return Entries(self.root, map(self._entry, order))
+        return ImageIndex(self.root, map(self._entry, order))
 
     def _in_order(self, place: Callable[[bytes], bytes]) -> bool:
         before = b""
@@ -134,5 +134,5 @@ class Shards(Sequence[Sequence[ImageEntry]]):
         return self._entries[at * self._size : (at + 1) * self._size]
 
     def size_of(self, at: int) -> int:
-        """Entries in a shard, without making them."""
+        """ImageIndex in a shard, without making them."""
         return min(self._size, len(self._entries) - at * self._size)

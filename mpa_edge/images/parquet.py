@@ -21,16 +21,16 @@ ROWS_AT_ONCE = 16
 BUFFER_BYTES = 2**20
 
 
-def is_packed(path: str | Path) -> bool:
+def is_parquet_row(path: str | Path) -> bool:
     """Whether a path names a picture inside a parquet file.
 
-    >>> is_packed("data/test-0.parquet#12"), is_packed("data/12.png")
+    >>> is_parquet_row("data/test-0.parquet#12"), is_parquet_row("data/12.png")
     (True, False)
     """
     return REFERENCE.fullmatch(str(path)) is not None
 
 
-def packed_bytes(path: str | Path) -> bytes | Drop:
+def parquet_row_bytes(path: str | Path) -> bytes | Drop:
     """The encoded picture that `FILE.parquet#ROW` names, or why there is none."""
     import pyarrow as pa
 

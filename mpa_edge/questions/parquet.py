@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mpa_edge.errors import MpaError
-from mpa_edge.images.parquet import image_column, packed_bytes
+from mpa_edge.images.parquet import image_column, parquet_row_bytes
 from mpa_edge.questions.benchmark import Benchmark
 from mpa_edge.questions.row import Row
 from mpa_edge.types import Drop
@@ -73,7 +73,7 @@ def first_of_each(folder: Path, images: Sequence[str]) -> dict[str, str]:
     firsts: dict[str, str] = {}
     same = {}
     for image in images:
-        data = packed_bytes(folder / image)
+        data = parquet_row_bytes(folder / image)
         if not isinstance(data, Drop):
             same[image] = firsts.setdefault(hashlib.sha256(data).hexdigest(), image)
     return same

@@ -32,7 +32,8 @@ EXPORTS = "exports"
 RECIPE_FILE = "recipe.yaml"
 RUN_FILE = "run.json"
 RENDERED = "images"
-SEEN = ".images.jsonl"
+SCAN_FILE = ".images.jsonl"
+COMPLETE = "complete"  # in each checkpoint of level, written last
 FOLDERS = {
     "annotate": "1-annotate",
     "identify": "2-identify",

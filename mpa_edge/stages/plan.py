@@ -13,7 +13,6 @@ from mpa_edge.families import family_of
 from mpa_edge.runs.files import read_json, require_free
 from mpa_edge.runs.manifest import FOLDERS, RUN_FILE
 from mpa_edge.stages.level.precision import require_packages
-from mpa_edge.stages.level.processes import require_possible
 from mpa_edge.stages.run import Run
 from mpa_edge.tasks import get_benchmark, get_task
 from mpa_edge.vlm import resolve
@@ -61,8 +60,8 @@ def _teacher_pass(run: Run, questions: int) -> str:
 
 
 def _length(run: Run) -> str:
-    level, spread = run.recipe.level, f" in {run.processes.count} processes" if run.processes else ""
-    return (f"{level.max_steps} steps" if level.max_steps else f"{level.epochs:g} epochs of the gap") + spread
+    level = run.recipe.level
+    return f"{level.max_steps} steps" if level.max_steps else f"{level.epochs:g} epochs of the gap"
 
 
 def _evaluation(run: Run) -> str:
@@ -98,9 +97,8 @@ def memory_bytes(run: Run) -> int | None:
     if teacher is None or student is None:
         return None
     # all weights free: gradients and two moments beside them; merging holds two copies
-    copies, here = 4 if run.recipe.level.method == "full" else 2, run.processes.here if run.processes else 1
-    alone = LIBRARIES_BYTES + WORKSPACE_BYTES
-    return here * alone + 4 // BYTES_A_PARAMETER * max(teacher, here * copies * student)
+    copies = 4 if run.recipe.level.method == "full" else 2
+    return LIBRARIES_BYTES + WORKSPACE_BYTES + 4 // BYTES_A_PARAMETER * max(teacher, copies * student)
 
 
 def weights_bytes(reference: str) -> int | None:
@@ -132,8 +130,6 @@ def preflight(run: Run, names: Sequence[str]) -> None:
     _check_family(run)
     if "level" in names and not run.finished("level"):
         require_packages(run.recipe.level)
-        if run.processes:
-            require_possible(run.processes, run.recipe)
     _check_server(run, names)
     _check_metric(run)
     if "evaluate" in names and not run.recipe.evaluate.generated:

@@ -15,7 +15,7 @@ from mpa_edge.config.library import load_recipe
 from mpa_edge.config.recipe import Recipe
 from mpa_edge.engines.job import LOCAL, Engine, Facts
 from mpa_edge.errors import MpaError
-from mpa_edge.images.folder import Entries, ImageEntry, Known, scan
+from mpa_edge.images.folder import ImageEntry, ImageIndex, PreviousScan, scan
 from mpa_edge.images.index import Shards
 from mpa_edge.nursery.render import MARK, render
 from mpa_edge.progress import say
@@ -28,14 +28,13 @@ from mpa_edge.runs.manifest import (
     RECIPE_FILE,
     RENDERED,
     RUN_FILE,
-    SEEN,
+    SCAN_FILE,
     clear,
     prepare,
     read_manifest,
 )
 from mpa_edge.runs.memory import peak_rss_bytes
 from mpa_edge.runs.write_hooks import tell
-from mpa_edge.stages.level.processes import Processes
 from mpa_edge.tasks import Task, get_benchmark, get_task
 from mpa_edge.vlm import fingerprint
 
@@ -52,8 +51,6 @@ class Run:
     """Folder of images; None: the recipe's."""
     limit: int | None = None
     """Use the first images only."""
-    processes: Processes | None = None
-    """Processes that train; None: this one. The result is the same."""
     engine: Engine = LOCAL
     """Runs the shards of annotate and identify."""
 
@@ -79,19 +76,19 @@ class Run:
     @cached_property
     def entries(self) -> Sequence[ImageEntry]:
         """The image files of the images folder, or of its chosen split, sorted by name."""
-        found = scan(self.images_folder, self.known)
+        found = scan(self.images_folder, self.previous_scan)
         if self.recipe.images.split is not None:
             found = entries_of_split(self.recipe, self.images_folder, found)
         return found if self.limit is None else found[: self.limit]
 
     @cached_property
-    def known(self) -> Known:
+    def previous_scan(self) -> PreviousScan:
         """The images that an earlier attempt found, with their ids."""
-        return Known(self.folder / SEEN)
+        return PreviousScan(self.folder / SCAN_FILE)
 
-    def remember_entries(self) -> None:
+    def remember_scan(self) -> None:
         """Write the images and their ids, so that the next attempt need not read every image."""
-        self.known.write(self.entries, self.folder / SEEN)
+        self.previous_scan.write(self.entries, self.folder / SCAN_FILE)
 
     @cached_property
     def shards(self) -> Shards:
@@ -124,7 +121,7 @@ class Run:
         return (self.stage_folder(stage) / MANIFEST).is_file()
 
 
-def entries_of_split(recipe: Recipe, folder: Path, entries: Sequence[ImageEntry]) -> Entries:
+def entries_of_split(recipe: Recipe, folder: Path, entries: Sequence[ImageEntry]) -> ImageIndex:
     """The images of `images.split` without those that evaluation asks about. Its questions and answers are not used.
 
     Raises MpaError where the files of the split are not in the folder, or no image is left.
@@ -133,7 +130,7 @@ def entries_of_split(recipe: Recipe, folder: Path, entries: Sequence[ImageEntry]
     wanted = image_paths(name, str(folder), split)
     asked = image_paths(recipe.evaluate.benchmark, recipe.evaluate.data, recipe.evaluate.split)
     kept, root = wanted - asked, os.path.abspath(folder)
-    found = Entries(folder, (entry for entry in entries if os.path.normpath(f"{root}/{entry.name}") in kept))
+    found = ImageIndex(folder, (entry for entry in entries if os.path.normpath(f"{root}/{entry.name}") in kept))
     if not len(found):
         raise MpaError(
             f"{folder} has no image of {name} {split} that evaluation does not use: choose another images.split"

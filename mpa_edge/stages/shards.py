@@ -16,7 +16,7 @@ from mpa_edge.engines.job import Facts, Job, Worker
 from mpa_edge.engines.local import do_shards, run_local
 from mpa_edge.engines.retries import poisoned
 from mpa_edge.errors import MpaError
-from mpa_edge.images.parquet import is_packed
+from mpa_edge.images.parquet import is_parquet_row
 from mpa_edge.progress import say
 from mpa_edge.runs.memory import peak_rss_bytes
 from mpa_edge.runs.parquet import dropped_path, is_whole, part_path, read_rows
@@ -90,7 +90,7 @@ class ShardWorker(Worker):
     def must_see(self) -> Sequence[Path]:
         """The first image that is a file: without the images folder, all images would look broken."""
         paths = (entry.path.absolute() for entry in self.run.entries if entry.drop is None)
-        return tuple(islice((path for path in paths if not is_packed(path)), 1))
+        return tuple(islice((path for path in paths if not is_parquet_row(path)), 1))
 
     def portable(self) -> Self:
         """The same worker with whole paths and nothing cached, for another process."""

@@ -191,15 +191,13 @@ def test_a_recipe_file_travels(place: Path, sky: Fake) -> None:
     assert "align /mpa/kit/recipe.yaml --out /mpa/out/own" in (place / "runs/own/cloud/task.yaml").read_text()
 
 
-def test_how_it_runs_is_passed_on_with_its_files(place: Path, sky: Fake) -> None:
-    (place / "many.yaml").write_text("num_processes: 2\n")
-    how = ("--engine", "ray", "--accelerate-config", "many.yaml", "--max-cost", "2.5", "-v")
+def test_how_it_runs_is_passed_on(place: Path, sky: Fake) -> None:
+    how = ("--engine", "ray", "--max-cost", "2.5", "-v")
     assert exit_code([*SKY, *how, "--gpus", "H100:2", "--cloud-name", "two"]) == 0
     cloud = place / "runs" / "two" / "cloud"
     text = (cloud / "task.yaml").read_text()
-    assert "--engine ray --accelerate-config /mpa/kit/accelerate-config.yaml --max-cost 2.5\n" in text
+    assert "--engine ray --max-cost 2.5\n" in text
     assert "mpa-edge[align,ray] @" in text
-    assert (cloud / "kit" / "accelerate-config.yaml").read_text() == "num_processes: 2\n"
 
 
 def test_what_sky_says_is_shown_without_secrets(place: Path, sky: Fake, capsys: pytest.CaptureFixture[str]) -> None:

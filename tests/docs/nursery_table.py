@@ -28,7 +28,8 @@ def kinds() -> str:
 
 def pair() -> str:
     """Shapes, parameters and plans of the two models."""
-    from mpa_edge.nursery import models, train
+    from mpa_edge.nursery import models
+    from tools.nursery_training import train
 
     columns = [_column(models.SHAPES[name], train.PLANS[name], models.build_model(name)) for name in models.SHAPES]
     rows = [f"| {title} | {' | '.join(column[title] for column in columns)} |" for title in columns[0]]

@@ -98,12 +98,12 @@ def test_the_readme_starts_with_the_demo() -> None:
 
 
 def test_the_training_commands_parse() -> None:
-    from mpa_edge.nursery import train
+    from tools.nursery_training import train
 
     lines = [line for line in shell_lines(NAMED["docs/nursery.md"]) if line.startswith("python ")]
     assert len(lines) == 2
     for line in lines:
         _python, _m, module, *words = shlex.split(line)
-        assert module == "mpa_edge.nursery.train"
+        assert module == "tools.nursery_training.train"
         with train.main.make_context("train", words) as ctx:
             assert ctx.params["name"] in train.PLANS

@@ -217,9 +217,9 @@ def test_no_corruption_raises(tmp_path: Path, suffix: str) -> None:
         assert isinstance(images.open_image(source, 1_000_000), Drop | Image.Image)
 
 
-def remembered(folder: Path, file: Path, began_ns: int | None = None) -> images.Known:
+def remembered(folder: Path, file: Path, began_ns: int | None = None) -> images.PreviousScan:
     """One scan, written for the next one."""
-    known = images.Known(file)
+    known = images.PreviousScan(file)
     known.began_ns = began_ns or known.began_ns
     known.write(images.scan(folder, known), file)
     return known
@@ -240,7 +240,7 @@ def test_what_an_earlier_scan_read_is_not_read_again(picture: Picture, tmp_path:
     (folder / "empty.png").write_bytes(b"")
     first, file = images.scan(folder), tmp_path / "seen.jsonl"
     assert remembered(folder, file).missed == 8
-    again, read = images.Known(file), images.sha256_stream
+    again, read = images.PreviousScan(file), images.sha256_stream
     monkeypatch.setattr(images, "sha256_stream", lambda file: pytest.fail(f"{file} was read"))
     assert images.scan(folder, again) == first
     assert again.missed == 1  # the empty one says nothing that could be remembered
@@ -257,7 +257,7 @@ def test_a_file_that_changed_is_read_whatever_its_dates_say(picture: Picture, tm
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     os.utime(path, ns=(dates.st_atime_ns, dates.st_mtime_ns))
     assert path.stat().st_size == size
-    known = images.Known(file)
+    known = images.PreviousScan(file)
     changed = images.scan(path.parent, known)
     assert changed == images.scan(path.parent) != before
     assert known.missed == 1
@@ -272,7 +272,7 @@ def test_new_and_gone_files_are_no_matter_to_the_others(picture: Picture, tmp_pa
     (folder / "c.png").unlink()
     picture("a.png", color="white")
     picture("e/a.png", color="black")
-    known = images.Known(file)
+    known = images.PreviousScan(file)
     assert images.scan(folder, known) == images.scan(folder)
     assert known.missed == 2
 
@@ -287,7 +287,7 @@ def test_a_file_of_this_moment_is_not_trusted(picture: Picture, tmp_path: Path) 
 def test_a_damaged_list_knows_nothing(picture: Picture, tmp_path: Path, content: bytes) -> None:
     folder, file = picture("a.png", color="blue").parent, tmp_path / "seen.jsonl"
     file.write_bytes(content)
-    known = images.Known(file)
+    known = images.PreviousScan(file)
     assert images.scan(folder, known) == images.scan(folder)
     assert known.missed == 1
 

@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image
 
 from mpa_edge.nursery import draw, models, world
-from mpa_edge.nursery.batches import Encoder, batch
 from mpa_edge.nursery.draw import HEIGHT_PX, STYLES, WIDTH_PX, Glyph, paint
 from mpa_edge.nursery.render import pictures, questions_of
-from mpa_edge.nursery.train import PLANS
+from tools.nursery_training.batches import Encoder, batch
+from tools.nursery_training.train import PLANS
 
 FOLDER = Path(__file__).parents[1] / "golden" / "nursery"
 SHEET, HASHES = FOLDER / "pictures.png", FOLDER / "hashes.json"

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mpa_edge import progress
-from mpa_edge.images.cache import PictureCache, groups
+from mpa_edge.images.cache import ImageCache, groups
 from mpa_edge.types import Drop
 from mpa_edge.vlm.transformers.interrupts import interrupts_held
 
@@ -45,7 +45,7 @@ def test_the_cache_forgets_the_oldest() -> None:
         opened.append(name)
         return Image.new("RGB", (10, 1))
 
-    cache = PictureCache(opener, budget=20)
+    cache = ImageCache(opener, budget=20)
     for name in "abacab":
         cache(name)
     assert "".join(opened) == "abcb"

@@ -25,7 +25,7 @@ from mpa_edge.bench.device.worker import pixel_hash
 from mpa_edge.config.library import root
 from mpa_edge.errors import MpaError
 from mpa_edge.images.folder import MAX_PIXELS, READ_SUFFIXES, open_image
-from mpa_edge.images.parquet import is_packed, packed_bytes
+from mpa_edge.images.parquet import is_parquet_row, parquet_row_bytes
 from mpa_edge.runs.files import atomic_write, disk_errors, make_folder, sha256_file, write_json
 from mpa_edge.runs.manifest import MANIFEST
 from mpa_edge.runs.wheel import build_zip, package_files
@@ -257,7 +257,7 @@ def _add_image(half: Path, source: Path, max_pixels: int) -> dict[str, str]:
     opened = open_image(source, max_pixels)
     if isinstance(opened, Drop):
         raise MpaError(f"{source}: {opened.reason}; fix the image or remove its questions")
-    data = packed_bytes(source) if is_packed(source) else source.read_bytes()
+    data = parquet_row_bytes(source) if is_parquet_row(source) else source.read_bytes()
     if isinstance(data, Drop):
         raise MpaError(f"{source}: {data.reason}; fix the image or remove its questions")
     suffix = source.suffix.lower() if source.suffix.lower() in READ_SUFFIXES else ""

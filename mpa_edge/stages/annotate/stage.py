@@ -50,7 +50,7 @@ def run_annotate(run: Run, fresh: bool = False) -> None:
         say("annotate: done before, nothing changed")
         return
     begin(STAGE, folder, inputs, fresh)
-    run.remember_entries()
+    run.remember_scan()
     clock, done = StageClock(folder), shards_done(folder, PseudoAnnotation)
     sizes, todo = {i: run.shards.size_of(i) for i in shards}, [i for i in shards if i not in done]
     job = Job(STAGE, annotator, folder, sizes, todo, run.recipe.engine)

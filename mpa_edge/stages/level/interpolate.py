@@ -1,7 +1,7 @@
-"""Go only part of the way from the student to the tuned student: it keeps more of what it could do before.
+"""Interpolate between the student and the tuned student: a part of the change keeps more of what it could do before.
 
-On the straight line between a model and its fine-tuned self lie models that are better on the new pictures and lose
-less on the old ones: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", arXiv 2109.01903.
+Models on the straight line between a model and its fine-tuned version can be better on the new data and lose less on
+the old: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", arXiv 2109.01903.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 Tensors = dict[str, "Tensor"]
 
 
-def soften(tuned: Path, base: str, strength: float) -> None:
-    """Keep `strength` of the change that training made, in the files of an adapter or of a whole model."""
+def interpolate(tuned: Path, base: str, strength: float) -> None:
+    """Keep a share of the change that training made; rewrites the files of an adapter or of a whole model.
+
+    `tuned` is the folder of the adapter or the model, `base` the student as it was, `strength` the share in (0, 1].
+    """
     from mpa_edge.vlm.transformers import checkpoint
 
     if strength == 1.0:
@@ -33,12 +36,12 @@ def soften(tuned: Path, base: str, strength: float) -> None:
 
 
 def scaled(adapter: Tensors, strength: float) -> Tensors:
-    """A LoRA update is B times A: scaling B scales the update."""
+    """An adapter with its update scaled: a LoRA update is B times A, so scaling B is enough."""
     return {name: tensor * strength if ".lora_B." in name else tensor for name, tensor in adapter.items()}
 
 
 def between(before: Tensors, after: Tensors, strength: float) -> Tensors:
-    """Every tensor that far on the way from `before` to `after`, in the type of `after`."""
+    """`before` + `strength` * (`after` - `before`) for each tensor of `after`, computed in fp32, in its dtype."""
     return {
         name: (before[name].float() + strength * (tensor.float() - before[name].float())).to(tensor.dtype)
         for name, tensor in after.items()

@@ -1,4 +1,4 @@
-"""In which numbers a student is trained: 32 or 16 bits, or with its frozen weights in four (QLoRA)."""
+"""The precision in which a student is trained: fp32, bf16, or frozen weights in four bits (QLoRA)."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 from mpa_edge.config.recipe import LevelConfig
 from mpa_edge.errors import MpaError, missing_package
 
-# option of level -> (package, extra that brings it)
+# option of level -> (package, the extra of mpa-edge that installs it)
 PACKAGES = {"quantize": ("bitsandbytes", "qlora"), "liger": ("liger_kernel", "liger")}
-# Dettmers et al. 2023, "QLoRA", arXiv 2305.14314: NF4, scales quantized again. Eyes, connector and head keep their
-# bits: four of them there cost a small VLM far more than in its language model
-KEPT = ("lm_head", r"(model\.)?(visual|vision_tower|vision_model|connector|multi_modal_projector)")
+# Dettmers et al. 2023, "QLoRA", arXiv 2305.14314: NF4, double quantization. Vision tower, connector and head are not
+# quantized: in a small VLM four bits cost far more there than in the language model
+NOT_QUANTIZED = ("lm_head", r"(model\.)?(visual|vision_tower|vision_model|connector|multi_modal_projector)")
 
 
 def require_packages(config: LevelConfig) -> None:
-    """MpaError where an option of level needs a package that is not here."""
+    """MpaError where an option of level needs a package that is not installed."""
     for option, (package, extra) in PACKAGES.items():
         if getattr(config, option) and find_spec(package) is None:
             raise missing_package(package.replace("_", "-"), extra)
 
 
 def computes_in_bf16(config: LevelConfig, device: str) -> bool:
-    """Whether products are computed in 16 bits; `auto` means on a GPU.
+    """Whether matrix products are computed in bf16; `auto` means on a GPU.
 
     >>> computes_in_bf16(LevelConfig(), "cuda"), computes_in_bf16(LevelConfig(precision="bf16"), "cpu")
     (True, True)
@@ -31,10 +31,10 @@ def computes_in_bf16(config: LevelConfig, device: str) -> bool:
     return config.precision == "bf16" or (config.precision == "auto" and device == "cuda")
 
 
-def weights_in(config: LevelConfig, device: str) -> str:
-    """Type of the student's own weights. Those that are trained stay in 32 bits: in 16 a small step changes nothing.
+def weights_dtype(config: LevelConfig, device: str) -> str:
+    """The dtype of the student's own weights. Trained ones stay in fp32: bf16 would round a small step away.
 
-    >>> weights_in(LevelConfig(), "cuda"), weights_in(LevelConfig(method="full"), "cuda")
+    >>> weights_dtype(LevelConfig(), "cuda"), weights_dtype(LevelConfig(method="full"), "cuda")
     ('bfloat16', 'float32')
     """
     frozen = config.method == "lora" and device == "cuda"
@@ -42,14 +42,14 @@ def weights_in(config: LevelConfig, device: str) -> str:
 
 
 def load_student(path: str, config: LevelConfig, device: str) -> Any:
-    """The student's weights in the numbers that the recipe asks for. MpaError where this machine cannot."""
+    """The student in the precision that the recipe asks for. MpaError where this machine cannot."""
     from mpa_edge.vlm.transformers import checkpoint
 
     require_packages(config)
     if config.liger and device == "cpu":
         raise MpaError("level.liger needs a GPU: --set level.liger=false, or --set device=cuda where there is one")
     if not config.quantize:
-        return checkpoint.load_model(path, device, dtype=weights_in(config, device))
+        return checkpoint.load_model(path, device, dtype=weights_dtype(config, device))
     from peft import prepare_model_for_kbit_training
 
     model = checkpoint.load_model(path, device, quantization=_quantization(config, device))
@@ -66,13 +66,13 @@ def _quantization(config: LevelConfig, device: str) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=computed,
-        llm_int8_skip_modules=list(KEPT),
+        llm_int8_skip_modules=list(NOT_QUANTIZED),
     )
 
 
-def numbers_used(config: LevelConfig, device: str) -> dict[str, str]:
-    """For the manifest: the numbers that training really used, whatever `auto` stood for."""
+def precision_used(config: LevelConfig, device: str) -> dict[str, str]:
+    """For the manifest: the precision that training used, with `auto` resolved."""
     return {
-        "weights": "nf4" if config.quantize else weights_in(config, device),
+        "weights": "nf4" if config.quantize else weights_dtype(config, device),
         "computed_in": "bfloat16" if computes_in_bf16(config, device) else "float32",
     }

@@ -1,16 +1,16 @@
-"""What the student is trained on: the gap, or another subset for an ablation, with replay and a held-out slice."""
+"""Which rows the student is trained on: the gap (or another subset for an ablation), replay, and a held-out slice."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mpa_edge.config.recipe import LevelConfig
-from mpa_edge.metrics.lenient import normalized
 from mpa_edge.stages.run import stable_seed
 from mpa_edge.types import ParityRecord
+
+VERDICTS = ("gap", "parity", "unverified")
+SUBSETS = {"gap": ("gap",), "verified": ("gap", "parity"), "all": VERDICTS, "random": VERDICTS}
 
 
 @dataclass(frozen=True)
@@ -20,70 +20,32 @@ class Selection:
     train: tuple[ParityRecord, ...]
     holdout: tuple[ParityRecord, ...]
     replayed: int
-    """How many of the training rows are parity rows against forgetting."""
-    left_out: int = 0
-    """How many rows were too many of their kind, answer or question."""
+    """How many of the training rows are parity rows, added against forgetting."""
 
 
-def select(
-    rows: Sequence[ParityRecord],
-    config: LevelConfig,
-    seed: int,
-    kind_of: Callable[[ParityRecord], Hashable] = lambda _: 0,
-) -> Selection:
-    """Choose by `level.subset`, hold out whole images, cap what is too frequent, add replay.
+def select(rows: Sequence[ParityRecord], config: LevelConfig, seed: int) -> Selection:
+    """Take the rows of `config.subset`, hold out whole images, and add replay.
 
-    The same rows and seed give the same choice. `kind_of` says which kind of question a row is, for balance_kinds.
+    The result depends on the rows and the seed, not on the order of the rows.
     """
-    chosen = [row for row in rows if _in_subset(row, config.subset)]
+    chosen = [row for row in rows if row.verdict in SUBSETS[config.subset]]
     if config.subset == "random":
         n_gap = sum(row.verdict == "gap" for row in rows)
         chosen = _shuffled(chosen, seed, "subset")[:n_gap]
-    holdout = [row for row in chosen if _unit(seed, "holdout", row.image_id) < config.holdout]
-    kept_out = {row.image_id for row in holdout}
-    free = [row for row in chosen if row.image_id not in kept_out]
-    train = thinned(free, config, seed, kind_of)
-    parity = [row for row in rows if row.verdict == "parity" and row.image_id not in kept_out]
-    replay = _shuffled(parity, seed, "replay")[: round(config.replay * len(train))] if config.subset == "gap" else []
-    return Selection(tuple(train + replay), tuple(holdout), len(replay), len(free) - len(train))
+    holdout = [row for row in chosen if _uniform(seed, "holdout", row.image_id) < config.holdout]
+    held_out_images = {row.image_id for row in holdout}
+    train = [row for row in chosen if row.image_id not in held_out_images]
+    replay: list[ParityRecord] = []
+    if config.subset == "gap":
+        parity = [row for row in rows if row.verdict == "parity" and row.image_id not in held_out_images]
+        replay = _shuffled(parity, seed, "replay")[: round(config.replay * len(train))]
+    return Selection(tuple(train + replay), tuple(holdout), len(replay))
 
 
-def thinned(
-    rows: Sequence[ParityRecord], config: LevelConfig, seed: int, kind_of: Callable[[ParityRecord], Hashable]
-) -> list[ParityRecord]:
-    """Rows without what is above an even share of its kind, above answer_share, or above question_share."""
-    kept = list(rows)
-    if config.balance_kinds:
-        kept = capped(kept, kind_of, -(-len(kept) // max(1, len({kind_of(row) for row in kept}))), seed)
-    if config.answer_share < 1:
-        kept = capped(kept, lambda row: normalized(row.answer), math.ceil(config.answer_share * len(kept)), seed)
-    if config.question_share < 1:
-        kept = capped(kept, lambda row: row.question.casefold(), math.ceil(config.question_share * len(kept)), seed)
-    return kept
-
-
-def capped(
-    rows: Sequence[ParityRecord], key: Callable[[ParityRecord], Hashable], most: int, seed: int
-) -> list[ParityRecord]:
-    """At most `most` rows of each key, which ones by the seed; in the order in which they came."""
-    seen: Counter[Hashable] = Counter()
-    kept = set()
-    for row in _shuffled(rows, seed, "cap"):
-        seen[key(row)] += 1
-        if seen[key(row)] <= most:
-            kept.add(row.id)
-    return [row for row in rows if row.id in kept]
-
-
-def _in_subset(row: ParityRecord, subset: str) -> bool:
-    """gap: the parity subset; verified: all that the teacher confirmed; all and random: every pseudo label."""
-    return subset in ("all", "random") or row.verdict == "gap" or (subset == "verified" and row.verdict == "parity")
-
-
-def _unit(seed: int, *parts: object) -> float:
-    """A number in [0, 1) that depends on nothing but its arguments."""
+def _uniform(seed: int, *parts: object) -> float:
+    """A number in [0, 1) that depends only on its arguments."""
     return stable_seed(seed, *parts) / 2**63
 
 
 def _shuffled(rows: Sequence[ParityRecord], seed: int, purpose: str) -> list[ParityRecord]:
-    return sorted(rows, key=lambda row: (_unit(seed, purpose, row.id), row.id))
+    return sorted(rows, key=lambda row: (_uniform(seed, purpose, row.id), row.id))

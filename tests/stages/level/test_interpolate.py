@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from mpa_edge.config.recipe import LevelConfig
 from mpa_edge.families import family_of
 from mpa_edge.nursery.models import build_model, build_processor
-from mpa_edge.stages.level.interpolate import between, scaled, soften
+from mpa_edge.stages.level.interpolate import between, interpolate, scaled
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_half_of_an_adapter_is_half_of_its_change(base, tmp_path) -> None:
         return model.state_dict()
 
     whole = merged()
-    soften(tmp_path, str(base), 0.5)
+    interpolate(tmp_path, str(base), 0.5)
     half = merged()
     moved = [name for name in before if not torch.equal(before[name], whole[name])]
     assert len(moved) > 20
@@ -57,7 +57,7 @@ def test_half_of_a_whole_model_lies_in_the_middle(base, tmp_path) -> None:
     after = {name: tensor.clone() for name, tensor in tuned.state_dict().items()}
     tuned.save_pretrained(tmp_path)
     before = build_model("student").state_dict()
-    soften(tmp_path, str(base), 0.5)
+    interpolate(tmp_path, str(base), 0.5)
     for name, tensor in load_file(tmp_path / "model.safetensors").items():
         torch.testing.assert_close(tensor, (before[name] + after[name]) / 2, atol=1e-6, rtol=0)
 
@@ -65,7 +65,7 @@ def test_half_of_a_whole_model_lies_in_the_middle(base, tmp_path) -> None:
 def test_the_whole_change_touches_no_file(base, tmp_path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({}))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"not even a tensor file")
-    soften(tmp_path, str(base), 1.0)
+    interpolate(tmp_path, str(base), 1.0)
     assert (tmp_path / "adapter_model.safetensors").read_bytes() == b"not even a tensor file"
 
 

@@ -33,7 +33,7 @@ from tests.stages.test_families import records
     ],
 )
 def test_the_numbers_of_a_recipe(config: dict[str, Any], device: str, expected: dict[str, str]) -> None:
-    assert precision.numbers_used(LevelConfig(**config), device) == expected
+    assert precision.precision_used(LevelConfig(**config), device) == expected
 
 
 @pytest.mark.parametrize("option", [{"method": "full"}, {"dora": True}])
@@ -71,7 +71,7 @@ def test_four_bits_are_for_the_language_model_alone(model_type: str) -> None:
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(zoo.checkpoint(model_type)))
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    chosen = {name for name in linears if should_convert_module(name, list(precision.KEPT))}
+    chosen = {name for name in linears if should_convert_module(name, list(precision.NOT_QUANTIZED))}
     import re
 
     language = re.compile(family_of(model_type).target_modules(("language",)))

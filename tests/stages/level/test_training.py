@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
-from transformers import EarlyStoppingCallback
 
 from mpa_edge.config.recipe import LevelConfig
 from mpa_edge.errors import MpaError
 from mpa_edge.nursery.models import END, build_model, build_processor
-from mpa_edge.runs.files import make_folder, read_json, write_json
+from mpa_edge.runs.files import make_folder
 from mpa_edge.runs.manifest import COMPLETE, StageClock
 from mpa_edge.stages.level import training
-from mpa_edge.stages.level.answer_logits import IGNORE
-from mpa_edge.stages.level.dataset import AnswerCollator, as_rows
+from mpa_edge.stages.level.dataset import IGNORE, AnswerCollator, as_rows
 from mpa_edge.stages.level.selection import Selection
 from mpa_edge.stages.level.training import largest_divisor, last_checkpoint
 from mpa_edge.types import ParityRecord, Request
@@ -155,7 +152,7 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_no_step(run, tmp_path
 
     monkeypatch.setattr(training, "_trainable", greedy)
     found = trained(run, tmp_path, "tight")
-    assert "out of memory: level goes on with 2 samples at a time, 4 in a step\n" in capsys.readouterr().err
+    assert "out of memory: level resumes with 2 samples at a time, 4 in a step\n" in capsys.readouterr().err
     assert found.steps == expected.steps == 4
     assert losses(found) == pytest.approx(losses(expected), rel=1e-3)
 
@@ -172,44 +169,36 @@ def test_memory_that_is_never_enough(run, tmp_path, monkeypatch) -> None:
 
 @pytest.mark.slow
 def test_patience_survives_a_kill(run, tmp_path, monkeypatch) -> None:
-    """Early stopping counts on where it was; had it struck already, nothing more is trained."""
+    """A resumed training has the same patience left, also in a moved folder; one that had stopped trains no more."""
     level = run.recipe.level.model_copy(update={"patience": 2, "max_steps": 20, "eval_steps": 1, "learning_rate": 1.0})
     run = replace(run, recipe=run.recipe.model_copy(update={"level": level}))
     whole = trained(run, tmp_path, "whole")
     assert whole.steps < 20
-    saved = training.Watcher.on_save
+    saved = training.StageCallback.on_save
 
     def dies(self, args, state, control, **more):
         saved(self, args, state, control, **more)
         if state.global_step in (whole.steps - 1, whole.steps):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.Watcher, "on_save", dies)
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            trained(run, tmp_path, "killed")
+    monkeypatch.setattr(training.StageCallback, "on_save", dies)
+    with pytest.raises(KeyboardInterrupt):
+        trained(run, tmp_path, "killed")
+    (tmp_path / "killed").rename(tmp_path / "moved")
+    with pytest.raises(KeyboardInterrupt):
+        trained(run, tmp_path, "moved")
     monkeypatch.undo()
-    after = trained(run, tmp_path, "killed")
+    after = trained(run, tmp_path, "moved")
     assert after.steps == whole.steps
     assert after.best_step == whole.best_step
     assert losses(after) == losses(whole)
     name = "adapter/adapter_model.safetensors"
-    assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert (tmp_path / "moved" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_take_up_restores_patience_and_finds_a_moved_folder(tmp_path) -> None:
-    folder = make_folder(tmp_path / "moved" / "checkpoint-8")
-    state = {
-        "global_step": 8,
-        "best_model_checkpoint": "/elsewhere/checkpoint-6",
-        "stateful_callbacks": {"EarlyStoppingCallback": {"attributes": {"early_stopping_patience_counter": 2}}},
-    }
-    write_json(folder / training.STATE, state)
-    callback = EarlyStoppingCallback(early_stopping_patience=3)
-    trainer = SimpleNamespace(callback_handler=SimpleNamespace(callbacks=[callback]))
-    assert training.take_up(trainer, folder) == 8
-    assert callback.early_stopping_patience_counter == 2
-    assert read_json(folder / training.STATE)["best_model_checkpoint"] == str(tmp_path / "moved" / "checkpoint-6")
+def test_a_training_is_over_when_patience_or_steps_are_used_up() -> None:
+    stopping = {"EarlyStoppingCallback": {"attributes": {"early_stopping_patience_counter": 2}}}
+    state = {"global_step": 8, "stateful_callbacks": stopping}
     config = LevelConfig(max_steps=20, patience=3)
     assert not training.is_over(state, config, 12)
     assert training.is_over(state, config.model_copy(update={"patience": 2}), 12)

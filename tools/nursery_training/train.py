@@ -1,4 +1,4 @@
-"""Train the built-in pair from nothing: `python -m mpa_edge.nursery.train teacher --out DIR`.
+"""Train the built-in pair from nothing: `python -m tools.nursery_training.train teacher --out DIR`.
 
 Deterministic by step (data, schedule and checkpoints count steps, never seconds), resumable: the same command goes on
 from the last checkpoint. An auxiliary loss on glyphs and on what each image token's cell holds teaches the vision tower
@@ -23,8 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mpa_edge.nursery import batches, models
-from mpa_edge.nursery.batches import CELL_CLASSES, CHARACTERS, IGNORE, Encoder, Mix
+from mpa_edge.nursery import models
+from tools.nursery_training import batches
+from tools.nursery_training.batches import CELL_CLASSES, CHARACTERS, IGNORE, Encoder, Mix
 
 GLYPH_NONE_WEIGHT = 0.05  # most patches hold no character
 AVERAGE_EVERY_STEPS = 5

@@ -10,9 +10,10 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mpa_edge.nursery import batches, models, train
-from mpa_edge.nursery.batches import IGNORE
-from mpa_edge.nursery.train import PLANS, Plan, Training, supply
+from mpa_edge.nursery import models
+from tools.nursery_training import batches, train
+from tools.nursery_training.batches import IGNORE
+from tools.nursery_training.train import PLANS, Plan, Training, supply
 
 TINY = {name: replace(plan, steps=6, batch_size=2, warmup_steps=2) for name, plan in PLANS.items()}
 

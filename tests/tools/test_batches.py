@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from mpa_edge.nursery import batches, models, world
-from mpa_edge.nursery.batches import BAR_FACTS, CELL_CLASSES, CHARACTERS, IGNORE, Encoder, Mix
+from mpa_edge.nursery import models, world
 from mpa_edge.nursery.draw import CELL_PX, Glyph, paint
 from mpa_edge.nursery.render import pictures
 from mpa_edge.vlm.transformers import checkpoint
+from tools.nursery_training import batches
+from tools.nursery_training.batches import BAR_FACTS, CELL_CLASSES, CHARACTERS, IGNORE, Encoder, Mix
 
 ASKS, ANSWERS = Mix(0.5, 5, 4, asks=True), Mix(0.5, 6, 4, asks=False)
 LENGTH = 216
