@@ -22,26 +22,27 @@ WEIGHTS = Path(__file__).parents[1] / "nursery" / "weights"
 HASHED_BYTES, SAMPLE_BYTES = 64_000_000, 1_000_000
 MODEL_SUFFIXES = (".json", ".safetensors", ".jinja", ".txt", ".model")
 EXPORT_SUFFIXES = (".onnx", ".onnx_data", ".gguf")
-# format of an export -> module and class that run it
 RUNTIMES = {
     "onnx": ("mpa_edge.vlm.onnxruntime.model", "OnnxVLM"),
     "gguf": ("mpa_edge.vlm.llama_cpp.model", "LlamaCppVLM"),
     "hybrid": ("mpa_edge.vlm.hybrid", "HybridVLM"),
 }
+"""Format of an export -> module and class that run it."""
 
 
 def resolve(reference: str) -> str:
-    """A model reference of a recipe as what the loaders take: a folder, a hub id, or a server as it stands.
+    """A recipe's model reference as the loaders take it: a folder, a hub id, or an unchanged reference to a server.
 
     `nursery:teacher` and `nursery:student` are the built-in models. Raises MpaError for a folder without a model.
     """
     if is_server(reference):
         parse(reference)
         return reference
+    built_in = ", ".join(f"{NURSERY_PREFIX}{path.name}" for path in sorted(WEIGHTS.glob("*/")))
     if reference.startswith(NURSERY_PREFIX):
         folder = WEIGHTS / reference.removeprefix(NURSERY_PREFIX)
         if not (folder / "config.json").is_file():
-            raise MpaError(f"no built-in model '{reference}': use {_built_in()}, a folder, or a hub id OWNER/NAME")
+            raise MpaError(f"no built-in model '{reference}': use {built_in}, a folder, or a hub id OWNER/NAME")
         return str(folder)
     folder = Path(reference).expanduser()
     if folder.exists():
@@ -49,19 +50,15 @@ def resolve(reference: str) -> str:
             raise MpaError(f"'{reference}' has no config.json: name a folder that holds a transformers checkpoint")
         return str(folder)
     if reference.startswith(("/", "./", "../", "~")) or reference.count("/") != 1:
-        raise MpaError(f"no model '{reference}': name {_built_in()}, a folder, or a hub id OWNER/NAME")
+        raise MpaError(f"no model '{reference}': name {built_in}, a folder, or a hub id OWNER/NAME")
     return reference
 
 
-def _built_in() -> str:
-    return ", ".join(f"{NURSERY_PREFIX}{path.name}" for path in sorted(WEIGHTS.glob("*/")))
-
-
 def fingerprint(reference: str) -> str:
-    """What makes a model this model: hash of its files, of its hub id, or of a server's address and its model's name.
+    """Identity of a model: a hash of its files, of its hub id, or of a server's address and its model's name.
 
-    A server need not be there for it: a finished stage stays finished when a rented GPU is given back.
-    Of a file above 64 MB, 64 samples of 1 MB are read: training moves every weight, and 15 GB would take a minute.
+    A server need not be running: a finished stage stays finished after a rented GPU is returned. Of a file above 64 MB,
+    64 samples of 1 MB are read: training changes every weight, and hashing 15 GB would take a minute.
     """
     if is_server(reference):
         server = parse(reference)
@@ -71,19 +68,19 @@ def fingerprint(reference: str) -> str:
         return sha256_json({"hub": reference})
     suffixes = MODEL_SUFFIXES + (EXPORT_SUFFIXES if is_artifact(folder) else ())
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in suffixes)
-    return sha256_json({path.relative_to(folder).as_posix(): _file_mark(path) for path in files})
+    return sha256_json({path.relative_to(folder).as_posix(): _file_hash(path) for path in files})
 
 
-def _file_mark(path: Path) -> str:
+def _file_hash(path: Path) -> str:
     size_bytes = path.stat().st_size
     if size_bytes <= HASHED_BYTES:
         return sha256_file(path)
-    n, mark = HASHED_BYTES // SAMPLE_BYTES, hashlib.sha256(str(size_bytes).encode())
+    n, digest = HASHED_BYTES // SAMPLE_BYTES, hashlib.sha256(str(size_bytes).encode())
     with path.open("rb") as file:
         for i in range(n):
             file.seek(i * (size_bytes - SAMPLE_BYTES) // (n - 1))
-            mark.update(file.read(SAMPLE_BYTES))
-    return mark.hexdigest()
+            digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def load(
@@ -96,39 +93,27 @@ def load(
     server: TeacherServerConfig | None = None,
     spent_before: float = 0.0,
 ) -> VLM:
-    """The model behind a reference, ready to answer. torch is imported here, not before, and not for an export.
+    """The model behind a reference, ready to answer. torch is imported only here, and only for a checkpoint.
 
-    `batch_size` is the largest batch. An exported folder runs on the CPU, one request at a time: `device` and
-    `batch_size` do not matter to it. `server` and `spent_before` matter only to a model behind a server.
-    Raises MpaError where a package, the model or the device is missing, or the checkpoint is damaged.
+    `batch_size` is the largest batch. Exports ignore `device` and `batch_size`: they run on the CPU, one request at a
+    time. `server` and `spent_before` are for a model behind a server. Raises MpaError where a package, the model or the
+    device is missing, or the checkpoint is damaged.
     """
     if is_server(reference):
-        return _load_server(reference, name, server, spent_before)
-    if is_artifact(Path(resolve(reference))):
-        return _load_export(Path(resolve(reference)), name, threads)
+        found, client = parse(reference), _imported("mpa_edge.vlm.openai.client", "OpenAIVLM", "openai")
+        return client(found.base_url, found.model, name=name, server=server, spent_before=spent_before)
+    path = resolve(reference)
+    if is_artifact(Path(path)):
+        runtime = _imported(*RUNTIMES[read_artifact(Path(path)).format], "onnx")
+        return runtime(Path(path), name=name, threads=threads)
+    with interrupts_held():
+        checkpoint = _imported("mpa_edge.vlm.transformers.model", "TransformersVLM", "align")
+    return checkpoint(path, name=name, device=device, threads=threads, batch_size=batch_size)
+
+
+def _imported(module: str, name: str, extra: str) -> Any:
+    """A class by name. MpaError where a package that it needs is missing; `extra` installs it."""
     try:
-        with interrupts_held():
-            from mpa_edge.vlm.transformers.model import TransformersVLM
+        return getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
-        raise missing_package(str(error.name).partition(".")[0], "align") from error
-    return TransformersVLM(resolve(reference), name=name, device=device, threads=threads, batch_size=batch_size)
-
-
-def _load_server(reference: str, name: str, config: TeacherServerConfig | None, spent_before: float) -> VLM:
-    """A model behind a server, as soon as the server answers."""
-    try:
-        from mpa_edge.vlm.openai.client import OpenAIVLM
-    except ModuleNotFoundError as error:
-        raise missing_package("openai", "openai") from error
-    server = parse(reference)
-    return OpenAIVLM(server.base_url, server.model, name=name, server=config, spent_before=spent_before)
-
-
-def _load_export(folder: Path, name: str, threads: int | None) -> VLM:
-    """An exported model in the runtime of its format."""
-    module, runtime = RUNTIMES[read_artifact(folder).format]
-    try:
-        model: Any = getattr(importlib.import_module(module), runtime)
-    except ModuleNotFoundError as error:
-        raise missing_package(str(error.name).partition(".")[0], "onnx") from error
-    return model(folder, name=name, threads=threads)
+        raise missing_package(str(error.name).partition(".")[0], extra) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from mpa_edge.artifact import read_artifact
 from mpa_edge.errors import MpaError
 from mpa_edge.types import Reply, Request, Timing, Trace
 from mpa_edge.vlm.onnxruntime.decoder import Decoder, first_tokens, left_padded, mrope_positions
-from mpa_edge.vlm.onnxruntime.sessions import Graph, VisionEncoder, usable_threads
+from mpa_edge.vlm.onnxruntime.sessions import Graph, VisionEncoder
 from mpa_edge.vlm.pixels import Prepared, prepare
 from mpa_edge.vlm.pixels.common import pixels_digest
 from mpa_edge.vlm.shared.prompts import PromptTokenizer, prompt_text, prompt_too_long
@@ -66,7 +67,7 @@ class OnnxVLM:
         """MpaError where the folder is no ONNX export, lacks a file, or holds a damaged one."""
         self.name, self.folder = name, Path(folder)
         self.artifact = read_artifact(self.folder)
-        self.threads = usable_threads(threads, self.artifact.threads)
+        self.threads = threads or self.artifact.threads or len(os.sched_getaffinity(0))
         self.tokenizer = PromptTokenizer(self.folder, self.artifact)
         paths = {component: self.folder / file for component, file in self.artifact.files.items()}
         if sorted(paths) != ["decoder", "embed", "vision"]:

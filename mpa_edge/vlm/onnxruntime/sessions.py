@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,16 +25,7 @@ DTYPES: dict[str, Any] = {
     "tensor(bool)": np.bool_,
 }
 ERRORS_ONLY = 3
-# onnxruntime 1.31's errors for weights at an absolute path, above the folder, or behind a link out of it
-OUTSIDE = re.compile(
-    r"escapes model directory|absolute path|symbolic link|outside (the directory|model)", re.IGNORECASE
-)
 PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
-
-
-def usable_threads(*wanted: int | None) -> int:
-    """The first thread count that is set, else one for each core that this process may use."""
-    return next((count for count in wanted if count), len(os.sched_getaffinity(0)))
 
 
 def one_line(error: BaseException) -> str:
@@ -71,10 +61,6 @@ class Graph:
                 str(path), options(threads), providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's errors have no common base class
-            if OUTSIDE.search(str(error)):
-                raise MpaError(
-                    f"{path} wants weights that are not inside its folder: do not use this export"
-                ) from error
             raise MpaError(f"cannot load {path} ({one_line(error)}): copy the whole folder, or export again") from error
         self.inputs = {entry.name: entry for entry in self.session.get_inputs()}
         self.outputs = [entry.name for entry in self.session.get_outputs()]

@@ -11,8 +11,6 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Literal
 
 from mpa_edge.progress import say
@@ -35,25 +33,16 @@ def backoff_s(attempt: int, chance: Callable[[], float] = random.random) -> floa
     return chance() * min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(attempt, 30))
 
 
-def retry_after_s(value: str | None, now: datetime | None = None) -> float | None:
-    """Seconds of a Retry-After header, a number or a date (RFC 9110, 10.2.3); None where it is missing or invalid.
+def retry_after_s(value: str | None) -> float | None:
+    """Seconds of a Retry-After header; None where it is missing or no number (servers of models send no dates).
 
     >>> retry_after_s("2.5"), retry_after_s("soon"), retry_after_s("-1"), retry_after_s("nan")
     (2.5, None, None, None)
-    >>> retry_after_s("Wed, 01 Jan 2025 00:00:10 GMT", datetime(2025, 1, 1, tzinfo=UTC))
-    10.0
     """
-    if value is None:
-        return None
     try:
-        seconds = float(value)
+        seconds = float(value or "")
     except ValueError:
-        try:
-            moment = parsedate_to_datetime(value)
-        except ValueError:
-            return None
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        seconds = max(0.0, (moment - (now or datetime.now(UTC))).total_seconds())
+        return None
     return seconds if 0.0 <= seconds < float("inf") else None
 
 

@@ -114,7 +114,7 @@ def test_threads_come_from_the_caller_then_the_target_then_the_machine(a_copy: P
     assert OnnxVLM(a_copy, name="it", threads=2).threads == 2
     assert OnnxVLM(a_copy, name="it").threads == 1
     exported.change(a_copy, threads=None)
-    monkeypatch.setattr("mpa_edge.vlm.onnxruntime.sessions.os.sched_getaffinity", lambda _: {0, 3})
+    monkeypatch.setattr("mpa_edge.vlm.onnxruntime.model.os.sched_getaffinity", lambda _: {0, 3})
     assert OnnxVLM(a_copy, name="it").threads == 2
 
 

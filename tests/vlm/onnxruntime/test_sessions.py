@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,10 @@ from mpa_edge.vlm.onnxruntime.sessions import Graph, VisionEncoder, has_dynamic_
 
 N = 1024
 VALUES = np.arange(N, dtype=np.float32)
-NOT_INSIDE = "wants weights that are not inside its folder: do not use this export"
+# onnxruntime 1.31's errors for weights at an absolute path, above the folder, or behind a link out of it
+NOT_INSIDE = re.compile(
+    r"escapes model directory|absolute path|symbolic link|outside (the directory|model)", re.IGNORECASE
+)
 
 
 def outside(name: str, location: str) -> TensorProto:
@@ -80,7 +84,8 @@ def test_weights_outside_the_folder_are_refused(folder: Path, place, location: s
     path = write(folder, place(location.format(folder.parent)))
     with pytest.raises(MpaError) as caught:
         Graph(path, 1)
-    assert str(caught.value) == f"{path} {NOT_INSIDE}"
+    assert str(caught.value).startswith(f"cannot load {path} (")
+    assert NOT_INSIDE.search(str(caught.value.__cause__))
 
 
 @pytest.mark.parametrize("location", ["", "missing", "*/_ORT_MEM_ADDR_/*"])
