@@ -1,5 +1,9 @@
 """One root for every error a user can meet. The message is one line and ends with what to do."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 
 class MpaError(Exception):
     """A user's error: printed as one line without a traceback; the process ends with `exit_code`."""
@@ -24,3 +28,15 @@ def missing_package(package: str, extra: str) -> MachineError:
     "onnxruntime is missing: pip install 'mpa-edge[onnx]'"
     """
     return MachineError(f"{package} is missing: pip install 'mpa-edge[{extra}]'")
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """How an error about an unknown name ends: with the nearest known one, else with `otherwise`.
+
+    >>> did_you_mean("anlss", ["anls", "exact-match"], "use anls"), did_you_mean("x", ["anls"], "use anls")
+    ("did you mean 'anls'?", 'use anls')
+    """
+    import difflib
+
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"did you mean '{near[0]}'?" if near else otherwise

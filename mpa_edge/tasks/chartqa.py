@@ -1,11 +1,8 @@
 """ChartQA: questions about charts, one answer each.
 
->>> row = {"imgname": "1.png", "query": "How many food items are shown in the bar graph?", "label": "14"}
 >>> from mpa_edge.metrics import get_metric
->>> from mpa_edge.tasks import read_row
->>> question, answers = read_row(TASK, row)
->>> get_metric(TASK.metric).score("14", answers)
-1.0
+>>> get_metric(TASK.metric).score("14", ["14"]), get_metric(TASK.metric).score("15", ["14"])
+(1.0, 0.0)
 """
 
 from collections.abc import Iterator
@@ -31,8 +28,6 @@ TASK = Task(
         KINDS,
     ),
     max_answer_words=5,
-    question_key="query",
-    answers_key="label",
 )
 
 

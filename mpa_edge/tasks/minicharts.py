@@ -1,11 +1,5 @@
-"""The built-in task: small charts, signs and shapes that a generator draws. Its words are few: so is the vocabulary.
-
->>> row = {"question": "Which bar is highest?", "answers": ["B"]}
->>> from mpa_edge.metrics import get_metric
->>> from mpa_edge.tasks import read_row
->>> question, answers = read_row(TASK, row)
->>> get_metric(TASK.metric).score("b", answers)
-1.0
+"""The built-in task: small charts, signs and shapes that a generator draws. The prompts use only the vocabulary of the
+built-in models.
 """
 
 from mpa_edge.tasks import Task

@@ -1,13 +1,9 @@
-"""OKVQA: questions that need knowledge from outside the image, ten answers each.
+"""OK-VQA: questions that need knowledge from outside the image, ten answers each.
 
 The published answers are stemmed ("surf" where people said "surfing"), so a right word can score 0.
 
->>> row = {"question": "What sport can you use this for?"}
->>> row["answers"] = [{"answer": "race", "raw_answer": "racing", "answer_id": at} for at in range(1, 11)]
 >>> from mpa_edge.metrics import get_metric
->>> from mpa_edge.tasks import read_row
->>> question, answers = read_row(TASK, row)
->>> get_metric(TASK.metric).score("race", answers), get_metric(TASK.metric).score("racing", answers)
+>>> get_metric(TASK.metric).score("race", ["race"] * 10), get_metric(TASK.metric).score("racing", ["race"] * 10)
 (1.0, 0.0)
 """
 
@@ -41,7 +37,7 @@ TASK = Task(
 def rows(split: Split, documents: Documents) -> Iterator[Row]:
     """Questions joined with their annotations by question_id; the kind is the knowledge category.
 
-    Pictures are those of COCO 2014, `COCO_val2014_000000297147.jpg` for image_id 297147.
+    Images are those of COCO 2014, `COCO_val2014_000000297147.jpg` for image_id 297147.
     """
     questions, annotations = (documents[name] for name in split.files)
     titles = annotations.get("question_types", {})

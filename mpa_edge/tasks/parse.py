@@ -1,7 +1,7 @@
-"""What a teacher wrote -> one question and one short answer, or why not.
+"""What a teacher wrote -> one question and one short answer, or why there is none.
 
-Teachers decorate: markdown, numbering, several pairs, JSON, special tokens, explanations. The question is kept whole,
-with its question mark; the answer is brought into the form in which a student should learn it.
+Teachers add markdown, numbering, several pairs, JSON, special tokens and explanations. The question is kept whole, with
+its question mark; the answer is brought into the form in which a student should learn it.
 """
 
 from __future__ import annotations
@@ -65,135 +65,12 @@ DETAIL_CHARS = 200
 
 @dataclass(frozen=True)
 class ParsedAnnotation:
-    """A question with its short answer, ready to be asked again."""
+    """A question with its short answer, ready to be asked."""
 
     question: str
     """The whole question on one line, with its question mark where the teacher wrote one."""
     answer: str
     """Canonical short answer; never empty."""
-
-
-def _without_tokens(text: str) -> str:
-    """Special tokens become line ends: what follows one is another turn."""
-    text = CLOSING_TAG.sub("\n", OPENING_TAG.sub(r"\n\1: ", text))
-    return FENCE.sub("", SPECIAL_TOKEN.sub("\n", text)).strip()
-
-
-def _first_line(text: str) -> str:
-    """The first line on which there is more than decoration."""
-    lines = (line.strip() for line in text.splitlines())
-    return next((line for line in lines if line.strip("*_`#>-|. ")), "")
-
-
-def _unbracketed(text: str) -> str:
-    """Without brackets around the whole; "" where they hold the words of the output format."""
-    if len(text) < 2 or BRACKETS.get(text[0]) != text[-1] or set(text[1:-1]) & {text[0], text[-1]}:
-        return text
-    inner = text[1:-1].strip()
-    return "" if PLACEHOLDER.fullmatch(inner) else inner
-
-
-def _without_stop(text: str) -> str:
-    """Without a final stop, comma or colon, unless the stop belongs to the last word."""
-    if text.endswith(("..", ",", ";", ":", "。", "…")):
-        return text[:-1].rstrip()
-    if not text.endswith("."):
-        return text
-    last = text.split()[-1].lstrip("(\"'")
-    return text if last.lower() in ABBREVIATIONS or INITIALS.fullmatch(last) else text[:-1].rstrip()
-
-
-def _unmarked(text: str) -> str:
-    """Without markdown: paired bold anywhere, emphasis, code or brackets around the whole."""
-    text = MARKDOWN_PAIRS.sub(r"\2", " ".join(text.split()))
-    text = text.removeprefix("**").removesuffix("**").strip() if text.count("**") == 1 else text
-    wrapped = WRAPPED.fullmatch(text)
-    return _unbracketed(unquoted(wrapped[2] if wrapped else text))
-
-
-def _answer_peeled(text: str) -> str:
-    """One layer less around an answer."""
-    text = _unmarked(text)
-    if noise := LEADING_NOISE.match(text):
-        text = text[noise.end() :]
-    if lead := ANSWER_IS.match(text):
-        text = text[lead.end() :]
-    return _without_stop(text)
-
-
-def canonical_answer(text: str) -> str:
-    """The short answer in the form a student should learn: first line, no decoration, no final stop; "" if none.
-
-    >>> [canonical_answer(t) for t in ("**Red.**", "The answer is 3.5.", '"Stop"<|im_end|>', "red\\n\\nBecause")]
-    ['Red', '3.5', 'Stop', 'red']
-    >>> [canonical_answer(t) for t in ("U.S.", "Main St.", "-5", "50%", "$1,000", "3.5", "B.")]
-    ['U.S.', 'Main St.', '-5', '50%', '$1,000', '3.5', 'B']
-    """
-    while (peeled := _answer_peeled(_first_line(_without_tokens(text)))) != text:
-        text = peeled
-    return text
-
-
-def _question(text: str) -> str:
-    """The question on one line; "" where there is no word in it."""
-    text = " ".join(_without_tokens(text).split())
-    while (peeled := re.sub(r"^[\s#>|•*_-]+|[\s#>|*_-]+$", "", _unmarked(text))) != text:
-        text = peeled
-    return text if any(char.isalnum() for char in text) else ""
-
-
-def _asks(label: re.Match[str]) -> bool:
-    """Whether it is a question's label: no other word in a label has a q."""
-    return "q" in label[0].lower()
-
-
-def _labels(text: str) -> list[re.Match[str]]:
-    """Where "Question:" and "Answer:" stand; "Q:" and "A:" count only where there is no written-out answer label."""
-    long = sorted([*HEADING.finditer(text), *INLINE.finditer(text)], key=lambda match: (match.start(), -match.end()))
-    if any(not _asks(match) for match in long):
-        return _apart(long)
-    return _apart(sorted([*long, *SHORT.finditer(text)], key=lambda match: (match.start(), -match.end())))
-
-
-def _apart(matches: list[re.Match[str]]) -> list[re.Match[str]]:
-    """The matches in order, less those that begin inside an earlier one."""
-    kept: list[re.Match[str]] = []
-    for match in matches:
-        if not kept or match.start() >= kept[-1].end():
-            kept.append(match)
-    return kept
-
-
-def _preamble_question(text: str) -> str:
-    """A question without a label, just before the answer's."""
-    last = _question(text.strip().splitlines()[-1]) if text.strip() else ""
-    return last if last.endswith(("?", "？")) else ""
-
-
-def _json_text(part: str) -> str:
-    """A JSON string's text, or a number as it was written."""
-    try:
-        return str(json.loads(part, strict=False)) if part.startswith('"') else part
-    except ValueError:
-        return part.strip('"')
-
-
-def _first_pair(text: str) -> tuple[str, str]:
-    """The first question that has an answer; where none has, the last question and "", or two empty texts."""
-    if found := JSON_PAIR.search(text):
-        return _question(_json_text(found[1])), canonical_answer(_json_text(found[2]))
-    labels = _labels(text)
-    if not labels:
-        return "", ""
-    ends = [label.start() for label in labels[1:]] + [len(text)]
-    question = _preamble_question(text[: labels[0].start()]) if not _asks(labels[0]) else ""
-    for label, end in zip(labels, ends, strict=True):
-        body = text[label.end() : end]
-        if _asks(label):
-            question = _question(body) or question
-        elif question and (answer := canonical_answer(body)):
-            return question, answer
-    return question, ""
 
 
 def parse_annotation(text: str, max_answer_words: int) -> ParsedAnnotation | Drop:
@@ -219,3 +96,109 @@ def parse_annotation(text: str, max_answer_words: int) -> ParsedAnnotation | Dro
     if len(answer.split()) > max_answer_words:
         return Drop("answer too long", answer[:DETAIL_CHARS])
     return ParsedAnnotation(question, answer)
+
+
+def _first_pair(text: str) -> tuple[str, str]:
+    """The first question that has an answer; where none has, the last question and "", or two empty texts."""
+    if found := JSON_PAIR.search(text):
+        question, answer = found.groups()
+        return _question(_json_text(question)), canonical_answer(_json_text(answer))
+    labels = _labels(text)
+    question = ""
+    if labels and not _is_question(labels[0]) and (before := text[: labels[0].start()].strip()):
+        # a question without a label, just before the answer's
+        last = _question(before.splitlines()[-1])
+        question = last if last.endswith(("?", "？")) else ""
+    for i, label in enumerate(labels):
+        end = labels[i + 1].start() if i + 1 < len(labels) else len(text)
+        body = text[label.end() : end]
+        if _is_question(label):
+            question = _question(body) or question
+        elif question and (answer := canonical_answer(body)):
+            return question, answer
+    return question, ""
+
+
+def _json_text(value: str) -> str:
+    """A JSON string's text, or a number as it was written."""
+    try:
+        return str(json.loads(value, strict=False)) if value.startswith('"') else value
+    except ValueError:
+        return value.strip('"')
+
+
+def _labels(text: str) -> list[re.Match[str]]:
+    """Where "Question:" and "Answer:" stand; "Q:" and "A:" count only where there is no written-out answer label."""
+    found = [*HEADING.finditer(text), *INLINE.finditer(text)]
+    if all(_is_question(match) for match in found):
+        found += SHORT.finditer(text)
+    labels: list[re.Match[str]] = []
+    for match in sorted(found, key=lambda match: (match.start(), -match.end())):
+        if not labels or match.start() >= labels[-1].end():
+            labels.append(match)
+    return labels
+
+
+def _is_question(label: re.Match[str]) -> bool:
+    """Whether a label begins a question: no other word in a label has a q."""
+    return "q" in label[0].lower()
+
+
+def _question(text: str) -> str:
+    """The question on one line; "" where there is no word in it."""
+    text = " ".join(_without_tokens(text).split())
+    while (peeled := re.sub(r"^[\s#>|•*_-]+|[\s#>|*_-]+$", "", _unmarked(text))) != text:
+        text = peeled
+    return text if any(char.isalnum() for char in text) else ""
+
+
+def canonical_answer(text: str) -> str:
+    """The short answer in the form a student should learn: first line, no decoration, no final stop; "" if none.
+
+    >>> [canonical_answer(t) for t in ("**Red.**", "The answer is 3.5.", '"Stop"<|im_end|>', "red\\n\\nBecause")]
+    ['Red', '3.5', 'Stop', 'red']
+    >>> [canonical_answer(t) for t in ("U.S.", "Main St.", "-5", "50%", "$1,000", "3.5", "B.")]
+    ['U.S.', 'Main St.', '-5', '50%', '$1,000', '3.5', 'B']
+    """
+    before = None
+    while text != before:
+        before = text
+        lines = (line.strip() for line in _without_tokens(text).splitlines())
+        text = _unmarked(next((line for line in lines if line.strip("*_`#>-|. ")), ""))
+        if noise := LEADING_NOISE.match(text):
+            text = text[noise.end() :]
+        if lead := ANSWER_IS.match(text):
+            text = text[lead.end() :]
+        text = _without_stop(text)
+    return text
+
+
+def _without_tokens(text: str) -> str:
+    """Special tokens become line ends: what follows one is another turn."""
+    text = CLOSING_TAG.sub("\n", OPENING_TAG.sub(r"\n\1: ", text))
+    return FENCE.sub("", SPECIAL_TOKEN.sub("\n", text)).strip()
+
+
+def _unmarked(text: str) -> str:
+    """Without markdown: paired bold anywhere; emphasis, code, quotes or brackets around the whole.
+
+    "" where the brackets hold the words of the output format.
+    """
+    text = MARKDOWN_PAIRS.sub(r"\2", " ".join(text.split()))
+    text = text.removeprefix("**").removesuffix("**").strip() if text.count("**") == 1 else text
+    wrapped = WRAPPED.fullmatch(text)
+    text = unquoted(wrapped[2] if wrapped else text)
+    if len(text) < 2 or BRACKETS.get(text[0]) != text[-1] or set(text[1:-1]) & {text[0], text[-1]}:
+        return text
+    inner = text[1:-1].strip()
+    return "" if PLACEHOLDER.fullmatch(inner) else inner
+
+
+def _without_stop(text: str) -> str:
+    """Without a final stop, comma or colon, unless the stop belongs to the last word."""
+    if text.endswith(("..", ",", ";", ":", "。", "…")):
+        return text[:-1].rstrip()
+    if not text.endswith("."):
+        return text
+    last = text.split()[-1].lstrip("(\"'")
+    return text if last.lower() in ABBREVIATIONS or INITIALS.fullmatch(last) else text[:-1].rstrip()

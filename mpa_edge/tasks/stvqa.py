@@ -1,10 +1,7 @@
 """ST-VQA: questions about text in scenes, one or more accepted answers each.
 
->>> row = {"file_path": "coco/1.jpg", "question": "What is the name of the shop?", "answers": ["Joe's Diner"]}
 >>> from mpa_edge.metrics import get_metric
->>> from mpa_edge.tasks import read_row
->>> question, answers = read_row(TASK, row)
->>> get_metric(TASK.metric).score("joes diner", answers)
+>>> get_metric(TASK.metric).score("joes diner", ["Joe's Diner"])
 0.9090909090909091
 """
 
@@ -32,7 +29,7 @@ TASK = Task(
 
 
 def held_out(image: str) -> bool:
-    """Whether a training picture belongs to the 15 % that this project keeps for questions, by the hash of its path.
+    """Whether a training image belongs to the 15 % that this project holds out, by the hash of its path.
 
     >>> sum(held_out(f"coco-text/{i}.jpg") for i in range(1000))
     166
@@ -41,7 +38,7 @@ def held_out(image: str) -> bool:
 
 
 def rows(split: Split, documents: Documents) -> Iterator[Row]:
-    """`{"data": [{"question_id", "file_path", "question", "answers", "dataset"}]}`; the kind says where from."""
+    """`{"data": [{"question_id", "file_path", "question", "answers", "dataset"}]}`; the kind is the source data set."""
     for name in split.files:
         for row in documents[name]["data"]:
             image = row["file_path"]
@@ -57,7 +54,7 @@ BENCHMARK = Benchmark(
         Split(
             HELD_OUT,
             ("train_task_1.json",),
-            note="15 % of the training pictures, chosen by the hash of their path: not the paper's split",
+            note="15 % of the training images, chosen by the hash of their path: not the paper's split",
         ),
         Split("train", ("train_task_1.json",), ("train",)),
         Split("test", ("test_task_1.json",), ("test",)),

@@ -1,10 +1,7 @@
 """TextVQA: questions about text in photographs, ten answers each.
 
->>> row = {"question": "what is the brand of this camera?", "answers": ["dakota"] * 8 + ["clos culombu"] * 2}
 >>> from mpa_edge.metrics import get_metric
->>> from mpa_edge.tasks import read_row
->>> question, answers = read_row(TASK, row)
->>> get_metric(TASK.metric).score("Dakota", answers)
+>>> get_metric(TASK.metric).score("Dakota", ["dakota"] * 8 + ["clos culombu"] * 2)
 1.0
 """
 
@@ -28,7 +25,7 @@ TASK = Task(
 
 
 def rows(split: Split, documents: Documents) -> Iterator[Row]:
-    """`{"data": [{"question_id", "image_id", "question", "answers": [10 texts]}]}`; pictures are `IMAGE_ID.jpg`."""
+    """`{"data": [{"question_id", "image_id", "question", "answers": [10 texts]}]}`; images are `IMAGE_ID.jpg`."""
     for name in split.files:
         for row in documents[name]["data"]:
             yield Row(row["question"], row.get("answers"), f"{row['image_id']}.jpg", row.get("question_id"))

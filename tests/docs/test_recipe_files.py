@@ -7,7 +7,7 @@ import pytest
 from mpa_edge.config import library
 from mpa_edge.families import family_of
 from mpa_edge.planning.records import model_file
-from mpa_edge.tasks import benchmark_names, get_benchmark, get_task
+from mpa_edge.tasks import benchmarks, get_benchmark, get_task
 from tests.docs import recipe_files
 from tests.docs.markdown import ROOT
 
@@ -20,7 +20,7 @@ def test_a_recipe_is_its_row_of_the_table(name: str) -> None:
 
 def test_five_students_by_four_benchmarks() -> None:
     assert len(recipe_files.STUDENTS) == 5
-    assert sorted(recipe_files.BENCHES) == benchmark_names()
+    assert sorted(recipe_files.BENCHES) == list(benchmarks())
     assert set(recipe_files.names()) < set(library.names("recipes"))
 
 

@@ -11,7 +11,7 @@ import pytest
 from mpa_edge.errors import MpaError
 from mpa_edge.metrics import get_metric
 from mpa_edge.questions.published import read_benchmark
-from mpa_edge.tasks import benchmark_names, get_benchmark, get_task
+from mpa_edge.tasks import benchmarks, get_benchmark, get_task
 from tests.questions import official
 
 MAKERS = {
@@ -45,7 +45,7 @@ def test_every_benchmark_is_read_and_can_be_scored(name: str, tmp_path: Path) ->
 
 
 def test_all_benchmarks_have_a_maker() -> None:
-    assert sorted(MAKERS) == benchmark_names()
+    assert sorted(MAKERS) == list(benchmarks())
 
 
 def test_textvqa(tmp_path: Path) -> None:
