@@ -1,16 +1,15 @@
-"""Questions with known answers, read from where people have them: a benchmark's own files, parquet, CSV, JSON lines.
+"""Questions with known answers, from a benchmark's own files, parquet, CSV or JSON lines.
 
-What a file says of itself is not trusted: a row without question, answer or picture is left out and counted.
+Files are not trusted: a row without question, answer or image is left out and counted.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpa_edge.types import Drop, Sample
+from mpa_edge.types import Sample
 
 MISSING = "missing image"
 
@@ -30,9 +29,9 @@ class QuestionSet:
     dropped: dict[str, int]
     """Rows that were left out: reason -> how many."""
     note: str = ""
-    """What a reader of the result must know of these questions."""
+    """What a reader of the result must know about these questions."""
     mean_of_kinds: bool = False
-    """Whether the score of the whole is the mean of its kinds, each counting the same."""
+    """Whether the overall score is the mean of the kinds' scores, each kind having the same weight."""
 
 
 def left_out(dropped: dict[str, int]) -> str:
@@ -45,13 +44,8 @@ def left_out(dropped: dict[str, int]) -> str:
     return f"left out: {listed}" if listed else ""
 
 
-def count(drops: Iterable[Drop]) -> dict[str, int]:
-    """Drops by reason, most frequent first."""
-    return dict(Counter(drop.reason for drop in drops).most_common())
-
-
 def share(kinds: Sequence[str | None], limit: int | None) -> list[int]:
-    """Positions of the first `limit` items; with several kinds each gets its part, the first ones one more.
+    """Positions of the first `limit` items; with several kinds, as evenly many of each as possible.
 
     >>> share([None] * 5, 2), share(["human"] * 3 + ["augmented"] * 3, 3), share(["a", "b", "b"], None)
     ([0, 1], [0, 1, 3], [0, 1, 2])
@@ -61,10 +55,6 @@ def share(kinds: Sequence[str | None], limit: int | None) -> list[int]:
     by_kind: dict[str | None, list[int]] = {}
     for position, kind in enumerate(kinds):
         by_kind.setdefault(kind, []).append(position)
-    taken: list[int] = []
-    queues = list(by_kind.values())
-    depth = 0
-    while len(taken) < limit:
-        taken += [queue[depth] for queue in queues if depth < len(queue)][: limit - len(taken)]
-        depth += 1
-    return sorted(taken)
+    # the first of each kind, then the second of each, and so on
+    in_turn = sorted((rank, at, i) for at, queue in enumerate(by_kind.values()) for rank, i in enumerate(queue))
+    return sorted(i for _, _, i in in_turn[:limit])

@@ -1,4 +1,4 @@
-"""What a benchmark is to its reader: its splits, their files, and how a row looks. One object in a task's own file."""
+"""How a benchmark's published files are read: its splits, their files, and its rows. Each task's file has one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mpa_edge.questions.row import Row
+from mpa_edge.types import Drop
 
 Documents = Mapping[str, Any]
 """File name of the split -> its JSON."""
@@ -21,9 +21,25 @@ class Split:
     files: tuple[str, ...] = ()
     """Official annotation files, all of them needed; looked for in the folder and two levels below it."""
     parquet: tuple[str, ...] = ()
-    """How parquet files of a hub call it: `validation` of `data/validation-00000-of-00003.parquet`."""
+    """Its names in a hub's parquet files: `validation` in `data/validation-00000-of-00003.parquet`."""
     note: str = ""
-    """What a reader of the result must know of the split."""
+    """What a reader of the result must know about the split."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a published file, not checked yet."""
+
+    question: Any
+    """As it stands in the file."""
+    answers: Any
+    """A text, a number, a list of those, or a list of {"answer": text}."""
+    image: str = ""
+    """Path of the image, below one of the benchmark's image folders."""
+    id: Any = None
+    """The file's own id of the question; None where it has none."""
+    kind: str | None = None
+    """Question kind, where the benchmark has one."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +49,15 @@ class Benchmark:
     name: str
     """The task's name."""
     splits: tuple[Split, ...]
-    """In order: without `--split`, the first one whose files are there is asked."""
+    """In order: without `--split`, the first one whose files exist is asked."""
     rows: Callable[[Split, Documents], Iterator[Row]]
     """Rows of the official files."""
     image_folders: tuple[str, ...]
-    """Where `Row.image` may lie, below the data folder or beside the annotation file."""
+    """Where `Row.image` may be, below the data folder or beside the annotation file."""
     source: str
-    """Where people get it."""
+    """Where to get it."""
     question_columns: tuple[str, ...] = ("question", "query")
-    """Parquet columns that may hold the question; the first that is there counts."""
+    """Parquet columns that may hold the question; the first that exists is read."""
     answer_columns: tuple[str, ...] = ("answers", "answer", "label")
     """The same for the answers."""
     kind_columns: tuple[str, ...] = ()
@@ -49,6 +65,51 @@ class Benchmark:
     kinds: Mapping[Any, str] = field(default_factory=dict)
     """Value of the kind's column -> kind."""
     defaults: int = 1
-    """How many of the splits may be taken without being named."""
+    """How many of the splits, from the first, may be taken without `--split`."""
     mean_of_kinds: bool = False
-    """Whether the score of the whole is the mean of its kinds."""
+    """Whether the overall score is the mean of the kinds' scores."""
+
+
+def text_of(value: Any) -> str:
+    """A value as text: numbers as JSON writes them, None as nothing.
+
+    >>> text_of(" What?\\n"), text_of(14), text_of(0.57), text_of(None), text_of(True)
+    ('What?', '14', '0.57', '', 'True')
+    """
+    return "" if value is None else str(value).strip()
+
+
+def answers_of(value: Any) -> tuple[str, ...] | Drop:
+    """Every accepted answer, in order and with repetitions (VQA accuracy counts them), or why there is none.
+
+    Outer blanks stay: the metrics have their own rules for them.
+
+    >>> answers_of("14"), answers_of(["a", "a"]), answers_of([{"answer": "race", "raw_answer": "racing"}])
+    (('14',), ('a', 'a'), ('race',))
+    >>> answers_of(14), answers_of([""] * 10), answers_of(None)
+    (('14',), Drop(reason='no answers', detail=''), Drop(reason='no answers', detail=''))
+    """
+    listed = value if isinstance(value, list | tuple) else [value]
+    plain = [item.get("answer") if isinstance(item, Mapping) else item for item in listed]
+    if not all(isinstance(item, str | int | float) for item in plain) or not any(text_of(item) for item in plain):
+        return Drop("no answers")
+    return tuple(item if isinstance(item, str) else text_of(item) for item in plain)
+
+
+def unique(ids: list[str]) -> list[str]:
+    """The ids without repetition: a repeated one gets the number of its occurrence.
+
+    >>> unique(["7", "8", "7", "7#2", "7"])
+    ['7', '8', '7#2', '7#2#2', '7#3']
+    """
+    seen: dict[str, int] = {}
+    taken: set[str] = set()
+    result = []
+    for name in ids:
+        new = name
+        while new in taken:
+            seen[name] = seen.get(name, 1) + 1
+            new = f"{name}#{seen[name]}"
+        taken.add(new)
+        result.append(new)
+    return result

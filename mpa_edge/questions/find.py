@@ -1,4 +1,4 @@
-"""Where the files of a benchmark are: in the folder that was named, or a little below it."""
+"""Where the files of a benchmark are: in the folder that was named, a little below it, or on a hub."""
 
 from __future__ import annotations
 
@@ -11,42 +11,56 @@ from typing import Any
 from mpa_edge.errors import MpaError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_TIMEOUT_S = 10.0
 DEPTH = ("", "*/", "*/*/")
 
 
-def find_all(folder: Path, files: Sequence[str]) -> dict[str, Path] | None:
-    """Each file by its name, in the folder or up to two levels below it; None where one of them is not there."""
-    found = {name: path for name in files if (path := find_one(folder, name)) is not None}
-    return found if files and len(found) == len(files) else None
+def local_data(data: str, parquet: Sequence[str]) -> Path:
+    """The folder or file that `--data` names: a local one, else a hub's data set, downloaded or from the cache.
+
+    Of a hub's data set, only the parquet files of the splits named `parquet` are downloaded. MpaError where there is
+    neither.
+    """
+    path = Path(data).expanduser()
+    if path.exists():
+        return path
+    if not HUB_ID.fullmatch(data):
+        raise MpaError(f"no folder or file '{data}': name one that exists with --data, or a data set id OWNER/NAME")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    # in the hub's file list, `*` also stands for slashes
+    patterns = [pattern for n in parquet for pattern in (f"{n}-*.parquet", f"*/{n}-*.parquet", f"*{n}/*.parquet")]
+    try:
+        folder = snapshot_download(data, repo_type="dataset", allow_patterns=patterns, etag_timeout=HUB_TIMEOUT_S)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise MpaError(
+            f"no folder '{data}' here, and no hub that has a data set of that name ({type(error).__name__}): "
+            "name a folder that exists with --data, or connect to the network"
+        ) from error
+    return Path(folder)
 
 
-def find_one(folder: Path, name: str) -> Path | None:
-    """The first file of that (relative) name, the nearest to the folder first."""
-    hits = (folder.glob(f"{depth}{glob_safe(name)}") for depth in DEPTH)
-    return next((path for paths in hits for path in sorted(paths) if path.is_file()), None)
+def find_files(folder: Path, names: Sequence[str]) -> dict[str, Path] | None:
+    """(Relative) name -> the file nearest to the folder, at most two levels below it; None where one is missing."""
+    found = {}
+    for name in names:
+        pattern = re.sub(r"([\[*?])", r"[\1]", name)  # matches this name only
+        hits = (path for depth in DEPTH for path in sorted(folder.glob(f"{depth}{pattern}")) if path.is_file())
+        path = next(hits, None)
+        if path is None:
+            return None
+        found[name] = path
+    return found or None
 
 
-def glob_safe(name: str) -> str:
-    """A name as a pattern that matches it alone."""
-    return re.sub(r"([\[*?])", r"[\1]", name)
-
-
-def parquet_of(data: Path, names: Sequence[str]) -> list[Path]:
-    """Parquet files of a split, as hubs name them; a parquet file that was named itself is taken as it is."""
+def find_parquet(data: Path, names: Sequence[str]) -> list[Path]:
+    """Parquet files of a split, as hubs name them; where `data` is a parquet file, that one."""
     if data.is_file():
         return [data] if data.suffix == ".parquet" else []
-    patterns = (f"{depth}{shape}" for depth in DEPTH for name in names for shape in _shapes(name))
-    return sorted({path for pattern in patterns for path in data.glob(pattern) if path.is_file()})
-
-
-def _shapes(name: str) -> tuple[str, ...]:
-    """`test-00000-of-00002.parquet`, `test.parquet`, `test/0000.parquet`."""
-    return f"{name}-*.parquet", f"{name}.parquet", f"{name}/*.parquet"
-
-
-def hub_patterns(names: Sequence[str]) -> list[str]:
-    """The same for the file list of a hub, where `*` also stands for slashes."""
-    return [pattern for name in names for pattern in (f"{name}-*.parquet", f"*/{name}-*.parquet", f"*{name}/*.parquet")]
+    # test-00000-of-00002.parquet, test.parquet, test/0000.parquet
+    shapes = [shape for name in names for shape in (f"{name}-*.parquet", f"{name}.parquet", f"{name}/*.parquet")]
+    return sorted({path for depth in DEPTH for s in shapes for path in data.glob(f"{depth}{s}") if path.is_file()})
 
 
 def read_document(path: Path) -> Any:
@@ -60,25 +74,26 @@ def read_document(path: Path) -> Any:
 
 
 def inside(name: str) -> bool:
-    """Whether a name that stands in a file leads nowhere but down.
+    """Whether a path that stands in a file stays below its folder.
 
     >>> [inside(name) for name in ("a/b.png", "", "/etc/x.png", "../x.png", "a\\0b")]
     [True, False, False, False, False]
     """
-    parts = PurePosixPath(name).parts
-    return bool(parts) and "\0" not in name and not PurePosixPath(name).is_absolute() and ".." not in parts
+    path = PurePosixPath(name)
+    return bool(path.parts) and "\0" not in name and not path.is_absolute() and ".." not in path.parts
 
 
-class Shelf:
-    """Finds the pictures of a benchmark: which of the possible folders exist is looked up once."""
+class ImageFinder:
+    """Finds the images of a benchmark in any of the folders where people put them."""
 
     def __init__(self, data: Path, beside: Sequence[Path], folders: Sequence[str]) -> None:
+        """`folders` may be below `data`, or below the folders `beside` which the annotation files are."""
         roots = dict.fromkeys(root / folder for root in (*beside, data) for folder in folders)
         self._data = data
         self._roots = [root for root in roots if root.is_dir()]
 
-    def place(self, name: str) -> str | None:
-        """Path of a picture relative to the data folder; None where no folder has it."""
+    def __call__(self, name: str) -> str | None:
+        """Path of an image relative to the data folder; None where no folder has it."""
         if not inside(name):
             return None
         found = next((root / name for root in self._roots if (root / name).is_file()), None)

@@ -1,11 +1,11 @@
-"""Own pictures with own questions: JSON lines, or a table as spreadsheets write it.
+"""Your own questions about your own images: JSON lines, or a table as spreadsheets write it.
 
     {"id": "1", "image": "photos/1.jpg", "question": "What does the sign say?", "answers": ["stop"], "kind": "text"}
 
     image,question,answers
     photos/1.jpg,What does the sign say?,stop|halt
 
-`id` and `kind` may be left out. Images are relative to the file.
+`id` and `kind` are optional. Image paths are relative to the file.
 """
 
 from __future__ import annotations
@@ -25,36 +25,31 @@ from mpa_edge.questions import MISSING, QuestionSet
 from mpa_edge.types import Sample
 
 SUFFIXES = (".jsonl", ".csv")
-BETWEEN_ANSWERS = "|"
 NEEDED = ("image", "question", "answers")
-Raw = tuple[int, Any]
 
 
 def read_samples(path: Path) -> list[Sample]:
     """Rows of a questions file. Raises MpaError that names the line."""
-    rows = _table(path) if path.suffix.lower() == ".csv" else _lines(path)
-    samples = [_sample(path, number, raw) for number, raw in rows]
+    samples = []
+    for number, raw in _table(path) if path.suffix.lower() == ".csv" else _lines(path):
+        try:
+            sample = Sample.model_validate({"id": str(number)} | raw if isinstance(raw, dict) else raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "row"
+            raise MpaError(f"{path}:{number}: {where}: {first['msg'].lower()}; fix the line") from error
+        if not sample.answers:
+            raise MpaError(f"{path}:{number}: answers is empty; give at least one accepted answer")
+        samples.append(sample)
     repeated = [sample_id for sample_id, n in Counter(sample.id for sample in samples).items() if n > 1]
     if repeated:
-        raise MpaError(f"{path}: id '{repeated[0]}' is there more than once: give each question an id of its own")
+        raise MpaError(f"{path}: id '{repeated[0]}' occurs more than once: give each question an id of its own")
     if not samples:
         raise MpaError(f"{path} holds no question: write one JSON object a line with id, image, question, answers")
     return samples
 
 
-def _sample(path: Path, number: int, raw: Any) -> Sample:
-    try:
-        sample = Sample.model_validate({"id": str(number)} | raw if isinstance(raw, dict) else raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "row"
-        raise MpaError(f"{path}:{number}: {where}: {first['msg'].lower()}; mend the line") from error
-    if not sample.answers:
-        raise MpaError(f"{path}:{number}: answers is empty; give at least one accepted answer")
-    return sample
-
-
-def _lines(path: Path) -> Iterator[Raw]:
+def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Line number and value of JSON lines."""
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     for number, line in enumerate(text.split("\n"), start=1):
@@ -62,35 +57,27 @@ def _lines(path: Path) -> Iterator[Raw]:
             try:
                 yield number, json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise MpaError(f"{path}:{number}: not JSON ({error}); mend the line") from error
+                raise MpaError(f"{path}:{number}: not JSON ({error}); fix the line") from error
 
 
-def _table(path: Path) -> Iterator[Raw]:
-    """Line number and row of a comma-separated table; columns that nobody asked for are ignored."""
+def _table(path: Path) -> Iterator[tuple[int, Any]]:
+    """Line number and row of a comma-separated table; other columns are ignored, an empty id or kind counts as none."""
     try:
         reader = csv.DictReader(StringIO(path.read_bytes().decode("utf-8-sig"), newline=""), strict=True)
-        _check_header(path, reader.fieldnames or ())
+        missing = [name for name in NEEDED if name not in (reader.fieldnames or ())]
+        if missing:
+            raise MpaError(
+                f"{path}: the first line names no column {' or '.join(missing)}: begin with image,question,answers"
+            )
         for row in reader:
             if any(row.values()):
-                yield reader.line_num, _cells(row)
+                cells = {"image": row["image"] or "", "question": row["question"] or ""}
+                cells |= {name: row[name] for name in ("id", "kind") if row.get(name)}
+                yield reader.line_num, cells | {"answers": split_answers(row["answers"] or "")}
     except UnicodeDecodeError as error:
         raise MpaError(f"{path}: not UTF-8 (byte {error.start + 1}): save it as CSV UTF-8") from error
     except csv.Error as error:
         raise MpaError(f"{path}: not a table with commas ({error}): save it as CSV") from error
-
-
-def _check_header(path: Path, names: Any) -> None:
-    missing = [name for name in NEEDED if name not in names]
-    if missing:
-        raise MpaError(
-            f"{path}: the first line names no column {' or '.join(missing)}: begin with image,question,answers"
-        )
-
-
-def _cells(row: dict[str, Any]) -> dict[str, Any]:
-    """The cells that make a sample; an empty id or kind counts as none."""
-    cells = {name: row[name] or "" for name in ("image", "question")} | {"answers": split_answers(row["answers"] or "")}
-    return cells | {name: row[name] for name in ("id", "kind") if row.get(name)}
 
 
 def split_answers(cell: str) -> list[Any]:
@@ -106,7 +93,7 @@ def split_answers(cell: str) -> list[Any]:
             listed = None
         if isinstance(listed, list):
             return listed
-    return [part.strip() for part in cell.split(BETWEEN_ANSWERS) if part.strip()]
+    return [part.strip() for part in cell.split("|") if part.strip()]
 
 
 def read_questions(path: Path, limit: int | None = None) -> QuestionSet:

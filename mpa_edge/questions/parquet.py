@@ -1,31 +1,24 @@
-"""Rows of parquet files as hubs have them: texts first, pictures only where they are needed."""
+"""Rows of parquet files as hubs publish them: texts first, images only where they are needed."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from mpa_edge.errors import MpaError
 from mpa_edge.images.parquet import image_column, parquet_row_bytes
-from mpa_edge.questions.benchmark import Benchmark
-from mpa_edge.questions.row import Row
+from mpa_edge.questions.benchmark import Benchmark, Row
 from mpa_edge.types import Drop
 
 ROWS_AT_ONCE = 1000
-ID = "question_id"
 
 
-def read_rows(benchmark: Benchmark, folder: Path, files: Sequence[Path]) -> list[Row]:
-    """All rows without their pictures; `Row.image` is `FILE.parquet#ROW` relative to the folder.
+def read_rows(benchmark: Benchmark, folder: Path, path: Path) -> Iterator[Row]:
+    """All rows without their images; `Row.image` is `FILE.parquet#ROW` relative to the folder.
 
     Raises MpaError where a file is damaged or has other columns.
     """
-    return [row for path in files for row in _rows_of(benchmark, folder, path)]
-
-
-def _rows_of(benchmark: Benchmark, folder: Path, path: Path) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -37,38 +30,35 @@ def _rows_of(benchmark: Benchmark, folder: Path, path: Path) -> Iterator[Row]:
         records = (record for batch in batches for record in batch.to_pylist())
         for number, record in enumerate(records):
             cells = {role: record[column] for role, column in columns.items()}
-            yield _row(benchmark, cells, f"{name}#{number}")
+            kind = benchmark.kinds.get(cells.get("kind"))
+            yield Row(cells["question"], cells["answers"], f"{name}#{number}", cells.get("id"), kind)
     except (OSError, pa.ArrowException) as error:
         problem = " ".join(str(error).split())[:200]
-        raise MpaError(f"{path} is no parquet file that can be read ({problem}): download it again") from error
+        raise MpaError(f"{path} cannot be read as parquet ({problem}): download it again") from error
 
 
 def _columns(benchmark: Benchmark, path: Path, names: Sequence[str]) -> dict[str, str]:
     """Role -> column of this file."""
-    roles = {
+    candidates = {
         "question": benchmark.question_columns,
         "answers": benchmark.answer_columns,
         "kind": benchmark.kind_columns,
-        "id": (ID,),
+        "id": ("question_id",),
     }
-    found = {role: next((c for c in candidates if c in names), None) for role, candidates in roles.items()}
-    for role, wanted in (("question", benchmark.question_columns), ("answers", benchmark.answer_columns)):
-        if found[role] is None:
-            raise MpaError(f"{path} has no column {' or '.join(wanted)}: name the parquet files of {benchmark.name}")
+    found = {role: column for role, some in candidates.items() if (column := next((c for c in some if c in names), ""))}
+    for role in ("question", "answers"):
+        if role not in found:
+            wanted = " or ".join(candidates[role])
+            raise MpaError(f"{path} has no column {wanted}: name the parquet files of {benchmark.name}")
     if image_column(list(names)) is None:
-        raise MpaError(f"{path} has no column image: take the data set that comes with its pictures")
-    return {role: column for role, column in found.items() if column is not None}
-
-
-def _row(benchmark: Benchmark, cells: Mapping[str, Any], image: str) -> Row:
-    kind = cells.get("kind")
-    return Row(cells["question"], cells["answers"], image, cells.get("id"), benchmark.kinds.get(kind))
+        raise MpaError(f"{path} has no column image: use a version of the data set that contains its images")
+    return found
 
 
 def first_of_each(folder: Path, images: Sequence[str]) -> dict[str, str]:
-    """Each `FILE.parquet#ROW` with a picture -> the first one of the same content; those without are left out.
+    """Each `FILE.parquet#ROW` with an image -> the first one of the same content; those without are left out.
 
-    A hub's data set repeats the picture for every question about it; what is asked of one picture belongs together.
+    A hub's data set repeats the image for every question about it, and questions about one image are one cluster.
     """
     firsts: dict[str, str] = {}
     same = {}

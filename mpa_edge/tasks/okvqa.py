@@ -9,8 +9,7 @@ The published answers are stemmed ("surf" where people said "surfing"), so a rig
 
 from collections.abc import Iterator
 
-from mpa_edge.questions.benchmark import Benchmark, Documents, Split
-from mpa_edge.questions.row import Row
+from mpa_edge.questions.benchmark import Benchmark, Documents, Row, Split
 from mpa_edge.tasks import Task, annotation_prompts
 
 KINDS = (

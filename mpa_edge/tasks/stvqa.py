@@ -8,8 +8,7 @@
 import hashlib
 from collections.abc import Iterator
 
-from mpa_edge.questions.benchmark import Benchmark, Documents, Split
-from mpa_edge.questions.row import Row
+from mpa_edge.questions.benchmark import Benchmark, Documents, Row, Split
 from mpa_edge.tasks import Task, annotation_prompt
 
 HELD_OUT_PERCENT = 15

@@ -7,8 +7,7 @@
 
 from collections.abc import Iterator
 
-from mpa_edge.questions.benchmark import Benchmark, Documents, Split
-from mpa_edge.questions.row import Row
+from mpa_edge.questions.benchmark import Benchmark, Documents, Row, Split
 from mpa_edge.tasks import Task, annotation_prompt
 
 TASK = Task(

@@ -169,7 +169,7 @@ def test_no_picture_at_all_is_an_error(tmp_path: Path) -> None:
     official.textvqa(tmp_path)
     shutil.rmtree(tmp_path / "train_images")
     said = refused("textvqa", tmp_path)
-    assert "no picture is in" in said
+    assert "no image is in" in said
     assert "'003a8ae2ef43b901.jpg'" in said
     assert "train_images" in said
 

@@ -53,7 +53,7 @@ def test_no_image_is_an_error(tmp_path: Path) -> None:
         ('image,question,answers\na.png,"What?,x\n', "not a table with commas"),
         ("image,question,answers\n", "holds no question"),
         ("image,question,answers\na.png,What?,\udce9\n", "not UTF-8 (byte 36): save it as CSV UTF-8"),
-        ("id,image,question,answers\n1,a,b,c\n1,a,b,c\n", "id '1' is there more than once"),
+        ("id,image,question,answers\n1,a,b,c\n1,a,b,c\n", "id '1' occurs more than once"),
         ('image,question,answers\na.png,What?,"[1, 2]"\n', ":2: answers.0: input should be a valid string"),
     ],
 )

@@ -120,7 +120,7 @@ def test_files_of_something_else(columns: tuple[str, ...], said: str, tmp_path: 
 
 def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "test-0.parquet").write_bytes(b"PAR1 not really PAR1")
-    with pytest.raises(MpaError, match=r"is no parquet file that can be read .*: download it again$"):
+    with pytest.raises(MpaError, match=r"cannot be read as parquet .*: download it again$"):
         read("chartqa", tmp_path)
 
 

@@ -80,7 +80,7 @@ def line(**changed) -> str:
         (line(label="7"), ":1: label: extra inputs are not permitted"),
         (line(id=1), ":1: id: input should be a valid string"),
         ("[1]", ":1: row: input should be"),
-        (line() + "\n" + line(), "id '1' is there more than once"),
+        (line() + "\n" + line(), "id '1' occurs more than once"),
     ],
 )
 def test_a_questions_file_is_refused_with_its_line(tmp_path, text, said) -> None:
