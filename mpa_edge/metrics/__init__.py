@@ -1,8 +1,8 @@
-"""Metrics: strict = equal to the reference file of its benchmark; lenient = its own, always named so.
+"""Metrics. The strict mode equals the reference file of a benchmark; the lenient mode is our own and always named so.
 
 Every metric is a plain function `score(prediction, answers, *, lenient=False) -> float` in [0, 1].
-Strict numbers are what papers report. Lenient ones decide whether two models agree, and explain errors;
-the two never stand in one table.
+Strict scores are what papers report. Lenient ones decide whether two models agree, and explain errors; the two are
+never put into one table.
 
 >>> METRICS["vqa-accuracy"].score("2", ["two"] * 3 + ["4"] * 7)
 0.9
@@ -12,15 +12,12 @@ True
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from mpa_edge.errors import MpaError
+from mpa_edge.errors import MpaError, did_you_mean
 from mpa_edge.metrics import anls, exact_match, relaxed_accuracy, vqa_accuracy
-
-__all__ = ["METRICS", "Metric", "Score", "get_metric"]
 
 
 class Score(Protocol):
@@ -36,13 +33,13 @@ class Metric:
     """A metric by name."""
 
     name: str
-    """What tasks and `mpa-edge score --metric` call it."""
+    """Its name in tasks and in `mpa-edge score --metric`."""
     title: str
-    """How tables call it."""
+    """Its name in tables."""
     score: Score
     """One prediction against its answers, 0 to 1."""
     reference: str
-    """Where the strict mode comes from, with the commit."""
+    """Source of the strict mode, with the commit."""
 
     def agrees(self, prediction: str, answer: str) -> bool:
         """Whether two short answers say the same: the lenient score of one against the other is not 0."""
@@ -70,7 +67,6 @@ def get_metric(name: str) -> Metric:
     ...
     mpa_edge.errors.MpaError: no metric 'anlss': did you mean 'anls'?
     """
-    if name in METRICS:
-        return METRICS[name]
-    near = difflib.get_close_matches(name, METRICS, 1)
-    raise MpaError(f"no metric '{name}': " + (f"did you mean '{near[0]}'?" if near else f"use {', '.join(METRICS)}"))
+    if name not in METRICS:
+        raise MpaError(f"no metric '{name}': " + did_you_mean(name, METRICS, f"use {', '.join(METRICS)}"))
+    return METRICS[name]

@@ -1,29 +1,31 @@
-"""Does the gain hold? One word, with reasons, from the same questions asked of three models.
+"""Does the gain hold? A verdict with reasons, from the same questions asked of three models.
 
 With b, a and q the scores of base, aligned (both full precision, on the host) and of the artifact on the device:
 
 - above base: the artifact is right more often than base, by McNemar's exact test on the flips, one-sided, 5 %
 - retained: the mean of (q - b) - r (a - b) has a lower confidence bound above 0: at least the share r of the gain is
-  left. One-sided, 5 %; questions about one picture are one cluster; standard error with the small-sample correction
+  left. One-sided, 5 %; questions about one image are one cluster; standard error with the small-sample correction
   G / (G - 1) and a t quantile with G - 1 degrees of freedom (Cameron and Miller 2015, A Practitioner's Guide to
   Cluster-Robust Inference, section VI)
 - not worse than aligned: the lower bound of q - a is above minus the margin. Reported, not required
 
-`holds` needs the first two. `lost` is said where the upper bound of the same mean is below 0, or where aligned is worse
-than base already. Everything between is `inconclusive`, with the number of questions that would settle it.
+The verdict is `holds` where the first two are true. It is `lost` where the upper bound of the same mean is below 0, or
+where aligned is already worse than base. Everything between is `inconclusive`, with the number of questions that would
+settle it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpa_edge.errors import MpaError
-from mpa_edge.metrics.paired import bootstrap_ci95, flips
+from mpa_edge.metrics.paired import Flips, bootstrap_ci95, flips, mcnemar_above
 from mpa_edge.types import Record
 
 Word = Literal["holds", "lost", "inconclusive"]
@@ -44,16 +46,7 @@ class ModelAccuracy(Record):
     value: float
     """Mean of the scores, 0 to 1."""
     ci95: tuple[float, float]
-    """Bootstrap over pictures."""
-
-
-class FlipCounts(Record):
-    """Questions whose correctness differs between base and artifact."""
-
-    gained: int
-    """Base wrong, artifact right."""
-    lost: int
-    """Base right, artifact wrong."""
+    """95 % bootstrap interval of the mean, clustered by image."""
 
 
 class AccuracyResult(Record):
@@ -71,7 +64,7 @@ class AccuracyResult(Record):
     """Lower 95 % bound of it (one-sided, Fieller); null where there was no gain beyond noise."""
     p_mcnemar: float
     """Artifact above base, exact, one-sided."""
-    flips: FlipCounts
+    flips: Flips
     """Base against artifact."""
 
 
@@ -79,11 +72,11 @@ class Judgement(Record):
     """The verdict on an accuracy."""
 
     verdict: Word
-    """In one word."""
+    """holds, lost or inconclusive."""
     reasons: tuple[str, ...]
     """Why."""
     n_to_settle: int | None
-    """Questions that would settle an inconclusive one four times in five; null where nothing is to settle."""
+    """Questions that would settle an inconclusive verdict four times in five; null where there is nothing to settle."""
 
 
 def clustered(values: Sequence[float] | Array, clusters: Sequence[str]) -> tuple[float, float, int]:
@@ -109,8 +102,6 @@ def t_quantile(p: float, degrees: int) -> float:
     >>> round(t_quantile(0.95, 30), 3), round(t_quantile(0.95, 10**6), 3)
     (1.697, 1.645)
     """
-    from statistics import NormalDist
-
     z, n = NormalDist().inv_cdf(p), max(degrees, 1)
     g1 = (z**3 + z) / 4
     g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
@@ -125,21 +116,6 @@ def bounds(values: Array, clusters: Sequence[str]) -> tuple[float, float]:
         return -math.inf, math.inf
     reach = t_quantile(1 - LEVEL, n_clusters - 1) * error
     return mean - reach, mean + reach
-
-
-def mcnemar_above(gained: int, lost: int) -> float:
-    """One-sided exact McNemar test: probability of so many gains among the flips if neither direction were likelier.
-
-    >>> mcnemar_above(9, 1)
-    0.0107421875
-    >>> mcnemar_above(0, 0)
-    1.0
-    """
-    n = gained + lost
-    logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(gained, n + 1)]
-    top = max(logs)
-    total = top + math.log(sum(math.exp(one - top) for one in logs)) - n * math.log(2)
-    return min(1.0, round(math.exp(total), 12))
 
 
 def retained_lower(base: Array, aligned: Array, artifact: Array, clusters: Sequence[str]) -> float | None:
@@ -177,9 +153,12 @@ def accuracy_result(
     resamples: int = 2000,
     seed: int = 0,
 ) -> AccuracyResult:
-    """Everything that is said of three models' scores (0 to 1, the same questions in the same order)."""
+    """All figures of three models' scores (0 to 1), on the same questions in the same order.
+
+    `clusters`: the image of each question. MpaError where the lengths differ.
+    """
     if not len(base) == len(aligned) == len(artifact) == len(clusters):
-        raise MpaError("base, aligned and artifact were asked different questions: run the benchmark again")
+        raise MpaError("base, aligned and artifact were asked different questions: rerun the benchmark")
     b, a, q = (np.asarray(scores, float) for scores in (base, aligned, artifact))
     changed = flips(base, artifact)
 
@@ -194,7 +173,7 @@ def accuracy_result(
         retained_gain=retained_gain(float(b.mean()), float(a.mean()), float(q.mean())),
         retained_gain_lower=retained_lower(b, a, q, clusters),
         p_mcnemar=mcnemar_above(changed.gained, changed.lost),
-        flips=FlipCounts(gained=changed.gained, lost=changed.lost),
+        flips=changed,
     )
 
 
@@ -206,42 +185,29 @@ def judge(
     *,
     share: float = SHARE,
 ) -> Judgement:
-    """Whether at least `share` of the gain is left in the artifact."""
+    """Whether at least `share` of the gain is left in the artifact; arguments as in `accuracy_result`."""
     b, a, q = (np.asarray(scores, float) for scores in (base, aligned, artifact))
-    if bounds(a - b, clusters)[0] <= 0:
-        return _no_gain(a - b, clusters)
-    kept = (q - b) - share * (a - b)
+    gain = a - b
+    low, high = bounds(gain, clusters)
+    if high < 0:
+        reasons: tuple[str, ...] = ("aligned is worse than base on the host already",)
+        return Judgement(verdict="lost", reasons=reasons, n_to_settle=None)
+    if low <= 0:
+        reasons = (f"aligned is not certainly better than base on these {len(gain)} questions",)
+        return Judgement(verdict="inconclusive", reasons=reasons, n_to_settle=settling(gain, clusters))
+    kept, percent = (q - b) - share * gain, f"{share:.0%}"
     low, high = bounds(kept, clusters)
     changed = flips(base, artifact)
     p = mcnemar_above(changed.gained, changed.lost)
-    percent = f"{share:.0%}"
     if low > 0 and p < LEVEL:
-        return Judgement(
-            verdict="holds",
-            reasons=(
-                f"more than {percent} of the gain is left, with 95 % confidence",
-                f"better than base, p = {p:.2g}",
-            ),
-            n_to_settle=None,
-        )
+        reasons = (f"more than {percent} of the gain is left, with 95 % confidence", f"better than base, p = {p:.2g}")
+        return Judgement(verdict="holds", reasons=reasons, n_to_settle=None)
     if high < 0:
-        return Judgement(
-            verdict="lost",
-            reasons=(f"less than {percent} of the gain is left, with 95 % confidence",),
-            n_to_settle=None,
-        )
+        reasons = (f"less than {percent} of the gain is left, with 95 % confidence",)
+        return Judgement(verdict="lost", reasons=reasons, n_to_settle=None)
     why = [f"whether {percent} of the gain is left cannot be told from {len(b)} questions"] if low <= 0 else []
     why += [f"not certainly better than base, p = {p:.2g}"] if p >= LEVEL else []
     return Judgement(verdict="inconclusive", reasons=tuple(why), n_to_settle=settling(kept, clusters))
-
-
-def _no_gain(difference: Array, clusters: Sequence[str]) -> Judgement:
-    """Aligned is not certainly better than base on these questions: there is nothing that could hold."""
-    high = bounds(difference, clusters)[1]
-    if high < 0:
-        return Judgement(verdict="lost", reasons=("aligned is worse than base on the host already",), n_to_settle=None)
-    why = f"aligned is not certainly better than base on these {len(difference)} questions"
-    return Judgement(verdict="inconclusive", reasons=(why,), n_to_settle=settling(difference, clusters))
 
 
 def not_worse(
@@ -252,12 +218,10 @@ def not_worse(
 
 
 def settling(values: Array, clusters: Sequence[str]) -> int | None:
-    """Questions with which a mean as large as this would differ from 0 in four of five benchmarks; None where it is 0.
+    """Questions with which a mean of this size would differ from 0 in four of five benchmarks; None where it is 0.
 
-    n grows with the square of the standard error over the effect; the clusters are taken to stay of the same size.
+    n grows with the square of the standard error over the effect; clusters are assumed to keep their size.
     """
-    from statistics import NormalDist
-
     mean, error, _ = clustered(values, clusters)
     if mean == 0 or math.isinf(error):
         return None

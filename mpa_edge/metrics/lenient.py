@@ -1,7 +1,7 @@
-r"""What "the same short answer" means where form should not count: agreement of two models, error analysis.
+r"""When two short answers are the same where form should not count: agreement of two models, error analysis.
 
 Ignored: case, outer blanks, trailing punctuation, wrapping quotes, a leading article, `$` and `%`, thousands commas.
-Nothing else: no substring, no stemming, no number words, signs and decimal points count. A label of which nothing
+Nothing else: no substring, no stemming, no number words; signs and decimal points count. A label of which nothing
 is left equals nothing, not even itself.
 """
 
@@ -50,7 +50,7 @@ def unquoted(text: str) -> str:
 
 
 def _peeled(text: str) -> str:
-    """One layer less of what does not count."""
+    """The label with one layer of what does not count removed."""
     text = unquoted(text.rstrip(TRAILING).strip())
     text = CURRENCY.sub(r"\1\2", text, count=1)
     return ARTICLE.sub("", text, count=1) if ARTICLE.match(text) else text
@@ -69,7 +69,7 @@ def normalized(text: str) -> str:
 
 
 def same(prediction: str, answer: str) -> bool:
-    """Whether two labels are equal in all that counts.
+    """Whether two labels are equal after normalization.
 
     >>> same("Yes.", "yes"), same("no", "not"), same("1", "2013"), same("-5", "5"), same("6.8", "68"), same(".", ".")
     (True, False, False, False, False, False)

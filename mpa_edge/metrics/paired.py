@@ -1,21 +1,20 @@
 """Two models on the same questions: interval of an accuracy or of a difference, exact McNemar test, flips.
 
-The bootstrap resamples images, not questions: questions about one picture stand and fall together.
+The bootstrap resamples images, not questions: answers to questions about one image are not independent.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from mpa_edge.errors import MpaError
+from mpa_edge.types import Record
 
 
-@dataclass(frozen=True)
-class Flips:
+class Flips(Record):
     """Questions whose correctness changed. Correct means a score of at least one half."""
 
     gained: int
@@ -34,7 +33,7 @@ def bootstrap_ci95(
 ) -> tuple[float, float]:
     """95 % percentile interval of the mean of `values`, resampling whole clusters. Two numbers, low first.
 
-    Raises MpaError where there is nothing to resample.
+    `clusters`: the image of each value. Raises MpaError where there is nothing to resample.
     Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapters 8 and 13.
 
     >>> bootstrap_ci95([1.0, 1.0], ["a", "b"], resamples=100, seed=0)
@@ -75,12 +74,25 @@ def mcnemar_p(gained: int, lost: int) -> float:
     1.0
     """
     n, smaller = gained + lost, min(gained, lost)
-    tail = sum(math.comb(n, i) for i in range(smaller + 1))
-    return min(1.0, float(2 * tail / 2**n) if n < 1000 else 2 * math.exp(_log_tail(n, smaller)))
+    if n < 1000:
+        return min(1.0, float(2 * sum(math.comb(n, i) for i in range(smaller + 1)) / 2**n))
+    return min(1.0, 2 * math.exp(_log_probability(n, range(smaller + 1))))
 
 
-def _log_tail(n: int, smaller: int) -> float:
-    """Natural log of P(X <= smaller) for X ~ Binomial(n, 1/2), without forming 2**n."""
-    logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(smaller + 1)]
+def mcnemar_above(gained: int, lost: int) -> float:
+    """One-sided exact McNemar test: probability of so many gains among the flips if neither direction were likelier.
+
+    >>> mcnemar_above(9, 1)
+    0.0107421875
+    >>> mcnemar_above(0, 0)
+    1.0
+    """
+    n = gained + lost
+    return min(1.0, round(math.exp(_log_probability(n, range(gained, n + 1))), 12))
+
+
+def _log_probability(n: int, successes: range) -> float:
+    """Natural log of P(X in successes) for X ~ Binomial(n, 1/2), without forming 2**n."""
+    logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in successes]
     top = max(logs)
     return top + math.log(sum(math.exp(value - top) for value in logs)) - n * math.log(2)

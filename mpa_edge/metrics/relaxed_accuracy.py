@@ -1,9 +1,9 @@
 """Relaxed accuracy: the metric of ChartQA.
 
 Source: `relaxed_correctness` of https://github.com/google-research/pix2struct pix2struct/metrics.py at commit
-945f27e936c9464d9d7c133f1bd1f4f383be9e99. Kept as it is: numbers are what Python's `float` takes ("5." and " 5" are,
-"$5" and "1,000" are not); a trailing % divides by 100, so "50%" equals "0.5" and not "50"; a target of 0 is compared as
-text; "inf" and "nan" are wrong even against themselves; a year may be 5 % off.
+945f27e936c9464d9d7c133f1bd1f4f383be9e99. Its oddities are kept: numbers are what Python's `float` takes ("5." and
+" 5" are, "$5" and "1,000" are not); a trailing % divides by 100, so "50%" equals "0.5" and not "50"; a target of 0 is
+compared as text; "inf" and "nan" are wrong even against themselves; a year may be 5 % off.
 
 >>> score("104", ["100"]), score("106", ["100"]), score("Yes", ["yes"]), score("2000", ["1990"])
 (1.0, 0.0, 1.0, 1.0)

@@ -1,4 +1,4 @@
-"""Rows of a predictions file, and the score of all of them."""
+"""The rows of a predictions file, and their score."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from mpa_edge.errors import MpaError
 from mpa_edge.metrics import Metric
+from mpa_edge.metrics.paired import mean
 
 EXAMPLE = '{"answers": ["5"], "prediction": "5"}'
 JSON_TYPES = {
     type(None): "null",
+    str: "text",
     bool: "a boolean",
     int: "a number",
     float: "a number",
@@ -44,25 +46,6 @@ class ScoreReport:
     """Score of each row, 0 to 1, not rounded, in the order of the file."""
 
 
-def _kind(value: object) -> str:
-    return JSON_TYPES.get(type(value), "text")
-
-
-def _answers(row: dict[str, object], where: str) -> tuple[str, ...]:
-    """The list under "answers", or the text under "answer"."""
-    if "answers" not in row and isinstance(row.get("answer"), str):
-        return (str(row["answer"]),)
-    listed = row.get("answers", row.get("answer"))
-    if not isinstance(listed, list):
-        raise MpaError(f"{where}: answers is {_kind(listed)}: write a list of texts, as in {EXAMPLE}")
-    if not listed:
-        raise MpaError(f"{where}: answers is empty: give at least one accepted answer, or leave the row out")
-    for item in listed:
-        if not isinstance(item, str):
-            raise MpaError(f"{where}: one of the answers is {_kind(item)}: write it as text, as in {EXAMPLE}")
-    return tuple(listed)
-
-
 def parse_row(line: bytes, where: str) -> Row:
     """One line of a predictions file; other keys are ignored. MpaError that begins with `where` and ends with the fix.
 
@@ -80,12 +63,25 @@ def parse_row(line: bytes, where: str) -> Row:
     except (ValueError, RecursionError) as error:
         raise MpaError(f"{where}: not JSON ({error}): write one row a line, as in {EXAMPLE}") from None
     if not isinstance(row, dict):
-        raise MpaError(f"{where}: the line is {_kind(row)}: write one object a line, as in {EXAMPLE}")
+        raise MpaError(f"{where}: the line is {JSON_TYPES[type(row)]}: write one object a line, as in {EXAMPLE}")
     if "prediction" not in row:
         raise MpaError(f"{where}: no prediction: write one, as in {EXAMPLE}")
-    if not isinstance(row["prediction"], str):
-        raise MpaError(f"{where}: prediction is {_kind(row['prediction'])}: write it as text, as in {EXAMPLE}")
-    return Row(row["prediction"], _answers(row, where))
+    prediction = row["prediction"]
+    if not isinstance(prediction, str):
+        raise MpaError(f"{where}: prediction is {JSON_TYPES[type(prediction)]}: write it as text, as in {EXAMPLE}")
+    answers = row.get("answers", row.get("answer"))
+    if "answers" not in row and isinstance(answers, str):
+        answers = [answers]
+    if not isinstance(answers, list):
+        raise MpaError(f"{where}: answers is {JSON_TYPES[type(answers)]}: write a list of texts, as in {EXAMPLE}")
+    if not answers:
+        raise MpaError(f"{where}: answers is empty: give at least one accepted answer, or leave the row out")
+    for answer in answers:
+        if not isinstance(answer, str):
+            raise MpaError(
+                f"{where}: one of the answers is {JSON_TYPES[type(answer)]}: write it as text, as in {EXAMPLE}"
+            )
+    return Row(prediction, tuple(answers))
 
 
 def parse_rows(lines: Iterable[bytes], name: str) -> Iterator[Row]:
@@ -106,4 +102,4 @@ def score_rows(metric: Metric, rows: Iterable[Row], name: str, *, lenient: bool 
     if not scores:
         raise MpaError(f"{name}: no rows: write one a line, as in {EXAMPLE}")
     name = f"{metric.name}-lenient" if lenient else metric.name
-    return ScoreReport(name, len(scores), sum(scores) / len(scores), scores)
+    return ScoreReport(name, len(scores), mean(scores), scores)

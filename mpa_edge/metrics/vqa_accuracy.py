@@ -5,7 +5,7 @@ a013f0043c1e2cdc995922dfe257f7149aa9af06, read as Python 3. Each of the (ten) an
 those that equal the prediction count up to three, and the mean is the score. Its oddities are in every published
 number, so they are kept:
 
-- nothing is normalised where all answers are the same text: "2" is wrong against ten times "two"
+- nothing is normalized where all answers are the same text: "2" is wrong against ten times "two"
 - one answer alone scores 0, for nothing is left to compare with
 - whether a mark is deleted or becomes a blank depends on the whole original text: on a blank beside any mark of its
   kind, or on a comma inside a number anywhere
@@ -64,7 +64,7 @@ def _without_marks(text: str) -> str:
 
 
 def _plain_words(text: str) -> str:
-    """`processDigitArticle`: number words to digits, articles out, apostrophes back in."""
+    """`processDigitArticle`: number words become digits, articles go, missing apostrophes come back."""
     words = (DIGITS.get(word, word) for word in text.lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 

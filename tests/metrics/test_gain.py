@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mpa_edge.errors import MpaError
-from mpa_edge.metrics.gain import accuracy_result, clustered, judge, mcnemar_above, not_worse, settling, t_quantile
+from mpa_edge.metrics.gain import accuracy_result, clustered, judge, not_worse, settling, t_quantile
+from mpa_edge.metrics.paired import mcnemar_above
 
 DRAWS = 2000
 Scores = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]

@@ -50,14 +50,14 @@ def test_flips_count_each_direction(pairs: list[tuple[bool, bool]]) -> None:
     changed = flips(before, after)
     assert changed.gained - changed.lost == sum(after) - sum(before)
     assert changed.gained + changed.lost == sum(b != a for b, a in pairs)
-    assert flips(after, before) == Flips(changed.lost, changed.gained)
+    assert flips(after, before) == Flips(gained=changed.lost, lost=changed.gained)
 
 
 @given(scores)
 def test_partial_scores_count_as_right_from_one_half_on(values: list[float]) -> None:
     right = [float(value >= 0.5) for value in values]
-    assert flips(values, right) == Flips(0, 0)
-    assert flips([0.0] * len(values), values) == Flips(int(sum(right)), 0)
+    assert flips(values, right) == Flips(gained=0, lost=0)
+    assert flips([0.0] * len(values), values) == Flips(gained=int(sum(right)), lost=0)
 
 
 def test_flips_of_different_questions_are_an_error() -> None:
