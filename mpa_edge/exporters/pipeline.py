@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from mpa_edge.exporters.publish.manifest import (
 )
 from mpa_edge.exporters.sizes import disk_need_bytes
 from mpa_edge.exporters.source import Source
-from mpa_edge.exporters.verify.gate import verify
+from mpa_edge.exporters.verify.gate import References, trace_references, verify
 from mpa_edge.exporters.verify.parity import Parity
 from mpa_edge.progress import say
 from mpa_edge.runs.files import require_free, sha256_json
@@ -76,6 +77,11 @@ class Order:
     def device_threads(self) -> int | None:
         """CPU threads that the target asks for on the device."""
         return self.target.cpu.threads if self.target else None
+
+    @cached_property
+    def references(self) -> References:
+        """What every scheme is compared with; traced on first use."""
+        return trace_references(self.source, self.budget, self.threads)
 
 
 def choose_schemes(source: Source, names: Sequence[str], target: Target | None) -> tuple[Scheme, ...]:
@@ -172,7 +178,7 @@ def _make(order: Order, scheme: Scheme, building: Path, inputs: dict[str, str]) 
     clock.tick()
     artifact = write_layout(order.source, scheme, building, order.budget, order.context_tokens, order.device_threads)
     try:
-        parity, details = verify(order.source, building, scheme, order.budget, order.threads, context.parts)
+        parity, details = verify(order.source, building, scheme, order.budget, order.threads, order.references)
     except VerificationError:
         clear(building)  # no file of a wrong export stays
         building.rmdir()

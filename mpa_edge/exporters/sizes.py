@@ -30,17 +30,11 @@ GGUF_BITS = {
     "bf16": (16, 16),
     "q8_0": (8.5, 8.5),
     "q6_k": (6.5625, 8.5),
-    "q5_k_m": (5.5, 6),
-    "q4_k_m": (4.5, 5.5),
+    # averages: half of the layers keep some matrices at 6 bits (K_M), all keep some at 3 bits (q2_k)
+    "q5_k_m": (5.65, 6.4),
+    "q4_k_m": (4.85, 5.9),
     "q4_0": (4.5, 4.5),
-    "q2_k": (2.625, 4.5),
-}
-# the matrices that llama.cpp gives more bits: half of the layers get q6_k in K_M, all get q3_k in q2_k
-GGUF_WIDER_BITS = {"q5_k_m": (6.03, 7.25), "q4_k_m": (5.53, 7), "q2_k": (3.4375, 4.5)}
-GGUF_WIDER = {
-    "q5_k_m": ("v_proj", "down_proj"),
-    "q4_k_m": ("v_proj", "down_proj"),
-    "q2_k": ("v_proj", "o_proj", "down_proj"),
+    "q2_k": (2.95, 4.5),
 }
 # text of a token, its kind, and its share of the merges
 VOCABULARY_BYTES = 36
@@ -127,8 +121,6 @@ def _gguf_bits(tensor: Tensor, component: Component, precision: str, source: Sou
     is_output = tensor.place == "head" or (is_table and is_tied(source.config))
     if is_output and GGUF_BITS[precision][0] < 6:
         return GGUF_BITS["q6_k"][column]
-    if any(name in tensor.name for name in GGUF_WIDER.get(precision, ())):
-        return GGUF_WIDER_BITS[precision][column]
     return GGUF_BITS[precision][column]
 
 

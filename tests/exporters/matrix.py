@@ -22,7 +22,7 @@ from mpa_edge.exporters import build
 from mpa_edge.exporters.preflight import check_possible
 from mpa_edge.exporters.publish.layout import write_layout
 from mpa_edge.exporters.source import Source
-from mpa_edge.exporters.verify import gate, reference
+from mpa_edge.exporters.verify import gate
 from mpa_edge.exporters.verify.probes import drawn
 from mpa_edge.runs.manifest import EXPORTS, FOLDERS, RENDERED
 from mpa_edge.runs.parquet import write_part
@@ -37,6 +37,7 @@ RECORD, DOCUMENT = ROOT / "docs" / "parity.json", ROOT / "docs" / "parity.md"
 BEGIN, END = "<!-- matrix:begin -->\n", "<!-- matrix:end -->\n"
 CONTEXT_TOKENS = 1024
 Cell = dict[str, Any]
+REFERENCES: dict[Path, gate.References] = {}
 
 
 def run_of(model: str, home: Path) -> Source:
@@ -76,11 +77,18 @@ def measure(source: Source, scheme: Scheme) -> Cell:
     build.build(build.BuildContext(source, folder, parts, None, 1), scheme)
     write_layout(source, scheme, folder, None, CONTEXT_TOKENS, 1)
     try:
-        parity, details = gate.verify(source, folder, scheme, None, 1, parts)
+        parity, details = gate.verify(source, folder, scheme, None, 1, references(source))
     except VerificationError as error:
         return {"result": "failed", "reason": str(error)}
     figures = {**parity.model_dump(), "relative_logit_diff": details.relative_logit_diff}
     return {"result": "equal", **{name: _short(value) for name, value in figures.items()}}
+
+
+def references(source: Source) -> gate.References:
+    """What every scheme of a model is compared with, traced once."""
+    if source.checkpoint not in REFERENCES:
+        REFERENCES[source.checkpoint] = gate.trace_references(source, None, 1)
+    return REFERENCES[source.checkpoint]
 
 
 def _short(value: Any) -> Any:
@@ -96,7 +104,7 @@ def in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def here(function: Any, *arguments: Any, **_: Any) -> tuple[Any, int]:
         return function(*arguments), 0
 
-    for module in (build, reference, gate):
+    for module in (build, gate):
         monkeypatch.setattr(module, "run_isolated", here)
 
 

@@ -21,7 +21,7 @@ from mpa_edge.exporters.verify.parity import (
     compare_with_base,
 )
 from mpa_edge.exporters.verify.probes import Probes, probes
-from mpa_edge.exporters.verify.reference import Reference, read_reference, reference
+from mpa_edge.exporters.verify.reference import Reference, trace_checkpoint
 from mpa_edge.progress import say
 from mpa_edge.runs.isolation import run_isolated
 from mpa_edge.vlm import fingerprint, resolve
@@ -42,6 +42,16 @@ OTHER_PIXELS = "pixels: the vision encoder is given other numbers than the check
 
 
 @dataclass(frozen=True)
+class References:
+    """What the checkpoint does on the probes."""
+
+    aligned: Reference
+    """The checkpoint itself."""
+    base: Reference | None
+    """The student before it was aligned; None where there is no such model, or it cannot be loaded."""
+
+
+@dataclass(frozen=True)
 class ExportTraces:
     """What an export did on the probes."""
 
@@ -53,42 +63,51 @@ class ExportTraces:
     """Both again, from the checkpoint's own pixels; None where the pixels were equal, or the runtime hides them."""
 
 
+def trace_references(source: Source, budget: ImageBudget | None, threads: int | None) -> References:
+    """Run the checkpoint and its base model on the probes, each in a process of its own."""
+    aligned = run_isolated(trace_checkpoint, source, budget, threads, threads=threads)[0]
+    base = base_of(source)
+    if base is None or fingerprint(str(base)) == source.fingerprint:
+        return References(aligned, None)
+    try:
+        before = run_isolated(trace_checkpoint, replace(source, checkpoint=base), budget, threads, threads=threads)[0]
+    except MachineError:
+        raise
+    except MpaError as error:
+        say(f"{source.name}: not compared with the base model ({error})")
+        return References(aligned, None)
+    return References(aligned, before)
+
+
 def verify(
-    source: Source, folder: Path, scheme: Scheme, budget: ImageBudget | None, threads: int | None, parts: Path
+    source: Source,
+    folder: Path,
+    scheme: Scheme,
+    budget: ImageBudget | None,
+    threads: int | None,
+    references: References,
 ) -> tuple[Parity, ParityDetails]:
     """Compare an exported folder with its checkpoint on images of three sizes, alone and in a batch.
 
-    What the checkpoint does is stored in `parts` for the next scheme. Raises VerificationError with every reason where
-    the export is not the same model, and MachineError where this machine cannot run the comparison.
+    `references` are the checkpoint's side (`trace_references`), the same for every scheme. Raises VerificationError
+    with every reason where the export is not the same model, and MachineError where this machine cannot run it.
     """
-    image_token = read_artifact(folder).tokens.image
-    path = reference(source, budget, image_token, threads, parts)
-    base = base_reference(source, budget, image_token, threads, parts)
+    aligned = references.aligned
     try:
-        traces = run_isolated(trace_export, source, folder, budget, threads, path, threads=threads)[0]
+        traces = run_isolated(trace_export, source, folder, budget, threads, aligned, threads=threads)[0]
     except MachineError:
         raise
     except (MpaError, RuntimeError) as error:  # a runtime's own exception arrives from its process as a RuntimeError
         raise failure(source, scheme, NOT_RUN, [f"run: {error}"]) from error
-    known = read_reference(path)
-    if known is None:
-        raise MpaError(f"{path} cannot be read back: check the disk and rerun the command")
-    return judge(source, scheme, known, base, traces)
-
-
-def judge(
-    source: Source, scheme: Scheme, known: Reference, base: Reference | None, traces: ExportTraces
-) -> tuple[Parity, ParityDetails]:
-    """Figures of a correct export. Raises VerificationError for any other."""
     image_id = int(source.config.get("image_token_id", source.config.get("image_token_index", -1)))
-    compared = compare_with_reference(known, traces.probes, traces.blanks, scheme.tolerance, image_id)
-    fixed = compare_with_reference(known, *traces.fixed, scheme.tolerance, image_id) if traces.fixed else None
+    compared = compare_with_reference(aligned, traces.probes, traces.blanks, scheme.tolerance, image_id)
+    fixed = compare_with_reference(aligned, *traces.fixed, scheme.tolerance, image_id) if traces.fixed else None
     reasons = [OTHER_PIXELS] if compared.details.pixels_equal is False else []
     reasons += compared.reasons
     positions: dict[str, float] = {}
-    if base is not None:
-        aligned, before = ([one.trace for one in side.probes] for side in (known, base))
-        positions, found = compare_with_base(aligned, before, traces.probes)
+    if references.base is not None:
+        after, before = ([one.trace for one in side.probes] for side in (aligned, references.base))
+        positions, found = compare_with_base(after, before, traces.probes)
         reasons += found
     if reasons:
         raise failure(source, scheme, HEADLINES[mismatch(compared, fixed)], reasons)
@@ -134,23 +153,21 @@ def failure(source: Source, scheme: Scheme, headline: str, reasons: list[str]) -
 
 
 def trace_export(
-    source: Source, folder: Path, budget: ImageBudget | None, threads: int | None, reference_path: Path
+    source: Source, folder: Path, budget: ImageBudget | None, threads: int | None, known: Reference
 ) -> ExportTraces:
     """Run an exported folder on the probes, and again from the checkpoint's pixels where its own differ."""
     from mpa_edge.vlm import load
 
     artifact = read_artifact(folder)
     asked = probes(image_values(source.checkpoint, budget), source.prompt, artifact.tokens.image)
-    known = read_reference(reference_path)
     model: Any = load(str(folder), name=artifact.name, threads=threads)
     try:
         traces = [trace for batch in asked.batches for trace in model.trace(batch)]
         blanks = [model.trace([request])[0] for _, request in asked.blanks]
         fixed = None
-        if known is not None:
-            pairs = zip(traces, known.probes, strict=True)
-            if any(trace.pixels_sha256 not in (None, one.trace.pixels_sha256) for trace, one in pairs):
-                fixed = trace_from_pixels(model, asked, known)
+        pairs = zip(traces, known.probes, strict=True)
+        if any(trace.pixels_sha256 not in (None, one.trace.pixels_sha256) for trace, one in pairs):
+            fixed = trace_from_pixels(model, asked, known)
     finally:
         model.close()
     return ExportTraces(traces, blanks, fixed)
@@ -166,25 +183,6 @@ def trace_from_pixels(model: TraceableVLM, asked: Probes, known: Reference) -> t
         grays = zip(asked.blanks, known.blanks, strict=True)
         return traces, [model.trace([request], [one.pixels])[0] for (_, request), one in grays]
     except MpaError:
-        return None
-
-
-# --- the base model ---------------------------------------------------------------------------------------------------
-
-
-def base_reference(
-    source: Source, budget: ImageBudget | None, image_token: str, threads: int | None, parts: Path
-) -> Reference | None:
-    """What the student did before its alignment; None where there is no such model, or it cannot be loaded."""
-    base = base_of(source)
-    if base is None or fingerprint(str(base)) == source.fingerprint:
-        return None
-    try:
-        return read_reference(reference(replace(source, checkpoint=base), budget, image_token, threads, parts))
-    except MachineError:
-        raise
-    except MpaError as error:
-        say(f"{source.name}: not compared with the base model ({error})")
         return None
 
 

@@ -14,8 +14,6 @@ from mpa_edge.types import Request
 MAX_NEW_TOKENS = 8
 GRAY = (128, 128, 128)
 LONG, SHORT = 256, 64
-VERSION = 1
-"""Of everything in this file: a stored reference of another version is made again."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpa_edge.exporters.budget import image_values, processor_values
-from mpa_edge.exporters.verify.probes import VERSION, probes
-from mpa_edge.runs.files import atomic_write, make_folder, sha256_json
-from mpa_edge.runs.isolation import run_isolated
+from mpa_edge.exporters.verify.probes import probes
 from mpa_edge.types import Request, Trace
 from mpa_edge.vlm.pixels.common import pixels_digest
 
@@ -49,26 +46,13 @@ class Reference:
     """One for each probe with a gray image."""
 
 
-def reference(source: Source, budget: ImageBudget | None, image_token: str, threads: int | None, parts: Path) -> Path:
-    """File with the checkpoint's traces on the probes: made once, in a process of its own, for all schemes."""
-    mark = {"checkpoint": source.fingerprint, "budget": budget and budget.model_dump(), "probes": VERSION}
-    key = sha256_json({**mark, "image_token": image_token, "prompt": source.prompt("?")})[:16]
-    path = make_folder(parts) / f"reference-{key}.npz"
-    if read_reference(path) is None:
-        run_isolated(trace_checkpoint, source, budget, image_token, threads, path, threads=threads)
-    return path
-
-
-def trace_checkpoint(
-    source: Source, budget: ImageBudget | None, image_token: str, threads: int | None, out: Path
-) -> None:
-    """Trace a checkpoint on the probes and write them to a file. Loads torch and the fp32 weights."""
+def trace_checkpoint(source: Source, budget: ImageBudget | None, threads: int | None) -> Reference:
+    """Trace a checkpoint on the probes. Loads torch and the fp32 weights: call it in a process of its own."""
     image, own = image_values(source.checkpoint, budget), processor_values(source.checkpoint)
-    asked = probes(image, source.prompt, image_token)
     model = Checkpoint(source.checkpoint, {key: image[key] for key in image if image[key] != own.get(key)}, threads)
+    asked = probes(image, source.prompt, str(model.processor.image_token))
     traces = [found for batch in asked.batches for found in model.trace(batch)]
-    blanks = [model.trace([request])[0] for _, request in asked.blanks]
-    write_reference(out, Reference(tuple(traces), tuple(blanks)))
+    return Reference(tuple(traces), tuple(model.trace([request])[0] for _, request in asked.blanks))
 
 
 class Checkpoint:
@@ -193,39 +177,3 @@ def embeddings(found: Any) -> Array:
         tensors = layer if isinstance(layer, list | tuple) else [layer]
         rows.append(np.concatenate([tensor.float().reshape(-1, tensor.shape[-1]).numpy() for tensor in tensors]))
     return np.concatenate(rows, axis=-1)
-
-
-# --- the stored file --------------------------------------------------------------------------------------------------
-
-
-def write_reference(path: Path, found: Reference) -> None:
-    """One npz of plain arrays."""
-    arrays: dict[str, Array] = {}
-    for kind, many in (("probe", found.probes), ("blank", found.blanks)):
-        for i, one in enumerate(many):
-            trace, at = one.trace, f"{kind}/{i:03}"
-            arrays |= {f"{at}/input_ids": np.array(trace.input_ids), f"{at}/tokens": np.array(trace.tokens)}
-            arrays |= {f"{at}/vision": trace.vision, f"{at}/logits": trace.logits}
-            arrays |= {f"{at}/sha256": np.array(trace.pixels_sha256)}
-            arrays |= {f"{at}/pixels/{name}": array for name, array in one.pixels.items()}
-    with atomic_write(path, sum(array.nbytes for array in arrays.values())) as file:
-        np.savez(file, allow_pickle=False, **arrays)
-
-
-def read_reference(path: Path) -> Reference | None:
-    """What `write_reference` stored; None where the file is missing or damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        return None
-
-    def read(at: str) -> ProbeTrace:
-        pixels = {name.rpartition("/")[2]: array for name, array in arrays.items() if name.startswith(f"{at}/pixels/")}
-        ids, tokens = (tuple(arrays[f"{at}/{name}"].tolist()) for name in ("input_ids", "tokens"))
-        digest, vision, logits = (arrays[f"{at}/{name}"] for name in ("sha256", "vision", "logits"))
-        return ProbeTrace(Trace(ids, str(digest), vision, logits, tokens), pixels)
-
-    names = sorted({"/".join(name.split("/")[:2]) for name in arrays})
-    found = {kind: tuple(read(name) for name in names if name.startswith(kind)) for kind in ("probe", "blank")}
-    return Reference(found["probe"], found["blank"])

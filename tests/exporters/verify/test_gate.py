@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,6 @@ from mpa_edge.exporters.build import MADE, BuildContext, build
 from mpa_edge.exporters.onnx.quantize import quantize_component
 from mpa_edge.exporters.source import Source
 from mpa_edge.exporters.verify import gate
-from mpa_edge.exporters.verify import reference as truth
 from mpa_edge.exporters.verify.parity import Parity, ParityDetails
 from mpa_edge.vlm import resolve
 from mpa_edge.vlm.onnxruntime import model as runtime
@@ -64,10 +65,7 @@ def source(home: Path, base: Path) -> Source:
 def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """All in this process, but for the test of the processes: seconds for each fault otherwise."""
     if "apart" not in request.fixturenames:
-        for module in (gate, truth):
-            monkeypatch.setattr(
-                module, "run_isolated", lambda function, *arguments, threads=None: (function(*arguments), 0)
-            )
+        monkeypatch.setattr(gate, "run_isolated", lambda function, *arguments, threads=None: (function(*arguments), 0))
 
 
 @pytest.fixture
@@ -85,7 +83,17 @@ def copied(folder: Path, tmp_path: Path) -> Path:
 
 
 def verified(source: Source, folder: Path, scheme: str = "onnx-fp32") -> tuple[Parity, ParityDetails]:
-    return gate.verify(source, folder, load_scheme(scheme), None, 1, source.exports.parent / "parts")
+    return gate.verify(source, folder, load_scheme(scheme), None, 1, references(source))
+
+
+@functools.cache
+def traced(checkpoint: Path, base: str) -> gate.References:
+    recipe = load_recipe("minicharts").model_copy(update={"student": base})
+    return gate.trace_references(Source("mine", checkpoint, checkpoint, run=checkpoint, recipe=recipe), None, 1)
+
+
+def references(source: Source) -> gate.References:
+    return traced(source.checkpoint, source.recipe.student)  # type: ignore[union-attr]
 
 
 def wrong(source: Source, folder: Path, scheme: str = "onnx-fp32") -> str:
@@ -171,19 +179,6 @@ def test_a_right_export_passes_in_processes_of_its_own(apart: None, source: Sour
 def test_a_right_quantized_export_passes(source: Source, folder: Path, precision: str) -> None:
     to_scheme(folder, f"onnx-{precision}")
     verified(source, folder, f"onnx-{precision}")
-
-
-def test_the_reference_is_made_once(source: Source, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    verified(source, folder)
-    monkeypatch.setattr(truth, "trace_checkpoint", None)
-    verified(source, folder)
-
-
-def test_a_damaged_reference_is_made_again(source: Source, folder: Path) -> None:
-    verified(source, folder)
-    for path in (source.exports.parent / "parts").glob("reference-*.npz"):
-        path.write_bytes(path.read_bytes()[:1000])
-    verified(source, folder)
 
 
 # --- another input ----------------------------------------------------------------------------------------------------
@@ -322,16 +317,18 @@ def test_a_damaged_graph(source: Source, folder: Path) -> None:
     assert starts(wrong(source, folder)) == {"run"}
 
 
-@pytest.mark.parametrize("step", ["trace_export", "base_reference"])
+@pytest.mark.parametrize("step", ["trace_export", "trace_checkpoint"])
 def test_a_machine_that_is_too_small_is_not_the_exports_fault(
     source: Source, folder: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     def dies(*_: Any) -> None:
         raise MachineError(f"{step} was killed, most likely because memory ran out: free memory and rerun")
 
+    known = references(source)
     monkeypatch.setattr(gate, step, dies)
     with pytest.raises(MachineError, match="memory ran out") as caught:
-        verified(source, folder)
+        gate.verify(source, folder, load_scheme("onnx-fp32"), None, 1, known)
+        gate.trace_references(source, None, 1)
     assert caught.value.exit_code == 1
 
 
@@ -520,3 +517,13 @@ def test_a_base_that_is_no_longer_here(source: Source, monkeypatch: pytest.Monke
 
 def test_a_plain_checkpoint_has_no_base(source: Source) -> None:
     assert gate.base_of(Source(source.name, source.checkpoint, source.exports)) is None
+
+
+def test_a_base_that_cannot_be_loaded_is_left_out(
+    source: Source, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = Path(shutil.copytree(STUDENT, tmp_path / "damaged"))
+    (damaged / "model.safetensors").write_bytes(b"\xff" * 64)
+    recipe = source.recipe.model_copy(update={"student": str(damaged)})  # type: ignore[union-attr]
+    assert gate.trace_references(replace(source, recipe=recipe), None, 1).base is None
+    assert "mine: not compared with the base model (" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The checkpoint's side of the comparison: what transformers computes, seen from inside, stored and read back."""
+"""The checkpoint's side of the comparison: what transformers computes, seen from inside."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import pytest
 
 from mpa_edge.config.target import ImageBudget
 from mpa_edge.exporters.source import Source
-from mpa_edge.exporters.verify import reference as truth
 from mpa_edge.exporters.verify.probes import Probes, probes
-from mpa_edge.exporters.verify.reference import Checkpoint, ProbeTrace, Reference, read_reference, write_reference
-from mpa_edge.types import Request, Trace
+from mpa_edge.exporters.verify.reference import Checkpoint, trace_checkpoint
+from mpa_edge.types import Request
 from mpa_edge.vlm.pixels.common import pixels_digest
 from tests.vlm.exported import checkpoint
 
@@ -29,15 +28,6 @@ NAMES = {
 
 def asked(model: Checkpoint) -> Probes:
     return probes(model.processor.image_processor.to_dict(), lambda question: question, "<image>")
-
-
-def same(one: ProbeTrace, other: ProbeTrace) -> bool:
-    arrays = zip((one.trace.vision, one.trace.logits), (other.trace.vision, other.trace.logits), strict=True)
-    plain = [(seen.trace.input_ids, seen.trace.pixels_sha256, seen.trace.tokens) for seen in (one, other)]
-    pixels = one.pixels.keys() == other.pixels.keys() and all(
-        np.array_equal(array, other.pixels[name]) for name, array in one.pixels.items()
-    )
-    return plain[0] == plain[1] and pixels and all(np.array_equal(a, b) for a, b in arrays)
 
 
 @pytest.mark.slow
@@ -84,14 +74,11 @@ def test_the_budget_is_applied() -> None:
 
 
 @pytest.mark.slow
-def test_another_budget_is_another_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(truth, "run_isolated", lambda function, *arguments, threads=None: (function(*arguments), 0))
+def test_another_budget_is_another_reference() -> None:
     source = Source("student", checkpoint("student"), Path("runs"))
-    plain = truth.reference(source, None, "<image>", 1, tmp_path)
-    tight = truth.reference(source, ImageBudget(max_tiles=1, max_pixels=4096), "<image>", 1, tmp_path)
-    assert plain != tight
-    counts = [len(read_reference(path).probes[0].trace.vision) for path in (plain, tight)]  # type: ignore[union-attr]
-    assert counts[0] > counts[1]
+    plain, tight = (trace_checkpoint(source, budget, 1) for budget in (None, ImageBudget(max_tiles=1, max_pixels=4096)))
+    assert [len(plain.probes), len(plain.blanks)] == [4, 1]
+    assert len(plain.probes[0].trace.vision) > len(tight.probes[0].trace.vision)
 
 
 @pytest.mark.slow
@@ -109,42 +96,6 @@ def test_a_penalty_of_the_checkpoint_does_not_hide_behind_the_tokens() -> None:
         model = Checkpoint(folder, {}, 1)
         [seen] = model.trace([asked(model).requests[0]])
     assert seen.trace.tokens == tuple(seen.trace.logits.argmax(-1).tolist())
-
-
-# --- the stored file --------------------------------------------------------------------------------------------------
-
-
-def made_up() -> Reference:
-    random = np.random.default_rng(0)
-
-    def seen(i: int) -> ProbeTrace:
-        arrays = [random.normal(size=(4, 8)).astype(np.float32) for _ in range(2)]
-        pixels = {"pixel_values": random.normal(size=(1, 3)), "mask": np.array([True])}
-        return ProbeTrace(Trace((1, 2, i), "a" * 64, *arrays, tokens=(3, 4)), pixels)
-
-    return Reference(tuple(seen(i) for i in range(12)), (seen(99),))
-
-
-def test_what_is_stored_is_read_back(tmp_path: Path) -> None:
-    path, before = tmp_path / "r.npz", made_up()
-    write_reference(path, before)
-    after = read_reference(path)
-    assert after is not None
-    assert [len(after.probes), len(after.blanks)] == [12, 1]
-    pairs = zip((*before.probes, *before.blanks), (*after.probes, *after.blanks), strict=True)
-    assert all(same(one, other) for one, other in pairs)
-
-
-@pytest.mark.parametrize("n_bytes", [0, 10, 1000])
-def test_half_a_file_is_no_reference(tmp_path: Path, n_bytes: int) -> None:
-    path = tmp_path / "r.npz"
-    write_reference(path, made_up())
-    path.write_bytes(path.read_bytes()[:n_bytes])
-    assert read_reference(path) is None
-
-
-def test_no_file_is_no_reference(tmp_path: Path) -> None:
-    assert read_reference(tmp_path / "r.npz") is None
 
 
 def test_the_probes_are_the_same_everywhere() -> None:
