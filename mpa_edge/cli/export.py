@@ -29,7 +29,6 @@ VERDICTS = {"holds": "is kept", "lost": "is lost", "inconclusive": "may be kept 
 @click.option("--out", type=click.Path(), metavar="DIR", help="Where exports go.  [default: RUN/exports]")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: every core]")
 @click.option("--push-to-hub", "repo", metavar="REPO", help="Upload to the hub; the token is read from HF_TOKEN.")
-@click.option("--trust-remote-code", "revision", metavar="REVISION", help="Run a hub model's own code, of this commit.")
 @dry_run_option
 @fresh_option
 @json_option
@@ -79,7 +78,6 @@ def make_order(
     schemes: tuple[str, ...],
     out: str | None,
     threads: int | None,
-    revision: str | None,
     fresh: bool,
 ) -> Order:
     """Names on the command line -> what is to be done. MpaError where something of it is not possible."""
@@ -87,7 +85,7 @@ def make_order(
     from mpa_edge.exporters.pipeline import Order, choose_schemes
     from mpa_edge.exporters.source import open_source
 
-    opened = open_source(source, out, revision)
+    opened = open_source(source, out)
     chosen = load_target(target or DEFAULT_TARGET) if target or not schemes else None
     return Order(opened, choose_schemes(opened, schemes, chosen), chosen, threads, fresh)
 

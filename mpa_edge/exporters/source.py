@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +15,7 @@ from mpa_edge.runs.files import read_json
 from mpa_edge.runs.manifest import EXPORTS, FOLDERS, RECIPE_FILE, RUN_FILE, read_manifest
 from mpa_edge.tasks import answer_prompt, get_task
 from mpa_edge.vlm import fingerprint, resolve
-from mpa_edge.vlm.transformers import checkpoint
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
 # no pickles: they can run code
 DOWNLOADED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 
@@ -61,21 +58,14 @@ class Source:
         return answer_prompt(get_task(self.recipe.task), question) if self.recipe else question
 
 
-def open_source(reference: str, out: str | None = None, revision: str | None = None) -> Source:
+def open_source(reference: str, out: str | None = None) -> Source:
     """A run folder with a merged model, a checkpoint folder, or a hub id. MpaError where there is nothing to export.
 
     Args:
         reference: Run folder, checkpoint folder, `nursery:NAME`, or hub id.
         out: Folder of the exports; None: below the run, or below runs/NAME.
-        revision: Commit of a hub checkpoint whose own program code may run; without it none ever does.
     """
     folder = Path(reference).expanduser()
-    if revision is not None and folder.exists():
-        raise MpaError(f"{folder} is a folder, whose program code never runs: leave --trust-remote-code out")
-    if revision is not None and not COMMIT.fullmatch(revision):
-        raise MpaError(
-            f"'{revision}' is not a commit: give --trust-remote-code the 40 hex digits of the one you have read"
-        )
     if (folder / RUN_FILE).is_file():
         merged = folder / FOLDERS["merge"]
         if read_manifest(merged) is None:
@@ -84,22 +74,18 @@ def open_source(reference: str, out: str | None = None, revision: str | None = N
         return Source(folder.resolve().name, merged, Path(out) if out else folder / EXPORTS, run=folder, recipe=recipe)
     found = Path(resolve(reference))
     if not found.is_dir():
-        found = _download(reference, revision)
+        found = _download(reference)
     name = folder.resolve().name if folder.is_dir() else reference.rpartition("/")[2].replace(":", "-")
     return Source(name, found, Path(out) if out else Path("runs") / name / EXPORTS)
 
 
-def _download(hub_id: str, revision: str | None) -> Path:
-    """Files of a hub checkpoint, weights as safetensors only; program code only from a named commit."""
+def _download(hub_id: str) -> Path:
+    """Files of a hub checkpoint: weights as safetensors only, no program code."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = [*DOWNLOADED, *(["*.py"] if revision else [])]
     try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=patterns, revision=revision))
+        return Path(snapshot_download(hub_id, allow_patterns=list(DOWNLOADED)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MpaError(f"cannot get '{hub_id}' from the hub ({why}): check the id, or name a folder") from error
-    if revision:
-        checkpoint.trust_code_in(folder)
-    return folder

@@ -99,7 +99,6 @@ def test_the_plan_says_sizes_and_writes_nothing(run: Path, capsys: pytest.Captur
     [
         (["--as", "onnx-int9"], "no scheme 'onnx-int9' (did you mean 'onnx-int8'?)"),
         (["--target", "jetsn"], "no target 'jetsn' (did you mean 'jetson'?)"),
-        (["--trust-remote-code", "main"], "whose program code never runs"),
         (["--threads", "0"], "0 is not in the range"),
         (["--accuracy", "-1"], "-1 is not in the range"),
     ],

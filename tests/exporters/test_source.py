@@ -13,8 +13,6 @@ from mpa_edge.runs.manifest import RUN_FILE, finish
 from mpa_edge.stages.run import Run, remember
 from mpa_edge.vlm import WEIGHTS
 
-HASH = "0" * 40
-
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
@@ -86,13 +84,6 @@ def test_the_hub_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(MpaError, match="cannot get 'owner/model' from the hub .*: check the id, or name a folder"):
         open_source("owner/model")
-
-
-def test_program_code_comes_only_from_a_commit_on_the_hub(checkpoint: Path) -> None:
-    with pytest.raises(MpaError, match="is a folder, whose program code never runs"):
-        open_source(str(checkpoint), revision=HASH)
-    with pytest.raises(MpaError, match="'main' is not a commit"):
-        open_source("owner/model", revision="main")
 
 
 def test_a_folder_is_a_run_only_with_its_run_file(run: Path) -> None:

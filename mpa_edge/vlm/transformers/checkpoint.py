@@ -10,11 +10,8 @@ from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.vlm.shared.prompts import without_special_tokens
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from transformers import PreTrainedModel
 
-TRUSTED = "MPA_EDGE_TRUSTED_CODE"
 # USER and ASSISTANT as in LLaVA 1.5 and TinyLLaVA, from the prompt format of their model cards
 LLAVA_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | upper }}: "
@@ -71,16 +68,6 @@ def set_threads(threads: int | None) -> int:
     return count
 
 
-def trust_code_in(folder: Path) -> None:
-    """Allow the Python code inside one downloaded snapshot to run, in this process and its child processes."""
-    os.environ[TRUSTED] = str(folder)
-
-
-def is_trusted(path: str) -> bool:
-    """Whether the Python code beside a checkpoint may run: only where the user pinned its commit."""
-    return os.environ.get(TRUSTED) == path
-
-
 def brings_code(path: str) -> bool:
     """Whether a checkpoint is of a type that transformers does not know and needs its own Python code to load."""
     from transformers import CONFIG_MAPPING, PreTrainedConfig
@@ -97,12 +84,12 @@ def load_processor(path: str) -> Any:
     from transformers import AutoProcessor
 
     quiet()
-    if not is_trusted(path) and brings_code(path):
+    if brings_code(path):
         raise MpaError(
             f"'{path}' needs its authors' Python code, which is never run here: use a checkpoint in transformers' own "
             "format (for InternVL one whose name ends with -hf)"
         )
-    processor = _loading(path, lambda: AutoProcessor.from_pretrained(path, trust_remote_code=is_trusted(path)))
+    processor = _loading(path, lambda: AutoProcessor.from_pretrained(path, trust_remote_code=False))
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
         raise MpaError(f"'{path}' is no vision-language model: its processor lacks a tokenizer or an image processor")
     processor.tokenizer.padding_side = "left"
@@ -131,7 +118,7 @@ def load_model(
     model, found = _loading(
         path,
         lambda: AutoModelForImageTextToText.from_pretrained(
-            path, trust_remote_code=is_trusted(path), output_loading_info=True, ignore_mismatched_sizes=True, **options
+            path, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **options
         ),
     )
     # transformers would continue with random numbers for whatever is missing or has another shape
