@@ -46,9 +46,9 @@ def client() -> Path:
 
 
 def generate(
-    folder: Path, picture: Path, text: str, feed: dict[str, np.ndarray], n_tokens: int, work: Path, dtype: Any = None
+    folder: Path, image: Path, text: str, feed: dict[str, np.ndarray], n_tokens: int, work: Path, dtype: Any = None
 ) -> dict[str, Any]:
-    """What the client says of one picture and question; js/generate.mjs explains the document."""
+    """What the client says of one image and question; js/generate.mjs explains the document."""
     inputs = {}
     for name, value in feed.items():
         array = np.ascontiguousarray(value, {"f": np.float32, "i": np.int64, "b": np.uint8}[value.dtype.kind])
@@ -57,7 +57,7 @@ def generate(
     job = {
         "models": str(folder.parent),
         "name": folder.name,
-        "picture": str(picture),
+        "image": str(image),
         "text": text,
         "feed": inputs,
         "max_new_tokens": n_tokens,

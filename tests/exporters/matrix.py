@@ -41,7 +41,7 @@ REFERENCES: dict[Path, gate.References] = {}
 
 
 def run_of(model: str, home: Path) -> Source:
-    """A checkpoint of the zoo as if it came from a run: with pictures and confirmed questions to calibrate on."""
+    """A checkpoint of the zoo as if it came from a run: with images and confirmed questions to calibrate on."""
     run = home / model.replace(":", "-")
     if not run.is_dir():
         (run / RENDERED).mkdir(parents=True)

@@ -30,7 +30,7 @@ class NumpyLoop:
         self.is_qwen = self.config["model_type"].startswith("qwen")
 
     def features(self, feed: dict[str, np.ndarray]) -> np.ndarray:
-        """Of all pictures: (image tokens, hidden)."""
+        """Of all images: (image tokens, hidden)."""
         wanted = {
             i.name: feed.get(i.name, feed.get("image_grid_thw")).astype(TYPES[i.type]) for i in self.vision.get_inputs()
         }

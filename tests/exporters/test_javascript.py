@@ -26,7 +26,7 @@ from tests.vlm.exported import checkpoint, onnx_folder
 pytestmark = pytest.mark.peer
 
 # sizes that the image processors leave alone, so that only arithmetic is left to differ
-PICTURES = {
+SIZES = {
     "student": (128, 64),
     "idefics3": (256, 128),
     "smolvlm": (256, 128),
@@ -35,14 +35,14 @@ PICTURES = {
     "qwen3_vl": (128, 192),
     "llava": (112, 112),
 }
-# these make an overview, and the client scales with another filter: only a picture of one colour stays the same
+# these make an overview, and the client scales with another filter: only an image of one colour stays the same
 OVERVIEW = ("student", "idefics3", "smolvlm")
 QUESTION, N_TOKENS = "How many red shapes are there?", 20
 
 
 @functools.cache
-def picture(which: str, plain: bool = False) -> Image.Image:
-    return Image.new("RGB", PICTURES[which], (200, 30, 90)) if plain else drawn(*PICTURES[which], seed=3)
+def image_of(which: str, plain: bool = False) -> Image.Image:
+    return Image.new("RGB", SIZES[which], (200, 30, 90)) if plain else drawn(*SIZES[which], seed=3)
 
 
 @functools.cache
@@ -53,7 +53,7 @@ def model(which: str) -> Checkpoint:
 @functools.cache
 def torch_side(which: str, plain: bool = False) -> tuple[dict[str, np.ndarray], list[int]]:
     """(everything the processor made, greedy tokens) of the checkpoint; its image processor is the Pillow one."""
-    feed = model(which)._inputs([Request(picture(which, plain), QUESTION, N_TOKENS)])
+    feed = model(which).inputs([Request(image_of(which, plain), QUESTION, N_TOKENS)])
     limits = {"max_new_tokens": N_TOKENS, "min_new_tokens": N_TOKENS, "do_sample": False}
     tokens = model(which).model.generate(**feed, **limits)[0, feed["input_ids"].shape[1] :].tolist()
     arrays = {name: value.numpy() for name, value in feed.items() if name != "mm_token_type_ids"}
@@ -63,19 +63,19 @@ def torch_side(which: str, plain: bool = False) -> tuple[dict[str, np.ndarray], 
 
 
 def said(which: str, folder: Path, work: Path, plain: bool = False) -> dict[str, Any]:
-    picture(which, plain).save(work / "picture.png")
+    image_of(which, plain).save(work / "image.png")
     feed = torch_side(which, plain)[0]
-    return javascript.generate(folder, work / "picture.png", QUESTION, feed, N_TOKENS, work)
+    return javascript.generate(folder, work / "image.png", QUESTION, feed, N_TOKENS, work)
 
 
-@pytest.mark.parametrize("which", PICTURES)
+@pytest.mark.parametrize("which", SIZES)
 def test_torchs_pixels_give_torchs_tokens(which: str, tmp_path: Path) -> None:
     found = said(which, onnx_folder(which), tmp_path)
     assert found["fixed"] == torch_side(which)[1]
     assert set(found["dtypes"].values()) == {"fp32"}
 
 
-@pytest.mark.parametrize("which", PICTURES)
+@pytest.mark.parametrize("which", SIZES)
 def test_its_own_processor_reads_the_folder_and_gives_torchs_tokens(which: str, tmp_path: Path) -> None:
     plain = which in OVERVIEW
     feed, tokens = torch_side(which, plain)
@@ -109,19 +109,19 @@ def test_fewer_bits_load_by_the_folders_own_config_and_say_what_python_says(sche
     # the client calls two of its sessions differently from their files
     assert sorted(found["dtypes"].values()) == sorted(chosen.values())
     ours = OnnxVLM(folder, name="ours", threads=1)
-    [trace] = ours.trace([Request(picture("student"), QUESTION, N_TOKENS)])
+    [trace] = ours.trace([Request(image_of("student"), QUESTION, N_TOKENS)])
     ends = set(ours.artifact.tokens.ends)
     n = next((i for i, token in enumerate(trace.tokens) if token in ends), len(trace.tokens))
     assert n > 0
     assert found["fixed"][:n] == list(trace.tokens[:n])
 
 
-def test_a_question_that_reads_another_picture_gets_another_answer(tmp_path: Path) -> None:
+def test_a_question_that_reads_another_image_gets_another_answer(tmp_path: Path) -> None:
     """The comparison above can fail: the client does look."""
     feed = dict(torch_side("idefics3")[0])
     feed["pixel_values"] = feed["pixel_values"][..., ::-1].copy()
-    picture("idefics3").save(tmp_path / "picture.png")
-    found = javascript.generate(onnx_folder("idefics3"), tmp_path / "picture.png", QUESTION, feed, N_TOKENS, tmp_path)
+    image_of("idefics3").save(tmp_path / "image.png")
+    found = javascript.generate(onnx_folder("idefics3"), tmp_path / "image.png", QUESTION, feed, N_TOKENS, tmp_path)
     assert found["fixed"] != torch_side("idefics3")[1]
 
 

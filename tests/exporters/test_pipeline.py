@@ -181,7 +181,7 @@ def test_a_target_falls_back_to_what_the_model_can_take(
         choose_schemes(source, ("gguf-q8_0",), None)
 
 
-def test_a_calibrated_scheme_needs_the_pictures_of_a_run(source: Source) -> None:
+def test_a_calibrated_scheme_needs_the_images_of_a_run(source: Source) -> None:
     with pytest.raises(MpaError, match="is calibrated on a run's own images, and student is not a run"):
         choose_schemes(source, ("onnx-qdq",), None)
 

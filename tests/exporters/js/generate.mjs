@@ -2,9 +2,9 @@
 //
 //   node generate.mjs JOB.json          (NODE_PATH does not work for modules: this file is copied beside node_modules)
 //
-// JOB: {models, name, picture, text, max_new_tokens, feed, dtype}
+// JOB: {models, name, image, text, max_new_tokens, feed, dtype}
 //   models/name   the exported folder
-//   feed          input name -> {type, dims, file}: what transformers made of the same picture and question
+//   feed          input name -> {type, dims, file}: what transformers made of the same image and question
 //   dtype         null: as the folder's own config.json says
 // Prints one JSON document: {fixed: [tokens], own: {input_ids, pixels: {dims, max_difference}, tokens}, dtypes}
 import fs from 'node:fs';
@@ -44,8 +44,8 @@ result.dtypes = Object.fromEntries(Object.entries(model.sessions).map(([name, se
 const processor = await AutoProcessor.from_pretrained(job.name);
 const content = [{ type: 'image' }, { type: 'text', text: job.text }];
 const text = processor.apply_chat_template([{ role: 'user', content }], { add_generation_prompt: true });
-const image = await RawImage.read(job.picture);
-// its llava processor takes the picture first
+const image = await RawImage.read(job.image);
+// its llava processor takes the image first
 const inputs = model.config.model_type === 'llava' ? await processor(image, text) : await processor(text, [image]);
 result.own = {
     text,

@@ -75,7 +75,7 @@ def test_a_plain_checkpoint_has_no_questions(tmp_path: Path) -> None:
         calibrate(source, {}, tmp_path, 4, None)
 
 
-def test_where_the_pictures_lie(tmp_path: Path) -> None:
+def test_where_the_images_lie(tmp_path: Path) -> None:
     recipe = load_recipe("minicharts")
     assert images_folder(tmp_path, recipe) == tmp_path / RENDERED
     write_json(tmp_path / RUN_FILE, {"images": "/somewhere/else", "limit": None})
@@ -100,9 +100,9 @@ def a_run(folder: Path, n: int) -> Source:
     (folder / RENDERED).mkdir(parents=True)
     (folder / FOLDERS["identify"]).mkdir()
     drawn = list(pictures(n, 3, "target"))
-    for picture in drawn:
-        picture.image.save(folder / RENDERED / picture.name)
-    rows = [record(i, image=picture.name) for i, picture in enumerate(drawn)]
+    for one in drawn:
+        one.image.save(folder / RENDERED / one.name)
+    rows = [record(i, image=one.name) for i, one in enumerate(drawn)]
     write_part(folder / FOLDERS["identify"], 0, rows, [], ParityRecord)
     return Source("mine", checkpoint(STUDENT), folder / "exports", run=folder, recipe=load_recipe("minicharts"))
 
@@ -134,7 +134,7 @@ def test_what_is_recorded_runs_and_calibrates(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_pictures_that_are_gone(tmp_path: Path) -> None:
+def test_images_that_are_gone(tmp_path: Path) -> None:
     source, folder = a_run(tmp_path / "run", 2), tmp_path / "calibration"
     folder.mkdir()
     shutil.rmtree(tmp_path / "run" / RENDERED)

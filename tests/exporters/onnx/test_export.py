@@ -1,4 +1,4 @@
-"""Exported graphs against torch: logits, greedy tokens, padding, pictures of many sizes; and the files themselves."""
+"""Exported graphs against torch: logits, greedy tokens, padding, images of many sizes; and the files themselves."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.vlm.exported import checkpoint, onnx_folder
 
 EVERY = ("student", "idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava:clip", "internvl")
 QUESTIONS = ("How many red shapes are there, and is the largest one on the left?", "Hi", "What is it?")
-PICTURES = ((128, 64), (40, 150), (31, 30))
+SIZES = ((128, 64), (40, 150), (31, 30))
 N_TOKENS = 16
 
 
@@ -42,7 +42,7 @@ class TorchSide:
         )
 
     def feed(self, rows: slice) -> Any:
-        images = [drawn(*size, seed=i) for i, size in enumerate(PICTURES)][rows]
+        images = [drawn(*size, seed=i) for i, size in enumerate(SIZES)][rows]
         texts = [chat_prompt(self.processor, question) for question in QUESTIONS[rows]]
         return self.processor(
             text=texts,
@@ -131,7 +131,7 @@ def test_a_prompt_in_two_pieces_is_the_same_prompt(which: str) -> None:
 
 
 @pytest.mark.slow
-def test_an_empty_tile_gives_no_features_and_an_empty_picture_one_tile() -> None:
+def test_an_empty_tile_gives_no_features_and_an_empty_image_one_tile() -> None:
     run = session(onnx_folder("student") / "onnx" / "vision_encoder.onnx")
     pixels = np.random.default_rng(0).standard_normal((2, 3, 3, 64, 64)).astype(np.float32)
     pixels[0, 1] = pixels[1, 2] = 0

@@ -262,7 +262,7 @@ def test_static_ranges_come_from_the_calibration(
     assert {"QuantizeLinear", "DequantizeLinear"} <= set(operators(out))
     expected, found = run(fp32, **example()), run(out, **example())
     assert np.abs(found - expected).max() / np.abs(expected).max() < (error if method == "minmax" else 0.3)
-    # a picture ten times as bright as any in the calibration is cut off: the ranges are fixed
+    # an image ten times as bright as any in the calibration is cut off: the ranges are fixed
     loud = example(scale=10.0)
     assert np.abs(run(out, **loud) - run(fp32, **loud)).max() / np.abs(run(fp32, **loud)).max() > error
 

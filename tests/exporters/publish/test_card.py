@@ -165,11 +165,11 @@ def test_llama_cpp_is_told_the_limits_that_a_gguf_file_cannot_hold(tmp_path: Pat
 
 
 def place(tmp_path: Path, made: Path, which: str) -> tuple[Path, Artifact]:
-    """A copy of a real export, with a picture beside its files and the card in it."""
+    """A copy of a real export, with an image beside its files and the card in it."""
     artifact = read_artifact(made)
     folder = Path(shutil.copytree(made, tmp_path / artifact.scheme))
-    picture = next((render(tmp_path / "pictures", 1, 7, "target"), tmp_path / "pictures")[1].rglob("*.png"))
-    shutil.copy(picture, folder / "image.png")
+    image = next((render(tmp_path / "images", 1, 7, "target"), tmp_path / "images")[1].rglob("*.png"))
+    shutil.copy(image, folder / "image.png")
     scheme = Scheme(
         schema_version=1,
         name=artifact.scheme,

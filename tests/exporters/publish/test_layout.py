@@ -45,7 +45,7 @@ def document(path: Path) -> dict[str, Any]:
 
 
 def prepared(processor: Any, size: tuple[int, int]) -> tuple[list[int], tuple[int, ...]]:
-    """(token ids, shape of the pixels) of a picture and a question."""
+    """(token ids, shape of the pixels) of an image and a question."""
     text = chat_prompt(processor, QUESTION)
     found = processor(text=[text], images=[[drawn(*size, seed=1)]], add_special_tokens=False, return_tensors="np")
     return found["input_ids"][0].tolist(), found["pixel_values"].shape
@@ -95,7 +95,7 @@ def test_the_artifact_says_what_the_checkpoint_does(which: str, tmp_path: Path) 
     assert made.text["head_dim"] == 64
     assert made.text["hidden_size"] == 256
     assert (made.context_tokens, made.threads, made.max_new_tokens, made.prompt_suffix) == (2048, 2, 16, "")
-    # the image values are enough to prepare a picture, and count its tokens right
+    # the image values are enough to prepare an image, and count its tokens right
     ids, _ = prepared(processor, (90, 60))
     assert prepare(made.image, drawn(90, 60, seed=1)).n_image_tokens == ids.count(made.tokens.image_id)
 
@@ -203,14 +203,14 @@ def _recipes() -> list[str]:
 
 
 TEMPLATES = {
-    "no picture": "{% for m in messages %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endfor %}",
-    "picture behind": "{{ messages[0]['content'][1]['text'] }}<image>",
+    "no image": "{% for m in messages %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endfor %}",
+    "image behind": "{{ messages[0]['content'][1]['text'] }}<image>",
     "question lost": "<image>{{ messages[0]['role'] }}",
 }
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
-def test_a_template_that_shows_no_picture_before_the_question_is_refused(template: str) -> None:
+def test_a_template_that_shows_no_image_before_the_question_is_refused(template: str) -> None:
     processor = load_processor(str(checkpoint("student")))
     processor.chat_template = template
     with pytest.raises(MpaError, match="does not put the image once before the question"):

@@ -31,10 +31,10 @@ def changed(one: Trace, **values: object) -> Trace:
 def compared(
     *artifacts: Trace, reference: Trace | None = None, blank: Trace | None = None, tolerance: Tolerance = TOLERANCE
 ) -> Compared:
-    """Each artifact beside trace(0); the grey picture does to both what another seed does."""
-    truth, grey = reference or trace(0), trace(99)
+    """Each artifact beside trace(0); the gray image does to both what another seed does."""
+    truth, gray = reference or trace(0), trace(99)
     pairs = [Pair(truth, artifact) for artifact in artifacts]
-    return compare(pairs, [(0, Pair(grey, blank or grey))], tolerance, IMAGE)
+    return compare(pairs, [(0, Pair(gray, blank or gray))], tolerance, IMAGE)
 
 
 def only_reason(found: Compared) -> str:
@@ -201,21 +201,21 @@ def test_no_answer_at_all() -> None:
     assert len(compared(empty).reasons) >= 2
 
 
-# --- the picture ------------------------------------------------------------------------------------------------------
+# --- the image --------------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_that_is_not_looked_at() -> None:
+def test_an_image_that_is_not_looked_at() -> None:
     found = compared(trace(0), blank=trace(0))
     assert not found.parity.blank_image_changes
     assert only_reason(found).startswith("image: a gray one changes the logits by 0, in the checkpoint by ")
 
 
-def test_a_picture_that_is_hardly_looked_at() -> None:
+def test_an_image_that_is_hardly_looked_at() -> None:
     faint = with_logits(trace(0), trace(0).logits + 0.3 * (trace(99).logits - trace(0).logits))
     assert not compared(trace(0), blank=faint).parity.blank_image_changes
 
 
-def test_a_grey_picture_that_gives_no_numbers() -> None:
+def test_a_gray_image_that_gives_no_numbers() -> None:
     nan = changed(trace(0), logits=np.full_like(trace(0).logits, np.nan))
     assert not compared(trace(0), blank=nan).parity.blank_image_changes
 

@@ -33,7 +33,7 @@ def asked(model: Checkpoint) -> Probes:
 @pytest.mark.slow
 @pytest.mark.parametrize("which", NAMES)
 def test_a_trace_is_what_the_model_computes(which: str) -> None:
-    """Token by token without a cache, the picture's embeddings put in by the model itself."""
+    """Token by token without a cache, the image's embeddings put in by the model itself."""
     import torch
 
     model = Checkpoint(checkpoint(which), {}, 1)
@@ -53,7 +53,7 @@ def test_a_trace_is_what_the_model_computes(which: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("which", NAMES)
 def test_a_batch_is_its_rows(which: str) -> None:
-    """Pictures of different sizes, questions of different length, padding on the left."""
+    """Images of different sizes, questions of different length, padding on the left."""
     model = Checkpoint(checkpoint(which), {}, 1)
     batch = asked(model).batches[-1]
     for seen, request in zip(model.trace(batch), batch, strict=True):
@@ -67,9 +67,9 @@ def test_a_batch_is_its_rows(which: str) -> None:
 @pytest.mark.slow
 def test_the_budget_is_applied() -> None:
     source = Source("student", checkpoint("student"), Path("runs"))
-    picture = asked(Checkpoint(source.checkpoint, {}, 1)).requests[0]
-    whole = Checkpoint(source.checkpoint, {}, 1).trace([picture])[0]
-    tight = Checkpoint(source.checkpoint, {"size": {"longest_edge": 64}}, 1).trace([picture])[0]
+    image = asked(Checkpoint(source.checkpoint, {}, 1)).requests[0]
+    whole = Checkpoint(source.checkpoint, {}, 1).trace([image])[0]
+    tight = Checkpoint(source.checkpoint, {"size": {"longest_edge": 64}}, 1).trace([image])[0]
     assert len(tight.trace.vision) < len(whole.trace.vision)
 
 
@@ -99,7 +99,7 @@ def test_a_penalty_of_the_checkpoint_does_not_hide_behind_the_tokens() -> None:
 
 
 def test_the_probes_are_the_same_everywhere() -> None:
-    """Pictures of three sizes; the same pixels on any machine, and no two alike."""
+    """Images of three sizes; the same pixels on any machine, and no two alike."""
     image = {"max_image_size": {"longest_edge": 64}, "size": {"longest_edge": 128}}
     one, other = (probes(image, lambda question: question, "<image>") for _ in range(2))
     digests = [[request.image.tobytes() for request in found.requests] for found in (one, other)]
@@ -108,7 +108,7 @@ def test_the_probes_are_the_same_everywhere() -> None:
     assert [len(batch) for batch in one.batches] == [1, 1, 2]
     assert len({len(request.prompt) for request in one.batches[-1]}) == 2
     assert len({(request.image.tobytes(), request.prompt) for request in one.requests}) == 4
-    grey: Request = one.blanks[0][1]
-    assert grey.image.getcolors() == [(grey.image.width * grey.image.height, (128, 128, 128))]
-    assert grey.image.size == one.requests[0].image.size
-    assert grey.prompt == one.requests[0].prompt
+    gray: Request = one.blanks[0][1]
+    assert gray.image.getcolors() == [(gray.image.width * gray.image.height, (128, 128, 128))]
+    assert gray.image.size == one.requests[0].image.size
+    assert gray.prompt == one.requests[0].prompt
