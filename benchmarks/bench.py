@@ -69,27 +69,23 @@ def main() -> None:
 
 
 def common(rounds: int, help_: str) -> Callable[[Any], Any]:
-    """Options of every command."""
+    """A command with the options of all of them."""
 
     def dressed(function: Any) -> Any:
-        for option in (
-            click.option("--rounds", type=click.IntRange(1), default=rounds, show_default=True, help=help_),
-            click.option("--work", type=click.Path(path_type=Path), help="Keeps checkpoints and exports."),
-            click.option("--out", type=click.Path(path_type=Path), default=DOCS / "bench.json"),
-        ):
-            function = option(function)
+        function = click.option("--rounds", default=rounds, show_default=True, help=help_)(function)
+        function = click.option("--work", type=click.Path(path_type=Path), help="Keeps what is made.")(function)
+        function = click.option("--out", type=click.Path(path_type=Path), default=DOCS / "bench.json")(function)
         return main.command()(function)
 
     return dressed
 
 
 @common(3, "Jobs of each export.")
-@click.option("--model", "models", type=click.Choice([STUDENT, SHAPES]), multiple=True, default=(STUDENT, SHAPES))
-def memory(rounds: int, work: Path | None, out: Path, models: Sequence[str]) -> None:
+def memory(rounds: int, work: Path | None, out: Path) -> None:
     """The job's peak against /usr/bin/time -v."""
     with measuring(out, "memory", work, rounds) as (document, kept, scratch):
         document["exports"] = found = {}
-        for model in models:
+        for model in (STUDENT, SHAPES):
             for scheme, export in exports(kept, model, (*PAIRED, "hybrid-int8-q8_0")).items():
                 found[f"{model} {scheme}"] = peaks(export, scratch / model / scheme, model, rounds)
 
@@ -105,10 +101,8 @@ def peaks(export: Path, place: Path, model: str, rounds: int) -> Document:
         if peak.peak_bytes is None:
             raise click.ClickException(f"{said}: no peak memory ({peak.method})")
         rows.append({"job_bytes": peak.peak_bytes, "time_bytes": resident_bytes(said.read_text())})
-    return {
-        "jobs": rows,
-        "largest_difference": round(max(abs(row["job_bytes"] / row["time_bytes"] - 1) for row in rows), 5),
-    }
+    largest = max(abs(row["job_bytes"] / row["time_bytes"] - 1) for row in rows)
+    return {"jobs": rows, "largest_difference": round(largest, 5)}
 
 
 def resident_bytes(said: str) -> int:
@@ -124,18 +118,15 @@ def resident_bytes(said: str) -> int:
 
 
 @common(10, "Jobs of each export.")
-@click.option("--model", type=click.Choice([STUDENT, SHAPES]), default=STUDENT, show_default=True)
-@click.option("--scheme", "schemes", multiple=True, default=PAIRED, show_default=True)
-def repeat(rounds: int, work: Path | None, out: Path, model: str, schemes: Sequence[str]) -> None:
+def repeat(rounds: int, work: Path | None, out: Path) -> None:
     """The same job ten times."""
     with measuring(out, "repeat", work, rounds) as (document, kept, scratch):
         document["exports"] = found = {}
-        for scheme, export in exports(kept, model, schemes).items():
-            bundle, ids = bundle_of(export, scratch / scheme, model, tiles=3, tokens=32)
-            n = 20 if model == STUDENT else 5
-            steps = order(ids, repetitions=n, timed_ids=ids, variants=["artifact"], seed=0)
+        for scheme, export in exports(kept, STUDENT, PAIRED).items():
+            bundle, ids = bundle_of(export, scratch / scheme, STUDENT, tiles=3, tokens=32)
+            steps = order(ids, repetitions=20, timed_ids=ids, variants=["artifact"], seed=0)
             made = [figures_of(job(bundle, scratch / scheme / f"job-{i}", steps)) for i in range(rounds)]
-            found[f"{model} {scheme}"] = {
+            found[f"{STUDENT} {scheme}"] = {
                 metric: spread_of([float(one[metric] or 0.0) for one in made]) for metric in ("ttft_s", "tpot_s")
             }
 
@@ -155,12 +146,11 @@ def spread_of(medians: Sequence[float]) -> Document:
 
 
 @common(3, "Answers that count, after one that does not.")
-@click.option("--scheme", "schemes", multiple=True, default=SCHEMES, help="[default: all but onnx-qdq and controls]")
-def shapes(rounds: int, work: Path | None, out: Path, schemes: Sequence[str]) -> None:
+def shapes(rounds: int, work: Path | None, out: Path) -> None:
     """Every scheme on SmolVLM-256M's sizes."""
     with measuring(out, "shapes", work, rounds) as (document, kept, scratch):
         document |= {"tiles": TILES, "tokens": TOKENS, "schemes": {}}
-        for scheme, export in exports(kept, SHAPES, schemes).items():
+        for scheme, export in exports(kept, SHAPES, SCHEMES).items():
             bundle, ids = bundle_of(export, scratch / scheme, SHAPES, tiles=TILES, tokens=TOKENS)
             lines = job(
                 bundle, scratch / scheme / "job", [Step("artifact", i, n + 1) for n in range(rounds) for i in ids]

@@ -26,14 +26,13 @@ from mpa_edge.planning.calibrate import this_machine
 from mpa_edge.planning.plan import DRAWN_PX, make_plan
 from mpa_edge.planning.records import device_file
 from mpa_edge.planning.roofline import Machine
-from mpa_edge.runs.manifest import FOLDERS, read_manifest
+from mpa_edge.runs.manifest import FOLDERS
 from mpa_edge.stages.pipeline import run_stages
 from mpa_edge.stages.run import Run, cpu_name
 from mpa_edge.types import Request
 from mpa_edge.vlm import load
 
 BUSY = 1.1  # wall over processor time of one thread
-COUNTS = {"annotate": ("annotated",), "identify": ("gap", "parity"), "level": ("steps", "train")}
 
 
 def measured(run: Run) -> dict[str, dict[str, float]]:
@@ -63,12 +62,6 @@ def compared(planned: dict[str, float], took: dict[str, dict[str, float]], threa
     return {"compared": "processor time, others were at work" if busy else "wall time", "stages": stages}
 
 
-def counted(run: Run) -> dict[str, int]:
-    """What the run came to: the plan had to assume it."""
-    manifests = {name: read_manifest(run.stage_folder(name)) for name in COUNTS}
-    return {key: manifests[name].counts[key] for name, keys in COUNTS.items() for key in keys if manifests[name]}
-
-
 @click.command()
 @click.option("--images", default=1000, show_default=True)
 @click.option("--questions", default=1000, show_default=True)
@@ -96,8 +89,6 @@ def main(images: int, questions: int, epochs: float, threads: int, out: Path | N
                 "memory_bytes": device.memory_bytes,
             },
             **compared(planned, took, threads),
-            "assumed": {key: getattr(made.work.counts, key) for key in ("annotated", "gap", "steps", "train")},
-            "counted": counted(run),
         }
     click.echo(json.dumps(document, indent=1))
     if out:

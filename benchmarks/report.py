@@ -49,18 +49,14 @@ def seeds_table(runs: Sequence[Document]) -> str:
 def kinds_table(runs: Sequence[Document]) -> str:
     """Accuracy by question kind, mean of the seeds: target style, and plain style before and after."""
 
-    def share(kinds: Any, model: str) -> Any:
-        return lambda kind: percent(mean([kinds(run)[kind][model] for run in runs if kind in kinds(run)]))
+    target, plain = [run["kinds"] for run in runs], [run["plain"]["kinds"] for run in runs]
 
-    def target(run: Document) -> Document:
-        return run["kinds"]
-
-    def plain(run: Document) -> Document:
-        return run["plain"]["kinds"]
+    def share(kinds: Sequence[Document], model: str) -> Any:
+        return lambda kind: percent(mean([one[kind][model] for one in kinds if kind in one]))
 
     columns = {
         "Question kind": str,
-        "n": lambda kind: f"{next(run['kinds'][kind]['n'] for run in runs if kind in run['kinds']):.0f}",
+        "n": lambda kind: f"{next(one[kind]['n'] for one in target if kind in one):.0f}",
         "Teacher": share(target, "teacher"),
         "Before": share(target, "base"),
         "After": share(target, "aligned"),

@@ -40,7 +40,7 @@ import scale_models
 from common import Document, command, machine, read, remember
 from PIL import Image
 
-KILL_AT, LOOK_EVERY_S = 0.6, 0.1
+KILL_AT, LOOK_EVERY_S, ROUNDS = 0.6, 0.1, 3
 KILLED = "killed.json"
 FEWEST_DRAWINGS, NAMES_A_DRAWING, IN_A_FOLDER = 50, 20_000, 1000
 
@@ -223,13 +223,13 @@ def measured(size: Size, folder: Path) -> Document:
     }
 
 
-def compared(images: int, shard_size: int, rounds: int) -> Document:
-    """Seconds of the stages on both engines with one worker, the best of some rounds each, taken in turns.
+def compared(images: int, shard_size: int) -> Document:
+    """Seconds of the stages on both engines with one worker, the best of three rounds each, taken in turns.
 
     From the first to the last batch of each stage, added up: without any process's start.
     """
     found: dict[str, list[dict[str, float]]] = {"local": [], "ray": []}
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         for engine, runs in found.items():
             with place(None) as folder:
                 size = Size(images, engine, 1, shard_size)
@@ -243,7 +243,7 @@ def compared(images: int, shard_size: int, rounds: int) -> Document:
     best = {engine: min(runs, key=lambda one: one["work_s"]) for engine, runs in found.items()}
     return {
         "images": images,
-        "rounds": rounds,
+        "rounds": ROUNDS,
         **{f"{engine}_work_s": one["work_s"] for engine, one in best.items()},
         "overhead": best["ray"]["work_s"] / best["local"]["work_s"] - 1,
         "ray_start_s": best["ray"]["until_asked_s"] - best["local"]["until_asked_s"],
@@ -269,7 +269,6 @@ def place(folder: Path | None) -> Iterator[Path]:
 @click.option("--shard-size", default=500, show_default=True, help="Images in a shard.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Keep everything here, and resume from it.")
 @click.option("--compare", type=int, help="Images on both engines with one worker.")
-@click.option("--rounds", default=3, show_default=True, help="Of --compare.")
 @click.option("--out", type=click.Path(path_type=Path), help="Add the result to this JSON document.")
 @click.option("--drive", "order", type=(int, str, int, int, Path), hidden=True)
 def main(
@@ -279,7 +278,6 @@ def main(
     shard_size: int,
     folder: Path | None,
     compare: int | None,
-    rounds: int,
     out: Path | None,
     order: tuple[Any, ...] | None,
 ) -> None:
@@ -290,7 +288,7 @@ def main(
         return
     said = {"command": command("scale.py", sys.argv[1:], without=("--folder", "--out"))}
     if compare:
-        result = said | compared(compare, shard_size, rounds)
+        result = said | compared(compare, shard_size)
     else:
         with place(folder) as where:
             result = said | measured(Size(images, engine, actors, shard_size), where)

@@ -315,7 +315,6 @@ def checkpoint_of(name: str, folder: Path, longest_edge: int, seed: int) -> str:
 )
 @click.option("--longest-edge", default=2048, show_default=True, help="Pixels; for random weights only.")
 @click.option("--threads", default=1, show_default=True)
-@click.option("--no-steps", is_flag=True, help="The published loop and ours only.")
 def main(
     teacher: str,
     student: str,
@@ -325,7 +324,6 @@ def main(
     new_tokens: tuple[int, int] | None,
     longest_edge: int,
     threads: int,
-    no_steps: bool,
 ) -> None:
     """Run the benchmark; print one JSON document."""
     checkpoint.set_threads(threads)
@@ -336,7 +334,7 @@ def main(
         drawn = tuple(sorted(render(folder / "images", images, 99, "target").glob("*.png")))
         models = [checkpoint_of(name, folder, longest_edge, seed) for seed, name in enumerate((teacher, student))]
         work = Work(drawn, questions, *models, *limits, trained)
-        result = document(work, *in_turn([PUBLISHED, OURS] if no_steps else list(LADDER), work, rounds))
+        result = document(work, *in_turn(list(LADDER), work, rounds))
     click.echo(json.dumps({"teacher": teacher, "student": student} | result, indent=1))
 
 
