@@ -180,7 +180,8 @@ def settings_text(settings: Mapping[str, str | int]) -> str:
     """
     units = {"threads": "thread", "image_budget": "tile"}
     ordered = sorted(settings.items(), key=lambda item: item[0] != "scheme")
-    return ", ".join(plural(int(value), units[name]) if name in units else str(value) for name, value in ordered)
+    counted = {name: f" {unit}{'' if settings.get(name) == 1 else 's'}" for name, unit in units.items()}
+    return ", ".join(f"{value}{counted.get(name, '')}" for name, value in ordered)
 
 
 def sweep_sentence(sweep: Sweep) -> str:

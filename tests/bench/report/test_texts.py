@@ -110,7 +110,11 @@ def test_a_sweep_without_times_has_no_drawing(holds: BenchData) -> None:
     assert "None is recommended" in text
 
 
-def test_samples_start_with_flips() -> None:
+def test_a_setting_may_be_any_text() -> None:
+    assert words.settings_text({"threads": "<b>", "image_budget": 4, "scheme": "x"}) == "x, <b> threads, 4 tiles"
+
+
+def test_samples_start_with_changes() -> None:
     rows = [row((1, 1, 1), f"same{i}") for i in range(50)] + [row((0, 1, 0), "lost"), row((0, 1, 1), "gained")]
     chosen = pick(rows)
     assert len(chosen) == 12
