@@ -2,8 +2,8 @@
 
     python benchmarks/nursery.py --out docs/nursery.json
 
-1,000 fresh questions in each style (one a picture, kinds spread evenly), and the teacher's own annotations of target
-pictures under all five focuses, greedy and sampled. Pictures come from seeds that no training uses. Also rewrites the
+1,000 fresh questions in each style (one an image, kinds spread evenly), and the teacher's own annotations of target
+images under all five focuses, greedy and sampled. Images come from seeds that no training uses. Also rewrites the
 model cards beside the weights and the marked table in docs/nursery.md.
 """
 
@@ -46,7 +46,7 @@ def answers(vlm: VLM, style: Any, n: int) -> Document:
 
 
 def annotations(vlm: VLM, n: int, samples_per_image: int) -> dict[str, float]:
-    """Of what the teacher writes: the share that parses, and the share of those that is true for the picture."""
+    """Of what the teacher writes: the share that parses, and the share of those that is true for the image."""
     task, config = get_task("minicharts"), AnnotateConfig(samples_per_image=samples_per_image, max_new_tokens=48)
     asked = [
         (picture.scene, annotation_request(picture.image, picture.name, sample, task, config, SEED))
@@ -68,7 +68,7 @@ def card(name: str, result: Document, command: str) -> str:
         f"# mpa-edge nursery: {name}\n",
         (
             f"A tiny vision-language model ({result[name]['parameters'] / 1e6:.2f} M parameters, Idefics3, "
-            f"fp16), the built-in {name} of mpa-edge. It knows pictures of 128 x 64 pixels that its own generator "
+            f"fp16), the built-in {name} of mpa-edge. It knows images of 128 x 64 pixels that its own generator "
             "draws (bar charts, signs, shapes) and nothing else. It is for demonstrations and tests.\n"
         ),
         f"Trained from nothing by `python -m tools.nursery_training.train {name}`: {result[name]['training']}\n",
@@ -93,7 +93,7 @@ def training_line(name: str) -> str:
     share = f"{100 * plan.mix.target_share:g} % of them in the target style"
     later = "".join(f", then {phase.steps} steps with {100 * phase.target_share:g} %" for phase in plan.after)
     questions = plan.mix.questions + plan.mix.lookups
-    return f"{plan.steps:,} steps of {plan.batch_size} pictures, {share}{later}; up to {questions} questions a picture."
+    return f"{plan.steps:,} steps of {plan.batch_size} images, {share}{later}; up to {questions} questions an image."
 
 
 def kinds_table(result: Document) -> str:

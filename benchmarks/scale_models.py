@@ -24,7 +24,7 @@ WRITES_TOKENS = 20  # who may say more than this is asked to write a question
 
 
 class Scripted:
-    """Asks for the number of a picture and knows it; the student is wrong about every third one."""
+    """Asks for the number of an image and knows it; the student is wrong about every third one."""
 
     def __init__(self, reference: str, *, name: str, **_: Any) -> None:
         self.name = name
@@ -42,7 +42,7 @@ class Scripted:
         red, green, blue = request.image.getpixel((0, 0))  # type: ignore[misc]
         number = red + 256 * green + 65536 * blue
         if request.max_new_tokens > WRITES_TOKENS:
-            return f"Question: Which number has picture {number}, asked {request.seed % 997}? Answer: {number}"
+            return f"Question: Which number has image {number}, asked {request.seed % 997}? Answer: {number}"
         return str(number if self.name == "teacher" or number % 3 else number + 1)
 
     def _note(self, n: int, writes: bool) -> None:

@@ -185,10 +185,9 @@ def settings_text(settings: Mapping[str, str | int]) -> str:
 
 
 def sweep_sentence(sweep: Sweep) -> str:
-    """The recommendation."""
-    if sweep.recommended is None:
-        return f"None is recommended: {sweep.reason}."
-    return f"Use {settings_text(sweep.points[sweep.recommended].settings)}: {sweep.reason}."
+    """The recommendation; an index that is not there is none."""
+    chosen = next((point for i, point in enumerate(sweep.points) if i == sweep.recommended), None)
+    return f"Use {settings_text(chosen.settings)}: {sweep.reason}." if chosen else f"None is recommended: {sweep.reason}."
 
 
 def headline(report: BenchReport) -> str:

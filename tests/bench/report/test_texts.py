@@ -114,6 +114,11 @@ def test_a_setting_may_be_any_text() -> None:
     assert words.settings_text({"threads": "<b>", "image_budget": 4, "scheme": "x"}) == "x, <b> threads, 4 tiles"
 
 
+def test_a_recommendation_that_is_not_there_is_none(holds: BenchData) -> None:
+    assert holds.sweep is not None
+    assert words.sweep_sentence(holds.sweep.model_copy(update={"recommended": 99})).startswith("None is recommended")
+
+
 def test_samples_start_with_changes() -> None:
     rows = [row((1, 1, 1), f"same{i}") for i in range(50)] + [row((0, 1, 0), "lost"), row((0, 1, 1), "gained")]
     chosen = pick(rows)
