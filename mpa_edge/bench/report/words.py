@@ -187,7 +187,8 @@ def settings_text(settings: Mapping[str, str | int]) -> str:
 def sweep_sentence(sweep: Sweep) -> str:
     """The recommendation; an index that is not there is none."""
     chosen = next((point for i, point in enumerate(sweep.points) if i == sweep.recommended), None)
-    return f"Use {settings_text(chosen.settings)}: {sweep.reason}." if chosen else f"None is recommended: {sweep.reason}."
+    advice = f"Use {settings_text(chosen.settings)}" if chosen else "None is recommended"
+    return f"{advice}: {sweep.reason}."
 
 
 def headline(report: BenchReport) -> str:
