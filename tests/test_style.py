@@ -16,6 +16,7 @@ def faults(source: str) -> list[str]:
     """Every broken rule of one file, with its line."""
     tree = ast.parse(source)
     found = [] if source.count("\n") <= 450 else [f"{source.count(chr(10))} lines in one file"]
+    found += [f"line {n}: fmt: skip" for n, line in enumerate(source.split("\n"), 1) if "# fmt: " in line]
     for node in ast.walk(tree):
         if isinstance(node, FUNCTIONS) and node.end_lineno - node.lineno + 1 > 60:
             found.append(f"line {node.lineno}: {node.name} has {node.end_lineno - node.lineno + 1} lines")
@@ -36,6 +37,7 @@ def test_the_rules_bite() -> None:
     assert len(faults(long)) == 1
     assert len(faults("try:\n    pass\nexcept:\n    assert 1\n")) == 2
     assert len(faults("x = 1\n" * 451)) == 1
+    assert len(faults("x = 1  # fmt: skip\n")) == 1
     assert faults("def f():\n" + "    x = 1\n" * 59) == []
 
 
