@@ -14,8 +14,14 @@ import numpy as np
 from mpa_edge.artifact import read_artifact
 from mpa_edge.errors import MpaError
 from mpa_edge.types import Reply, Request, Timing, Trace
-from mpa_edge.vlm.onnxruntime.decoder import Decoder, first_tokens, left_padded, mrope_positions
-from mpa_edge.vlm.onnxruntime.sessions import Graph, VisionEncoder
+from mpa_edge.vlm.onnxruntime.sessions import (
+    Decoder,
+    Graph,
+    VisionEncoder,
+    first_tokens,
+    left_padded,
+    mrope_positions,
+)
 from mpa_edge.vlm.pixels import Prepared, prepare
 from mpa_edge.vlm.pixels.common import pixels_digest
 from mpa_edge.vlm.shared.prompts import PromptTokenizer, prompt_text, prompt_too_long
@@ -26,7 +32,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from mpa_edge.types import Pixels
-    from mpa_edge.vlm.onnxruntime.decoder import Cache
+    from mpa_edge.vlm.onnxruntime.sessions import Cache
 
 
 @dataclass

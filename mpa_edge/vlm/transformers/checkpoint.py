@@ -68,8 +68,8 @@ def set_threads(threads: int | None) -> int:
     return count
 
 
-def brings_code(path: str) -> bool:
-    """Whether a checkpoint is of a type that transformers does not know and needs its own Python code to load."""
+def _needs_own_code(path: str) -> bool:
+    """Whether a checkpoint is of a type that transformers does not know and needs its authors' Python code to load."""
     from transformers import CONFIG_MAPPING, PreTrainedConfig
 
     try:
@@ -84,7 +84,7 @@ def load_processor(path: str) -> Any:
     from transformers import AutoProcessor
 
     quiet()
-    if brings_code(path):
+    if _needs_own_code(path):
         raise MpaError(
             f"'{path}' needs its authors' Python code, which is never run here: use a checkpoint in transformers' own "
             "format (for InternVL one whose name ends with -hf)"

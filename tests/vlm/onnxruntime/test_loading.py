@@ -15,8 +15,8 @@ from mpa_edge import vlm
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.verify.probes import drawn
 from mpa_edge.types import Request
-from mpa_edge.vlm.onnxruntime.decoder import Decoder
 from mpa_edge.vlm.onnxruntime.model import OnnxVLM
+from mpa_edge.vlm.onnxruntime.sessions import Decoder
 from tests.vlm import exported
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpa_edge.vlm.onnxruntime.decoder import left_padded, mrope_positions
+from mpa_edge.vlm.onnxruntime.sessions import left_padded, mrope_positions
 from tests.families import zoo
 
 
