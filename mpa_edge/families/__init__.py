@@ -1,4 +1,4 @@
-"""One file an S-VLM family: which checkpoints it covers and where its LoRA goes. The folder is the registry."""
+"""One file per S-VLM family: which checkpoints it covers and where its LoRA goes. The folder is the registry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 from mpa_edge.errors import MpaError
 
 Part = Literal["language", "vision", "connector"]
-# model types that come with program code of their authors -> a checkpoint of the kind in the format of transformers
+# model types that need their authors' own code -> a checkpoint of the same kind in transformers' own format
 OWN_FORMATS = {
     "internvl_chat": "OpenGVLab/InternVL3-2B-hf",
     "tiny_llava": "bczhou/tiny-llava-v1-hf",
@@ -22,12 +22,12 @@ OWN_FORMATS = {
 
 @dataclass(frozen=True)
 class Family:
-    """What is special about a family of small VLMs."""
+    """What a family of small VLMs needs."""
 
     name: str
     """File name."""
     title: str
-    """Models that people know it by."""
+    """Models that belong to it, for people."""
     model_types: tuple[str, ...]
     """`model_type` of config.json."""
     lora_targets: dict[Part, str]
@@ -65,8 +65,8 @@ def family_of(model_type: str) -> Family:
     instead = next((found for name, found in OWN_FORMATS.items() if model_type.startswith(name)), None)
     if instead:
         raise MpaError(
-            f"model type '{model_type}' is its authors' own format with program code, which is never run: use {instead}"
-            ", or a checkpoint that was converted to the format of transformers"
+            f"model type '{model_type}' needs its authors' own code, which is never run here: use {instead}, "
+            "or a checkpoint converted to transformers' own format"
         )
     known = ", ".join(sorted(t for family in families().values() for t in family.model_types))
     raise MpaError(f"no family for model type '{model_type}': use a student of type {known}")

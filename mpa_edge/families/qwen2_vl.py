@@ -1,4 +1,4 @@
-"""Qwen2-VL: ViT of any picture shape with 2-D rotary positions, patch merger, Qwen2 decoder with M-RoPE."""
+"""Qwen2-VL: ViT of any image shape with 2-D rotary positions, patch merger, Qwen2 decoder with M-RoPE."""
 
 from mpa_edge.families import Family
 

@@ -179,7 +179,7 @@ def test_a_model_type_nobody_covers_names_those_that_are() -> None:
     ],
 )
 def test_a_format_of_the_authors_own_names_one_of_transformers(model_type: str, instead: str) -> None:
-    with pytest.raises(MpaError, match=rf"'{model_type}' is its authors' own format .* use {instead}"):
+    with pytest.raises(MpaError, match=rf"'{model_type}' needs its authors' own code, .* use {instead}"):
         family_of(model_type)
 
 

@@ -44,7 +44,6 @@ TYPES: dict[int, tuple[str, int, int]] = {
     28: ("f64", 1, 8),
     30: ("bf16", 1, 2),
 }
-BLOCKS = {name: (weights, size_bytes) for name, weights, size_bytes in TYPES.values()}
 
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _TEXT, _LIST = 8, 9
@@ -76,8 +75,6 @@ class Header:
     """In the order of the file."""
     file_bytes: int
     """Size of the whole file."""
-    data_offset: int
-    """Where the weights start."""
 
 
 class _BadFileError(Exception):
@@ -123,7 +120,7 @@ class _Reader:
         for tensor in placed:
             if tensor.offset + tensor.n_bytes > self._size:
                 raise _BadFileError(f"tensor '{tensor.name[:64]}' is outside the file, which may be truncated")
-        return Header(metadata, placed, self._size, data_offset)
+        return Header(metadata, placed, self._size)
 
     def _tensor(self, alignment: int) -> TensorInfo:
         """The next tensor; its offset still counts from the start of the weights."""
