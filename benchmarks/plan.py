@@ -22,8 +22,6 @@ from common import command, write
 from PIL import Image
 
 from mpa_edge.config.library import load_recipe
-from mpa_edge.planning.calibrate import this_machine
-from mpa_edge.planning.plan import DRAWN_PX, make_plan
 from mpa_edge.planning.records import device_file
 from mpa_edge.planning.roofline import Machine
 from mpa_edge.runs.manifest import FOLDERS

@@ -1,1 +1,1 @@
-"""What a recipe will take before it runs: disk, memory, hours and money, from the sizes of its models."""
+"""Estimates of disk, memory, hours and cost, from the sizes of the models and public prices."""

@@ -1,69 +1,69 @@
-"""Seconds and bytes of each stage on one machine, and what it costs."""
+"""A recipe, its images and machines -> seconds, memory, disk and cost. Nothing is loaded, downloaded or written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import datetime
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from mpa_edge.config.recipe import Recipe
-from mpa_edge.planning.counts import CHUNK, Counts, Figure, Prompts, batches, prompt_tokens
-from mpa_edge.planning.image_tokens import Seen
+from mpa_edge.errors import MpaError
+from mpa_edge.images.folder import open_image, scan
+from mpa_edge.images.index import ImageEntry
+from mpa_edge.planning.counts import Counts, batches, count, disk_bytes
 from mpa_edge.planning.memory import (
     FLOAT_BYTES,
     LIBRARIES_BYTES,
     USABLE,
-    Tuned,
     answering_bytes,
     largest_that_fits,
     training_bytes,
+    tuned,
 )
-from mpa_edge.planning.model_specs import BYTES_ON_DISK, KnownModel
-from mpa_edge.planning.records import Assumptions, Factor, Price
-from mpa_edge.planning.roofline import (
-    Batch,
-    BatchSeconds,
-    Machine,
-    batch_seconds,
-    prompt_flops,
-    training_flops,
-    vision_flops,
-)
+from mpa_edge.planning.model_specs import BYTES_ON_DISK, ImageTokens, ModelSpec, Size, model_spec
+from mpa_edge.planning.records import Assumptions, Device, Factor, Price, assumptions, device_file, find_device
+from mpa_edge.planning.roofline import Batch, Machine, Tuned, batch_seconds, prompt_flops, training_flops, vision_flops
+from mpa_edge.types import Drop
 
+HERE = "here"
 HOUR_S = 3600.0
+SAMPLE = 32
+"""Images of a folder that are opened for their sizes."""
+DRAWN_PX = (128, 64)
+"""Images of the built-in generator."""
+CHUNK = 200
+"""Questions that evaluate hands to a model at once."""
+Machines = Sequence[tuple[Machine, Price | None]]
 
 
 @dataclass(frozen=True)
-class Work:
-    """Everything that does not depend on the machine."""
+class Images:
+    """The unlabelled images."""
 
-    recipe: Recipe
-    counts: Counts
-    prompts: Prompts
-    teacher: KnownModel
-    student: KnownModel
-    teacher_sees: Seen
-    """The mean picture as the teacher takes it."""
-    student_sees: Seen
-    """The mean picture as the student takes it."""
-    tuned: Tuned
-    assumed: Assumptions
+    n: int
+    """Usable ones."""
+    sizes: tuple[Size, ...]
+    """Of all, or of a sample."""
+    drawn: int
+    """How many the generator would write."""
+    source: str
+    """Where both numbers are from."""
 
 
 @dataclass(frozen=True)
 class StagePlan:
     """One stage on one machine."""
 
-    stage: str
     seconds: float
-    """Expected."""
     memory_bytes: float
-    """Peak, on the GPU where there is one."""
+    """Peak, on the GPU if there is one."""
     at_once: int
-    """Rows in one batch that fit; the recipe's number, or a half of it as often as needed."""
-    figures: tuple[Figure, ...]
-    """How all of it came about."""
+    """Rows in a batch: the recipe's number, halved until it fits."""
     usd: float = 0.0
-    """What a hosted teacher's tokens cost."""
+    """For the tokens of a hosted teacher."""
 
 
 @dataclass(frozen=True)
@@ -71,329 +71,298 @@ class MachinePlan:
     """A whole run on one machine."""
 
     machine: Machine
-    """Where it runs."""
     price: Price | None
-    """What an hour of it costs."""
-    stages: tuple[StagePlan, ...]
+    stages: dict[str, StagePlan]
     start_s: float
 
     @property
     def seconds(self) -> float:
         """Of the whole run."""
-        return self.start_s + sum(stage.seconds for stage in self.stages)
+        return self.start_s + sum(stage.seconds for stage in self.stages.values())
 
     @property
     def memory_bytes(self) -> float:
         """Of the largest stage."""
-        return max(stage.memory_bytes for stage in self.stages)
+        return max(stage.memory_bytes for stage in self.stages.values())
 
     @property
     def fits(self) -> bool:
-        """Whether every stage finds room, with smaller batches where needed."""
+        """Whether every stage has enough memory, with smaller batches if necessary."""
         return self.memory_bytes <= USABLE * self.machine.device.memory_bytes
 
     @property
     def usd(self) -> float | None:
-        """What the machine costs for that long, and a hosted teacher; None without prices, or where it does not fit."""
-        tokens = sum(stage.usd for stage in self.stages)
+        """For the machine and a hosted teacher; None if there is no price or the run does not fit."""
+        tokens = sum(stage.usd for stage in self.stages.values())
         if not self.fits or (self.price is None and not tokens):
             return None
         return tokens + (self.seconds / HOUR_S * self.price.usd_per_hour if self.price else 0.0)
 
 
-def on_machine(work: Work, machine: Machine, price: Price | None = None) -> MachinePlan:
-    """The plan of all stages on one machine."""
-    stages = [_annotate(work, machine), _identify(work, machine), _level(work, machine), _merge(work, machine)]
-    if work.counts.questions:
-        stages.append(_evaluate(work, machine))
-    return MachinePlan(machine, price or machine.device.price, tuple(stages), work.assumed["start_s"])
-
-
 @dataclass(frozen=True)
-class Asking:
-    """One model, one kind of question."""
+class Plan:
+    """The estimate for one recipe."""
 
-    name: str
-    model: KnownModel
-    seen: Seen
-    rows: float
-    groups: float
-    """Shards or chunks: each starts a new batch."""
-    per_picture: float
-    """Questions about one picture."""
-    size: int
-    """Rows in one batch, as the recipe has it."""
-    text: float
-    """Tokens of text in the prompt."""
-    longest: float
-    """Tokens of the longest reply; of the mean one behind a server, which fills gaps at once."""
-    written: float
-    """Tokens of the mean reply."""
-    new_pictures: bool = True
-    """Whether they are seen for the first time."""
+    recipe: Recipe
+    images: Images
+    counts: Counts
+    teacher: ModelSpec
+    student: ModelSpec
+    teacher_image: ImageTokens
+    """The mean image, as the teacher sees it."""
+    student_image: ImageTokens
+    tuned: Tuned
+    assumed: Assumptions
+    disk: dict[str, float]
+    """Bytes by kind."""
+    machines: tuple[MachinePlan, ...] = ()
+
+    @property
+    def disk_bytes(self) -> float:
+        """Free space that a run needs, downloads included."""
+        return sum(self.disk.values())
+
+    def prepare_s(self, image: ImageTokens) -> float:
+        """Seconds of the image processor for one image."""
+        return self.assumed["prepare_s"] + self.assumed["prepare_s_per_pixel"] * image.pixels
+
+    def load_s(self, model: ModelSpec) -> float:
+        """Seconds to load a model."""
+        return self.assumed["load_s"] + BYTES_ON_DISK * model.shapes.parameters / self.assumed["load_bytes_per_s"]
 
 
-def _ask(asking: Asking, work: Work, machine: Machine) -> StagePlan:
-    """Loading a model, and all batches of one kind of question."""
-    if asking.model.server:
-        asking = replace(asking, size=work.recipe.teacher_server.concurrency, longest=asking.written)
-        if work.recipe.teacher_server.price_in is not None:
-            return _hosted(asking, work, machine)
-    shapes, number, limit = asking.model.shapes, machine.device.number_bytes, USABLE * machine.device.memory_bytes
-    machine = _served(machine) if asking.model.server else machine
+def find_images(recipe: Recipe, images: str | None, assumed: Assumptions) -> Images:
+    """Images of a folder, a number of unseen ones, or those that the recipe names. MpaError if it names none."""
+    if images is not None and images.isascii() and images.isdigit() and int(images) > 0:
+        size = (int(assumed["width_px"]), int(assumed["height_px"]))
+        return Images(int(images), (size,), 0, f"a number; width_px x height_px {size[0]} x {size[1]} assumed")
+    folder, render = images or recipe.images.path, recipe.images.render
+    if folder is not None:
+        part = ", of which images.split takes a part" if recipe.images.split else ""
+        return sample_images(scan(Path(folder).expanduser()), recipe.images.max_pixels, folder, part)
+    if render is None:
+        raise MpaError(f"recipe '{recipe.name}' names no images: add --images DIR, or a number, --images 1000")
+    return Images(render.n, (DRAWN_PX,), render.n, "drawn by the recipe's generator")
 
-    def need(size: int) -> float:
-        return answering_bytes(shapes, asking.seen, _batch(asking, size), machine.device.kind, number, limit)
 
-    size = largest_that_fits(asking.size, need, limit)
-    n = batches(asking.rows, asking.groups, size)
-    batch = _batch(asking, asking.rows / n if n else size)
-    prepare = work.assumed["prepare_s"] + work.assumed["prepare_s_per_pixel"] * asking.seen.pixels
-    each = batch_seconds(shapes, asking.seen, batch, machine, prepare, number)
-    load = _load_s(work, asking.model)
-    seconds = n * (max(each.prepare, each.model) if _ahead(machine) else each.prepare + each.model)
-    memory = Figure(
-        f"{asking.name}.memory",
-        need(size),
-        "bytes",
-        f"libraries + {number} bytes x {shapes.parameters} parameters + pictures on their way + cache of {size} rows",
+def sample_images(entries: Sequence[ImageEntry], max_pixels: int, folder: str, note: str = "") -> Images:
+    """The usable entries of a folder, and the sizes of an evenly spaced sample. MpaError if none can be read."""
+    usable = [entry for entry in entries if entry.drop is None]
+    sample = usable[:: max(1, len(usable) // SAMPLE)][:SAMPLE]
+    opened = (open_image(entry.path, max_pixels) for entry in sample)
+    sizes = tuple((image.width, image.height) for image in opened if not isinstance(image, Drop))
+    if not sizes:
+        raise MpaError(f"no readable image in {folder}: name another folder, --images DIR")
+    return Images(len(usable), sizes, 0, f"{folder}, sizes of {len(sizes)} of them{note}")
+
+
+def this_machine(threads: int | None = None, watch_s: float = 0.5) -> Device:
+    """The CPU at hand as a device: `threads` (default: all) of its cores, each peak measured for `watch_s` seconds."""
+    import numpy as np
+    import psutil
+
+    a, long = np.full((1024, 1024), 0.5, np.float32), np.ones(2**24, np.int32)
+    out = np.empty_like(a)
+
+    def best_s(work: Callable[[], object]) -> float:
+        """Seconds of the quickest run: other processes only slow it."""
+        found, end = [], time.perf_counter() + watch_s
+        while len(found) < 3 or time.perf_counter() < end:
+            started = time.perf_counter()
+            work()
+            found.append(time.perf_counter() - started)
+        return min(found)
+
+    cores = psutil.cpu_count() or 1
+    return Device(
+        title=f"this machine, {threads or cores} CPU threads, fp32",
+        kind="cpu",
+        memory_bytes=psutil.virtual_memory().total,
+        flops=2 * 1024**3 / best_s(lambda: np.matmul(a, a, out=out)) * (threads or cores) / cores,
+        memory_bandwidth=long.nbytes / best_s(long.max),
+        source="measured just now",
     )
-    figures = (*_time_figures(asking, batch, each, n, load, machine), memory)
-    return StagePlan(asking.name, load + seconds, need(size), size, figures)
 
 
-def _ahead(machine: Machine) -> bool:
-    """Whether pictures are prepared by a second thread: where the model does not keep all cores busy."""
-    return machine.device.kind == "gpu"
+def machines(names: Sequence[str], threads: int | None = None, usd_per_hour: float | None = None) -> Machines:
+    """Machines by name, with prices. `here` is measured; no names: `here` and every GPU of devices.yaml.
+
+    `usd_per_hour` replaces the list prices.
+    """
+    file = device_file()
+    chosen = list(names) or [HERE, *(name for name, device in file.devices.items() if device.kind == "gpu")]
+    found = []
+    for name in dict.fromkeys(chosen):
+        device = this_machine(threads) if name == HERE else find_device(name)
+        price = device.price
+        if usd_per_hour is not None:
+            price = Price(usd_per_hour=usd_per_hour, offer="--price", source="you", date=datetime.date.today())
+        found.append((Machine(name, device, file.efficiency[device.kind]), price))
+    return found
 
 
-def _hosted(asking: Asking, work: Work, machine: Machine) -> StagePlan:
-    """Questions to a server that is paid by the token: its speed is not ours to compute."""
-    server, request_s = work.recipe.teacher_server, work.assumed["request_s"]
-    read, written = asking.rows * prompt_tokens(asking.seen, asking.text), asking.rows * asking.written
-    seconds = asking.rows * request_s / asking.size
-    price_in, price_out = server.price_in or 0.0, server.price_out or 0.0
-    usd = (read * price_in + written * price_out) / 1e6
-    formula = (
-        f"({read:.4g} tokens in x {price_in:g} + {written:.4g} tokens out x {price_out:g}) / 1e6, prices of the recipe"
-    )
-    figures = (
-        Figure(f"{asking.name}.requests", seconds, "s", f"{asking.rows:g} x request_s / {asking.size} at once"),
-        Figure(f"{asking.name}.tokens", usd, "USD", formula),
-    )
-    return StagePlan(asking.name, seconds, LIBRARIES_BYTES[machine.device.kind], asking.size, figures, usd)
+def make_plan(
+    recipe: Recipe, images: str | Images | None, on: Callable[[], Machines], overrides: Sequence[str] = ()
+) -> Plan:
+    """The plan of a recipe on the machines that `on` returns. UnknownModelError if the sizes of a model are not known.
+
+    `images`: a folder, a number, or what is known of them. `on` is called last: measuring this machine takes a second,
+    and a mistake in the recipe should be reported first. `overrides`: assumptions, NAME=VALUE.
+    """
+    assumed = assumptions(recipe.task, overrides)
+    found = images if isinstance(images, Images) else find_images(recipe, images, assumed)
+    teacher, student = model_spec(recipe.teacher), model_spec(recipe.student)
+    what, counts = tuned(student.shapes, recipe.level), count(recipe, found.n, assumed)
+    disk = disk_bytes(recipe, counts, (teacher, student), found.drawn, what, assumed)
+    seen = [model.image_tokens(found.sizes) for model in (teacher, student)]
+    plan = Plan(recipe, found, counts, teacher, student, *seen, what, assumed, disk)
+    return replace(plan, machines=tuple(on_machine(plan, machine, price) for machine, price in on()))
 
 
-def _served(machine: Machine) -> Machine:
-    """A server captures its steps as graphs: calling a layer takes no time of its own."""
-    none = Factor(value=0.0, where="a server runs whole steps as graphs")
-    return replace(machine, efficiency=machine.efficiency.model_copy(update={"layer_s": none}))
+def on_machine(plan: Plan, machine: Machine, price: Price | None = None) -> MachinePlan:
+    """All stages on one machine."""
+    made, annotate, identify, n = plan.counts, plan.recipe.annotate, plan.recipe.identify, plan.counts.questions
+    shards, teacher, student = made.images / annotate.shard_size, plan.teacher, plan.student
 
+    def ask(model: ModelSpec, rows: float, size: int, **how: Any) -> StagePlan:
+        per_image = rows / max(1, made.images)
+        return _ask(plan, machine, model, rows, size, **{"groups": shards, "per_image": per_image} | how)
 
-def _time_figures(
-    asking: Asking, batch: Batch, each: BatchSeconds, n: float, load_s: float, machine: Machine
-) -> Iterator[Figure]:
-    """Where the time of all batches goes, with the formulas of `batch_seconds`."""
-    shapes, name = asking.model.shapes, asking.name
-    plus = "at least" if machine.device.kind == "gpu" else "plus"
-    vision, language = (f"{plus} {stack.layers} layers x layer_s" for stack in (shapes.vision, shapes.language))
-    compute, read = "operations / (flops x prefill)", "bytes / (memory_bandwidth x memory)"
-    weights, pixels = f"2 bytes x {shapes.parameters} parameters", f"{asking.seen.pixels:g} pixels"
-    ahead = ", while the model works" if _ahead(machine) else ""
-    begin = f"{n} batches x {batch.pictures:.4g} pictures"
-    tails = f"{batch.rows:.4g} rows of {batch.tail:.4g}"
-    replies = f"{n} batches x {batch.rows:.4g} rows of {batch.written:g} tokens in {batch.longest:g} steps"
-    formulas = {
-        "load": f"load_s + {weights} / load_bytes_per_s",
-        "prepare": f"{begin} x (prepare_s + prepare_s_per_pixel x {pixels}){ahead}",
-        "vision": f"{begin} of {asking.seen.patches:g} patches: {compute}, {vision}",
-        "prefill": f"{begin} of {batch.prefix:.4g} tokens, {tails} behind them: {compute}, {language}",
-        "decode": f"{replies}: the longer of {compute} and {read}, {language} and step",
+    asked = [ask(teacher, made.asked, annotate.batch_size, kind="annotation")]
+    if annotate.votes:
+        # by the same model about the same images: both are there already
+        votes = made.annotated * annotate.votes
+        asked.append(ask(teacher, votes, annotate.batch_size, new_images=False, is_loaded=True))
+    answered = [ask(student, made.verified, identify.batch_size)]
+    if not annotate.votes:
+        answered.append(ask(teacher, made.annotated, identify.batch_size))
+    stages = {
+        "annotate": _sum(asked),
+        "identify": _sum(answered),
+        "level": _level(plan, machine),
+        "merge": _merge(plan, machine),
     }
-    for part, formula in formulas.items():
-        yield Figure(f"{name}.{part}", load_s if part == "load" else n * getattr(each, part), "s", formula)
+    if n:
+        size, models = plan.recipe.evaluate.batch_size, (teacher, student, student)
+        stages["evaluate"] = _sum([ask(model, n, size, groups=n / CHUNK, per_image=1) for model in models])
+    return MachinePlan(machine, price or machine.device.price, stages, plan.assumed["start_s"])
 
 
-def _batch(asking: Asking, rows: float) -> Batch:
-    """What one batch of so many rows holds."""
-    pictures = min(float(rows), max(1.0, rows / asking.per_picture)) if asking.new_pictures else 0.0
-    prefix = asking.seen.tokens + asking.seen.marks
-    return Batch(float(rows), pictures, prefix, asking.text, asking.longest, asking.written)
-
-
-def _annotate(work: Work, machine: Machine) -> StagePlan:
-    """Questions with answers, then the votes: the same model about the same pictures, which it has seen already."""
-    config, made = work.recipe.annotate, work.counts
-    write = Asking(
-        "annotate",
-        work.teacher,
-        work.teacher_sees,
-        made.asked,
-        made.images / config.shard_size,
-        config.samples_per_image,
-        config.batch_size,
-        work.prompts.annotate,
-        work.prompts.annotation_longest,
-        work.prompts.annotation,
-    )
-    parts = [_ask(write, work, machine)]
-    if config.votes:
-        votes = replace(_votes(work, "annotate.votes", config.votes, config.batch_size), new_pictures=False)
-        parts.append(_ask(votes, work, machine))
-    return _joined("annotate", parts, loads=1, load_s=_load_s(work, work.teacher))
-
-
-def _votes(work: Work, name: str, votes: int, size: int) -> Asking:
-    made = work.counts
-    return Asking(
-        name,
-        work.teacher,
-        work.teacher_sees,
-        made.annotated * votes,
-        made.images / work.recipe.annotate.shard_size,
-        votes * made.annotated / max(1, made.images),
-        size,
-        work.prompts.answer,
-        work.prompts.answer_longest,
-        work.prompts.completion,
+def _sum(parts: Sequence[StagePlan]) -> StagePlan:
+    """Parts of one stage, one after the other."""
+    return StagePlan(
+        sum(one.seconds for one in parts),
+        max(one.memory_bytes for one in parts),
+        min(one.at_once for one in parts),
+        sum(one.usd for one in parts),
     )
 
 
-def _identify(work: Work, machine: Machine) -> StagePlan:
-    """The student answers what was verified; the teacher first, where annotate took no votes."""
-    recipe, made = work.recipe, work.counts
-    student = Asking(
-        "identify",
-        work.student,
-        work.student_sees,
-        made.verified,
-        made.images / recipe.annotate.shard_size,
-        made.verified / max(1, made.images),
-        recipe.identify.batch_size,
-        work.prompts.answer,
-        work.prompts.answer_longest,
-        work.prompts.completion,
-    )
-    parts = [_ask(student, work, machine)]
-    if not recipe.annotate.votes:
-        parts.append(_ask(_votes(work, "identify.teacher", 1, recipe.identify.batch_size), work, machine))
-    return _joined("identify", parts, loads=len(parts), load_s=0.0)
+def _ask(
+    plan: Plan,
+    machine: Machine,
+    model: ModelSpec,
+    rows: float,
+    size: int,
+    *,
+    groups: float,
+    per_image: float,
+    kind: str = "answer",
+    new_images: bool = True,
+    is_loaded: bool = False,
+) -> StagePlan:
+    """`rows` questions in `groups` groups to one model, `per_image` of them about one image."""
+    assumed, server = plan.assumed, plan.recipe.teacher_server
+    image = plan.teacher_image if model is plan.teacher else plan.student_image
+    stage = plan.recipe.annotate if kind == "annotation" else plan.recipe.identify
+    prompt = assumed[f"{kind}_prompt_tokens"]
+    longest, written = (min(assumed[f"{kind}_{name}"], stage.max_new_tokens) for name in ("longest", "tokens"))
+    if model.is_server:
+        if server.price_in is not None and server.price_out is not None:
+            # paid by the token; its speed is not ours to compute
+            usd = rows * ((image.tokens + prompt) * server.price_in + written * server.price_out) / 1e6
+            seconds = rows * assumed["request_s"] / server.concurrency
+            return StagePlan(seconds, LIBRARIES_BYTES[machine.device.kind], server.concurrency, usd)
+        # a server refills finished rows at once and runs whole steps as graphs: calls cost no time
+        size, longest = server.concurrency, written
+        no_calls = {"layer_s": Factor(value=0.0, where="a server runs whole steps as graphs")}
+        machine = replace(machine, efficiency=machine.efficiency.model_copy(update=no_calls))
 
-
-def _evaluate(work: Work, machine: Machine) -> StagePlan:
-    """Teacher, base and aligned on the same questions."""
-    models = (
-        ("teacher", work.teacher, work.teacher_sees),
-        ("base", work.student, work.student_sees),
-        ("aligned", work.student, work.student_sees),
-    )
-    n, size = work.counts.questions, work.recipe.evaluate.batch_size
-    parts = [
-        _ask(
-            Asking(
-                f"evaluate.{name}",
-                model,
-                seen,
-                n,
-                n / CHUNK,
-                1,
-                size,
-                work.prompts.answer,
-                work.prompts.answer_longest,
-                work.prompts.completion,
-            ),
-            work,
-            machine,
-        )
-        for name, model, seen in models
-    ]
-    return _joined("evaluate", parts, loads=len(parts), load_s=0.0)
-
-
-def _load_s(work: Work, model: KnownModel) -> float:
-    return work.assumed["load_s"] + BYTES_ON_DISK * model.shapes.parameters / work.assumed["load_bytes_per_s"]
-
-
-def _joined(stage: str, parts: Sequence[StagePlan], loads: int, load_s: float) -> StagePlan:
-    """Parts one after the other; a model that stays is loaded `loads` times, not once a part."""
-    spared = (len(parts) - loads) * load_s if not any(part.usd for part in parts) else 0.0
-    figures = tuple(figure for part in parts for figure in part.figures)
-    seconds = sum(part.seconds for part in parts) - spared
-    memory, at_once = max(part.memory_bytes for part in parts), min(part.at_once for part in parts)
-    return StagePlan(stage, seconds, memory, at_once, figures, sum(part.usd for part in parts))
-
-
-def _level(work: Work, machine: Machine) -> StagePlan:
-    """Optimiser steps, and the held-out slice every eval_steps."""
-    config, made, shapes, seen = work.recipe.level, work.counts, work.student.shapes, work.student_sees
-    tokens = prompt_tokens(seen, work.prompts.answer) + work.prompts.completion
-    kind = machine.device.kind
+    def batch(rows: float) -> Batch:
+        images = min(float(rows), max(1.0, rows / per_image)) if new_images else 0.0
+        return Batch(rows, images, image.tokens, prompt, longest, written)
 
     def need(size: int) -> float:
-        return training_bytes(shapes, seen, tokens, size, work.tuned, config, kind)
+        return answering_bytes(model.shapes, image, batch(size), machine)
+
+    size = largest_that_fits(size, need, USABLE * machine.device.memory_bytes)
+    n = batches(rows, groups, size)
+    answer_s = n * batch_seconds(model.shapes, image, batch(rows / n if n else size), machine)
+    prepare_s = n * batch(rows / n).images * plan.prepare_s(image) if n else 0.0
+    # on a GPU a second thread prepares images while the model works
+    seconds = max(prepare_s, answer_s) if machine.device.kind == "gpu" else prepare_s + answer_s
+    return StagePlan(seconds + (0.0 if is_loaded else plan.load_s(model)), need(size), size)
+
+
+def _level(plan: Plan, machine: Machine) -> StagePlan:
+    """Optimiser steps, and the held-out samples every eval_steps."""
+    config, made, shapes, image = plan.recipe.level, plan.counts, plan.student.shapes, plan.student_image
+    tokens = image.tokens + plan.assumed["answer_prompt_tokens"] + plan.assumed["answer_tokens"]
+
+    def need(size: int) -> float:
+        return training_bytes(shapes, image, tokens, size, plan.tuned, config, machine.device.kind)
 
     at_once = largest_that_fits(config.batch_size, need, USABLE * machine.device.memory_bytes)
-    what = work.tuned
-    flops = training_flops(
-        shapes, seen, tokens, what.parameters, full=what.full, sees=what.sees, again=config.gradient_checkpointing
-    )
+    flops = training_flops(shapes, image, tokens, plan.tuned, config.gradient_checkpointing)
     layers = 3 * (shapes.vision.layers + shapes.language.layers) * config.batch_size / at_once
-    prepare = work.assumed["prepare_s"] + work.assumed["prepare_s_per_pixel"] * seen.pixels
-    step = machine.step_s(machine.compute_s(config.batch_size * flops, training=True), layers)
-    step += config.batch_size * prepare
-    looks = made.steps // config.eval_steps if made.held_out else 0.0
-    forward = machine.compute_s(vision_flops(shapes, seen) + prompt_flops(shapes, tokens, logits=tokens)) + prepare
-    load = _load_s(work, work.student)
-    figures = (
-        Figure(
-            "level.step",
-            step,
-            "s",
-            f"{config.batch_size} samples x ({flops:.4g} operations of {tokens:.4g} tokens "
-            f"and {seen.patches:g} patches / (flops x training) + preparing the picture)",
-        ),
-        Figure(
-            "level.train",
-            made.steps * step,
-            "s",
-            f"{made.steps:g} steps x {step:.4g} s; without early stopping "
-            f"{made.steps_at_most:g} steps, {made.steps_at_most * step:.4g} s",
-        ),
-        Figure(
-            "level.held_out",
-            looks * made.held_out * forward,
-            "s",
-            f"every {config.eval_steps} steps {made.held_out:g} samples x {forward:.4g} s",
-        ),
-        Figure(
-            "level.memory",
-            need(at_once),
-            "bytes",
-            f"libraries + weights of {shapes.parameters} parameters + "
-            f"gradients and moments of {what.parameters} + what {at_once} samples keep for the way back",
-        ),
-    )
-    seconds = load + made.steps * step + looks * made.held_out * forward
-    return StagePlan("level", seconds, need(at_once), at_once, figures)
+    step_s = machine.step_s(machine.compute_s(config.batch_size * flops, training=True), layers)
+    forward_s = machine.compute_s(vision_flops(shapes, image) + prompt_flops(shapes, tokens, logits=tokens))
+    evaluated = made.steps // config.eval_steps * made.held_out
+    prepared = made.steps * config.batch_size + evaluated
+    seconds = made.steps * step_s + evaluated * forward_s + prepared * plan.prepare_s(image)
+    return StagePlan(plan.load_s(plan.student) + seconds, need(at_once), at_once)
 
 
-def _merge(work: Work, machine: Machine) -> StagePlan:
+def _merge(plan: Plan, machine: Machine) -> StagePlan:
     """On the CPU, whatever the device: fp32 weights are read, hashed and written several times."""
-    size, passes = FLOAT_BYTES * work.student.shapes.parameters, work.assumed["merge_passes"]
-    seconds = work.assumed["load_s"] + passes * size / work.assumed["load_bytes_per_s"]
-    memory = LIBRARIES_BYTES["cpu"] + 2 * size if machine.device.kind == "cpu" else 0.0
-    figures = (Figure("merge", seconds, "s", f"load_s + {passes:g} passes x {size} bytes / load_bytes_per_s"),)
-    return StagePlan("merge", seconds, memory, 1, figures)
+    size_bytes = FLOAT_BYTES * plan.student.shapes.parameters
+    seconds = plan.assumed["load_s"] + plan.assumed["merge_passes"] * size_bytes / plan.assumed["load_bytes_per_s"]
+    memory_bytes = LIBRARIES_BYTES["cpu"] + 2 * size_bytes if machine.device.kind == "cpu" else 0.0
+    return StagePlan(seconds, memory_bytes, 1)
 
 
-def figures_of(plan: MachinePlan) -> Iterator[Figure]:
-    """All figures of one machine, its totals last."""
-    for stage in plan.stages:
-        yield from stage.figures
-    yield Figure("total", plan.seconds, "s", "all stages + start_s")
-    if plan.usd is not None:
-        price = plan.price
-        whose = f"{price.usd_per_hour} USD ({price.offer}, {price.date}, {price.source})" if price else "no price"
-        yield Figure(
-            "cost", plan.usd, "USD", f"{plan.seconds / HOUR_S:.4g} h x {whose}, and tokens of a hosted teacher"
-        )
+def as_document(plan: Plan) -> dict[str, Any]:
+    """The plan as a JSON document, with all assumptions and sources."""
+    models = {"teacher": (plan.teacher, plan.teacher_image), "student": (plan.student, plan.student_image)}
+    return {
+        "recipe": plan.recipe.name,
+        "images": {"n": plan.images.n, "source": plan.images.source},
+        **{
+            role: {
+                "model": spec.reference,
+                "parameters": spec.shapes.parameters,
+                "sizes_from": spec.source,
+                "image": asdict(image),
+            }
+            for role, (spec, image) in models.items()
+        },
+        "trained_parameters": plan.tuned.parameters,
+        "counts": asdict(plan.counts),
+        "disk_bytes": round(plan.disk_bytes),
+        "disk": plan.disk,
+        "machines": [
+            {
+                "device": one.machine.name,
+                "title": one.machine.device.title,
+                "fits": one.fits,
+                "memory_bytes": round(one.memory_bytes),
+                "hours": one.seconds / HOUR_S,
+                "usd": one.usd,
+                "price": one.price.model_dump(mode="json") if one.price else None,
+                "stages": {name: asdict(stage) for name, stage in one.stages.items()},
+                "efficiency": one.machine.efficiency.model_dump(),
+            }
+            for one in plan.machines
+        ],
+        "assumptions": {name: factor.model_dump() for name, factor in plan.assumed.factors.items()},
+    }

@@ -1,82 +1,256 @@
-"""A model reference of a recipe -> its sizes and its image budget: from a folder's files, or from models.yaml."""
+"""A model reference -> its sizes and image budget, from the files of a folder or from models.yaml.
+
+Layer sizes follow the modules of transformers 5.23 for each `model_type`; `tests/planning` compares the parameter
+counts with those modules. Norms, biases and position embeddings (below 1 %) are not counted.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mpa_edge.errors import MpaError
-from mpa_edge.planning.image_tokens import Seen, Size, mean, seen
-from mpa_edge.planning.records import model_file
-from mpa_edge.planning.shapes import Config, Shapes, read_shapes
+from mpa_edge.planning.records import known_models
 from mpa_edge.runs.files import read_json
 from mpa_edge.vlm import resolve
 from mpa_edge.vlm.openai.reference import is_server, parse
+from mpa_edge.vlm.pixels import idefics3, internvl, qwen2_vl
 
-BYTES_ON_DISK = 2  # as checkpoints are published: fp16 or bf16
+Config = Mapping[str, Any]
+Size = tuple[int, int]
+"""Width and height, pixels."""
+BYTES_ON_DISK = 2
+"""Of a parameter in a published checkpoint: fp16 or bf16."""
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+# what transformers 5.23 takes where a published config.json has no value
+IDEFICS3 = {"hidden_size": 1152, "intermediate_size": 3072, "num_hidden_layers": 12}
+INTERNVL = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
+VISION_DEFAULTS: dict[str, dict[str, Any]] = {
+    "idefics3": IDEFICS3,
+    "smolvlm": IDEFICS3,
+    "llava": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12},
+    "internvl": INTERNVL,
+    "internvl_chat": INTERNVL,
+    "qwen2_vl": {"depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "patch_size": 14},
+    "qwen2_5_vl": {"depth": 32, "hidden_size": 3584, "intermediate_size": 3420, "patch_size": 14},
+    "qwen3_vl": {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "patch_size": 16},
+}
+DEEPSTACK = (8, 16, 24)
+FAULTS = (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError)
+
+
+class UnknownModelError(MpaError):
+    """The sizes of a model are not known without asking a hub."""
 
 
 @dataclass(frozen=True)
-class KnownModel:
-    """What a plan knows of one model."""
+class Stack:
+    """Equal transformer layers."""
+
+    layers: int
+    hidden: int
+    """Width of the residual stream."""
+    ffn: int
+    """Inner width of the MLP."""
+    query: int
+    """Heads x head size."""
+    key_value: int
+    """Key-value heads x head size."""
+    gated: bool
+    """Whether the MLP has three matrices (gate, up, down) or two."""
+
+    @property
+    def matrices(self) -> int:
+        """Parameters that each token is multiplied with."""
+        attention = 2 * self.hidden * self.query + 2 * self.hidden * self.key_value
+        return self.layers * (attention + (3 if self.gated else 2) * self.hidden * self.ffn)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Vision encoder, connector and language model."""
+
+    vision: Stack
+    patch_inputs: int
+    """Numbers in one patch: channels x frames x area."""
+    connector: int
+    """Parameters that each image token is multiplied with."""
+    language: Stack
+    vocabulary: int
+    tied: bool
+    """Whether the output layer shares the input embeddings."""
+
+    @property
+    def head(self) -> int:
+        """Parameters of the output layer."""
+        return self.vocabulary * self.language.hidden
+
+    @property
+    def parameters(self) -> int:
+        """Of the whole model."""
+        vision = self.vision.matrices + self.patch_inputs * self.vision.hidden + self.connector
+        return vision + self.language.matrices + self.head * (1 if self.tied else 2)
+
+    @property
+    def cache_numbers(self) -> int:
+        """Keys and values of one token."""
+        return 2 * self.language.layers * self.language.key_value
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """One image as its model sees it, or the mean of many."""
+
+    tiles: float
+    """Pieces that are encoded one by one."""
+    patches: float
+    """Of all tiles."""
+    tokens: float
+    """In the prompt, tile and end markers included."""
+    pixels: float
+    """Given to the encoder."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a plan knows about one model."""
 
     reference: str
-    """As the recipe names it."""
-    shapes: Shapes
-    """Sizes."""
+    """As in the recipe."""
     config: Config
     """config.json."""
-    image: Mapping[str, Any]
-    """Values of the image processor."""
+    image: Config
+    """preprocessor_config.json."""
     source: str
     """Where the sizes are from."""
-    here: bool
-    """Whether its weights need not be fetched."""
-    server: bool = False
-    """Whether it answers behind a server."""
+    shapes: Shapes
+    is_local: bool = False
+    """Whether its files are here."""
+    is_server: bool = False
 
-    def see(self, sizes: list[Size]) -> Seen:
-        """The mean picture of those sizes."""
-        return mean([seen(self.shapes, self.config, self.image, size) for size in sizes])
-
-
-def known_model(reference: str) -> KnownModel:
-    """The model behind a reference. MpaError where its sizes are not to be had without a hub."""
-    if is_server(reference):
-        return _from_table(parse(reference).model, server=True)
-    folder = Path(resolve(reference))
-    if not folder.is_dir():
-        return _from_table(reference)
-    config = read_json(folder / "config.json")
-    if not isinstance(config, dict):
-        raise MpaError(f"{folder / 'config.json'} is damaged: copy the checkpoint again")
-    shapes = read_shapes(config, reference)
-    return KnownModel(reference, shapes, config, _image_values(folder), str(folder / "config.json"), here=True)
+    def image_tokens(self, sizes: Sequence[Size]) -> ImageTokens:
+        """The mean over images of those sizes. UnknownModelError if a value of the image processor is missing."""
+        try:
+            found = [image_tokens(self.config, self.image, size) for size in sizes]
+        except FAULTS as error:
+            raise UnknownModelError(
+                f"{self.reference}: preprocessor_config.json lacks or garbles {error}: copy it from the checkpoint"
+            ) from error
+        fields = ("tiles", "patches", "tokens", "pixels")
+        return ImageTokens(*(sum(getattr(one, name) for one in found) / len(found) for name in fields))
 
 
-def _from_table(reference: str, server: bool = False) -> KnownModel:
-    """A model of a hub: nothing is fetched, so only what models.yaml holds is known."""
-    models = model_file().models
-    entry = models.get(reference)
-    if entry is None:
-        near = difflib.get_close_matches(reference, models, 1, cutoff=0.8)
+def model_spec(reference: str) -> ModelSpec:
+    """The model behind a reference. Nothing is downloaded: UnknownModelError for a hub model not in models.yaml."""
+    if not is_server(reference) and (folder := Path(resolve(reference))).is_dir():
+        config = read_json(folder / "config.json")
+        if not isinstance(config, dict):
+            raise MpaError(f"{folder / 'config.json'} is damaged: copy the checkpoint again")
+        source = str(folder / "config.json")
+        return ModelSpec(reference, config, _image_values(folder), source, read_shapes(config, reference), True)
+    name = parse(reference).model if is_server(reference) else reference
+    models = known_models()
+    if name not in models:
+        near = difflib.get_close_matches(name, models, 1, cutoff=0.8)
         tip = f"did you mean {near[0]}? Else " if near else ""
-        raise MpaError(
-            f"the sizes of '{reference}' are not known here: {tip}put its config.json and preprocessor_config.json "
+        raise UnknownModelError(
+            f"the sizes of '{name}' are not known here: {tip}put its config.json and preprocessor_config.json "
             "into a folder and name that, --set student=DIR or --set teacher=DIR"
         )
+    entry = models[name]
     shapes = read_shapes(entry.config, reference)
-    return KnownModel(reference, shapes, entry.config, entry.image, entry.source, here=server, server=server)
+    return ModelSpec(reference, entry.config, entry.image, entry.source, shapes, is_server=is_server(reference))
 
 
 def _image_values(folder: Path) -> dict[str, Any]:
-    """The image processor's values: inside processor_config.json in newer checkpoints, a file of its own in older."""
+    """The image processor's values: part of processor_config.json in newer checkpoints, a separate file in older."""
     for name in PROCESSOR_FILES:
         values = read_json(folder / name)
         if isinstance(values, dict) and (name.startswith("pre") or "image_processor" in values):
             return dict(values.get("image_processor", values))
-    raise MpaError(f"'{folder}' has no {PROCESSOR_FILES[1]}: copy it from the checkpoint, it says how pictures are cut")
+    raise UnknownModelError(f"'{folder}' has no {PROCESSOR_FILES[1]}: copy it from the checkpoint")
+
+
+def read_shapes(config: Config, label: str) -> Shapes:
+    """The sizes in a config.json; `label` names the model in errors. UnknownModelError for an unknown model type."""
+    model_type = str(config.get("model_type"))
+    if model_type not in VISION_DEFAULTS:
+        known = ", ".join(sorted(VISION_DEFAULTS))
+        raise UnknownModelError(f"{label}: no sizes known for model type '{model_type}': use one of {known}")
+    try:
+        return _shapes(config, model_type)
+    except FAULTS as error:
+        raise UnknownModelError(
+            f"{label}: config.json lacks or garbles {error}: copy the config.json that belongs to the checkpoint"
+        ) from error
+
+
+def _shapes(config: Config, model_type: str) -> Shapes:
+    text = dict(config.get("llm_config") or config.get("text_config") or config)
+    hidden, heads, layers = (int(text[key]) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
+    head_size = int(text.get("head_dim") or hidden // heads)
+    key_value = int(text.get("num_key_value_heads") or heads) * head_size
+    language = Stack(layers, hidden, int(text["intermediate_size"]), heads * head_size, key_value, gated=True)
+
+    v = VISION_DEFAULTS[model_type] | dict(config["vision_config"])
+    width = int(v["embed_dim"] if model_type == "qwen2_vl" else v["hidden_size"])
+    ffn = int(v.get("intermediate_size") or width * v["mlp_ratio"])
+    depth = int(v.get("depth") or v["num_hidden_layers"])
+    vision = Stack(depth, width, ffn, width, width, gated=model_type == "qwen2_5_vl")
+    frames = 1
+    if model_type in ("idefics3", "smolvlm"):
+        connector = width * int(config.get("scale_factor", 2)) ** 2 * hidden
+    elif model_type.startswith("qwen"):
+        merged, frames = width * int(v.get("spatial_merge_size", 2)) ** 2, int(v.get("temporal_patch_size", 2))
+        mergers = 1 + (len(v.get("deepstack_visual_indexes", DEEPSTACK)) if model_type == "qwen3_vl" else 0)
+        connector = mergers * (merged * merged + merged * hidden)
+    else:
+        shuffled = width if model_type == "llava" else int(width / float(config["downsample_ratio"]) ** 2)
+        connector = shuffled * hidden + hidden * hidden
+    tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings")))
+    inputs = 3 * frames * _edge(v["patch_size"]) ** 2
+    return Shapes(vision, inputs, connector, language, int(text["vocab_size"]), tied)
+
+
+def image_tokens(config: Config, image: Config, size: Size) -> ImageTokens:
+    """An image of that size under a config.json and the values `image` of a preprocessor_config.json."""
+    model_type, vision = (
+        str(config["model_type"]),
+        VISION_DEFAULTS[config["model_type"]] | dict(config["vision_config"]),
+    )
+    patch = _edge(vision["patch_size"])
+    if model_type.startswith("qwen"):
+        # whole groups of patches between a least and a most number of pixels
+        budget, merge = image.get("size") or {}, int(vision.get("spatial_merge_size", 2))
+        least = int(image.get("min_pixels") or budget["shortest_edge"])
+        most = int(image.get("max_pixels") or budget["longest_edge"])
+        width, height = qwen2_vl.scaled_size(*size, patch * merge, least, most)
+        patches = (width // patch) * (height // patch)
+        return ImageTokens(1, patches, patches // merge**2 + 2, width * height)
+    if model_type in ("idefics3", "smolvlm"):
+        # whole tiles and an overview; each tile is named, each row of tiles ends a line
+        edge = int(image["max_image_size"]["longest_edge"])
+        width, height = idefics3.whole_tiles(*idefics3.scaled_size(*size, image["size"]["longest_edge"]), edge)
+        rows, tiles = height // edge, (width // edge) * (height // edge) + 1
+        if tiles == 2 or not image.get("do_image_splitting", True):
+            rows, tiles = 0, 1
+        patches = tiles * (edge // patch) ** 2
+        marks = 2 * (tiles - 1) + rows + 4 if tiles > 1 else 3
+        return ImageTokens(tiles, patches, patches // int(config.get("scale_factor", 2)) ** 2 + marks, tiles * edge**2)
+    edge = _edge(vision["image_size"])
+    if model_type == "llava":
+        return ImageTokens(1, (edge // patch) ** 2, (edge // patch) ** 2, edge**2)
+    # InternVL: the grid of tiles that fits best, and an overview if there is more than one tile
+    most = int(image.get("max_patches", config.get("max_dynamic_patch", 12)))
+    columns, rows = internvl.grid(*size, edge**2, int(image.get("min_patches", 1)), most) if most > 1 else (1, 1)
+    tiles = columns * rows + (columns * rows > 1)
+    patches = tiles * (edge // patch) ** 2
+    return ImageTokens(tiles, patches, round(patches * float(config["downsample_ratio"]) ** 2) + 2, tiles * edge**2)
+
+
+def _edge(value: Any) -> int:
+    """A size given as one number or as two equal ones."""
+    return int(value[0] if isinstance(value, list | tuple) else value)

@@ -1,11 +1,11 @@
-"""Devices, efficiencies and assumptions: the data files of this folder, validated. Each value says where it is from."""
+"""Devices, efficiencies, model sizes and assumptions: the YAML files of this folder, validated."""
 
 from __future__ import annotations
 
 import datetime
 import difflib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,119 +18,91 @@ FOLDER = Path(__file__).parent
 
 
 class Record(BaseModel):
-    """Nothing unknown, nothing changed later."""
+    """Immutable, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Factor(Record):
-    """A number and where it is from."""
+    """A number and its source."""
 
     value: float
-    """In the unit of its name."""
     where: str
-    """Measured on what, or why it is only a planning value."""
+    """How it was measured, or why it is only a planning value."""
 
 
 class Price(Record):
-    """A public list price."""
+    """A public list price for one GPU."""
 
     usd_per_hour: float = Field(gt=0)
-    """For one GPU."""
     offer: str
-    """Who sells what."""
+    """Seller and product."""
     source: str
-    """The page."""
+    """URL of the price list."""
     date: datetime.date
     """When it was read."""
 
 
 class Efficiency(Record):
-    """What a kind of device reaches in this program."""
+    """What this program reaches on one kind of device."""
 
     prefill: Factor
-    """Share of the peak operations where many tokens are computed at once."""
+    """Share of the peak FLOP/s when many tokens are processed at once."""
     training: Factor
-    """The same, forwards and backwards."""
+    """The same, for forward and backward passes."""
     memory: Factor
-    """Share of the peak bandwidth where weights and caches are read for one token."""
+    """Share of the peak bandwidth when weights and cache are read for one token."""
     layer_s: Factor
-    """Seconds that one layer takes at least, each time it is called."""
+    """Least time of one layer call, seconds."""
 
 
 class Device(Record):
     """One processor."""
 
     title: str
-    """For people."""
     kind: Literal["cpu", "gpu"]
-    """Which efficiency holds, and whether weights have four bytes or two."""
+    """Selects the efficiency and the size of a weight."""
     memory_bytes: int = Field(gt=0)
-    """All of it."""
     flops: float = Field(gt=0)
-    """Peak operations a second in the precision that is used."""
+    """Peak FLOP/s in the precision used."""
     memory_bandwidth: float = Field(gt=0)
-    """Peak bytes a second."""
+    """Peak bytes/s."""
     source: str
     """Data sheet or measurement."""
     price: Price | None = None
-    """What an hour costs; None: nobody sells it by the hour."""
+    """None: not sold by the hour."""
 
     @property
     def number_bytes(self) -> int:
-        """fp32 on a CPU, bf16 on a GPU: as `vlm.checkpoint.load_model` has it."""
+        """Bytes of a weight when a model answers: fp32 on a CPU, bf16 on a GPU."""
         return 4 if self.kind == "cpu" else 2
 
 
 class DeviceFile(Record):
-    """devices.yaml."""
+    """devices.yaml: devices by name, efficiency by kind of device."""
 
-    schema_version: Literal[1]
-    """Of the file."""
     devices: dict[str, Device]
-    """By name."""
     efficiency: dict[Literal["cpu", "gpu"], Efficiency]
-    """By kind."""
 
 
 class ModelEntry(Record):
     """One model of models.yaml."""
 
     source: str
-    """Page of its config.json."""
+    """URL of its config.json."""
     parameters: int | None = None
-    """What the hub counts."""
+    """As the hub counts them."""
     config: dict[str, Any]
-    """The sizes of its config.json."""
+    """The sizes in its config.json."""
     image: dict[str, Any]
-    """The image budget of its preprocessor_config.json."""
-
-
-class ModelFile(Record):
-    """models.yaml."""
-
-    schema_version: Literal[1]
-    """Of the file."""
-    models: dict[str, ModelEntry]
-    """By hub id."""
-
-
-class AssumptionFile(Record):
-    """assumptions.yaml."""
-
-    schema_version: Literal[1]
-    """Of the file."""
-    assumptions: dict[str, Factor]
-    """By name."""
-    tasks: dict[str, dict[str, float]]
-    """What is known of a task."""
+    """The image budget in its preprocessor_config.json."""
 
 
 class Assumptions:
     """Named numbers: `assumptions["kept"]`."""
 
-    def __init__(self, factors: Mapping[str, Factor]) -> None:
-        self.factors = dict(factors)
+    def __init__(self, factors: dict[str, Factor]) -> None:
+        self.factors = factors
 
     def __getitem__(self, name: str) -> float:
         return self.factors[name].value
@@ -143,50 +115,40 @@ def device_file() -> DeviceFile:
 
 
 @functools.cache
-def model_file() -> ModelFile:
-    """Models of the hub whose sizes are known here."""
-    return ModelFile.model_validate(load_yaml(FOLDER / "models.yaml", "models"))
-
-
-@functools.cache
-def assumption_file() -> AssumptionFile:
-    """What cannot be known before."""
-    return AssumptionFile.model_validate(load_yaml(FOLDER / "assumptions.yaml", "assumptions"))
+def known_models() -> dict[str, ModelEntry]:
+    """Hub models whose sizes are known without a download, by id."""
+    entries = load_yaml(FOLDER / "models.yaml", "models")["models"]
+    return {name: ModelEntry.model_validate(entry) for name, entry in entries.items()}
 
 
 def find_device(name: str) -> Device:
-    """The device of a name; MpaError naming the nearest one where there is none."""
+    """The device of that name. MpaError with the nearest name if there is none."""
     devices = device_file().devices
-    if name in devices:
-        return devices[name]
-    near = difflib.get_close_matches(name, devices, 1)
-    raise MpaError(f"no device '{name}' to plan for: " + _hint(near, ("here", *devices)))
+    if name not in devices:
+        raise MpaError(f"no device '{name}' to plan for: {_hint(name, ['here', *devices])}")
+    return devices[name]
 
 
-def assumptions(task: str, given: Sequence[str] = ()) -> Assumptions:
-    """The assumptions for a task with `NAME=VALUE` applied. MpaError for a name or a value that is none."""
-    file = assumption_file()
-    factors = dict(file.assumptions)
-    for name, value in file.tasks.get(task, {}).items():
+def assumptions(task: str, overrides: Sequence[str] = ()) -> Assumptions:
+    """The assumptions for a task, with `NAME=VALUE` overrides applied. MpaError for an unknown name or a bad value."""
+    file = load_yaml(FOLDER / "assumptions.yaml", "assumptions")
+    factors = {name: Factor.model_validate(entry) for name, entry in file["assumptions"].items()}
+    for name, value in file["tasks"].get(task, {}).items():
         factors[name] = Factor(value=value, where=f"measured in the built-in run of task {task}")
-    for text in given:
-        name, value = _assumed(text, tuple(factors))
+    for override in overrides:
+        name, _, text = override.partition("=")
+        if name not in factors:
+            raise MpaError(f"no assumption '{name}': {_hint(name, factors)}")
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < float("inf"):
+            raise MpaError(f"--assume {override}: give a number that is not negative, for example {name}=0.5")
         factors[name] = Factor(value=value, where="--assume")
     return Assumptions(factors)
 
 
-def _assumed(text: str, known: Sequence[str]) -> tuple[str, float]:
-    name, _, value = text.partition("=")
-    if name not in known:
-        raise MpaError(f"no assumption '{name}': " + _hint(difflib.get_close_matches(name, known, 1), known))
-    try:
-        number = float(value)
-    except ValueError:
-        number = float("nan")
-    if not 0 <= number < float("inf"):
-        raise MpaError(f"--assume {text}: give a number that is not negative, for example {name}=0.5")
-    return name, number
-
-
-def _hint(near: Sequence[str], known: Sequence[str]) -> str:
+def _hint(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), 1)
     return f"did you mean '{near[0]}'?" if near else f"use {', '.join(known)}"

@@ -1,45 +1,40 @@
-"""Operations and bytes of encoding, prefill, decoding and training, and the seconds that a device takes for them.
+"""Operations and bytes of encoding, prefill, decoding and training, and the seconds that they take on a device.
 
-The roofline of Williams et al. 2009 (doi 10.1145/1498765.1498785): a step takes as long as the slower of computing and
-reading, at the shares of the peaks that were measured, and no less than its layers take to be called.
+The roofline model of Williams et al. 2009 (doi 10.1145/1498765.1498785): a step takes as long as the slower of
+computing and reading, at measured shares of the peaks, and at least as long as it takes to call its layers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mpa_edge.planning.image_tokens import Seen
+from mpa_edge.planning.model_specs import ImageTokens, Shapes
 from mpa_edge.planning.records import Device, Efficiency
-from mpa_edge.planning.shapes import Shapes
 
-COPIES = 2  # what is kept of a picture is read and written once for each row that begins behind it
+COPIES = 2
+"""The cache of an image is read and written once for each row that continues from it."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A device with what it reaches."""
+    """A device and the share of its peaks that this program reaches."""
 
     name: str
-    """As `--device` has it."""
+    """As in `--device`."""
     device: Device
-    """Peaks."""
     efficiency: Efficiency
-    """Shares of them."""
 
     def compute_s(self, flops: float, training: bool = False) -> float:
-        """Seconds for so many operations in large products."""
+        """Seconds for that many floating point operations."""
         factor = self.efficiency.training if training else self.efficiency.prefill
         return flops / (self.device.flops * factor.value)
 
     def read_s(self, size_bytes: float) -> float:
-        """Seconds to read so many bytes of memory."""
+        """Seconds to read that many bytes of memory."""
         return size_bytes / (self.device.memory_bandwidth * self.efficiency.memory.value)
 
     def step_s(self, work_s: float, layers: float) -> float:
-        """Seconds of one pass through so many layers that do work for `work_s`.
-
-        A CPU calls a layer and then does its work; a GPU is still at work while the next ones are called.
-        """
+        """Seconds of a pass through `layers` layers with `work_s` seconds of work: calls and work overlap on a GPU."""
         calls_s = layers * self.efficiency.layer_s.value
         return max(work_s, calls_s) if self.device.kind == "gpu" else work_s + calls_s
 
@@ -49,102 +44,74 @@ class Batch:
     """Questions that are answered together."""
 
     rows: float
-    """How many."""
-    pictures: float
-    """Pictures that are seen for them; what an earlier batch has seen is not seen again."""
+    images: float
+    """Images encoded for them; those of an earlier batch are still in the cache."""
     prefix: float
-    """Tokens of a prompt up to its picture's last one: computed once a picture."""
+    """Tokens of a prompt up to the end of its image: computed once an image."""
     tail: float
-    """Tokens behind it: computed for each row."""
+    """Tokens after it: computed for each row."""
     longest: float
-    """Tokens of the longest reply: so many steps are made."""
+    """Tokens of the longest reply, which is the number of steps."""
     written: float
-    """Tokens of the mean reply: a row that has ended takes no part."""
+    """Tokens of the mean reply; a finished row costs nothing more."""
 
 
 @dataclass(frozen=True)
-class BatchSeconds:
-    """Where the time of one batch goes."""
+class Tuned:
+    """What training changes."""
 
-    prepare: float
-    """Pictures through the image processor, on the CPU."""
-    vision: float
-    """The encoder."""
-    prefill: float
-    """The prompts."""
-    decode: float
-    """The replies."""
-
-    @property
-    def model(self) -> float:
-        """All but the preparing."""
-        return self.vision + self.prefill + self.decode
+    parameters: int
+    """Of the adapter, or all."""
+    full: bool
+    """All weights."""
+    sees: bool
+    """Whether part of the encoder or the connector is trained."""
 
 
-def vision_flops(shapes: Shapes, seen: Seen) -> float:
-    """Operations to encode one picture: a multiply and an add for each parameter and patch, and the attention."""
-    vision, each = shapes.vision, seen.patches / seen.sequences
-    products = 2 * seen.patches * (vision.matrices + shapes.patch_inputs * vision.hidden)
-    whole = shapes.full_layers * seen.patches * each
-    windows = (vision.layers - shapes.full_layers) * seen.patches * min(each, shapes.window_patches or each)
-    return products + 4 * vision.hidden * (whole + windows) + 2 * seen.tokens * shapes.connector
+def vision_flops(shapes: Shapes, image: ImageTokens) -> float:
+    """To encode one image: a multiply and an add for each parameter and patch, and the attention inside a tile."""
+    products = 2 * image.patches * (shapes.vision.matrices + shapes.patch_inputs * shapes.vision.hidden)
+    attention = 4 * shapes.vision.layers * shapes.vision.hidden * image.patches**2 / image.tiles
+    return products + attention + 2 * image.tokens * shapes.connector
 
 
 def prompt_flops(shapes: Shapes, tokens: float, before: float = 0, logits: float = 1) -> float:
-    """Operations of the decoder over so many tokens behind `before` others, with logits for some of them."""
+    """Of the language model over `tokens` tokens that follow `before` others, with logits for `logits` of them."""
     stack = shapes.language
     attention = 4 * stack.layers * stack.query * tokens * (before + tokens)
     return 2 * tokens * stack.matrices + attention + 2 * logits * shapes.head
 
 
-def prefill_flops(shapes: Shapes, batch: Batch) -> float:
-    """Operations of all prompts of a batch: each picture once, each row's own text."""
-    pictures = batch.pictures * prompt_flops(shapes, batch.prefix, logits=0)
-    return pictures + batch.rows * prompt_flops(shapes, batch.tail, before=batch.prefix)
-
-
-def decode_flops(shapes: Shapes, batch: Batch) -> float:
-    """Operations of all tokens of all replies but the first, which the prompt gives."""
-    seen = batch.prefix + batch.tail + batch.written / 2
-    return batch.rows * max(0.0, batch.written - 1) * prompt_flops(shapes, 1, before=seen)
-
-
-def decode_bytes(shapes: Shapes, batch: Batch, number_bytes: int) -> float:
-    """Bytes that decoding reads: the weights in each step, each row's cache for each of its tokens, and the copies."""
-    seen = batch.prefix + batch.tail + batch.written / 2
-    weights = max(0.0, batch.longest - 1) * (shapes.language.matrices + shapes.head)
-    cache = batch.rows * shapes.cache_numbers * (max(0.0, batch.written - 1) * seen + COPIES * batch.prefix)
-    return number_bytes * (weights + cache)
-
-
-def batch_seconds(
-    shapes: Shapes, seen: Seen, batch: Batch, machine: Machine, prepare_s: float, number_bytes: int
-) -> BatchSeconds:
-    """Seconds of one batch; `prepare_s` is for one picture."""
-    vision, language = shapes.vision.layers, shapes.language.layers
-    work_s = max(
-        machine.compute_s(decode_flops(shapes, batch)), machine.read_s(decode_bytes(shapes, batch, number_bytes))
-    )
-    # a second pass for the pictures, where there are new ones
-    passes = 2 if batch.pictures else 1
-    return BatchSeconds(
-        prepare=batch.pictures * prepare_s,
-        vision=machine.step_s(machine.compute_s(batch.pictures * vision_flops(shapes, seen)), vision * (passes - 1)),
-        prefill=machine.step_s(machine.compute_s(prefill_flops(shapes, batch)), language * passes),
-        decode=machine.step_s(work_s, language * max(0.0, batch.longest - 1)),
-    )
-
-
 def training_flops(
-    shapes: Shapes, seen: Seen, tokens: float, tuned: float, *, full: bool, sees: bool, again: bool = False
+    shapes: Shapes, image: ImageTokens, tokens: float, what: Tuned, checkpointing: bool = False
 ) -> float:
-    """Operations of one sample, forwards and backwards.
+    """Of the forward and backward pass of one sample with `tokens` tokens.
 
-    A frozen matrix costs two products (forwards, and backwards to what came in), a trained one three; `tuned` counts
-    the parameters of an adapter. The encoder goes forwards only where nothing of it or of the connector is trained.
-    `again`: what the layers do not keep is computed once more.
+    A frozen matrix takes two products (forward, and the gradient of its input), a trained one three; an encoder that is
+    not trained has no backward pass. With gradient checkpointing activations are computed a second time.
     """
-    decoder, encoder = prompt_flops(shapes, tokens, logits=tokens), vision_flops(shapes, seen)
-    more = (2 if full else 1) + (1 if again else 0)
-    adapter = 0.0 if full else 6 * tuned * tokens
-    return decoder * (1 + more) + encoder * (1 + (more if sees else 0)) + adapter
+    decoder, encoder = prompt_flops(shapes, tokens, logits=tokens), vision_flops(shapes, image)
+    more = (2 if what.full else 1) + (1 if checkpointing else 0)
+    adapter = 0.0 if what.full else 6 * what.parameters * tokens
+    return decoder * (1 + more) + encoder * (1 + (more if what.sees else 0)) + adapter
+
+
+def batch_seconds(shapes: Shapes, image: ImageTokens, batch: Batch, machine: Machine) -> float:
+    """Seconds of a model for one batch: encoding, prefill and decoding."""
+    vision, language, is_new = shapes.vision, shapes.language, bool(batch.images)
+    vision_s = machine.compute_s(batch.images * vision_flops(shapes, image))
+    prefill = batch.images * prompt_flops(shapes, batch.prefix, logits=0)
+    prefill += batch.rows * prompt_flops(shapes, batch.tail, before=batch.prefix)
+
+    # the prompt gives the first token
+    steps, written = max(0.0, batch.longest - 1), max(0.0, batch.written - 1)
+    context = batch.prefix + batch.tail + batch.written / 2
+    decode = batch.rows * written * prompt_flops(shapes, 1, before=context)
+    weights = steps * (language.matrices + shapes.head)
+    cache = batch.rows * shapes.cache_numbers * (written * context + COPIES * batch.prefix)
+    decode_s = max(machine.compute_s(decode), machine.read_s(machine.device.number_bytes * (weights + cache)))
+    return (
+        machine.step_s(vision_s, vision.layers * is_new)
+        + machine.step_s(machine.compute_s(prefill), language.layers * (1 + is_new))
+        + machine.step_s(decode_s, language.layers * steps)
+    )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from mpa_edge.planning.plan import machines, make_plan
 
 from mpa_edge.cloud.machine import SKY_NAMES, flavors, needs
 from mpa_edge.config.library import load_recipe
 from mpa_edge.errors import MpaError
-from mpa_edge.planning.plan import machines, make_plan
 from mpa_edge.planning.records import device_file
 
 SMALL = load_recipe("minicharts")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from mpa_edge.planning.image_tokens import Seen, mean, seen
 from PIL import Image
 
 from mpa_edge.errors import MpaError
-from mpa_edge.planning.image_tokens import Seen, mean, seen
 from mpa_edge.planning.model_specs import known_model
 from tests.families import zoo
 

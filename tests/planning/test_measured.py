@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
+from mpa_edge.planning.plan import make_plan
 
 from mpa_edge.config.library import load_recipe
-from mpa_edge.planning.plan import make_plan
 from mpa_edge.planning.records import Device, device_file
 from mpa_edge.planning.roofline import Machine
 from tests.docs.markdown import ROOT

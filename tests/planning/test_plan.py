@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mpa_edge.planning.plan import Plan, as_document, machines, make_plan, pictures
 
 from mpa_edge.cli.main import exit_code
 from mpa_edge.config.library import load_recipe
 from mpa_edge.config.recipe import LevelConfig
 from mpa_edge.errors import MpaError
 from mpa_edge.planning.counts import batches, count, expected_steps
-from mpa_edge.planning.plan import Plan, as_document, machines, make_plan, pictures
 from mpa_edge.planning.records import assumptions, device_file, find_device
 from mpa_edge.vlm import WEIGHTS
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from mpa_edge.planning.image_tokens import Seen
+from mpa_edge.planning.shapes import Shapes, Stack
+
 from mpa_edge.planning.model_specs import known_model
 from mpa_edge.planning.records import device_file
 from mpa_edge.planning.roofline import (
@@ -22,7 +23,6 @@ from mpa_edge.planning.roofline import (
     training_flops,
     vision_flops,
 )
-from mpa_edge.planning.shapes import Shapes, Stack
 
 # two layers: 4 x 8 x 8 of attention and 2 x 8 x 16 of MLP; three gated layers with half the key-value heads
 VISION = Stack(layers=2, hidden=8, ffn=16, query=8, key_value=8, gated=False)

@@ -7,11 +7,11 @@ import json
 from typing import Any
 
 import pytest
+from mpa_edge.planning.shapes import RULES, read_shapes
 
 from mpa_edge.errors import MpaError
 from mpa_edge.planning.model_specs import known_model
 from mpa_edge.planning.records import model_file
-from mpa_edge.planning.shapes import RULES, read_shapes
 from tests.families import zoo
 
 TABLE = model_file().models
