@@ -22,6 +22,7 @@ from common import command, write
 from PIL import Image
 
 from mpa_edge.config.library import load_recipe
+from mpa_edge.planning.estimate import DRAWN_PX, make_plan, this_machine
 from mpa_edge.planning.records import device_file
 from mpa_edge.planning.roofline import Machine
 from mpa_edge.runs.manifest import FOLDERS
@@ -72,7 +73,7 @@ def main(images: int, questions: int, epochs: float, threads: int, out: Path | N
     recipe = load_recipe("minicharts", [f"{key}={value}" for key, value in values.items()])
     device = this_machine(threads)
     made = make_plan(recipe, None, lambda: [(Machine("here", device, device_file().efficiency["cpu"]), None)])
-    planned = {stage.stage: stage.seconds for stage in made.machines[0].stages}
+    planned = {name: stage.seconds for name, stage in made.machines[0].stages.items()}
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder) / "run", recipe)
         took = measured(run)

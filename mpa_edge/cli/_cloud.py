@@ -160,12 +160,11 @@ def estimate_lines(needs: Needs) -> list[str]:
     machines = needs.chosen or needs.plan.machines
     if not machines:
         return [f"no estimate: {', '.join(needs.gpus)} is not on the list of mpa-edge plan"]
-    sources = sorted({f"{one.price.offer}, {one.price.date}" for one in machines if one.price})
     return [
-        f"{needs.plan.recipe.name}: {needs.plan.pictures.n} images ({needs.plan.pictures.source})",
+        f"{needs.plan.recipe.name}: {needs.plan.images.n} images ({needs.plan.images.source})",
         *table(tuple(machines)),
-        f"list prices without storage and traffic: {'; '.join(sources)}" if sources else "no list price is known",
-        NOTE.partition(" --explain")[0],
+        "storage and traffic are not included",
+        NOTE.partition(" --json")[0],
     ]
 
 

@@ -87,7 +87,7 @@ def run_named_stages(
     Of several processes that `accelerate launch` started, only the first one does this; the others train along.
     """
     from mpa_edge.stages.pipeline import report, run_stages
-    from mpa_edge.stages.plan import plan, preflight
+    from mpa_edge.stages.preflight import preflight, summary
     from mpa_edge.stages.run import open_run
 
     if rank() > 0:
@@ -102,7 +102,7 @@ def run_named_stages(
         require_launchable(names, run.recipe.level)
         if dry_run:
             preflight(run, names)
-            show_plan(plan(run), names, as_json)
+            show_plan(summary(run), names, as_json)
         else:
             with suppress_library_output(is_verbose()):
                 run_stages(run, names, fresh)
@@ -142,11 +142,9 @@ def show_plan(planned: dict[str, Any], names: tuple[str, ...], as_json: bool) ->
     for name, what in planned["stages"].items():
         state = " (finished before)" if name in planned["done"] else ""
         click.echo(f"  {name:9} {what}{state}")
-    click.echo(f"disk      about {planned['disk_bytes'] / 1e6:,.0f} MB")
-    memory = planned["memory_bytes"]
-    click.echo(
-        f"memory    about {memory / 1e9:,.1f} GB" if memory else "memory    unknown until the models are downloaded"
-    )
+    disk, memory = planned["disk_bytes"], planned["memory_bytes"]
+    click.echo(f"disk      about {disk / 1e6:,.0f} MB" if disk else "disk      unknown until the models are downloaded")
+    click.echo(f"memory    about {memory / 1e9:,.1f} GB" if memory else "memory    see mpa-edge plan RECIPE")
 
 
 def so_far(result: AlignReport, asked: bool) -> str:

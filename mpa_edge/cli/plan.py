@@ -36,20 +36,20 @@ def duration(seconds: float) -> str:
 
 
 def short(value: float) -> str:
-    """Three digits and a prefix for the unit.
+    """Three digits and a prefix.
 
     >>> short(8_291_375_616), short(48), short(2_793_088)
-    ('8.29 G', '48 ', '2.79 M')
+    ('8.29 G', '48', '2.79 M')
     """
     for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g} {prefix}"
-    return f"{value:.3g} "
+    return f"{value:.3g}"
 
 
 def table(machines: Sequence[MachinePlan]) -> list[str]:
     """One line a machine, then the prices with their sources."""
-    rows = [("device", "memory", *STAGES, "total", "cost")]
+    rows: list[tuple[str, ...]] = [("device", "memory", *STAGES, "total", "cost")]
     for one in machines:
         times = (duration(one.stages[name].seconds) if name in one.stages else "-" for name in STAGES)
         cost = "-" if one.usd is None else f"{one.usd:.2f} USD"
@@ -67,12 +67,12 @@ def lines(plan: Plan) -> list[str]:
     asked = f"{made.asked:.0f} annotations, {made.verified:.0f} verified, {made.gap:.0f} in the gap"
 
     def model(spec: ModelSpec, image: ImageTokens) -> str:
-        return f"{spec.reference}, {short(spec.shapes.parameters)}parameters, {image.tokens:.0f} tokens an image"
+        return f"{spec.reference}, {short(spec.shapes.parameters)} parameters, {image.tokens:.0f} tokens an image"
 
     return [
         f"{plan.recipe.name}: {plan.images.n} images ({plan.images.source})",
         f"teacher  {model(plan.teacher, plan.teacher_image)}",
-        f"student  {model(plan.student, plan.student_image)}, {short(plan.tuned.parameters)}trained",
+        f"student  {model(plan.student, plan.student_image)}, {short(plan.tuned.parameters)} trained",
         f"work     {asked}, {made.steps:.0f} of at most {made.steps_at_most:.0f} steps, {made.questions} questions",
         f"disk     {short(plan.disk_bytes)}B",
         "",

@@ -13,10 +13,9 @@ from typing import Literal
 from mpa_edge.config.library import load_yaml
 from mpa_edge.config.recipe import Recipe
 from mpa_edge.errors import MpaError
-from mpa_edge.planning.estimate import HOUR_S, MachinePlan
+from mpa_edge.planning.estimate import HOUR_S, MachinePlan, Plan, machines, make_plan
 from mpa_edge.planning.memory import FLOAT_BYTES, LIBRARIES_BYTES
-from mpa_edge.planning.model_specs import BYTES_ON_DISK
-from mpa_edge.planning.plan import Plan, machines, make_plan
+from mpa_edge.planning.model_specs import BYTES_ON_DISK, UnknownModelError
 from mpa_edge.planning.records import Device, Price, Record, device_file
 from mpa_edge.planning.roofline import Machine
 
@@ -89,9 +88,7 @@ def needs(recipe: Recipe, images: str | None, provider: str, gpus: str | None, c
     _check(gpus, provider)
     try:
         plan = make_plan(recipe, images, lambda: _machines(recipe, provider, gpus))
-    except MpaError as error:
-        if "are not known here" not in str(error):
-            raise
+    except UnknownModelError as error:
         if gpus is None:
             raise MpaError(f"{error}; or choose a machine yourself, --gpus H100:1, without an estimate") from error
         return Needs((gpus,), 64, max(256, _disk_gb(0, copied_bytes)), None, None, ())
@@ -124,12 +121,12 @@ def _machines(recipe: Recipe, provider: str, gpus: str | None) -> Sequence[tuple
         names = [gpus] if gpus else [name for name, flavor in flavors().items() if flavor.device.kind == kind]
         return [_flavor(name) for name in names]
     if recipe.device == "cpu" and gpus is None:
-        return machines(["cpu"], None, None)
+        return machines(["cpu"])
     known = {sky: name for name, sky in SKY_NAMES.items()}
     if gpus is None:
-        return machines(list(known.values()), None, None)
+        return machines(list(known.values()))
     name, _, count = gpus.partition(":")
-    found = machines([known[name]], None, None) if name in known else []
+    found = machines([known[name]]) if name in known else []
     return [(machine, price and _times(price, int(count or 1))) for machine, price in found]
 
 
@@ -157,9 +154,8 @@ def _cloud_name(one: MachinePlan, provider: str) -> str:
 
 def _memory_gb(plan: Plan) -> int:
     """Of the host, in steps of 8: a model on its way to the GPU, or merging, which holds fp32 weights twice."""
-    work = plan.work
-    read = [work.student.shapes.parameters, 0 if work.teacher.server else work.teacher.shapes.parameters]
-    merging = 2 * FLOAT_BYTES * work.student.shapes.parameters
+    read = [plan.student.shapes.parameters, 0 if plan.teacher.is_server else plan.teacher.shapes.parameters]
+    merging = 2 * FLOAT_BYTES * plan.student.shapes.parameters
     bytes_needed = SPARE * (LIBRARIES_BYTES["cpu"] + max(BYTES_ON_DISK * max(read), merging))
     return max(LEAST_MEMORY_GB, 8 * math.ceil(bytes_needed / GB / 8))
 

@@ -139,21 +139,22 @@ def find_images(recipe: Recipe, images: str | None, assumed: Assumptions) -> Ima
     folder, render = images or recipe.images.path, recipe.images.render
     if folder is not None:
         part = ", of which images.split takes a part" if recipe.images.split else ""
-        return sample_images(scan(Path(folder).expanduser()), recipe.images.max_pixels, folder, part)
+        found = sample_images(scan(Path(folder).expanduser()), recipe.images.max_pixels, f"{folder}{part}")
+        if not found.sizes:
+            raise MpaError(f"no readable image in {folder}: name another folder, --images DIR")
+        return found
     if render is None:
         raise MpaError(f"recipe '{recipe.name}' names no images: add --images DIR, or a number, --images 1000")
     return Images(render.n, (DRAWN_PX,), render.n, "drawn by the recipe's generator")
 
 
-def sample_images(entries: Sequence[ImageEntry], max_pixels: int, folder: str, note: str = "") -> Images:
-    """The usable entries of a folder, and the sizes of an evenly spaced sample. MpaError if none can be read."""
+def sample_images(entries: Sequence[ImageEntry], max_pixels: int, source: str) -> Images:
+    """The usable entries of a folder, and the sizes of an evenly spaced sample."""
     usable = [entry for entry in entries if entry.drop is None]
     sample = usable[:: max(1, len(usable) // SAMPLE)][:SAMPLE]
     opened = (open_image(entry.path, max_pixels) for entry in sample)
     sizes = tuple((image.width, image.height) for image in opened if not isinstance(image, Drop))
-    if not sizes:
-        raise MpaError(f"no readable image in {folder}: name another folder, --images DIR")
-    return Images(len(usable), sizes, 0, f"{folder}, sizes of {len(sizes)} of them{note}")
+    return Images(len(usable), sizes, 0, f"{source}, sizes of {len(sizes)} of them")
 
 
 def this_machine(threads: int | None = None, watch_s: float = 0.5) -> Device:
@@ -166,7 +167,8 @@ def this_machine(threads: int | None = None, watch_s: float = 0.5) -> Device:
 
     def best_s(work: Callable[[], object]) -> float:
         """Seconds of the quickest run: other processes only slow it."""
-        found, end = [], time.perf_counter() + watch_s
+        found: list[float] = []
+        end = time.perf_counter() + watch_s
         while len(found) < 3 or time.perf_counter() < end:
             started = time.perf_counter()
             work()
@@ -214,8 +216,8 @@ def make_plan(
     teacher, student = model_spec(recipe.teacher), model_spec(recipe.student)
     what, counts = tuned(student.shapes, recipe.level), count(recipe, found.n, assumed)
     disk = disk_bytes(recipe, counts, (teacher, student), found.drawn, what, assumed)
-    seen = [model.image_tokens(found.sizes) for model in (teacher, student)]
-    plan = Plan(recipe, found, counts, teacher, student, *seen, what, assumed, disk)
+    by_teacher, by_student = (model.image_tokens(found.sizes) for model in (teacher, student))
+    plan = Plan(recipe, found, counts, teacher, student, by_teacher, by_student, what, assumed, disk)
     return replace(plan, machines=tuple(on_machine(plan, machine, price) for machine, price in on()))
 
 

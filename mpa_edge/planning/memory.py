@@ -79,7 +79,7 @@ def training_bytes(
     parameter (arXiv 2305.14314, section 3), and peft turns the rest into fp32.
     """
     half = level.method == "lora" and kind == "gpu" and level.precision != "fp32"
-    weights = shapes.parameters * (2 if half else FLOAT_BYTES)
+    weights: float = shapes.parameters * (2 if half else FLOAT_BYTES)
     if level.quantize:
         matrices = shapes.language.matrices
         weights = NF4_BYTES * matrices + FLOAT_BYTES * (shapes.parameters - matrices)

@@ -189,13 +189,13 @@ def read_shapes(config: Config, label: str) -> Shapes:
 
 
 def _shapes(config: Config, model_type: str) -> Shapes:
+    v = VISION_DEFAULTS[model_type] | dict(config["vision_config"])
     text = dict(config.get("llm_config") or config.get("text_config") or config)
     hidden, heads, layers = (int(text[key]) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
     head_size = int(text.get("head_dim") or hidden // heads)
     key_value = int(text.get("num_key_value_heads") or heads) * head_size
     language = Stack(layers, hidden, int(text["intermediate_size"]), heads * head_size, key_value, gated=True)
 
-    v = VISION_DEFAULTS[model_type] | dict(config["vision_config"])
     width = int(v["embed_dim"] if model_type == "qwen2_vl" else v["hidden_size"])
     ffn = int(v.get("intermediate_size") or width * v["mlp_ratio"])
     depth = int(v.get("depth") or v["num_hidden_layers"])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from itertools import chain
 
 from mpa_edge.errors import MpaError
+from mpa_edge.planning.counts import can_evaluate
 from mpa_edge.progress import say
 from mpa_edge.runs.files import read_json
 from mpa_edge.runs.lock import run_lock
@@ -18,7 +19,7 @@ from mpa_edge.stages.evaluate import RESULT, run_evaluate
 from mpa_edge.stages.identify import identify_inputs, run_identify
 from mpa_edge.stages.level.stage import level_inputs, run_level
 from mpa_edge.stages.merge import merge_inputs, run_merge
-from mpa_edge.stages.plan import can_evaluate, preflight
+from mpa_edge.stages.preflight import preflight
 from mpa_edge.stages.run import Run, not_finished, remember
 from mpa_edge.types import AlignAccuracy, AlignReport
 
@@ -48,8 +49,8 @@ def run_stages(run: Run, names: tuple[str, ...] = tuple(STAGES), fresh: bool = F
     with run_lock(run.folder):
         remember(run)
         for name in names:
-            if name == "evaluate" and not can_evaluate(run):
-                why = f"task {run.task.name} has no questions with known answers"
+            if name == "evaluate" and not can_evaluate(run.recipe):
+                why = f"task {run.task.name} has no held-out questions"
                 if len(names) == 1:
                     raise MpaError(f"{why}: name a file with --set evaluate.questions=FILE.jsonl")
                 say(f"evaluate: skipped, {why} (--set evaluate.questions=FILE.jsonl)")

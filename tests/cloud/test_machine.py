@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from mpa_edge.planning.plan import machines, make_plan
 
 from mpa_edge.cloud.machine import SKY_NAMES, flavors, needs
 from mpa_edge.config.library import load_recipe
 from mpa_edge.errors import MpaError
+from mpa_edge.planning.estimate import machines, make_plan
 from mpa_edge.planning.records import device_file
 
 SMALL = load_recipe("minicharts")
@@ -17,7 +17,7 @@ N = "1000"
 
 def test_only_machines_on_which_the_recipe_fits_the_cheapest_run_first() -> None:
     found = needs(LARGE, N, "sky", None, 0)
-    planned = make_plan(LARGE, N, lambda: machines([*SKY_NAMES], None, None)).machines
+    planned = make_plan(LARGE, N, lambda: machines([*SKY_NAMES])).machines
     cost = {f"{SKY_NAMES[one.machine.name]}:1": one.usd or 0 for one in planned if one.fits}
     assert list(found.gpus) == sorted(cost, key=cost.__getitem__)
     assert found.hours == pytest.approx(max(one.seconds for one in planned if one.fits) / 3600)
@@ -42,9 +42,8 @@ def test_one_flavor_is_chosen_the_cheapest_run() -> None:
 def test_memory_and_disk_hold_the_models_and_the_pictures() -> None:
     found = needs(LARGE, N, "sky", None, 0)
     assert found.plan is not None
-    work = found.plan.work
-    assert found.memory_gb * 1e9 > 2 * work.teacher.shapes.parameters
-    assert found.memory_gb * 1e9 > 8 * work.student.shapes.parameters
+    assert found.memory_gb * 1e9 > 2 * found.plan.teacher.shapes.parameters
+    assert found.memory_gb * 1e9 > 8 * found.plan.student.shapes.parameters
     assert found.disk_gb * 1e9 > found.plan.disk_bytes
     assert needs(LARGE, N, "sky", None, 100_000_000_000).disk_gb >= found.disk_gb + 100
 

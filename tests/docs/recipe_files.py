@@ -10,10 +10,9 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from mpa_edge.planning.plan import machines, make_plan
-
 from mpa_edge.config.library import parse_yaml
 from mpa_edge.config.recipe import Recipe
+from mpa_edge.planning.estimate import machines, make_plan
 from tests.docs.markdown import ROOT
 
 TEACHER = "Qwen/Qwen2-VL-7B-Instruct"

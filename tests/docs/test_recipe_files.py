@@ -6,7 +6,7 @@ import pytest
 
 from mpa_edge.config import library
 from mpa_edge.families import family_of
-from mpa_edge.planning.records import model_file
+from mpa_edge.planning.records import known_models
 from mpa_edge.tasks import benchmarks, get_benchmark, get_task
 from tests.docs import recipe_files
 from tests.docs.markdown import ROOT
@@ -37,7 +37,7 @@ def test_a_recipe_trains_on_one_split_and_is_asked_about_another(name: str) -> N
 
 @pytest.mark.parametrize("model", sorted({s.model for s in recipe_files.STUDENTS.values()}))
 def test_a_student_belongs_to_a_family(model: str) -> None:
-    family_of(model_file().models[model].config["model_type"])
+    family_of(known_models()[model].config["model_type"])
 
 
 def test_a_warning_stands_where_pictures_are_for_research_only() -> None:

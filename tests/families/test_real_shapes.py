@@ -10,14 +10,12 @@ import torch
 from torch import nn
 
 from mpa_edge.families import OWN_FORMATS, family_of
-from mpa_edge.planning.records import model_file
+from mpa_edge.planning.records import known_models
 from tests.families.test_contract import HOME, is_in
 
 MOST_LAYERS = 3
 OF_FAMILIES = sorted(
-    name
-    for name, entry in model_file().models.items()
-    if not str(entry.config["model_type"]).startswith(tuple(OWN_FORMATS))
+    name for name, entry in known_models().items() if not str(entry.config["model_type"]).startswith(tuple(OWN_FORMATS))
 )
 
 
@@ -26,7 +24,7 @@ def built(name: str) -> Any:
     from transformers import AutoModelForImageTextToText
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    raw = dict(model_file().models[name].config)
+    raw = dict(known_models()[name].config)
     config = CONFIG_MAPPING[raw.pop("model_type")](**raw)
     config.text_config.num_hidden_layers = MOST_LAYERS
     if getattr(config.text_config, "layer_types", None):
@@ -36,7 +34,7 @@ def built(name: str) -> Any:
 
 
 def test_there_are_all_families() -> None:
-    kinds = {str(model_file().models[name].config["model_type"]) for name in OF_FAMILIES}
+    kinds = {str(known_models()[name].config["model_type"]) for name in OF_FAMILIES}
     assert {"idefics3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "llava"} <= kinds
 
 

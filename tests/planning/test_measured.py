@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from mpa_edge.planning.plan import make_plan
 
 from mpa_edge.config.library import load_recipe
+from mpa_edge.planning.estimate import make_plan
 from mpa_edge.planning.records import Device, device_file
 from mpa_edge.planning.roofline import Machine
 from tests.docs.markdown import ROOT
@@ -24,7 +24,7 @@ def planned_now() -> dict[str, float]:
     device = Device(title="as measured", kind="cpu", source="docs/plan.json", **peaks)
     machine = Machine("here", device, device_file().efficiency["cpu"])
     made = make_plan(load_recipe("minicharts", MEASURED["set"]), None, lambda: [(machine, None)])
-    return {stage.stage: stage.seconds for stage in made.machines[0].stages}
+    return {name: stage.seconds for name, stage in made.machines[0].stages.items()}
 
 
 def test_every_stage_is_within_a_quarter() -> None:

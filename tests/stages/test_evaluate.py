@@ -17,7 +17,7 @@ from mpa_edge.runs.manifest import read_manifest
 from mpa_edge.runs.parquet import read_rows
 from mpa_edge.stages import evaluate
 from mpa_edge.stages.evaluate import run_evaluate, summarise
-from mpa_edge.stages.plan import preflight
+from mpa_edge.stages.preflight import preflight
 from mpa_edge.types import Prediction
 from tests.questions import official
 

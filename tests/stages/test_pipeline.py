@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from mpa_edge.errors import MpaError
+from mpa_edge.planning.counts import can_evaluate
 from mpa_edge.stages import pipeline
 from mpa_edge.stages.annotate.stage import run_annotate
 from mpa_edge.stages.identify import run_identify
 from mpa_edge.stages.pipeline import report, run_stages
-from mpa_edge.stages.plan import can_evaluate, disk_bytes, memory_bytes, plan, preflight
+from mpa_edge.stages.preflight import estimate, preflight, summary
 from mpa_edge.stages.run import Run, open_run, remember
 from mpa_edge.tasks import get_task
 
@@ -57,34 +58,46 @@ def test_evaluation_without_questions_is_skipped_and_said(make_run, monkeypatch,
     run_stages(run)
     assert done == ["annotate", "identify", "level", "merge"]
     assert capsys.readouterr().err == (
-        "evaluate: skipped, task okvqa has no questions with known answers (--set evaluate.questions=FILE.jsonl)\n"
+        "evaluate: skipped, task okvqa has no held-out questions (--set evaluate.questions=FILE.jsonl)\n"
     )
-    assert not can_evaluate(run)
+    assert not can_evaluate(run.recipe)
     monkeypatch.setattr(pipeline, "check_earlier", lambda run, name: None)
-    with pytest.raises(MpaError, match="task okvqa has no questions with known answers: name a file"):
+    with pytest.raises(MpaError, match="task okvqa has no held-out questions: name a file"):
         run_stages(run, ("evaluate",))
 
 
 def test_the_plan_counts(make_run) -> None:
-    planned = plan(make_run(annotate__votes=2, level__max_steps=7))
+    planned = summary(make_run(annotate__votes=2, level__max_steps=7))
     assert planned["images"] == 6
     assert planned["stages"]["annotate"] == "30 annotations, 60 votes"
     assert planned["stages"]["identify"] == "up to 30 questions to the student"
     assert planned["stages"]["level"].endswith(", 7 steps")
     assert planned["done"] == []
-    assert "to the teacher" in plan(make_run(annotate__votes=0))["stages"]["identify"]
-    assert plan(make_run(limit=2))["images"] == 2
+    assert "to the teacher" in summary(make_run(annotate__votes=0))["stages"]["identify"]
+    assert summary(make_run(limit=2))["images"] == 2
 
 
 def test_the_plan_grows_with_what_it_plans(make_run) -> None:
-    small, full = make_run(), make_run(level__method="full")
-    assert disk_bytes(small, 1_000_000) > disk_bytes(small, 1000) + 999_000 * 5 * 100
-    assert disk_bytes(full, 6) > 2 * disk_bytes(small, 6)
-    few, many = memory_bytes(small), memory_bytes(full)
-    assert few is not None
-    assert many is not None
-    assert 1_000_000_000 < few < many < 3_000_000_000
-    assert memory_bytes(make_run(teacher="somebody/a-large-model")) is None
+    small, full = summary(make_run()), summary(make_run(level__method="full"))
+    more = summary(make_run(annotate__samples_per_image=200))
+    assert more["disk_bytes"] > small["disk_bytes"] + 6 * 195 * 100
+    assert full["disk_bytes"] > 2 * small["disk_bytes"]
+    assert 1_000_000_000 < small["memory_bytes"] <= full["memory_bytes"] < 3_000_000_000
+    few, many = (
+        estimate(run).machines[0].stages["level"].memory_bytes for run in (make_run(), make_run(level__method="full"))
+    )
+    assert few < many
+    unknown = summary(make_run(teacher="somebody/a-large-model"))
+    assert unknown["disk_bytes"] is unknown["memory_bytes"] is None
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(make_run, monkeypatch) -> None:
+    monkeypatch.setattr("mpa_edge.runs.files.free_bytes", lambda folder: 1_000_000)
+    run = make_run()
+    with pytest.raises(MpaError, match="disk full at"):
+        preflight(run, ("annotate",))
+    assert not run.folder.exists()
+    preflight(run, ("identify",))
 
 
 def test_preflight_names_the_family_and_the_part(make_run, monkeypatch) -> None:
@@ -93,7 +106,7 @@ def test_preflight_names_the_family_and_the_part(make_run, monkeypatch) -> None:
 
     family = families.family_of("idefics3")
     without = families.Family(family.name, family.title, family.model_types, {"language": "x"})
-    monkeypatch.setattr("mpa_edge.stages.plan.family_of", lambda model_type: without)
+    monkeypatch.setattr("mpa_edge.stages.preflight.family_of", lambda model_type: without)
     with pytest.raises(MpaError, match=r"has no LoRA targets in vision: use level\.targets from language"):
         preflight(make_run(), ("annotate",))
 

@@ -23,7 +23,7 @@ from mpa_edge.stages import identify
 from mpa_edge.stages.annotate.stage import run_annotate
 from mpa_edge.stages.identify import run_identify
 from mpa_edge.stages.pipeline import check_earlier, report
-from mpa_edge.stages.plan import memory_bytes, plan, preflight
+from mpa_edge.stages.preflight import preflight, summary
 from mpa_edge.stages.run import Run
 from mpa_edge.stages.teacher import total_usage
 from mpa_edge.tasks import get_task
@@ -294,8 +294,9 @@ def test_the_plan_of_a_server_asks_nobody_and_says_what_is_missing(run_of, monke
     with serving() as server:
         pass
     run = run_of(server)
-    assert plan(run)["teacher"] == server.reference
-    assert memory_bytes(run) is not None
+    planned = summary(run)
+    assert planned["teacher"] == server.reference
+    assert planned["memory_bytes"] > 1_000_000_000
     preflight(run, ("annotate",))
     keyed = run_of(server, teacher_server__api_key_env="SERVER_API_KEY")
     with pytest.raises(MpaError, match="the environment has no SERVER_API_KEY"):

@@ -13,9 +13,9 @@ from mpa_edge.config.recipe import LevelConfig
 from mpa_edge.errors import MpaError
 from mpa_edge.families import family_of
 from mpa_edge.runs.manifest import StageClock
-from mpa_edge.stages import plan
 from mpa_edge.stages.level import precision, training
 from mpa_edge.stages.level.selection import Selection
+from mpa_edge.stages.preflight import preflight
 from mpa_edge.stages.run import device_used
 from tests.families import zoo
 from tests.stages.test_families import records
@@ -52,7 +52,7 @@ def test_four_bits_are_for_plain_adapters(option: dict[str, Any]) -> None:
 def test_a_missing_package_is_said_before_anything_runs(option, line, make_run, monkeypatch) -> None:
     monkeypatch.setattr(precision, "find_spec", lambda name: None)
     with pytest.raises(MpaError) as caught:
-        plan.preflight(make_run(**option), ["annotate", "level"])
+        preflight(make_run(**option), ["annotate", "level"])
     assert str(caught.value) == line
 
 

@@ -1,0 +1,144 @@
+"""Preflight checks before any model is loaded, and the summary that `--dry-run` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mpa_edge.engines.ray_cluster import require_ray
+from mpa_edge.errors import MpaError, missing_package
+from mpa_edge.families import family_of
+from mpa_edge.planning.counts import can_evaluate
+from mpa_edge.planning.estimate import DRAWN_PX, Images, Plan, make_plan, sample_images
+from mpa_edge.planning.model_specs import UnknownModelError
+from mpa_edge.planning.records import device_file
+from mpa_edge.planning.roofline import Machine
+from mpa_edge.runs.files import read_json, require_free
+from mpa_edge.runs.manifest import FOLDERS, RUN_FILE
+from mpa_edge.stages.evaluate import questions
+from mpa_edge.stages.level.precision import require_packages
+from mpa_edge.stages.run import Run
+from mpa_edge.tasks import get_benchmark, get_task
+from mpa_edge.vlm import resolve
+from mpa_edge.vlm.openai.reference import is_server, key_for, parse
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """What would run, with counts, disk and memory; nothing is loaded or written."""
+    recipe, level, asked = run.recipe, run.recipe.level, run.recipe.annotate
+    images = image_count(run)
+    questions, planned = images * asked.samples_per_image, estimate(run)
+    length = f"{level.max_steps} steps" if level.max_steps else f"{level.epochs:g} epochs of the gap"
+    evaluation = "skipped: no held-out questions (evaluate.questions or evaluate.benchmark)"
+    if can_evaluate(recipe):
+        evaluation = f"{recipe.evaluate.n} questions to teacher, base and aligned"
+    return {
+        "run": str(run.folder),
+        "recipe": recipe.name,
+        "task": run.task.name,
+        "teacher": recipe.teacher,
+        "student": recipe.student,
+        "device": recipe.device,
+        "images": images,
+        "stages": {
+            "annotate": f"{questions} annotations, {questions * asked.votes} votes",
+            "identify": f"up to {questions} questions to the student"
+            + ("" if asked.votes else f" and {questions} to the teacher"),
+            "level": f"{level.method} on {'+'.join(level.targets)}, {length}",
+            "merge": "adapter into student",
+            "evaluate": evaluation,
+        },
+        "done": [name for name in FOLDERS if run.finished(name)],
+        "disk_bytes": round(planned.disk_bytes) if planned else None,
+        "memory_bytes": round(planned.machines[0].memory_bytes) if planned and recipe.device != "cuda" else None,
+    }
+
+
+def image_count(run: Run) -> int:
+    """Images that would be used; those that the generator draws are not drawn for it."""
+    config = run.recipe.images
+    if config.render is not None and not run.images:
+        return min(config.render.n, run.limit or config.render.n)
+    return sum(entry.drop is None for entry in run.entries)
+
+
+def estimate(run: Run) -> Plan | None:
+    """The plan of a run on this CPU (not measured); None if the sizes of models or images are not known."""
+    import psutil
+
+    render = run.recipe.images.render
+    if render is not None and not run.images:
+        images = Images(image_count(run), (DRAWN_PX,), render.n, "drawn by the recipe's generator")
+    else:
+        images = sample_images(run.entries, run.recipe.images.max_pixels, str(run.images_folder))
+    if not images.sizes:
+        return None
+    known = device_file()
+    cpu = known.devices["cpu"].model_copy(update={"memory_bytes": psutil.virtual_memory().total})
+    recipe = run.recipe
+    if is_server(recipe.teacher):
+        # it takes nothing of this machine: the student, which is loaded anyway, stands in for it
+        recipe = recipe.model_copy(update={"teacher": recipe.student})
+    try:
+        return make_plan(recipe, images, lambda: [(Machine("cpu", cpu, known.efficiency["cpu"]), None)])
+    except UnknownModelError:
+        return None
+
+
+def require_weights(reference: str) -> None:
+    """MpaError if a local folder has no .safetensors weights, or the reference of a server is malformed."""
+    if is_server(reference):
+        parse(reference)
+        return
+    folder = Path(resolve(reference))
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise MpaError(f"'{reference}' has no .safetensors weights: convert the checkpoint to safetensors first")
+
+
+def preflight(run: Run, names: Sequence[str]) -> None:
+    """Everything that can be checked before a model is loaded or a file is written. Raises MpaError."""
+    recipe, level = run.recipe, run.recipe.level
+    to_run = [name for name in names if not run.finished(name)]
+    _require_own_folder(run.folder)
+    if run.engine.name == "ray":
+        require_ray(run.engine.address)
+    stored = read_json(run.folder / RUN_FILE) or {}
+    if "annotate" not in names and run.limit is not None and run.limit != stored.get("limit"):
+        raise MpaError(f"annotate sets --limit: run mpa-edge annotate {run.folder} --limit {run.limit} first")
+    run.task  # noqa: B018  (an unknown task is an error now, not in an hour)
+    require_weights(recipe.teacher)
+    require_weights(recipe.student)
+    student = Path(resolve(recipe.student))
+    if level.method == "lora" and student.is_dir():
+        # a student on a hub is checked when it is here
+        config = read_json(student / "config.json")
+        if not isinstance(config, dict):
+            raise MpaError(f"{student / 'config.json'} is damaged: copy the checkpoint again")
+        family_of(str(config.get("model_type"))).target_modules(level.targets)
+    if "level" in to_run:
+        require_packages(level)
+    if is_server(recipe.teacher) and "annotate" in to_run:
+        if find_spec("openai") is None:
+            raise missing_package("openai", "openai")
+        key_for(parse(recipe.teacher).base_url, recipe.teacher_server.api_key_env)
+    benchmark = recipe.evaluate.benchmark
+    if benchmark and get_task(get_benchmark(benchmark).name).metric != run.task.metric:
+        raise MpaError(
+            f"task {run.task.name} is scored by {run.task.metric}, {benchmark} is not: use task: {benchmark}"
+        )
+    if "evaluate" in names and not recipe.evaluate.generated:
+        questions(run)
+    if "annotate" in to_run and (planned := estimate(run)):
+        require_free(run.folder, round(planned.disk_bytes - planned.disk["downloads"]))
+
+
+def _require_own_folder(folder: Path) -> None:
+    """MpaError if a folder holds files that are not of a run."""
+    if folder.exists() and not folder.is_dir():
+        raise MpaError(f"'{folder}' is a file: choose another --out")
+    if folder.is_dir() and not (folder / RUN_FILE).is_file():
+        foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        if foreign:
+            raise MpaError(f"'{folder}' is not a run folder but holds files ({foreign[0]}): choose another --out")
