@@ -93,7 +93,7 @@ def test_limit_and_a_relative_images_folder(forks, tmp_path, set_arguments) -> N
     assert "on 5 images" in ended.stderr
     assert read_json(tmp_path / "run" / "run.json") == {"images": str((tmp_path / "images").resolve()), "limit": 5}
     assert forks("annotate", str(tmp_path / "run")).stderr == "annotate: done before, nothing changed\n"
-    assert "limit is settled by annotate" in one_line(forks("identify", str(tmp_path / "run"), "--limit", "3"))
+    assert "annotate sets --limit" in one_line(forks("identify", str(tmp_path / "run"), "--limit", "3"))
 
 
 def test_two_processes_in_one_run_folder(forks, tmp_path, set_arguments) -> None:
@@ -177,7 +177,7 @@ def test_a_model_without_family_or_weights(forks, tmp_path, set_arguments) -> No
 
 def test_a_folder_with_other_things_is_left_alone(forks, tmp_path, set_arguments) -> None:
     (tmp_path / "recipe.yaml").write_text("mine")
-    assert "is no run folder but holds files" in one_line(forks("align", "--out", str(tmp_path), *set_arguments()))
+    assert "is not a run folder but holds files" in one_line(forks("align", "--out", str(tmp_path), *set_arguments()))
     assert (tmp_path / "recipe.yaml").read_text() == "mine"
     assert "is not a run folder" in one_line(forks("align", str(tmp_path)))
 
@@ -206,7 +206,7 @@ def test_another_task_without_questions(forks, tmp_path, set_arguments) -> None:
     images = str(render(tmp_path / "images", 6, 7, "target"))
     task = set_arguments(task="chartqa", annotate__max_new_tokens=8, level__min_gap=1)
     ended = forks("align", "--images", images, "--out", str(tmp_path / "run"), *task, "--dry-run")
-    assert "skipped: no questions with known answers" in ended.stdout
+    assert "skipped: no held-out questions" in ended.stdout
     line = one_line(forks("evaluate", "--out", str(tmp_path / "run"), *task))
     assert "has no finished annotate" in line
 
