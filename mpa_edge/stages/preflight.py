@@ -16,6 +16,7 @@ from mpa_edge.planning.model_specs import UnknownModelError
 from mpa_edge.planning.records import device_file
 from mpa_edge.planning.roofline import Machine
 from mpa_edge.runs.files import read_json, require_free
+from mpa_edge.runs.log import LOG_FILE
 from mpa_edge.runs.manifest import FOLDERS, RUN_FILE
 from mpa_edge.stages.evaluate import questions
 from mpa_edge.stages.level.precision import require_packages
@@ -139,6 +140,6 @@ def _require_own_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise MpaError(f"'{folder}' is a file: choose another --out")
     if folder.is_dir() and not (folder / RUN_FILE).is_file():
-        foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith((".", LOG_FILE)))
         if foreign:
             raise MpaError(f"'{folder}' is not a run folder but holds files ({foreign[0]}): choose another --out")

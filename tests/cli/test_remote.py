@@ -18,7 +18,7 @@ from mpa_edge.stages.run import Run
 from tests.bench import made_up
 
 COUNT = itertools.count()
-KNOWN = {"run.json", "recipe.yaml"}
+KNOWN = {"run.json", "recipe.yaml", "run.log"}
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,8 @@ from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
 from mpa_edge.runs.files import make_folder, write_bytes
 from mpa_edge.runs.lock import run_lock
-from mpa_edge.runs.manifest import CLOCK, COMPLETE, INPUTS, MANIFEST, RENDERED
+from mpa_edge.runs.log import LOG_FILE
+from mpa_edge.runs.manifest import CLOCK, COMPLETE, INPUTS, MANIFEST, RENDERED, RUN_FILE
 from mpa_edge.runs.remote.lease import LEASE_S, Lease
 from mpa_edge.runs.remote.stores import Store, Stored, download, is_url, listing, upload
 from mpa_edge.runs.write_hooks import WATCHERS
@@ -177,7 +178,12 @@ class Mirror:
             self._note(name, None)
         if wanted:
             say(f"{self.store.url}: fetching {len(wanted)} files into {self.folder}")
+        log = self.folder / LOG_FILE
+        begun = log.read_bytes() if LOG_FILE in wanted and log.is_file() else b""
         self._fetch(sorted(wanted, key=_order), there)
+        if begun:  # this process has logged before: its lines follow those of the earlier ones
+            with log.open("ab") as file:
+                file.write(begun)
 
     def push(self) -> None:
         """Send what is new and withdraw what is gone: a manifest first when it goes, and last when it comes."""
@@ -186,6 +192,8 @@ class Mirror:
         # a second look: what was written before a last file is in it, if that one was in the first
         here = {n: at for n, at in self._scan().items() if _base(n) not in LAST or n in first}
         self.look_s = time.monotonic() - started
+        if RUN_FILE not in here:  # a log alone makes no run
+            here.pop(LOG_FILE, None)
         changed = [n for n, at in here.items() if n not in self._same or self._same[n].local != at]
         gone = [n for n in self._same if n not in here]
         withdrawn = self._withdrawn(changed, gone)
@@ -253,7 +261,7 @@ class Mirror:
         """What was the same when it was last written down; one line a copied file, later ones count."""
         path, head = self.folder / JOURNAL, json.dumps({"url": self.store.url})
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        if lines[:1] != [head] and (lines or self._scan()):
+        if lines[:1] != [head] and (lines or self._scan().keys() - {LOG_FILE}):
             raise MpaError(f"{self.folder} is no working copy of {self.store.url}: choose an empty folder with --work")
         same: dict[str, Same] = {}
         for line in lines[1:]:

@@ -12,6 +12,7 @@ import pytest
 
 from mpa_edge.errors import MpaError
 from mpa_edge.runs.files import write_bytes
+from mpa_edge.runs.log import LOG_FILE, logger
 from mpa_edge.runs.manifest import INPUTS, MANIFEST, finish, prepare
 from mpa_edge.runs.remote import mirror
 from mpa_edge.runs.remote.lease import LOCK_NAME, Lease
@@ -68,7 +69,7 @@ def test_everything_arrives_and_comes_back_elsewhere(url: str, tmp_path: Path) -
         stage(folder, 0, 1, done=True)
         (folder / "images").mkdir()
         write_bytes(folder / "images" / "0.png", b"drawn again anywhere")
-    assert names(url) == {"run.json", *(f"{STAGE}/{n}" for n in (INPUTS, MANIFEST, "part-0", "part-1"))}
+    assert names(url) == {"run.json", LOG_FILE, *(f"{STAGE}/{n}" for n in (INPUTS, MANIFEST, "part-0", "part-1"))}
     assert LOCK_NAME not in listing(url)
     with working_copy(url, tmp_path / "b") as other:
         assert files(other) == stored(url)
@@ -178,6 +179,16 @@ def test_cut_off_anywhere_the_url_is_whole_and_the_next_run_ends_well(
     assert files(here) == stored(url)
     assert consistent(stored(url))
     assert len([n for n in names(url) if "part-" in n]) == (3 if later == "more" else 1)
+
+
+def test_the_logs_of_two_machines_are_one(url: str, tmp_path: Path) -> None:
+    with working_copy(url, tmp_path / "one") as one:
+        write_bytes(one / "run.json", b"{}")
+        logger.info("on the first machine")
+    with working_copy(url, tmp_path / "two"):
+        logger.info("on the second machine")
+    text = (Store(url).read(LOG_FILE) or b"").decode()
+    assert text.index("on the first machine") < text.rindex("versions: ") < text.index("on the second machine")
 
 
 def test_what_others_did_since_wins(url: str, tmp_path: Path) -> None:
