@@ -20,7 +20,7 @@ from mpa_edge.exporters.onnx.quantize import quantize_component
 from mpa_edge.exporters.publish.layout import file_name
 from mpa_edge.exporters.sizes import Tensor, disk_need_bytes, forecast_bytes, fp32_bytes, size_table, used
 from mpa_edge.exporters.source import Source
-from mpa_edge.planning.records import model_file
+from mpa_edge.planning.records import known_models
 from mpa_edge.vlm import WEIGHTS
 from mpa_edge.vlm.llama_cpp.gguf_header import read_header
 from tests.families import zoo
@@ -117,7 +117,7 @@ def smolvlm(tmp_path_factory: pytest.TempPathFactory) -> Source:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     folder = tmp_path_factory.mktemp("smolvlm")
-    raw = dict(model_file().models["HuggingFaceTB/SmolVLM-256M-Instruct"].config)
+    raw = dict(known_models()["HuggingFaceTB/SmolVLM-256M-Instruct"].config)
     (folder / "config.json").write_text(json.dumps(raw))
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(CONFIG_MAPPING[raw.pop("model_type")](**raw))
