@@ -68,9 +68,9 @@ def report_of(
     lines = evidence.lines
     require_all(evidence.order.steps, lines)
     rows = answer_rows(get_task(bench.recipe.task), base, aligned, lines)
-    was, could, does = ([row.scores[i] for row in rows] for i in range(3))
+    before, after, on_device = ([row.scores[i] for row in rows] for i in range(3))
     images = [row.image for row in rows]
-    judgement = judge(was, could, does, images)
+    judgement = judge(before, after, on_device, images)
     timings = [timed(line) for line in lines if line.kind == "answer"]
     rounds, base_rounds = in_rounds(timings, "artifact"), in_rounds(timings, "base")
     latency = figures(rounds, loads(lines, "artifact"))
@@ -87,10 +87,10 @@ def report_of(
         target=bench.target.name,
         emulated=known(evidence.before.emulated) is True,
         environment=environment(evidence.before, next(iter(loaded), {}), evidence.transport),
-        accuracy=accuracy_result(was, could, does, images, seed=bench.recipe.seed),
+        accuracy=accuracy_result(before, after, on_device, images, seed=bench.recipe.seed),
         accuracy_verdict=judgement.verdict,
         n_to_settle=judgement.n_to_settle,
-        not_worse=not_worse(could, does, images),
+        not_worse=not_worse(after, on_device, images),
         margin=MARGIN,
         latency=latency,
         base_latency=figures(base_rounds, loads(lines, "base")) if base_rounds else {},
