@@ -12,8 +12,9 @@ from pydantic import BaseModel, ValidationError
 
 from mpa_edge.bench.results.records import ANSWERS, BENCH, SWEEP, TIMINGS, AnswerRow, BenchReport, Sweep, Timed
 from mpa_edge.errors import MpaError
+from mpa_edge.runs.log import LOG_FILE
 
-FOLDER, LOG = "bench", "run.log"
+FOLDER = "bench"
 MAX_THUMBNAIL_BYTES = 300_000
 MAX_ROWS_BYTES = 500_000_000
 MAGIC = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png"}
@@ -71,7 +72,7 @@ def read_bench(folder: Path) -> BenchData:
     path = folder.parent / SWEEP
     sweep = _document(path, Sweep) if path.is_file() else None
     above = folder.absolute().parents
-    has_log = len(above) > 2 and above[1].name == FOLDER and (above[2] / LOG).is_file()
+    has_log = len(above) > 2 and above[1].name == FOLDER and (above[2] / LOG_FILE).is_file()
     return BenchData(folder, report, tuple(answers), tuple(timings), thumbnails, sweep, tuple(notes), has_log)
 
 
@@ -81,7 +82,7 @@ def log_line(benches: Sequence[BenchData]) -> str:
     logged = list(dict.fromkeys(data.report.run for data in benches if data.has_log))
     if not logged:
         return ""
-    return f"Log: {LOG}" + (f" (of {', '.join(logged)})" if len(runs) > 1 else "")
+    return f"Log: {LOG_FILE}" + (f" (of {', '.join(logged)})" if len(runs) > 1 else "")
 
 
 def _document(path: Path, kind: type[Row]) -> Row:
