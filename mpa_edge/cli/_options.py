@@ -1,4 +1,4 @@
-"""Flags that several commands share, so that they look and behave the same everywhere."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
 def _remember_verbose(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-    # the last resort in main.py reads it after the command has failed
+    # main.py reads it after the command has failed
     ctx.meta[VERBOSE_KEY] = value
     show_log(value)
 
@@ -39,13 +39,13 @@ set_option = click.option(
 )
 limit_option = click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use only the first N images.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print what would run, on what, and stop.")
-fresh_option = click.option("--fresh", is_flag=True, help="Forget earlier results of this run and start again.")
+fresh_option = click.option("--fresh", is_flag=True, help="Discard earlier results of this run.")
 
 
 def run_options(function: Decorated) -> Decorated:
-    """All shared flags of a command that works in a run folder: overrides, limit, dry_run, fresh, as_json.
+    """All shared options of a command on a run folder: overrides, limit, dry_run, fresh, as_json.
 
-    `-v` gives no parameter: ask is_verbose().
+    `-v` is no parameter: call is_verbose().
     """
     for option in (verbose_option, json_option, fresh_option, dry_run_option, limit_option, set_option):
         function = option(function)
@@ -53,6 +53,6 @@ def run_options(function: Decorated) -> Decorated:
 
 
 def print_json(document: Any) -> None:
-    """One JSON document on stdout; pydantic models are taken by their fields."""
+    """Print one JSON document on stdout: plain values, or a pydantic model."""
     plain = document.model_dump(mode="json") if hasattr(document, "model_dump") else document
     click.echo(json.dumps(plain, indent=2, ensure_ascii=False))

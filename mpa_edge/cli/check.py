@@ -1,9 +1,6 @@
-"""Validate recipes, targets and schemes: every mistake in one line."""
+"""Validate recipes, targets and schemes: one line for each mistake."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import click
 
@@ -12,57 +9,56 @@ from mpa_edge.cli._options import json_option, print_json, set_option, verbose_o
 from mpa_edge.config import library
 from mpa_edge.errors import MpaError
 
-if TYPE_CHECKING:
-    from mpa_edge.config.target import SchemeChoice, Target
-
 RUNS_ON = {"onnx": ("onnxruntime", "tensorrt"), "gguf": ("llama.cpp",)}
 NEEDS = {"onnx": ("onnx",), "gguf": ("gguf",), "hybrid": ("onnx", "gguf")}
 
 
 def problems(name: str, overrides: tuple[str, ...]) -> list[str]:
-    """Every mistake of one document; what it names must exist, too."""
+    """Every mistake of one document; the task or the schemes that it names must exist, too."""
     kind = _registry.file_kind(name)
-    found = library.kind_problems(kind, name, overrides)
+    found = library.problems(kind, name, overrides)
     if found or kind == "schemes":
         return found
-    label = f"{library.SINGULAR[kind]} '{library.find(kind, name).stem}'"
-    wrong = _task(name, overrides) if kind == "recipes" else _schemes(library.load_target(name, overrides))
-    return [f"{label}: {line}" for line in wrong]
+    wrong = recipe_problems(name, overrides) if kind == "recipes" else target_problems(name, overrides)
+    return [f"{library.SINGULAR[kind]} '{library.find(kind, name).stem}': {line}" for line in wrong]
 
 
-def _task(name: str, overrides: tuple[str, ...]) -> Iterator[str]:
+def recipe_problems(name: str, overrides: tuple[str, ...]) -> list[str]:
+    """An unknown task, or a malformed address of the teacher's server."""
     from mpa_edge.vlm.openai.reference import is_server, parse
 
-    recipe, tasks = library.load_recipe(name, overrides), _registry.names("tasks")
-    if tasks and recipe.task not in tasks:
-        yield f"no task '{recipe.task}' (known: {', '.join(tasks)})"
+    recipe, tasks, found = library.load_recipe(name, overrides), _registry.names("tasks"), []
+    if recipe.task not in tasks:
+        found.append(f"no task '{recipe.task}' (known: {', '.join(tasks)})")
     try:
         if is_server(recipe.teacher):
             parse(recipe.teacher)
     except MpaError as error:
-        yield str(error)
+        found.append(str(error))
+    return found
 
 
-def _schemes(target: Target) -> Iterator[str]:
+def target_problems(name: str, overrides: tuple[str, ...]) -> list[str]:
+    """Schemes that do not exist, that the target changes wrongly, or that nothing on the target can run."""
+    from mpa_edge.config.scheme import Scheme
+    from mpa_edge.config.validation import mistakes
+
+    target, found = library.load_target(name, overrides), []
     for choice in target.schemes:
         try:
-            yield from _scheme(target, choice)
+            scheme = library.load_scheme(choice.name)
         except MpaError as error:
-            yield str(error)
-
-
-def _scheme(target: Target, choice: SchemeChoice) -> Iterator[str]:
-    from mpa_edge.config.scheme import Scheme
-    from mpa_edge.config.validation import problems as problems_of
-
-    scheme = library.load_scheme(choice.name)
-    resolved = scheme.model_dump() | {"components": choice.components}
-    yield from (f"scheme '{choice.name}': {line}" for line in problems_of(resolved, Scheme))
-    if scheme.control:
-        yield f"scheme '{choice.name}' is a negative control: prefer another"
-    for part in NEEDS[scheme.format]:
-        if not set(RUNS_ON[part]) & set(target.runtimes):
-            yield f"scheme '{choice.name}' needs {' or '.join(RUNS_ON[part])}: add it to runtimes, or leave it out"
+            found.append(str(error))
+            continue
+        resolved = scheme.model_dump() | {"components": choice.components}
+        found += [f"scheme '{choice.name}': {line}" for line in mistakes(resolved, Scheme)]
+        if scheme.control:
+            found.append(f"scheme '{choice.name}' is a negative control: prefer another")
+        for part in NEEDS[scheme.format]:
+            if not set(RUNS_ON[part]) & set(target.runtimes):
+                runtimes = " or ".join(RUNS_ON[part])
+                found.append(f"scheme '{choice.name}' needs {runtimes}: add it to runtimes, or leave it out")
+    return found
 
 
 @click.command("check")
@@ -72,9 +68,9 @@ def _scheme(target: Target, choice: SchemeChoice) -> Iterator[str]:
 @verbose_option
 @click.pass_context
 def command(ctx: click.Context, names: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -> None:
-    """Check recipes, targets and schemes: unknown keys, wrong types, values out of range. Exit 1 where one is wrong.
+    """Check recipes, targets and schemes for unknown keys, wrong types and values out of range. Exit 1 on a mistake.
 
-    What a file is, its keys tell.
+    Whether a file is a recipe, a target or a scheme is recognized by its keys.
 
     \b
     Examples:
@@ -85,10 +81,11 @@ def command(ctx: click.Context, names: tuple[str, ...], overrides: tuple[str, ..
     found = {name: problems(name, overrides) for name in names}
     if as_json:
         print_json({"ok": not any(found.values()), "problems": found})
-    for name, lines in () if as_json else found.items():
-        for line in lines:
-            click.echo(line, err=True)
-        if not lines:
-            click.echo(f"{name}: ok")
+    else:
+        for name, lines in found.items():
+            for line in lines:
+                click.echo(line, err=True)
+            if not lines:
+                click.echo(f"{name}: ok")
     if any(found.values()):
         ctx.exit(1)

@@ -14,24 +14,6 @@ from mpa_edge.errors import MpaError
 from mpa_edge.runs import files
 
 
-def renamed(text: str, name: str) -> str:
-    """The document's text with another name, comments and order kept.
-
-    >>> renamed("# why\\nname: minicharts\\ntask: x\\n", "mine")
-    '# why\\nname: mine\\ntask: x\\n'
-    """
-    return re.sub(r"(?m)^name:.*$", f"name: {name}", text, count=1)
-
-
-def slug(stem: str) -> str:
-    """A file's stem as a name.
-
-    >>> slug("My Charts (2)")
-    'my-charts-2'
-    """
-    return re.sub(r"[^a-z0-9._]+", "-", stem.lower()).strip("-._")[:64] or "mine"
-
-
 @click.command("copy")
 @click.argument("name")
 @click.argument("dest", metavar="DEST.yaml")
@@ -51,6 +33,8 @@ def command(name: str, dest: str, force: bool) -> None:
         raise MpaError(f"'{dest}' does not end in .yaml: these files are YAML, write {target.stem}.yaml")
     if target.exists() and not force:
         raise MpaError(f"{target} exists: choose another name, or replace it with --force")
+    new_name = re.sub(r"[^a-z0-9._]+", "-", target.stem.lower()).strip("-._")[:64] or "mine"
+    text = re.sub(r"(?m)^name:.*$", f"name: {new_name}", source.read_text(encoding="utf-8"), count=1)
     files.make_folder(target.parent)
-    files.write_bytes(target, renamed(source.read_text(encoding="utf-8"), slug(target.stem)).encode())
+    files.write_bytes(target, text.encode())
     click.echo(str(target))

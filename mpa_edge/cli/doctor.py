@@ -1,4 +1,4 @@
-"""What this machine has, what is missing, and how to get it."""
+"""Show what this machine has, what is missing, and how to install it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mpa_edge import __version__
 from mpa_edge.cli._options import json_option, print_json, verbose_option
 from mpa_edge.config import library
 
-# one package of an extra stands for all of it
+# the packages that an extra installs, without their own dependencies
 EXTRAS = {
     "align": ("torch", "torchvision", "transformers", "peft", "trl", "accelerate", "datasets", "num2words"),
     "export": ("onnx", "onnxscript", "onnxruntime", "gguf"),
@@ -45,25 +45,6 @@ def installed(package: str) -> str | None:
         return None
 
 
-def known_good() -> dict[str, str]:
-    """What mpa-edge was tested with; empty where the list did not travel along."""
-    path = library.root() / "constraints.txt"
-    return pins(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def package_rows() -> list[dict[str, Any]]:
-    """Each package of an extra: installed and tested version."""
-    wanted = dict.fromkeys(name for names in EXTRAS.values() for name in names)
-    known = known_good()
-    return [{"package": name, "installed": installed(name), "tested": known.get(name)} for name in wanted]
-
-
-def missing_extras() -> dict[str, str]:
-    """Extra -> the line that installs it, for every extra that is not complete."""
-    incomplete = (extra for extra, names in EXTRAS.items() if any(installed(name) is None for name in names))
-    return {extra: f"pip install 'mpa-edge[{extra}]'" for extra in incomplete}
-
-
 def gpu() -> dict[str, Any]:
     """The accelerator that torch sees; `name` is null with a `reason` where there is none."""
     if installed("torch") is None:
@@ -79,50 +60,34 @@ def gpu() -> dict[str, Any]:
     return {"name": None, "reason": "torch sees no CUDA device; everything runs on the CPU"}
 
 
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def report() -> dict[str, Any]:
-    """Everything that doctor knows."""
+    """Everything that doctor knows: this machine, installed and tested versions, how to install what is missing."""
     import psutil
 
+    constraints = library.root() / "constraints.txt"  # not in every wheel
+    tested = pins(constraints.read_text(encoding="utf-8")) if constraints.is_file() else {}
+    packages = dict.fromkeys(name for names in EXTRAS.values() for name in names)
+    incomplete = [extra for extra, names in EXTRAS.items() if any(installed(name) is None for name in names)]
+    memory = psutil.virtual_memory()
     return {
         "mpa_edge": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cores": usable_cores(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "memory_available_bytes": psutil.virtual_memory().available,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "memory_bytes": memory.total,
+        "memory_available_bytes": memory.available,
         "disk_free_bytes": psutil.disk_usage(str(Path.cwd())).free,
         "gpu": gpu(),
-        "packages": package_rows(),
-        "missing": missing_extras(),
+        "packages": [{"package": name, "installed": installed(name), "tested": tested.get(name)} for name in packages],
+        "missing": {extra: f"pip install 'mpa-edge[{extra}]'" for extra in incomplete},
     }
-
-
-def lines(found: dict[str, Any]) -> list[str]:
-    """The report for people."""
-    memory = f"{found['memory_available_bytes'] / GIB:.1f} of {found['memory_bytes'] / GIB:.1f} GiB free"
-    out = [
-        f"mpa-edge {found['mpa_edge']}, Python {found['python']}, {found['platform']}",
-        f"cores {found['cores']}, memory {memory}, disk {found['disk_free_bytes'] / GIB:.1f} GiB free here",
-        f"gpu: {found['gpu']['name'] or found['gpu']['reason']}",
-    ]
-    for row in found["packages"]:
-        here, known = row["installed"] or "missing", row["tested"]
-        note = "" if known is None or here in ("missing", known) else f"  (tested with {known})"
-        out.append(f"  {row['package']:18} {here}{note}")
-    out += [f"to get [{extra}]: {line}" for extra, line in found["missing"].items()]
-    return out
 
 
 @click.command("doctor")
 @json_option
 @verbose_option
 def command(as_json: bool) -> None:
-    """Say what this machine has, which packages differ from the tested ones, and how to install what is missing.
+    """Show what this machine has, which packages differ from the tested ones, and how to install what is missing.
 
     \b
     Examples:
@@ -133,5 +98,13 @@ def command(as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    for line in lines(found):
-        click.echo(line)
+    memory = f"{found['memory_available_bytes'] / GIB:.1f} of {found['memory_bytes'] / GIB:.1f} GiB free"
+    click.echo(f"mpa-edge {found['mpa_edge']}, Python {found['python']}, {found['platform']}")
+    click.echo(f"cores {found['cores']}, memory {memory}, disk {found['disk_free_bytes'] / GIB:.1f} GiB free here")
+    click.echo(f"gpu: {found['gpu']['name'] or found['gpu']['reason']}")
+    for row in found["packages"]:
+        version, tested = row["installed"] or "missing", row["tested"]
+        note = "" if tested is None or version in ("missing", tested) else f"  (tested with {tested})"
+        click.echo(f"  {row['package']:18} {version}{note}")
+    for extra, line in found["missing"].items():
+        click.echo(f"to get [{extra}]: {line}")

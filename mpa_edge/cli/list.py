@@ -1,4 +1,4 @@
-"""What there is: recipes, targets, schemes, tasks, families."""
+"""List recipes, targets, schemes, tasks and families."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def command(kind: str | None, as_json: bool) -> None:
       $ mpa-edge list recipes
       $ mpa-edge list tasks --json
     """
-    kinds = [kind] if kind else list(_registry.KINDS)
     found = {
-        one: [{"name": name, "title": _registry.title(one, name)} for name in _registry.names(one)] for one in kinds
+        one: [{"name": name, "title": _registry.title(one, name)} for name in _registry.names(one)]
+        for one in ([kind] if kind else _registry.KINDS)
     }
     if as_json:
         print_json(found)
         return
     for one, rows in found.items():
-        click.echo(f"{one}:" if rows else f"{one}: none yet")
+        click.echo(f"{one}:")
         for row in rows:
             click.echo(f"  {row['name']:24} {row['title']}".rstrip())

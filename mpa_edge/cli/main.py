@@ -1,20 +1,19 @@
-"""The `mpa-edge` program: finds the commands, shows the help screen, turns errors into one line and an exit code."""
+"""The `mpa-edge` program: finds commands, prints the help, and turns errors into one line and an exit code."""
 
 from __future__ import annotations
 
-import difflib
 import errno
 import importlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from mpa_edge import __version__
-from mpa_edge.errors import MpaError
+from mpa_edge.errors import MpaError, did_you_mean
 from mpa_edge.runs.log import close_log, log_path, logger, show_log
 
 FOLDER = Path(__file__).parent
@@ -37,25 +36,15 @@ EXIT_BROKEN_PIPE = 141
 
 
 def command_names() -> list[str]:
-    """Every module of this folder that is a command. The folder is the registry."""
+    """Name of every command: each public module of this folder is one."""
     stems = (path.stem for path in FOLDER.glob("*.py"))
     return sorted(stem.replace("_", "-") for stem in stems if not stem.startswith("_") and stem != "main")
 
 
 def summary(name: str) -> str:
-    """First docstring line of a command's module, read as text: importing it could cost seconds."""
+    """First docstring line of a command's module, read as text because importing it can take seconds."""
     with open(FOLDER / f"{name.replace('-', '_')}.py", encoding="utf-8") as file:
         return file.readline().strip().strip('"').strip()
-
-
-def sections(names: Sequence[str]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """(title, [(command, summary)]) in the order of the help screen; unknown commands come last."""
-    known = {name for group in SECTIONS.values() for name in group}
-    groups = {**SECTIONS, "More": tuple(name for name in names if name not in known)}
-    for title, group in groups.items():
-        rows = [(name, summary(name)) for name in group if name in names]
-        if rows:
-            yield title, rows
 
 
 class LazyGroup(click.Group):
@@ -76,28 +65,30 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does it, with the nearest command named when there is none of that name."""
+        """As in click, but an unknown command's error names the nearest one."""
         if args and not args[0].startswith("-") and args[0] not in command_names():
-            near = difflib.get_close_matches(args[0], command_names(), 1)
-            hint = f"did you mean '{near[0]}'?" if near else "see mpa-edge --help"
+            hint = did_you_mean(args[0], command_names(), "see mpa-edge --help")
             raise click.UsageError(f"no such command '{args[0]}' ({hint})", ctx)
         return super().resolve_command(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The commands first: they are what a newcomer looks for."""
+        """Commands first, then options."""
         self.format_commands(ctx, formatter)
         click.Command.format_options(self, ctx, formatter)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The Start-here block, then the commands by what they are for."""
+        """The Start-here block, then the commands by section; a command of no section comes last."""
         names = self.list_commands(ctx)
         start = [(line, why) for name, line, why in START_HERE if name in names]
         if start:
             with formatter.section("Start here"):
                 formatter.write_dl(start, col_max=60)
-        for title, rows in sections(names):
-            with formatter.section(title):
-                formatter.write_dl(rows)
+        known = {name for group in SECTIONS.values() for name in group}
+        for title, group in {**SECTIONS, "More": [name for name in names if name not in known]}.items():
+            rows = [(name, summary(name)) for name in group if name in names]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
 
 
 @click.group(
@@ -114,25 +105,19 @@ def main(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-def say(message: str) -> None:
-    """One line on stderr."""
-    click.echo(f"error: {' '.join(message.split())}", err=True)
-
-
-def one_line(error: BaseException) -> str:
-    """What a user reads when something went wrong that nobody expected."""
+def error_line(error: BaseException) -> str:
+    """The line that a user reads about an error."""
+    if isinstance(error, MpaError):
+        return " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"disk full at {error.filename or os.getcwd()}: free some space, then rerun"
     if isinstance(error, MemoryError):
         return "out of memory: close other programs or lower batch_size with --set, then rerun"
     name = type(error).__name__
-    where = f"the traceback is in {shown_path(path)}" if (path := log_path()) else "rerun with -v for the traceback"
-    return f"unexpected {name}: {error} ({where}; please report it)"
-
-
-def shown_path(path: Path) -> str:
-    """A path as a user would type it here."""
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+    where = "rerun with -v for the traceback"
+    if path := log_path():
+        where = f"the traceback is in {os.path.relpath(path) if path.is_relative_to(Path.cwd()) else path}"
+    return " ".join(f"unexpected {name}: {error} ({where}; please report it)".split())
 
 
 def exit_code(argv: Sequence[str] | None = None) -> int:
@@ -154,15 +139,15 @@ def exit_code(argv: Sequence[str] | None = None) -> int:
         click.echo("interrupted: rerun to resume", err=True)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # the reader has gone; python would complain once more when it flushes stdout at exit
+        # the reader of stdout is gone; Python would print another error when it flushes stdout at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     except Exception as error:
         if meta.get(VERBOSE_KEY):
             traceback.print_exc()
-        # with -v the traceback is on the screen already
+        # with -v the traceback has been printed already
         logger.error("%s", error, exc_info=True, extra={"printed": True})
-        say(str(error) if isinstance(error, MpaError) else one_line(error))
+        click.echo(f"error: {error_line(error)}", err=True)
         return error.exit_code if isinstance(error, MpaError) else 1
     finally:
         close_log()

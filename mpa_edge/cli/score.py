@@ -11,7 +11,7 @@ import click
 from mpa_edge.cli._options import json_option, print_json, verbose_option
 from mpa_edge.errors import MpaError
 from mpa_edge.metrics import METRICS, get_metric
-from mpa_edge.metrics.rows import ScoreReport, parse_rows, score_rows
+from mpa_edge.metrics.rows import parse_rows, score_rows
 
 
 def lines_of(path: str) -> Iterator[bytes]:
@@ -26,24 +26,10 @@ def lines_of(path: str) -> Iterator[bytes]:
         raise MpaError(f"{path}: {error.strerror}: give a JSON lines file, or - for stdin") from None
 
 
-def print_table(report: ScoreReport, title: str) -> None:
-    """Metric, number of rows and mean, with how many rows are right, partly right and wrong."""
-    from rich.console import Console
-    from rich.table import Table
-
-    right, wrong = report.scores.count(1.0), report.scores.count(0.0)
-    table = Table(title=title)
-    for column in ("metric", "rows", "value", "1", "between", "0"):
-        table.add_column(column, justify="left" if column == "metric" else "right")
-    counts = (right, report.n - right - wrong, wrong)
-    table.add_row(report.metric, str(report.n), f"{100 * report.value:.2f} %", *map(str, counts))
-    Console().print(table)
-
-
 @click.command("score")
 @click.argument("file", metavar="FILE.jsonl")
 @click.option("--metric", "name", type=click.Choice(list(METRICS)), required=True, help="How to score.")
-@click.option("--lenient", is_flag=True, help="Forgive form: case, stops, quotes, $, %, articles. Not the reference.")
+@click.option("--lenient", is_flag=True, help="Ignore case, final stops, quotes, $, %, articles. Not the reference.")
 @json_option
 @verbose_option
 def command(file: str, name: str, lenient: bool, as_json: bool) -> None:
@@ -64,6 +50,14 @@ def command(file: str, name: str, lenient: bool, as_json: bool) -> None:
     metric = get_metric(name)
     report = score_rows(metric, parse_rows(lines_of(file), source), source, lenient=lenient)
     if as_json:
-        print_json(dataclasses.asdict(report))
-    else:
-        print_table(report, f"{metric.title}, lenient" if lenient else metric.title)
+        return print_json(dataclasses.asdict(report))
+    from rich.console import Console
+    from rich.table import Table
+
+    right, wrong = report.scores.count(1.0), report.scores.count(0.0)
+    table = Table(title=f"{metric.title}, lenient" if lenient else metric.title)
+    for column in ("metric", "rows", "value", "1", "between", "0"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    counts = (right, report.n - right - wrong, wrong)
+    table.add_row(report.metric, str(report.n), f"{100 * report.value:.2f} %", *map(str, counts))
+    return Console().print(table)

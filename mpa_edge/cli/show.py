@@ -1,9 +1,11 @@
-"""One recipe, target, scheme, task or family in full."""
+"""Show one recipe, target, scheme, task or family."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import cast
 
 import click
 
@@ -12,19 +14,17 @@ from mpa_edge.cli._options import json_option, print_json, set_option, verbose_o
 from mpa_edge.config import library
 from mpa_edge.errors import MpaError
 
-LOADERS = {"recipes": library.load_recipe, "targets": library.load_target, "schemes": library.load_scheme}
-
 
 @click.command("show")
 @click.argument("name")
-@click.option("--kind", type=click.Choice(_registry.KINDS), help="Where several things share the name.")
+@click.option("--kind", type=click.Choice(_registry.KINDS), help="Where several things have the same name.")
 @set_option
 @json_option
 @verbose_option
 def command(name: str, kind: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show what NAME is: the file with its comments, or with --json all values, defaults filled in.
 
-    NAME may be the path of a file of your own: what it is, its keys tell.
+    NAME may be the path of your own file; its kind is recognized by its keys.
 
     \b
     Examples:
@@ -33,8 +33,7 @@ def command(name: str, kind: str | None, overrides: tuple[str, ...], as_json: bo
       $ mpa-edge show minicharts --json --set level.rank=8
       $ mpa-edge show minicharts --kind tasks
     """
-    path = Path(name)
-    kinds = [_registry.file_kind(name)] if path.suffix in (".yaml", ".yml") else _registry.kinds_of(name)
+    kinds = [_registry.file_kind(name)] if Path(name).suffix in (".yaml", ".yml") else _registry.kinds_of(name)
     chosen = kind or kinds[0]
     if chosen not in kinds:
         raise MpaError(f"'{name}' is not in {chosen}: it is in {', '.join(kinds)}, use --kind {kinds[0]}")
@@ -43,17 +42,15 @@ def command(name: str, kind: str | None, overrides: tuple[str, ...], as_json: bo
     if len(kinds) > 1 and not kind:
         click.echo(f"(this is from {chosen}; --kind {kinds[1]} shows the other '{name}')", err=True)
     if chosen in _registry.MODULE_KINDS:
-        _show_module(_registry.fields(_registry.modules(chosen)[name]), as_json)
-    elif as_json or overrides:
-        print_json(LOADERS[chosen](name, overrides))
-    else:
-        click.echo(library.find(_registry.as_file_kind(chosen), name).read_text(encoding="utf-8"), nl=False)
-
-
-def _show_module(values: dict[str, object], as_json: bool) -> None:
-    plain = json.loads(json.dumps(values, default=lambda value: getattr(value, "__name__", str(value))))
-    if as_json:
-        print_json(plain)
-        return
-    for key, value in plain.items():
-        click.echo(f"{key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+        item = _registry.modules(chosen)[name]
+        values = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
+        plain = json.loads(json.dumps(values, default=lambda value: getattr(value, "__name__", str(value))))
+        if as_json:
+            return print_json(plain)
+        for key, value in plain.items():
+            click.echo(f"{key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+        return None
+    file_kind = cast(library.Kind, chosen)
+    if as_json or overrides:
+        return print_json(library.load(file_kind, name, overrides))
+    return click.echo(library.find(file_kind, name).read_text(encoding="utf-8"), nl=False)

@@ -1,14 +1,13 @@
-"""Name or path -> validated record. Recipes, targets and schemes are read from the installed wheel or the checkout."""
+"""Recipes, targets and schemes by name (those that come with mpa-edge) or by path (your own)."""
 
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mpa_edge.errors import MpaError
+from mpa_edge.errors import MpaError, did_you_mean
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -24,21 +23,18 @@ MAX_DOCUMENT_BYTES = 1_000_000
 
 
 def root() -> Path:
-    """Folder that holds recipes/, targets/ and export/: inside the wheel, else the checkout."""
+    """Folder that holds recipes/, targets/ and export/: inside the installed wheel, else the checkout."""
     installed = Path(__file__).parents[1] / "_assets"
     return installed if installed.is_dir() else Path(__file__).parents[2]
 
 
 def names(kind: Kind) -> list[str]:
-    """Names of everything of one kind that comes with mpa-edge."""
+    """Names of all documents of a kind that come with mpa-edge, sorted."""
     return sorted(path.stem for path in (root() / FOLDERS[kind]).glob("*.yaml"))
 
 
 def find(kind: Kind, name_or_path: str) -> Path:
-    """The file of a name, or of a path to somebody's own; names and paths are interchangeable.
-
-    Raises MpaError naming the nearest known name.
-    """
+    """The file of a name, or of a path. Raises MpaError naming the nearest known name."""
     own = Path(name_or_path)
     if own.suffix in (".yaml", ".yml") or len(own.parts) > 1:
         if own.is_file():
@@ -46,16 +42,15 @@ def find(kind: Kind, name_or_path: str) -> Path:
         raise MpaError(f"no file '{name_or_path}': give a path that exists, or a name ({', '.join(names(kind))})")
     if name_or_path in names(kind):
         return root() / FOLDERS[kind] / f"{name_or_path}.yaml"
-    near = difflib.get_close_matches(name_or_path, names(kind), 1)
-    tip = f"did you mean '{near[0]}'?" if near else f"see mpa-edge list {kind}"
+    tip = did_you_mean(name_or_path, names(kind), f"see mpa-edge list {kind}")
     raise MpaError(f"no {SINGULAR[kind]} '{name_or_path}' ({tip})")
 
 
 def load_yaml(path: Path, label: str) -> Any:
-    """Read one YAML 1.2 document of plain values. Raises MpaError with line and column."""
+    """Read a file of one YAML 1.2 document of plain values; `label` begins each MpaError."""
     try:
         if path.stat().st_size > MAX_DOCUMENT_BYTES:
-            raise MpaError(f"{label}: {path} is larger than 1 MB: that is no {label.split()[0]}, give another file")
+            raise MpaError(f"{label}: {path} is larger than 1 MB, so it is no {label.split()[0]}: give another file")
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise MpaError(f"{label}: {path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
@@ -81,7 +76,7 @@ def parse_yaml(text: str, label: str) -> Any:
 
 
 def apply_overrides(raw: Any, overrides: Sequence[str]) -> Any:
-    """A copy of a raw document with `a.b=value` applied; values are YAML. Raises MpaError on a malformed one.
+    """A copy of a raw document with each `a.b=value` applied; values are YAML. MpaError where one is malformed.
 
     >>> apply_overrides({"level": {"rank": 8}}, ["level.rank=16", "images.render.n=5"])
     {'level': {'rank': 16}, 'images': {'render': {'n': 5}}}
@@ -120,50 +115,46 @@ def model_of_kind(kind: Kind) -> type[BaseModel]:
     return Scheme
 
 
-def kind_problems(kind: Kind, name_or_path: str, overrides: Sequence[str] = ()) -> list[str]:
-    """Every mistake of a document, one line each, ready to print; empty where it is valid."""
-    from mpa_edge.config.validation import problems
+def problems(kind: Kind, name_or_path: str, overrides: Sequence[str] = ()) -> list[str]:
+    """Every mistake of a document, one line each; empty where it is valid."""
+    from mpa_edge.config.validation import mistakes
 
     try:
         label, raw = _read(kind, name_or_path, overrides)
     except MpaError as error:
         return [str(error)]
-    return [f"{label}: {line}" for line in problems(raw, model_of_kind(kind))]
+    return [f"{label}: {line}" for line in mistakes(raw, model_of_kind(kind))]
 
 
-def recipe_problems(name_or_path: str, overrides: Sequence[str] = ()) -> list[str]:
-    """Every mistake of a recipe, one line each, ready to print; empty where it is valid."""
-    return kind_problems("recipes", name_or_path, overrides)
-
-
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The validated recipe of a name or path with `--set` applied. Raises MpaError with the first mistake."""
-    return _load("recipes", name_or_path, overrides)
-
-
-def load_target(name_or_path: str, overrides: Sequence[str] = ()) -> Target:
-    """The validated target of a name or path. Raises MpaError with the first mistake."""
-    return _load("targets", name_or_path, overrides)
-
-
-def load_scheme(name_or_path: str, overrides: Sequence[str] = ()) -> Scheme:
-    """The validated scheme of a name or path. Raises MpaError with the first mistake."""
-    return _load("schemes", name_or_path, overrides)
-
-
-def _load(kind: Kind, name_or_path: str, overrides: Sequence[str]) -> Any:
-    from pydantic import ValidationError
+def load(kind: Kind, name_or_path: str, overrides: Sequence[str] = ()) -> Any:
+    """The validated document of a name or path with `--set` applied. Raises MpaError with the first mistake."""
+    from mpa_edge.config.validation import mistakes
 
     label, raw = _read(kind, name_or_path, overrides)
     model = model_of_kind(kind)
-    try:
-        return model.model_validate(raw)
-    except ValidationError as error:
-        from mpa_edge.config.validation import explain_all
-
-        lines = explain_all(error, model)
+    lines = mistakes(raw, model)
+    if lines:
         more = f" (and {len(lines) - 1} more: mpa-edge check {name_or_path})" if len(lines) > 1 else ""
-        raise MpaError(f"{label}: {lines[0]}{more}") from error
+        raise MpaError(f"{label}: {lines[0]}{more}")
+    return model.model_validate(raw)
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a name or path, as `load`."""
+    recipe: Recipe = load("recipes", name_or_path, overrides)
+    return recipe
+
+
+def load_target(name_or_path: str, overrides: Sequence[str] = ()) -> Target:
+    """The target of a name or path, as `load`."""
+    target: Target = load("targets", name_or_path, overrides)
+    return target
+
+
+def load_scheme(name_or_path: str, overrides: Sequence[str] = ()) -> Scheme:
+    """The scheme of a name or path, as `load`."""
+    scheme: Scheme = load("schemes", name_or_path, overrides)
+    return scheme
 
 
 def _read(kind: Kind, name_or_path: str, overrides: Sequence[str]) -> tuple[str, Any]:

@@ -18,7 +18,7 @@ def recipe(tmp_path: Path):
     def check(more: str = "", base: str = MINIMAL) -> list[str]:
         path = tmp_path / "x.yaml"
         path.write_text(base + more)
-        return library.recipe_problems(str(path))
+        return library.problems("recipes", str(path))
 
     return check
 
@@ -95,7 +95,7 @@ def test_every_mistake_is_said(recipe) -> None:
 def test_broken_documents_are_one_line(tmp_path: Path, text: bytes, expected: str) -> None:
     path = tmp_path / "x.yaml"
     path.write_bytes(text)
-    (line,) = library.recipe_problems(str(path))
+    (line,) = library.problems("recipes", str(path))
     assert expected in line
     assert "\n" not in line
 

@@ -9,7 +9,7 @@ import pytest
 
 from mpa_edge.config.library import parse_yaml
 from mpa_edge.config.recipe import Recipe
-from mpa_edge.config.validation import keys, problems
+from mpa_edge.config.validation import keys, mistakes
 from mpa_edge.types import Sample
 from tests.docs import nursery_table, recipe_table
 from tests.docs.markdown import DOCUMENTS, ROOT, blocks, name_of
@@ -30,7 +30,7 @@ def test_what_is_shown_is_valid(name: str, text: str, tmp_path) -> None:
         asked = load_config_from_file(str(tmp_path / "config.yaml"))
         assert (asked.num_processes, asked.num_machines) == (shown["num_processes"], shown["num_machines"])
         return
-    assert problems(shown, Recipe) == []
+    assert mistakes(shown, Recipe) == []
 
 
 def test_there_are_recipes_to_check() -> None:
@@ -56,7 +56,7 @@ def test_the_error_lines_are_real() -> None:
     valid = parse_yaml(blocks(TEXTS["docs/recipes.md"], "yaml")[0].text, "a recipe")
     shown = [line for block in blocks(TEXTS["docs/recipes.md"], "text") for line in block.text.splitlines()]
     wrong = [valid | {"level": {"lr": 1}}, valid | {"level": {"rank": 0}}]
-    assert shown == [f"recipe 'my-charts': {line}" for raw in wrong for line in problems(raw, Recipe)]
+    assert shown == [f"recipe 'my-charts': {line}" for raw in wrong for line in mistakes(raw, Recipe)]
 
 
 def test_the_questions_line_is_valid() -> None:

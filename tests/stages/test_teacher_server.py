@@ -15,7 +15,7 @@ import pytest
 
 from mpa_edge.cli import main as cli
 from mpa_edge.config.recipe import Recipe
-from mpa_edge.config.validation import problems
+from mpa_edge.config.validation import mistakes
 from mpa_edge.errors import MpaError
 from mpa_edge.runs.manifest import read_manifest
 from mpa_edge.runs.parquet import read_dropped, read_parts
@@ -316,13 +316,13 @@ def test_the_plan_of_a_server_asks_nobody_and_says_what_is_missing(run_of, monke
     ],
 )
 def test_mistakes_in_the_section_are_named(section: dict[str, Any], said: str) -> None:
-    (line,) = problems(recipe_with().model_dump(mode="json") | {"teacher_server": section}, Recipe)
+    (line,) = mistakes(recipe_with().model_dump(mode="json") | {"teacher_server": section}, Recipe)
     assert line.startswith(said)
 
 
 def test_a_student_is_no_server() -> None:
     raw = recipe_with().model_dump(mode="json") | {"student": "openai:http://h/v1#m"}
-    assert problems(raw, Recipe) == ["student is a server: its weights are tuned, so name a folder or a hub id"]
+    assert mistakes(raw, Recipe) == ["student is a server: its weights are tuned, so name a folder or a hub id"]
 
 
 def test_align_takes_the_limit_and_shows_what_was_used(
