@@ -1,4 +1,4 @@
-"""`export`: ONNX and GGUF files for a device, verified against the model they were made from."""
+"""Export ONNX or GGUF files for a device, verified against their checkpoint."""
 
 from __future__ import annotations
 
