@@ -59,11 +59,11 @@ def base(case: str, model_type: str) -> Any:
 
 @pytest.fixture(scope="module")
 def inputs(case: str, model_type: str) -> Any:
-    """One wide picture and a question."""
+    """One wide image and a question."""
     processor = checkpoint.load_processor(str(zoo.checkpoint(model_type, **CASES[case])))
-    picture = Image.effect_noise((120, 40), 90).convert("RGB")
+    image = Image.effect_noise((120, 40), 90).convert("RGB")
     text = checkpoint.chat_prompt(processor, "How many?")
-    return processor(text=[text], images=[[picture]], add_special_tokens=False, return_tensors="pt")
+    return processor(text=[text], images=[[image]], add_special_tokens=False, return_tensors="pt")
 
 
 def linears(model: Any) -> dict[str, str]:

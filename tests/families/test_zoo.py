@@ -1,4 +1,4 @@
-"""The zoo itself: folders as people have them, answers that depend on the picture, tokenizers that llama.cpp knows."""
+"""The zoo itself: folders as people have them, answers that depend on the image, tokenizers that llama.cpp knows."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def read(model_type: str, **options: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("model_type", zoo.MODEL_TYPES)
-def test_the_picture_decides_the_answer(model_type: str) -> None:
+def test_the_image_decides_the_answer(model_type: str) -> None:
     folder = zoo.checkpoint(model_type)
     model, processor = checkpoint.load_model(str(folder), "cpu"), checkpoint.load_processor(str(folder))
     noise, blank = Image.effect_noise((120, 60), 90).convert("RGB"), Image.new("RGB", (120, 60))

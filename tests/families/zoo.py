@@ -1,8 +1,8 @@
 """Tiny random checkpoints of every model type, whole folders as `save_pretrained` leaves them: nothing is downloaded.
 
 Sizes suit ONNX and llama.cpp: hidden 256, FFN 512, heads of 64, rows that every quantization takes. Weights are drawn
-so that picture and question decide the answer and rounding does not: int8 weights move the logits by 5 % of their norm,
-4 bits in groups of 32 by half, a blank picture by all of it.
+so that image and question decide the answer and rounding does not: int8 weights move the logits by 5 % of their norm,
+4 bits in groups of 32 by half, a blank image by all of it.
 """
 
 from __future__ import annotations
@@ -137,20 +137,20 @@ def _smol(
         tie_word_embeddings=tied,
         pad_token_id=names.pad_token_id,
     )
-    pictures = getattr(transformers, f"{base}ImageProcessor")(
+    image_processor = getattr(transformers, f"{base}ImageProcessor")(
         do_image_splitting=splitting, size={"longest_edge": 256}, max_image_size={"longest_edge": 64}
     )
     video = {} if base == "Idefics3" else {"video_processor": transformers.SmolVLMVideoProcessor()}
     processor = getattr(transformers, f"{base}Processor")(
-        pictures, names, image_seq_len=16, chat_template=text.SMOL_TEMPLATE, **video
+        image_processor, names, image_seq_len=16, chat_template=text.SMOL_TEMPLATE, **video
     )
     return config, processor
 
 
 def _qwen(model_type: str, *, tied: bool = True, depth: int | None = None, hidden: int = HIDDEN) -> tuple[Any, Any]:
-    """Patches of 14 px (Qwen3: 16), 4 to 64 tokens a picture.
+    """Patches of 14 px (Qwen3: 16), 4 to 64 tokens an image.
 
-    2.5 looks at windows of 112 px, at all of the picture in every other layer.
+    2.5 looks at windows of 112 px, at all of the image in every other layer.
     """
     import transformers
 
@@ -207,13 +207,13 @@ def _qwen_eyes(model_type: str, depth: int | None, hidden: int) -> dict[str, Any
     depth = depth or 4
     shared = {"depth": depth, "num_heads": 4, "hidden_size": 128, "intermediate_size": 256, "out_hidden_size": hidden}
     if model_type == "qwen3_vl":
-        # a table of 6 x 6 positions: larger and smaller pictures stretch it
+        # a table of 6 x 6 positions: larger and smaller images stretch it
         return {**shared, "patch_size": 16, "num_position_embeddings": 36, "deepstack_visual_indexes": [0, depth // 2]}
     return {**shared, "patch_size": 14, "window_size": 112, "fullatt_block_indexes": [depth // 2 - 1, depth - 1]}
 
 
 def _llava(*, tower: str = "siglip", tied: bool = False, depth: int = 3, hidden: int = HIDDEN) -> tuple[Any, Any]:
-    """One picture of 112 px, 64 tokens; a SigLIP tower as in TinyLLaVA, or a CLIP tower with its class token."""
+    """One image of 112 px, 64 tokens; a SigLIP tower as in TinyLLaVA, or a CLIP tower with its class token."""
     import transformers
 
     names = text.tokenizer("smollm", text.LLAVA_SPECIALS, bos="<s>", eos="</s>", pad="<pad>", unk_token="<unk>")
@@ -237,12 +237,12 @@ def _llava(*, tower: str = "siglip", tied: bool = False, depth: int = 3, hidden:
     )
     if tower == "siglip":
         config.vision_config.vision_use_head = False  # as in published checkpoints: LLaVA never reads the pooling head
-        pictures = transformers.SiglipImageProcessor(size={"height": 112, "width": 112})
+        image_processor = transformers.SiglipImageProcessor(size={"height": 112, "width": 112})
     else:
         crop = {"height": 112, "width": 112}
-        pictures = transformers.CLIPImageProcessor(size={"shortest_edge": 112}, crop_size=crop)
+        image_processor = transformers.CLIPImageProcessor(size={"shortest_edge": 112}, crop_size=crop)
     processor = transformers.LlavaProcessor(
-        pictures,
+        image_processor,
         names,
         patch_size=14,
         vision_feature_select_strategy=strategy,
@@ -280,11 +280,11 @@ def _internvl(*, tied: bool = False, depth: int = 2, hidden: int = HIDDEN, langu
         downsample_ratio=0.5,
         tie_word_embeddings=tied,
     )
-    pictures = transformers.GotOcr2ImageProcessor(
+    image_processor = transformers.GotOcr2ImageProcessor(
         size={"height": 112, "width": 112}, crop_to_patches=True, min_patches=1, max_patches=4
     )
     processor = transformers.InternVLProcessor(
-        pictures,
+        image_processor,
         names,
         transformers.InternVLVideoProcessor(),
         image_seq_length=16,

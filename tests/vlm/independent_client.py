@@ -38,10 +38,10 @@ def call(server: xllamacpp.Server, path: str, body: dict[str, Any] | None = None
 
 
 def ask(server: xllamacpp.Server, one: dict[str, Any]) -> dict[str, Any]:
-    # the server has a marker of its own at each start, so that no text can be taken for a picture
+    # the server has a marker of its own at each start, so that no text can be taken for an image
     marker = call(server, "/props")["media_marker"]
-    picture = base64.b64encode(Path(one["image"]).read_bytes()).decode()
-    prompt = {"prompt_string": one["prompt"].replace(MARKER, marker, 1), "multimodal_data": [picture]}
+    image = base64.b64encode(Path(one["image"]).read_bytes()).decode()
+    prompt = {"prompt_string": one["prompt"].replace(MARKER, marker, 1), "multimodal_data": [image]}
     options = {"temperature": 0, "top_k": 1, "return_tokens": True, "cache_prompt": False, "n_probs": 1}
     reply = call(server, "/completion", {"prompt": prompt, "n_predict": one["n"], **options})
     logprobs = [step["logprob"] for step in reply["completion_probabilities"]]

@@ -68,7 +68,7 @@ def test_the_checkpoints_pixels_can_take_the_place_of_our_own(which: str) -> Non
     assert np.abs(other.logits[0] - own[0].logits[0]).max() > 0.1
 
 
-def test_pixels_of_a_picture_with_another_number_of_tokens_are_refused() -> None:
+def test_pixels_of_an_image_with_another_number_of_tokens_are_refused() -> None:
     given = [seen.pixels for seen in truth("idefics3")]
     with pytest.raises(MpaError, match=r"gives embeddings of shape .* for \d+ tokens of 256: export again"):
         model("idefics3").trace(ASKED, given[::-1])

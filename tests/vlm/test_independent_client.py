@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.peer, pytest.mark.slow]
 CLIENT = Path(__file__).with_name("independent_client.py")
 # two builds for two machines sum up in another order
 TOLERANCE = {"student": 0.02}
-# pictures in the size that the vision encoder takes: llama.cpp's own scaling is not the image processor's everywhere
+# images in the size that the vision encoder takes: llama.cpp's own scaling is not the image processor's everywhere
 SIZES = {"qwen2_vl": (168, 112), "qwen2_5_vl": (168, 112), "llava": (112, 112), "internvl": (112, 112)}
 EVERY = ("student", "idefics3", "smolvlm", *SIZES)
 QUESTIONS = ("How many bars are there?", "What is the value of the purple bar?", "x")
@@ -37,7 +37,7 @@ def asked(which: str) -> list[Request]:
 
 
 def own_text(artifact: Artifact, prompt: str) -> str:
-    """The prompt as such a client's user would write it: the start and end of a picture are the runtime's business."""
+    """The prompt as such a client's user would write it: the start and end of an image are the runtime's business."""
     text = prompt_text(artifact, prompt, MARKER)
     return text.replace(f"<|vision_start|>{MARKER}<|vision_end|>", MARKER)
 

@@ -53,7 +53,7 @@ def test_a_reference_to_nothing_names_what_there_is(reference: str, said: str, t
 def test_without_torch_the_message_says_what_to_install() -> None:
     code = "import sys; sys.modules['torch'] = None; import mpa_edge.vlm as v; v.load('nursery:teacher', name='t')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "MpaError: torch is missing: pip install 'mpa-edge[align]'" in done.stderr.splitlines()[-1]
+    assert "MachineError: torch is missing: pip install 'mpa-edge[align]'" in done.stderr.splitlines()[-1]
 
 
 def test_a_folder_without_a_config_is_no_checkpoint(tmp_path: Path) -> None:

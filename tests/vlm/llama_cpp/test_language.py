@@ -41,22 +41,22 @@ def test_rows_are_those_of_the_file(tmp_path: Path, kind: str) -> None:
     assert np.array_equal(table([3, 0, 3]), values[[3, 0, 3]])
 
 
-def test_one_piece_of_text_and_picture(tmp_path: Path) -> None:
+def test_one_piece_of_text_and_image(tmp_path: Path) -> None:
     path, values = table_file(tmp_path, "F32")
     table = TokenTable(path, read_header(path))
-    picture = np.ones((2, 256), np.float32)
-    (one,) = merged([Piece((1, 2)), Piece((5, 5), picture), Piece((4,))], table)
+    image = np.ones((2, 256), np.float32)
+    (one,) = merged([Piece((1, 2)), Piece((5, 5), image), Piece((4,))], table)
     assert one.ids == (1, 2, 5, 5, 4)
     assert one.embeddings is not None
-    assert np.array_equal(one.embeddings, np.concatenate([values[[1, 2]], picture, values[[4]]]))
+    assert np.array_equal(one.embeddings, np.concatenate([values[[1, 2]], image, values[[4]]]))
 
 
 def test_what_stays_in_pieces(tmp_path: Path) -> None:
     path, _ = table_file(tmp_path, "F32")
     table = TokenTable(path, read_header(path))
-    text, picture = Piece((1,)), Piece((5, 5), np.ones((2, 256), np.float32))
+    text, image = Piece((1,)), Piece((5, 5), np.ones((2, 256), np.float32))
     on_a_grid = Piece((5, 5), np.ones((2, 256), np.float32), (1, 2))
-    assert merged([text, picture], None) == (text, picture)
+    assert merged([text, image], None) == (text, image)
     assert merged([text], table) == (text,)
     assert merged([text, on_a_grid], table) == (text, on_a_grid)
 

@@ -42,7 +42,7 @@ ASKED = (
     Request(THIN, "ünïcode 中文 €?", 10),
 )
 # llama.cpp rounds activations to 16 bits in front of 16-bit weights; random weights make that grow from layer to layer.
-# Idefics3: Pillow 13 scales a tall picture's height first, llama.cpp its width, so that the overview differs by 1 bit
+# Idefics3: Pillow 13 scales a tall image's height first, llama.cpp its width, so that the overview differs by 1 bit
 LOGIT_TOLERANCE = {"student": 0.01, "idefics3": 0.2, "smolvlm": 0.2}
 
 
@@ -95,7 +95,7 @@ def test_answers_are_what_the_trace_says(which: str) -> None:
         assert not any(token in reply.text for token in artifact.tokens.special)
 
 
-def test_the_picture_matters(chart: Image.Image) -> None:
+def test_the_image_matters(chart: Image.Image) -> None:
     blank = Image.new("RGB", chart.size, (127, 127, 127))
     seen, unseen = model("student").trace([Request(image, "How many bars are there?", 4) for image in (chart, blank)])
     assert np.abs(seen.logits[0] - unseen.logits[0]).max() > 1
@@ -121,7 +121,7 @@ def test_questions_about_one_image_share_its_prefix_and_are_answered_as_alone(
     assert [reply.timing.vision_s == 0 for reply in together] == [False, True, True, True] * 2
 
 
-def test_a_picture_that_was_drawn_into_is_seen_anew(chart: Image.Image) -> None:
+def test_an_image_that_was_drawn_into_is_seen_anew(chart: Image.Image) -> None:
     asked = [Request(chart, "How many bars are there?", 8)]
     before = model("student").answer(asked)[0].text
     chart.paste((127, 127, 127), (0, 0, *chart.size))

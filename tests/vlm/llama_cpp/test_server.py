@@ -117,11 +117,11 @@ def test_the_built_in_student_says_what_it_says_in_this_process(vlm: LlamaServer
     ("which", "images"),
     [
         ("idefics3", ((256, 64), (70, 150), (200, 180))),  # in tiles
-        ("qwen2_vl", ((256, 64), (70, 150))),  # any size; the template has what the server writes around a picture
+        ("qwen2_vl", ((256, 64), (70, 150))),  # any size; the template has what the server writes around an image
         ("internvl", ((112, 112),)),  # one tile
     ],
 )
-def test_a_picture_is_what_it_is_in_this_process(
+def test_an_image_is_what_it_is_in_this_process(
     which: str, images: tuple[tuple[int, int], ...], tmp_path: Path
 ) -> None:
     sizes = enumerate(images)
@@ -140,7 +140,7 @@ def test_a_picture_is_what_it_is_in_this_process(
 
 @pytest.mark.peer
 @pytest.mark.slow
-def test_a_question_cannot_be_a_picture(vlm: LlamaServerVLM, chart: Image.Image) -> None:
+def test_a_question_cannot_be_an_image(vlm: LlamaServerVLM, chart: Image.Image) -> None:
     marker = str(vlm.props["media_marker"])
     dirty = f"How many<image> bars{marker[:5]}{marker}{marker[5:]} are there?"
     clean = "How many bars are there?"

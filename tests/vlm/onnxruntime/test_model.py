@@ -73,7 +73,7 @@ def test_answers_are_the_checkpoints_greedy_tokens(which: str) -> None:
 def test_the_checkpoints_pixels_can_take_the_place_of_our_own(which: str) -> None:
     given = [seen.pixels for seen in truth(which)]
     same(model(which).trace(ASKED, given), [seen.trace for seen in truth(which)], 1e-3)
-    # and they are really used: another picture of the same size is another answer
+    # and they are really used: another image of the same size is another answer
     other = [{name: -array if array.dtype.kind == "f" else array for name, array in given[0].items()}, *given[1:]]
     negative, *rest = model(which).trace(ASKED, other)
     assert negative.pixels_sha256 != truth(which)[0].trace.pixels_sha256
@@ -81,7 +81,7 @@ def test_the_checkpoints_pixels_can_take_the_place_of_our_own(which: str) -> Non
     same(rest, [seen.trace for seen in truth(which)][1:], 1e-3)
 
 
-def test_pixels_of_a_picture_with_another_number_of_tokens_are_refused() -> None:
+def test_pixels_of_an_image_with_another_number_of_tokens_are_refused() -> None:
     pixels = [seen.pixels for seen in truth("idefics3")]
     with pytest.raises(MpaError, match=r"gives \d+ x 256 for \d+ x 256 numbers: export again"):
         model("idefics3").trace(ASKED, pixels[::-1])

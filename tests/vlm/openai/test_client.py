@@ -18,7 +18,7 @@ from tests.vlm.openai_asked import SOON, one_reply, request, vlm_of
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("impatient_client")]  # time-outs are waited for
 
 
-def test_picture_first_as_bytes_then_text_and_the_limits() -> None:
+def test_image_first_as_bytes_then_text_and_the_limits() -> None:
     with serving() as server:
         vlm = vlm_of(server)
         greedy, sampled = request(3), request(3, temperature=0.7, top_p=0.9, seed=2**40 + 5)
@@ -27,8 +27,8 @@ def test_picture_first_as_bytes_then_text_and_the_limits() -> None:
     assert [(reply.text, reply.finish_reason, reply.n_tokens) for reply in replies] == [("7", "stop", 2)] * 2
     assert replies[0].timing is not None
     asked = {body["temperature"]: body for body in server.bodies}
-    picture, text = asked[0.0]["messages"][0]["content"]
-    head, _, data = picture["image_url"]["url"].partition(",")
+    image, text = asked[0.0]["messages"][0]["content"]
+    head, _, data = image["image_url"]["url"].partition(",")
     assert head == "data:image/png;base64"
     assert Image.open(io.BytesIO(base64.b64decode(data))).getpixel((0, 0)) == (3, 0, 0)
     assert text == {"type": "text", "text": "question 3"}
@@ -135,7 +135,7 @@ def test_nothing_is_taken_for_an_answer_that_is_none() -> None:
         assert reply.text == ("half an ans" if finish == "length" else "")
 
 
-def test_a_refused_picture_is_one_failed_reply_and_not_asked_again() -> None:
+def test_a_refused_image_is_one_failed_reply_and_not_asked_again() -> None:
     reply, server = one_reply(status(400, "image too large"), says())
     assert reply.drop is not None
     assert (reply.drop.reason, reply.drop.detail, len(server.bodies)) == ("server: HTTP 400", "image too large", 1)

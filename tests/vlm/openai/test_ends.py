@@ -55,7 +55,7 @@ def test_credit_that_runs_out_keeps_what_came_and_asks_no_more() -> None:
     }
 
 
-def test_a_gateway_that_refuses_one_picture_stops_nobody() -> None:
+def test_a_gateway_that_refuses_one_image_stops_nobody() -> None:
     with serving(script=lambda number, _: status(403, "blocked") if number == 5 else says()) as server:
         vlm = vlm_of(server)
         replies = vlm.answer([request(n) for n in range(20)])
@@ -177,7 +177,7 @@ def test_special_tokens_go_neither_out_nor_in() -> None:
     assert server.prompts() == ["x  y "]
 
 
-def test_one_picture_is_packed_once_for_all_its_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_image_is_packed_once_for_all_its_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     from mpa_edge.vlm.openai import image as openai_image
 
     packed: list[int] = []
@@ -206,7 +206,7 @@ def test_without_the_package_the_line_says_what_to_install() -> None:
         "import sys; sys.modules['openai'] = None; import mpa_edge.vlm as v; v.load('openai:http://h/v1#m', name='t')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert "MpaError: openai is missing: pip install 'mpa-edge[openai]'" in done.stderr.splitlines()[-1]
+    assert "MachineError: openai is missing: pip install 'mpa-edge[openai]'" in done.stderr.splitlines()[-1]
 
 
 def test_neither_torch_nor_transformers_is_needed() -> None:

@@ -72,7 +72,7 @@ def config_of(folder: Path) -> dict[str, Any]:
         return json.loads(json.dumps(image_config(Path(export), processor)))
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     """Noise over a slope: every filter and every rounding shows."""
     random = np.random.default_rng([width, height, seed])
     slope = np.linspace(0, 180, width)[None, :, None] * np.ones((height, 1, 3))
@@ -111,7 +111,7 @@ def compare(folder: Path, image: Image.Image) -> pixels.Prepared:
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 def test_bits_and_tokens_are_those_of_transformers(case: str, size: tuple[int, int]) -> None:
     model_type, options = CASES[case]
-    prepared = compare(zoo.checkpoint(model_type, **options), picture(*size))
+    prepared = compare(zoo.checkpoint(model_type, **options), noise(*size))
     assert prepared.n_image_tokens > 0
 
 
@@ -122,7 +122,7 @@ def test_any_size(case: str, width: int, height: int, seed: int) -> None:
     model_type, options = CASES[case]
     if max(width, height) > 200 * min(width, height):
         width = height
-    compare(zoo.checkpoint(model_type, **options), picture(width, height, seed))
+    compare(zoo.checkpoint(model_type, **options), noise(width, height, seed))
 
 
 def changed(folder: Path, tmp_path: Path, **values: Any) -> Path:
@@ -138,17 +138,17 @@ def changed(folder: Path, tmp_path: Path, **values: Any) -> Path:
 @pytest.mark.parametrize("size", [(2000, 1100), (512, 512), (513, 512), (60, 90)], ids=str)
 def test_numbers_of_the_real_smolvlm(size: tuple[int, int], tmp_path: Path) -> None:
     real = {"size": {"longest_edge": 2048}, "max_image_size": {"longest_edge": 512}}
-    prepared = compare(changed(zoo.checkpoint("smolvlm"), tmp_path, **real), picture(*size))
+    prepared = compare(changed(zoo.checkpoint("smolvlm"), tmp_path, **real), noise(*size))
     rows, columns = {(2000, 1100): (3, 4), (60, 90): (4, 3)}.get(size, (4, 4))
     assert prepared.pixels["pixel_values"].shape == (1, rows * columns + 1, 3, 512, 512)
 
 
-def test_no_picture_is_scaled_beyond_4096_px_and_places_beyond_six_are_spelled_out(tmp_path: Path) -> None:
+def test_no_image_is_scaled_beyond_4096_px_and_places_beyond_six_are_spelled_out(tmp_path: Path) -> None:
     huge = {"size": {"longest_edge": 5000}, "max_image_size": {"longest_edge": 512}}
     folder = changed(zoo.checkpoint("idefics3"), tmp_path, **huge)
-    prepared = compare(folder, picture(400, 20))
+    prepared = compare(folder, noise(400, 20))
     assert "<row_1_col_8>" in prepared.expansion
-    assert compare(folder, picture(20, 400)).pixels["pixel_values"].shape[1] == 9
+    assert compare(folder, noise(20, 400)).pixels["pixel_values"].shape[1] == 9
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_no_picture_is_scaled_beyond_4096_px_and_places_beyond_six_are_spelled_o
 def test_other_values(model_type: str, values: dict[str, Any], tmp_path: Path) -> None:
     folder = changed(zoo.checkpoint(model_type), tmp_path, **values)
     for size in [(140, 112), (56, 196), (224, 224)]:
-        compare(folder, picture(*size))
+        compare(folder, noise(*size))
 
 
 @pytest.mark.parametrize("model_type", zoo.MODEL_TYPES)
@@ -185,7 +185,7 @@ def test_a_checkpoint_that_says_little_gets_the_defaults_of_transformers(model_t
     content["image_processor"] = {"image_processor_type": content["image_processor"]["image_processor_type"]}
     path.write_text(json.dumps(content))
     for size in [(140, 112), (900, 300)]:
-        compare(folder, picture(*size))
+        compare(folder, noise(*size))
 
 
 @pytest.mark.parametrize(
@@ -206,40 +206,40 @@ def test_files_of_older_checkpoints(model_type: str, old: dict[str, Any], tmp_pa
     path.write_text(json.dumps(content))
     (folder / "preprocessor_config.json").write_text(json.dumps({**values, **old}))
     for size in [(140, 112), (900, 300)]:
-        compare(folder, picture(*size))
+        compare(folder, noise(*size))
 
 
 def test_what_save_pretrained_wrote_last_wins_over_an_older_file(tmp_path: Path) -> None:
     folder = changed(zoo.checkpoint("llava"), tmp_path)
     old = json.loads((folder / "processor_config.json").read_text())["image_processor"]
     (folder / "preprocessor_config.json").write_text(json.dumps({**old, "image_mean": [0.0, 0.0, 0.0]}))
-    compare(folder, picture(64, 64))
+    compare(folder, noise(64, 64))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
-def test_a_picture_in_another_mode_is_what_it_is_in_rgb(mode: str) -> None:
+def test_an_image_in_another_mode_is_what_it_is_in_rgb(mode: str) -> None:
     config = config_of(zoo.checkpoint("llava", tower="clip"))
-    image = picture(112, 112).convert(mode)
+    image = noise(112, 112).convert(mode)
     ours, expected = (pixels.prepare(config, each).pixels["pixel_values"] for each in (image, image.convert("RGB")))
     assert np.array_equal(ours, expected)
 
 
 @pytest.mark.parametrize("model_type", zoo.MODEL_TYPES)
-def test_the_picture_as_scaled_is_a_fixed_point(model_type: str) -> None:
-    """Runtimes with a pipeline of their own are given this picture, so that nothing is left for them to scale."""
+def test_the_image_as_scaled_is_a_fixed_point(model_type: str) -> None:
+    """Runtimes with a pipeline of their own are given this image, so that nothing is left for them to scale."""
     config = config_of(zoo.checkpoint(model_type))
-    once = pixels.resized(config, picture(200, 150))
+    once = pixels.resized(config, noise(200, 150))
     again = pixels.resized(config, once)
     assert once.size == again.size
     assert np.array_equal(np.asarray(once), np.asarray(again))
 
 
 @pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl"])
-def test_a_picture_too_narrow_for_qwen_is_named(model_type: str) -> None:
+def test_an_image_too_narrow_for_qwen_is_named(model_type: str) -> None:
     config = config_of(zoo.checkpoint(model_type))
-    assert pixels.prepare(config, picture(200, 1)).n_image_tokens
+    assert pixels.prepare(config, noise(200, 1)).n_image_tokens
     with pytest.raises(MpaError, match=r"an image of 1 x 201 is too narrow .*: crop it or leave it out"):
-        pixels.prepare(config, picture(1, 201))
+        pixels.prepare(config, noise(1, 201))
 
 
 def test_an_image_processor_nobody_knows_is_refused(tmp_path: Path) -> None:

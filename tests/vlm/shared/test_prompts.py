@@ -21,8 +21,8 @@ from mpa_edge.vlm.transformers import checkpoint
 from tests.families import zoo
 
 MODEL_TYPES = ("student", *zoo.MODEL_TYPES)
-PICTURE = Image.new("RGB", (64, 64), "red")
-# what stands in the place of a picture is another module's work: here only that it stands there
+IMAGE = Image.new("RGB", (64, 64), "red")
+# what stands in the place of an image is another module's work: here only that it stands there
 EXPANSIONS = {"idefics3": "<row_1_col_1><image><image>\n", "internvl": "<img><IMG_CONTEXT></img>"}
 
 
@@ -92,7 +92,7 @@ def test_without_special_tokens_there_is_nothing_to_take_out() -> None:
     assert without_special_tokens("a<image>b", ()) == "a<image>b"
 
 
-def test_a_picture_takes_the_place_of_the_templates_placeholder_only() -> None:
+def test_an_image_takes_the_place_of_the_templates_placeholder_only() -> None:
     artifact = Artifact(
         name="a",
         scheme="x",

@@ -13,12 +13,12 @@ from transformers.generation.logits_process import TopPLogitsWarper
 from mpa_edge.types import Request
 from mpa_edge.vlm.shared.sampling import Sampler, nucleus
 
-PICTURE = Image.new("RGB", (1, 1))
+IMAGE = Image.new("RGB", (1, 1))
 N = 20_000
 
 
 def request(temperature: float = 0.0, top_p: float = 1.0, seed: int = 0) -> Request:
-    return Request(PICTURE, "?", 16, temperature, top_p, seed)
+    return Request(IMAGE, "?", 16, temperature, top_p, seed)
 
 
 def shares(logits: np.ndarray, asked: Request) -> np.ndarray:

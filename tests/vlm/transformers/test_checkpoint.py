@@ -236,9 +236,9 @@ def old(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
 def test_an_old_llava_takes_as_many_tokens_as_a_new_one(old: tuple[Path, Path]) -> None:
     today, before = (checkpoint.load_processor(str(folder)) for folder in old)
     assert isinstance(before.patch_size, int)
-    picture = Image.effect_noise((90, 60), 90).convert("RGB")
+    image = Image.effect_noise((90, 60), 90).convert("RGB")
     feeds = [
-        processor(text=["a <image> b"], images=[[picture]], add_special_tokens=False, return_tensors="pt")
+        processor(text=["a <image> b"], images=[[image]], add_special_tokens=False, return_tensors="pt")
         for processor in (today, before)
     ]
     assert feeds[0]["input_ids"].tolist() == feeds[1]["input_ids"].tolist()

@@ -54,7 +54,7 @@ def student(random_student: TransformersVLM) -> TransformersVLM:
 
 
 def sampled(drawn: list[Image.Image], n: int, **options: float) -> list[Request]:
-    """Two questions about each picture in turn, each with a seed of its own."""
+    """Two questions about each image in turn, each with a seed of its own."""
     defaults = {"temperature": 1.0, "top_p": 0.95, "max_new_tokens": 12}
     return [
         Request(drawn[i // 2 % len(drawn)], PROMPTS[i % len(PROMPTS)], seed=i, **{**defaults, **options})

@@ -1,4 +1,4 @@
-"""What is kept of a picture: for as long as it lives and there is room, and padded without a trace."""
+"""What is kept of an image: for as long as it lives and there is room, and padded without a trace."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def kept(n_tokens: int) -> Prefix:
     return Prefix(tuple(range(n_tokens)), torch.zeros(5, 2, 1, n_tokens, 20), n_tokens)
 
 
-def picture() -> Image.Image:
+def new_image() -> Image.Image:
     return Image.new("RGB", (2, 2))
 
 
-def test_a_picture_is_known_by_itself_and_not_by_its_looks() -> None:
-    store, one, twin = PrefixStore(10**6), picture(), picture()
+def test_an_image_is_known_by_itself_and_not_by_its_looks() -> None:
+    store, one, twin = PrefixStore(10**6), new_image(), new_image()
     store.put(one, "head", kept(3))
     assert store.get(one, "head") is not None
     assert store.get(one, "other head") is None
     assert store.get(twin, "head") is None
 
 
-def test_a_picture_that_is_gone_leaves_nothing() -> None:
-    store, one = PrefixStore(10**6), picture()
+def test_an_image_that_is_gone_leaves_nothing() -> None:
+    store, one = PrefixStore(10**6), new_image()
     store.put(one, "head", kept(3))
     assert store.held_bytes == 2400
     del one
@@ -41,8 +41,8 @@ def test_a_picture_that_is_gone_leaves_nothing() -> None:
     assert store.held_bytes == 0
 
 
-def test_the_address_of_a_dead_picture_is_not_mistaken_for_it() -> None:
-    store, one = PrefixStore(10**6), picture()
+def test_the_address_of_a_dead_image_is_not_mistaken_for_it() -> None:
+    store, one = PrefixStore(10**6), new_image()
     store.put(one, "head", kept(3))
     ((key, (_, stored)),) = store._kept.items()
     store._kept[key] = (lambda: None, stored)
@@ -50,24 +50,24 @@ def test_the_address_of_a_dead_picture_is_not_mistaken_for_it() -> None:
 
 
 def test_what_was_used_last_stays() -> None:
-    store, pictures = PrefixStore(2400), [picture() for _ in range(4)]
-    for one in pictures[:3]:
+    store, images = PrefixStore(2400), [new_image() for _ in range(4)]
+    for one in images[:3]:
         store.put(one, "", kept(1))
-    store.get(pictures[0], "")
-    store.put(pictures[3], "", kept(1))
-    assert [store.get(one, "") is not None for one in pictures] == [True, False, True, True]
-    store.put(pictures[0], "", kept(2))
+    store.get(images[0], "")
+    store.put(images[3], "", kept(1))
+    assert [store.get(one, "") is not None for one in images] == [True, False, True, True]
+    store.put(images[0], "", kept(2))
     assert store.held_bytes == 2400
-    store.put(pictures[0], "", kept(4))
+    store.put(images[0], "", kept(4))
     assert store.held_bytes == 0
 
 
-@pytest.mark.parametrize("text", ["no picture", "<image> and <image>"])
-def test_only_a_prompt_with_one_picture_has_a_prefix(text: str) -> None:
+@pytest.mark.parametrize("text", ["no image", "<image> and <image>"])
+def test_only_a_prompt_with_one_image_has_a_prefix(text: str) -> None:
     assert prefix_cache.split(text, "<image>") is None
 
 
-def test_pictures_of_other_sizes_are_padded_with_zeros() -> None:
+def test_images_of_other_sizes_are_padded_with_zeros() -> None:
     def one(n_tokens: int, *shape: int) -> prefix_cache.Prepared:
         ids = torch.ones(1, n_tokens, dtype=torch.long)
         pixels = torch.ones(1, *shape)

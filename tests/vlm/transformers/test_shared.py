@@ -39,7 +39,7 @@ def vlm(request: pytest.FixtureRequest) -> Iterator[TransformersVLM]:
 
 
 def requests_about(drawn: list[Image.Image]) -> list[Request]:
-    """All questions about all pictures with two limits, half of them sampled."""
+    """All questions about all images with two limits, half of them sampled."""
     return [
         Request(image, question, 5 + i % 2, temperature=float(i % 2), top_p=0.9, seed=i)
         for i, image in enumerate(drawn)
