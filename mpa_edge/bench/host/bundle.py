@@ -31,7 +31,7 @@ from mpa_edge.runs.manifest import MANIFEST
 from mpa_edge.runs.wheel import build_zip, package_files
 from mpa_edge.types import Drop, Record
 
-SUMS, MODELS, IMAGES, CODE = "SHA256SUMS", "models", "images", "mpa_edge.zip"
+SUMS, IMAGES, CODE = "SHA256SUMS", "images", "mpa_edge.zip"
 HALF_SUFFIX = ".half"
 SHORT_DIGITS = 12
 # what a runtime reads besides artifact.json and the weights
@@ -126,14 +126,13 @@ def make_bundle(
     """Make a bundle at `folder`, or inside it under the first digits of its hash, in place of an older one.
 
     target: its name. artifact and base: exported models. images: folder of the questions' images; one with more than
-    `max_pixels` is refused, as by the run. order: what a job without an order of its own asks.
+    `max_pixels` is refused, as by the run. order: what a job without an order of its own asks, and the models' folders inside.
     MpaError where an export or an image cannot be used, the disk is full, or something else is at `folder`.
     """
     with half_made(folder / "bundle" if named_by_hash else folder) as half:
-        variants = {name: f"{MODELS}/{name}" for name in (("artifact", "base") if base else ("artifact",))}
-        _add_model(half / variants["artifact"], artifact)
+        _add_model(half / order.variants["artifact"], artifact)
         if base:
-            _add_model(half / variants["base"], base)
+            _add_model(half / order.variants["base"], base)
         _add_questions(half, questions, images, max_pixels)
         (half / CODE).write_bytes(build_zip(package_files(*DEVICE_CODE)))
         for source in sorted((root() / "export" / "runners").glob("[!.]*.*")):
@@ -147,7 +146,7 @@ def make_bundle(
         sums = _sums(files)
         manifest = BundleManifest(
             target=target,
-            variants=variants,
+            variants=order.variants,
             n_questions=len(questions),
             files=files,
             sha256=hashlib.sha256(sums).hexdigest(),
