@@ -126,7 +126,8 @@ def make_bundle(
     """Make a bundle at `folder`, or inside it under the first digits of its hash, in place of an older one.
 
     target: its name. artifact and base: exported models. images: folder of the questions' images; one with more than
-    `max_pixels` is refused, as by the run. order: what a job without an order of its own asks, and the models' folders inside.
+    `max_pixels` is refused, as by the run. order: what a job without an order of its own asks; it names the folders of
+    the models inside.
     MpaError where an export or an image cannot be used, the disk is full, or something else is at `folder`.
     """
     with half_made(folder / "bundle" if named_by_hash else folder) as half:
