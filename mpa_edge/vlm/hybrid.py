@@ -39,7 +39,7 @@ class HybridVLM(LlamaCppVLM):
         vision_s = time.perf_counter() - started
         if features.shape != (n := ids.count(image_id), self.language.hidden):
             found = f"embeddings of shape {features.shape} for {n} tokens of {self.language.hidden}"
-            raise MpaError(f"{self.folder}: the vision encoder gives {found}: export again")
+            raise MpaError(f"{self.folder}: the vision encoder gives {found}: rerun mpa-edge export")
         grid = None
         for name, array in pixels.items():
             if name.endswith("grid_thw"):  # Qwen2-VL has a position for each row and column

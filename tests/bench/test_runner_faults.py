@@ -97,7 +97,7 @@ def test_a_damaged_model_is_said_and_the_other_one_goes_on(bundles, tmp_path, na
     assert run(copy, folder) == (1, "")
     failed = [line for line in lines_of(folder) if line.kind == "failed"]
     assert [line.variant for line in failed] == ["base"]
-    assert failed[0].values["reason"].endswith(", or export again")
+    assert failed[0].values["reason"].endswith(", or rerun mpa-edge export")
     assert [one["variant"] for one in answers_of(folder)] == ["artifact"] * 8
 
 

@@ -70,7 +70,7 @@ def test_the_checkpoints_pixels_can_take_the_place_of_our_own(which: str) -> Non
 
 def test_pixels_of_an_image_with_another_number_of_tokens_are_refused() -> None:
     given = [seen.pixels for seen in truth("idefics3")]
-    with pytest.raises(MpaError, match=r"gives embeddings of shape .* for \d+ tokens of 256: export again"):
+    with pytest.raises(MpaError, match=r"gives embeddings of shape .* for \d+ tokens of 256: rerun mpa-edge export"):
         model("idefics3").trace(ASKED, given[::-1])
 
 
@@ -102,12 +102,12 @@ def test_a_damaged_vision_encoder_is_one_line(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(hybrid_folder("student"), tmp_path / "damaged"))
     path = folder / read_artifact(folder).files["vision"]
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(MpaError, match=r"^cannot load .*vision_encoder.*export again$"):
+    with pytest.raises(MpaError, match=r"^cannot load .*vision_encoder.*rerun mpa-edge export$"):
         HybridVLM(folder, name="x", threads=1)
 
 
 def test_a_folder_of_another_format_is_refused() -> None:
-    with pytest.raises(MpaError, match="names no vision file: export again"):
+    with pytest.raises(MpaError, match="names no vision file: rerun mpa-edge export"):
         HybridVLM(gguf_folder("student"), name="x", threads=1)
 
 

@@ -88,9 +88,11 @@ def read_header(path: Path) -> Header:
             return _Reader(view).header()
     except (_BadFileError, ValueError) as error:
         reason = error if isinstance(error, _BadFileError) else "it is empty"
-        raise MpaError(f"{path} is not a valid GGUF file ({reason}): copy it again, or export again") from error
+        raise MpaError(
+            f"{path} is not a valid GGUF file ({reason}): copy it again, or rerun mpa-edge export"
+        ) from error
     except OSError as error:
-        raise MpaError(f"cannot read {path} ({error.strerror}): copy it again, or export again") from error
+        raise MpaError(f"cannot read {path} ({error.strerror}): copy it again, or rerun mpa-edge export") from error
 
 
 class _Reader:

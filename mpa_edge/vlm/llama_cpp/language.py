@@ -91,7 +91,9 @@ class LanguageModel:
         self.context: Any = None
         self.model: Any = lib.llama_model_load_from_file(os.fsencode(path), lib.llama_model_default_params())
         if not self.model:
-            raise MpaError(f"llama.cpp cannot load {path} ({last_error()}): copy the whole folder, or export again")
+            raise MpaError(
+                f"llama.cpp cannot load {path} ({last_error()}): copy the whole folder, or rerun mpa-edge export"
+            )
         params = lib.llama_context_default_params()
         params.n_ctx, params.n_seq_max = context_tokens, 1
         params.n_batch, params.n_ubatch = min(BATCH_TOKENS, context_tokens), min(COMPUTED_TOKENS, context_tokens)

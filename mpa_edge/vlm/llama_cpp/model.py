@@ -98,7 +98,7 @@ class LlamaCppVLM:
     def file(self, component: Component) -> Path:
         """The file of a component. MpaError where the export has none."""
         if component not in self.artifact.files:
-            raise MpaError(f"{self.folder} names no {component} file: export again with mpa-edge export")
+            raise MpaError(f"{self.folder} names no {component} file: rerun mpa-edge export")
         return self.folder / self.artifact.files[component]
 
     def _load_vision(self) -> Any:

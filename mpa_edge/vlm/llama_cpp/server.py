@@ -185,7 +185,7 @@ class LlamaServerVLM:
         first = str(self.props.get("bos_token", "")) if len(dressed) > len(bare) else ""
         if not before.startswith(first):
             raise MpaError(
-                f"llama-server begins every prompt with '{first}', the model was exported without: export again"
+                f"llama-server begins every prompt with '{first}', this export's does not: rerun mpa-edge export"
             )
         return before.removeprefix(first)
 

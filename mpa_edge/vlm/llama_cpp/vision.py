@@ -56,7 +56,9 @@ class Projector:
             params.image_min_tokens, params.image_max_tokens = 1, MAX_IMAGE_TOKENS
         self.context: Any = mtmd_cpp.mtmd_init_from_file(os.fsencode(path), language.model, params)
         if not self.context:
-            raise MpaError(f"llama.cpp cannot load {path} ({last_error()}): copy the whole folder, or export again")
+            raise MpaError(
+                f"llama.cpp cannot load {path} ({last_error()}): copy the whole folder, or rerun mpa-edge export"
+            )
 
     def look(self, image: Image) -> EncodedImage:
         """Preprocess and encode an RGB image."""

@@ -167,7 +167,7 @@ class OnnxVLM:
         expected = (int(is_image.sum()), embeds.shape[1])
         if features.shape != expected:
             sizes = " for ".join(f"{rows} x {width}" for rows, width in (features.shape, expected))
-            raise MpaError(f"{self.folder}: the vision encoder gives {sizes} numbers: export again")
+            raise MpaError(f"{self.folder}: the vision encoder gives {sizes} numbers: rerun mpa-edge export")
         embeds[is_image] = features
         positions = np.arange(len(ids), dtype=np.int64)
         if self.decoder.three_axes:

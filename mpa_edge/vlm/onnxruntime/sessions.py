@@ -67,7 +67,9 @@ class Graph:
                 str(path), options(threads), providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's errors have no common base class
-            raise MpaError(f"cannot load {path} ({one_line(error)}): copy the whole folder, or export again") from error
+            raise MpaError(
+                f"cannot load {path} ({one_line(error)}): copy the whole folder, or rerun mpa-edge export"
+            ) from error
         self.inputs = {entry.name: entry for entry in self.session.get_inputs()}
         self.outputs = [entry.name for entry in self.session.get_outputs()]
         self.run_options: onnxruntime.RunOptions | None = None
@@ -83,7 +85,7 @@ class Graph:
         try:
             outputs: list[NDArray[Any]] = self.session.run(None, typed, self.run_options)
         except Exception as error:
-            raise MpaError(f"{self.path} failed ({one_line(error)}): free memory, or export again") from error
+            raise MpaError(f"{self.path} failed ({one_line(error)}): free memory, or rerun mpa-edge export") from error
         return outputs
 
     def close(self) -> None:
@@ -110,7 +112,9 @@ class VisionEncoder(Graph):
             # Qwen2-VL's graph says grid_thw where its image processor says image_grid_thw
             key = name if name in pixels else f"image_{name}"
             if key not in pixels:
-                raise MpaError(f"{self.path} wants '{name}', which the image processor does not make: export again")
+                raise MpaError(
+                    f"{self.path} wants '{name}', which the image processor does not make: rerun mpa-edge export"
+                )
             arrays[name] = pixels[key]
         features = [self.run(tile)[0] for tile in tiles(arrays)]
         rows = [found.reshape(-1, found.shape[-1]) for found in features]
@@ -142,7 +146,7 @@ class Decoder(Graph):
         # exports made before there was DeepStack do not say embeds_size
         expected = [{"embeds_size": text.get("hidden_size"), **text}.get(key) for key in SIZES]
         if not {*REQUIRED, *self.cache_inputs} <= set(self.inputs) or self._sizes() != expected:
-            raise MpaError(f"{path} does not fit artifact.json: copy the whole folder, or export again")
+            raise MpaError(f"{path} does not fit artifact.json: copy the whole folder, or rerun mpa-edge export")
         # whether the values of a row do not depend on the other rows and tokens of the same run
         self.rows_are_independent = not has_dynamic_ranges(path)
         # Qwen's positions: time, row and column

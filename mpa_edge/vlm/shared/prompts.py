@@ -62,7 +62,7 @@ class PromptTokenizer:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing narrower
-            raise MpaError(f"{path} is missing or damaged: copy the whole folder, or export again") from error
+            raise MpaError(f"{path} is missing or damaged: copy the whole folder, or rerun mpa-edge export") from error
         # a tokenizer may have been saved with padding or truncation turned on
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()

@@ -83,7 +83,7 @@ def test_a_hostile_header_is_refused_at_once(content: bytes, tmp_path: Path) -> 
     path = write(tmp_path, content)
     tracemalloc.start()
     started = time.perf_counter()
-    with pytest.raises(MpaError, match="not a valid GGUF file .*: copy it again, or export again") as caught:
+    with pytest.raises(MpaError, match="not a valid GGUF file .*: copy it again, or rerun mpa-edge export") as caught:
         read_header(path)
     assert time.perf_counter() - started < 1
     assert tracemalloc.get_traced_memory()[1] < 1_000_000

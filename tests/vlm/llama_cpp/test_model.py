@@ -209,7 +209,7 @@ def test_damaged_files_are_one_line(component: str, damage: str, tmp_path: Path,
     with pytest.raises(MpaError) as caught:
         LlamaCppVLM(folder, name="x", threads=1)
     assert str(path) in str(caught.value)
-    assert str(caught.value).endswith("export again")
+    assert str(caught.value).endswith("rerun mpa-edge export")
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
 
@@ -218,7 +218,7 @@ def test_a_component_that_is_not_named_is_missed(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(gguf_folder("student"), tmp_path / "half"))
     artifact = read_artifact(folder)
     write_artifact(folder, artifact.model_copy(update={"files": {"language": artifact.files["language"]}}))
-    with pytest.raises(MpaError, match="names no mmproj file: export again"):
+    with pytest.raises(MpaError, match="names no mmproj file: rerun mpa-edge export"):
         LlamaCppVLM(folder, name="x", threads=1)
 
 

@@ -126,18 +126,18 @@ def test_a_damaged_file_is_one_line_with_its_name(a_copy: Path, name: str) -> No
         path.write_bytes(damaged)
         said = error(a_copy)
         assert said.startswith(f"cannot load {path} (")
-        assert said.endswith("copy the whole folder, or export again")
+        assert said.endswith("copy the whole folder, or rerun mpa-edge export")
     path.unlink()
-    assert error(a_copy) == f"{path} is missing: copy the whole folder, or export again"
+    assert error(a_copy) == f"{path} is missing: copy the whole folder, or rerun mpa-edge export"
 
 
 def test_a_damaged_tokenizer_is_one_line(a_copy: Path) -> None:
     path = a_copy / "tokenizer.json"
     for content in ("{", "{}"):
         path.write_text(content)
-        assert error(a_copy) == f"{path} is missing or damaged: copy the whole folder, or export again"
+        assert error(a_copy) == f"{path} is missing or damaged: copy the whole folder, or rerun mpa-edge export"
     path.unlink()
-    assert error(a_copy) == f"{path} is missing or damaged: copy the whole folder, or export again"
+    assert error(a_copy) == f"{path} is missing or damaged: copy the whole folder, or rerun mpa-edge export"
 
 
 def test_a_folder_of_another_format_is_refused(a_copy: Path) -> None:
@@ -148,21 +148,21 @@ def test_a_folder_of_another_format_is_refused(a_copy: Path) -> None:
 def test_a_graph_of_another_model_is_refused(a_copy: Path) -> None:
     decoder = a_copy / "onnx" / "decoder_model_merged.onnx"
     shutil.copy(exported.onnx_folder("idefics3") / "onnx" / decoder.name, decoder)
-    assert error(a_copy) == f"{decoder} does not fit artifact.json: copy the whole folder, or export again"
+    assert error(a_copy) == f"{decoder} does not fit artifact.json: copy the whole folder, or rerun mpa-edge export"
     shutil.copy(a_copy / "onnx" / "embed_tokens.onnx", decoder)
-    assert error(a_copy) == f"{decoder} does not fit artifact.json: copy the whole folder, or export again"
+    assert error(a_copy) == f"{decoder} does not fit artifact.json: copy the whole folder, or rerun mpa-edge export"
 
 
 def test_a_vision_encoder_of_another_width_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     narrow_ = np.zeros((48, 128), np.float32)
     monkeypatch.setattr(student().vision, "encode", lambda _: narrow_)
-    with pytest.raises(MpaError, match="gives 48 x 128 for 48 x 256 numbers: export again"):
+    with pytest.raises(MpaError, match="gives 48 x 128 for 48 x 256 numbers: rerun mpa-edge export"):
         student().answer([Request(drawn(128, 64, seed=1), "?")])
 
 
 def test_a_table_that_is_another_graph_is_one_line(a_copy: Path) -> None:
     shutil.copy(a_copy / "onnx" / "vision_encoder.onnx", a_copy / "onnx" / "embed_tokens.onnx")
-    with pytest.raises(MpaError, match=r"embed_tokens.onnx failed \(.*\): free memory, or export again"):
+    with pytest.raises(MpaError, match=r"embed_tokens.onnx failed \(.*\): free memory, or rerun mpa-edge export"):
         OnnxVLM(a_copy, name="swapped", threads=1).answer([ASKED])
 
 
@@ -170,7 +170,7 @@ def test_a_graph_that_fails_while_it_runs_is_one_line(a_copy: Path) -> None:
     shutil.copy(exported.onnx_folder("idefics3") / "onnx" / "vision_encoder.onnx", a_copy / "onnx")
     broken = OnnxVLM(a_copy, name="broken", threads=1)
     broken.artifact.image["max_image_size"]["longest_edge"] = 32
-    with pytest.raises(MpaError, match=r"vision_encoder.onnx failed \(.*\): free memory, or export again"):
+    with pytest.raises(MpaError, match=r"vision_encoder.onnx failed \(.*\): free memory, or rerun mpa-edge export"):
         broken.answer([ASKED])
 
 

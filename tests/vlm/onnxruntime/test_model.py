@@ -83,7 +83,7 @@ def test_the_checkpoints_pixels_can_take_the_place_of_our_own(which: str) -> Non
 
 def test_pixels_of_an_image_with_another_number_of_tokens_are_refused() -> None:
     pixels = [seen.pixels for seen in truth("idefics3")]
-    with pytest.raises(MpaError, match=r"gives \d+ x 256 for \d+ x 256 numbers: export again"):
+    with pytest.raises(MpaError, match=r"gives \d+ x 256 for \d+ x 256 numbers: rerun mpa-edge export"):
         model("idefics3").trace(ASKED, pixels[::-1])
 
 

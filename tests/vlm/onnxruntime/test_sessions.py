@@ -90,7 +90,7 @@ def test_weights_outside_the_folder_are_refused(folder: Path, place, location: s
 
 @pytest.mark.parametrize("location", ["", "missing", "*/_ORT_MEM_ADDR_/*"])
 def test_weights_that_are_not_there_are_one_line(folder: Path, location: str) -> None:
-    with pytest.raises(MpaError, match=r"cannot load .*: copy the whole folder, or export again$") as caught:
+    with pytest.raises(MpaError, match=r"cannot load .*: copy the whole folder, or rerun mpa-edge export$") as caught:
         Graph(write(folder, as_initializer(location)), 1)
     assert "\n" not in str(caught.value)
 
@@ -122,12 +122,12 @@ def test_features_are_one_row_an_image_token(tmp_path: Path) -> None:
 
 
 def test_an_input_that_nobody_makes_is_named(tmp_path: Path) -> None:
-    with pytest.raises(MpaError, match="wants 'depth', which the image processor does not make: export again"):
+    with pytest.raises(MpaError, match="wants 'depth', which the image processor does not make: rerun mpa-edge export"):
         encoder(tmp_path, "depth").encode({"pixel_values": np.zeros((1, 2, 3))})
 
 
 def test_a_run_that_fails_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(MpaError, match=r"model.onnx failed \(.*\): free memory, or export again") as caught:
+    with pytest.raises(MpaError, match=r"model.onnx failed \(.*\): free memory, or rerun mpa-edge export") as caught:
         encoder(tmp_path).encode({"pixel_values": np.zeros((1, 2, 4))})
     assert "\n" not in str(caught.value)
 
