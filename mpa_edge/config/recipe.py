@@ -1,4 +1,4 @@
-"""The recipe: how to align. One YAML document; every key has a default but the four that say what and with whom."""
+"""The recipe: how to align. All keys have defaults except schema_version, name, task, teacher and student."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Section(BaseModel):
-    """Base of every part of a recipe: nothing unknown, nothing silently converted."""
+    """Base of all sections: unknown keys are errors, and values are not converted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -43,9 +43,9 @@ class ImagesConfig(Section):
     path: str | None = None
     """Folder of images, relative to where the command runs."""
     render: RenderConfig | None = None
-    """Draw them instead."""
+    """Draw the images instead."""
     split: str | None = None
-    """Only the pictures of this split of the task's benchmark, whose files lie in the folder; null: all of them."""
+    """Only the images of this split of the task's benchmark, whose files are in the folder; null: all of them."""
     max_pixels: int = Field(PILLOW_PIXEL_CAP, ge=1024, le=2 * PILLOW_PIXEL_CAP)
     """Images with more pixels are dropped before they are decoded."""
 
@@ -54,7 +54,7 @@ class ImagesConfig(Section):
         if self.path is not None and self.render is not None:
             raise ValueError("images has both path and render: keep one (--set images.render=null drops the other)")
         if self.split is not None and self.render is not None:
-            raise ValueError("images has both split and render: drawn pictures have no splits, keep one")
+            raise ValueError("images has both split and render: drawn images have no splits, keep one")
         return self
 
 
@@ -64,24 +64,24 @@ class AnnotateConfig(Section):
     samples_per_image: int = Field(4, ge=1, le=256)
     """Annotations asked for each image; duplicates are removed."""
     temperature: float = Field(1.0, ge=0.0, le=5.0)
-    """Of the teacher when it writes; 0 is greedy."""
+    """Of the teacher when it writes questions; 0 is greedy."""
     top_p: float = Field(0.95, gt=0.0, le=1.0)
-    """Nucleus mass when it writes."""
+    """Nucleus mass when it writes questions."""
     votes: int = Field(1, ge=0, le=32)
-    """How often the teacher answers its own question again, greedy first; 0 is never."""
+    """How often the teacher answers its own question, greedy first; 0 is never."""
     max_new_tokens: Tokens = 128
     """For one question with its answer."""
     batch_size: BatchSize = 256
-    """Requests in one batch at most: begins with 32, grows while memory allows, is halved when it runs out."""
+    """Largest batch. The first has 32 requests; it grows while memory allows and is halved when memory runs out."""
     shard_size: int = Field(100, ge=1, le=100_000)
-    """Images in one shard: what a crash can lose."""
+    """Images in one shard; a crash loses at most one shard."""
 
 
 class IdentifyConfig(Section):
     """Parity Identifier: both models answer; what only the teacher knows is the gap."""
 
     batch_size: BatchSize = 256
-    """Requests in one batch at most: begins with 32, grows while memory allows, is halved when it runs out."""
+    """Largest batch. The first has 32 requests; it grows while memory allows and is halved when memory runs out."""
     max_new_tokens: Tokens = 16
     """For one short answer; evaluation uses the same."""
 
@@ -92,7 +92,7 @@ class LevelConfig(Section):
     method: Literal["lora", "full"] = "lora"
     """Adapter or all weights."""
     rank: int = Field(16, ge=1, le=1024)
-    """Of the LoRA matrices."""
+    """Rank of the LoRA matrices."""
     alpha: int = Field(32, ge=1, le=4096)
     """LoRA scale: alpha / rank, with rslora alpha / sqrt(rank)."""
     dropout: Share = 0.0
@@ -102,11 +102,11 @@ class LevelConfig(Section):
     dora: bool = False
     """Weight-decomposed LoRA."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the products; auto: bf16 on a GPU, fp32 on a CPU. Trained weights stay in fp32."""
+    """Of matrix products; auto: bf16 on a GPU, fp32 on a CPU. Trained weights stay in fp32."""
     quantize: Literal["nf4"] | None = None
     """QLoRA: the frozen language model in four bits while the adapter learns; needs bitsandbytes."""
     gradient_checkpointing: bool = False
-    """Compute activations again instead of keeping them: far less memory, a third more time."""
+    """Recompute activations instead of storing them: far less memory, a third more time."""
     liger: bool = False
     """Liger's fused kernels, on a GPU; needs liger-kernel."""
     targets: tuple[Literal["language", "vision", "connector"], ...] = Field(
@@ -120,15 +120,15 @@ class LevelConfig(Section):
     epochs: float = Field(3.0, gt=0.0, le=1000.0)
     """Passes over the chosen samples."""
     max_steps: Count | None = None
-    """Optimiser steps; where given, it wins over epochs."""
+    """Optimiser steps; overrides epochs."""
     warmup_steps: int = Field(10, ge=0, le=1_000_000)
     """Steps until the peak rate."""
     weight_decay: float = Field(0.0, ge=0.0, le=1.0)
-    """AdamW's."""
+    """Weight decay of AdamW."""
     replay: float = Field(0.2, ge=0.0, le=10.0)
     """Parity items added against forgetting, as a share of the gap."""
     strength: float = Field(1.0, gt=0.0, le=1.0)
-    """Share of the change that is kept: below 1 the student forgets less, and often gains more."""
+    """Share of the weight change that is kept: below 1 the student forgets less, and often gains more."""
     subset: Literal["gap", "all", "random", "verified"] = "gap"
     """What to train on; all but gap are for ablations (random: as many of all as the gap has)."""
     holdout: float = Field(0.1, ge=0.0, le=0.5)
@@ -136,11 +136,11 @@ class LevelConfig(Section):
     patience: int = Field(3, ge=0, le=1000)
     """Evaluations without improvement before training stops; 0 is never."""
     eval_steps: int = Field(20, ge=1, le=1_000_000)
-    """Steps between two looks at the held-out slice."""
+    """Steps between two evaluations on the held-out share."""
     save_steps: int = Field(20, ge=1, le=1_000_000)
     """Steps between two checkpoints."""
     min_gap: int = Field(32, ge=1, le=1_000_000)
-    """With fewer gap items nothing is trained."""
+    """Nothing is trained on fewer gap items."""
 
     @model_validator(mode="after")
     def _adapter_options(self) -> Self:
@@ -159,7 +159,7 @@ class EvaluateConfig(Section):
     n: Count = 1000
     """Questions the generator makes (or the first n of the file or benchmark)."""
     seed: Seed = 1_000_003
-    """Of the generator; disjoint from every training seed."""
+    """Seed of the generator; must differ from images.render.seed."""
     style: Style = "target"
     """Look of the generated charts."""
     questions: str | None = None
@@ -171,7 +171,7 @@ class EvaluateConfig(Section):
     split: str | None = None
     """Of the benchmark; null: the one that the paper uses."""
     batch_size: BatchSize = 256
-    """Requests in one batch at most: begins with 32, grows while memory allows, is halved when it runs out."""
+    """Largest batch. The first has 32 requests; it grows while memory allows and is halved when memory runs out."""
     bootstrap: int = Field(2000, ge=100, le=1_000_000)
     """Resamples of the images behind the interval."""
 
@@ -190,10 +190,10 @@ class EvaluateConfig(Section):
 
 
 class TeacherServerConfig(Section):
-    """How a teacher behind a server (`teacher: openai:BASE_URL#MODEL`) is asked; a local teacher ignores all of it."""
+    """How a teacher on a server (`teacher: openai:BASE_URL#MODEL`) is asked; ignored for a local teacher."""
 
     concurrency: int = Field(16, ge=1, le=1024)
-    """Requests on their way at once."""
+    """Concurrent requests."""
     timeout_s: float = Field(120.0, gt=0.0, le=3600.0)
     """For one attempt, from the first byte sent to the last byte read, seconds."""
     retries: int = Field(4, ge=0, le=20)
@@ -201,25 +201,25 @@ class TeacherServerConfig(Section):
     deadline_s: float = Field(600.0, gt=0.0, le=86_400.0)
     """For one request with all its attempts and the waits between them, seconds."""
     wait_s: float = Field(600.0, ge=0.0, le=86_400.0)
-    """How long a server is waited for that is still loading, or that went away, seconds."""
+    """How long to wait for a server that is loading or does not respond, seconds."""
     probe_s: float = Field(5.0, gt=0.0, le=600.0)
-    """Pause between two looks at a server that went away, seconds."""
+    """Pause between two checks of a server that does not respond, seconds."""
     max_failed: Share = 0.2
     """Share of failed rows in one shard above which the run stops."""
     image_format: Literal["png", "jpeg"] = "png"
-    """png: the very pixels; jpeg (quality 95): a photograph in several times fewer bytes."""
+    """png: lossless; jpeg (quality 95): several times smaller for photographs."""
     max_image_bytes: int = Field(5_000_000, ge=1_000, le=100_000_000)
-    """A larger file becomes a JPEG, then smaller in steps, until it fits."""
+    """A larger file is sent as JPEG, and scaled down in steps until it fits."""
     limit_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """How the server calls the limit of new tokens; some hosted ones want the second."""
+    """Name of the token limit in requests; some hosted servers need max_completion_tokens."""
     api_key_env: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*_API_KEY$")] | None = None
     """Environment variable that holds the key; null: OPENAI_API_KEY, sent over https or to this machine only."""
     price_in: Annotated[float, Field(ge=0.0, le=1.0e6)] | None = None
-    """For a million tokens of prompt and image, in your currency."""
+    """Price of a million tokens of prompt and image, in your currency."""
     price_out: Annotated[float, Field(ge=0.0, le=1.0e6)] | None = None
-    """For a million tokens of answer."""
+    """Price of a million tokens of answer."""
     max_cost: Annotated[float, Field(gt=0.0, le=1.0e9)] | None = None
-    """Stop before this run has spent more on its teacher; `--max-cost` sets it."""
+    """Stop before the run spends more on its teacher; `--max-cost` sets it."""
 
     @model_validator(mode="after")
     def _prices(self) -> Self:
@@ -231,14 +231,14 @@ class TeacherServerConfig(Section):
 
 
 class EngineConfig(Section):
-    """Who annotates and identifies: how shards that fail are met, and the actors of `--engine ray`."""
+    """How annotate and identify handle failed shards, and the actors of `--engine ray`."""
 
     actors: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """Actors of the Ray engine, one model each; null: one for each GPU (with gpus_per_actor), or for each machine."""
     gpus_per_actor: Annotated[float, Field(ge=0.0, le=64.0)] | None = None
     """GPUs of one actor; null: one where the cluster has some and `device` is not cpu."""
     cpus_per_actor: Annotated[float, Field(gt=0.0, le=1024.0)] | None = None
-    """CPUs of one actor; null: one beside a GPU, else all of a machine."""
+    """CPUs of one actor; null: one where it has a GPU, else all of the machine."""
     shard_tries: int = Field(3, ge=1, le=100)
     """How often a shard may fail before it is set aside."""
     error_budget: Share = 0.01
@@ -253,7 +253,7 @@ class Recipe(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     """Lower case letters, digits, dot, dash, underscore."""
     title: str = ""
-    """One line for people."""
+    """One-line description."""
     task: str = Field(min_length=1)
     """A file of mpa_edge/tasks: prompts and metric."""
     teacher: str = Field(min_length=1)
@@ -275,16 +275,16 @@ class Recipe(Section):
     level: LevelConfig = LevelConfig()
     """Stage 3."""
     evaluate: EvaluateConfig = EvaluateConfig()
-    """The measurement."""
+    """Stage 5."""
     teacher_server: TeacherServerConfig = TeacherServerConfig()
-    """Only for a teacher behind a server."""
+    """Only for a teacher on a server."""
     engine: EngineConfig = EngineConfig()
-    """Who runs which shard of annotate and identify; `--engine` chooses."""
+    """How shards of annotate and identify are run."""
 
     @model_validator(mode="after")
     def _student_is_here(self) -> Self:
         if self.student.startswith(SERVER_PREFIX):
-            raise ValueError("student is a server: its weights are tuned, so name a folder or a hub id")
+            raise ValueError("student is a server, and its weights must be trained: name a folder or a hub id")
         return self
 
     @model_validator(mode="after")

@@ -25,7 +25,7 @@ ONNX_COMPONENTS = ("vision", "embed", "decoder")
 
 
 class CalibrationConfig(Section):
-    """Pictures and questions on which the ranges of static quantization are measured."""
+    """Images and questions on which the ranges of static quantization are measured."""
 
     n: int = Field(64, ge=1, le=10_000)
     """Questions, taken from the run's own parity set with their images."""
@@ -34,25 +34,25 @@ class CalibrationConfig(Section):
 
 
 class Tolerance(Section):
-    """How far the shipped model may be from the checkpoint, on the probes of the parity check."""
+    """How far the exported model may be from the checkpoint, on the probes of the parity check."""
 
     vision_cosine_min: float = Field(gt=-1.0, le=1.0)
     """Smallest cosine of an image token's embedding with its original."""
     max_abs_logit_diff: float = Field(gt=0.0)
-    """Largest difference of a logit while both went the same way, in standard deviations of the checkpoint's logits."""
+    """Largest difference of a logit after equal tokens, in standard deviations of the checkpoint's logits."""
     greedy_prefix: float = Field(ge=0.0, le=1.0)
     """Share of the compared greedy choices that must be the same, near ties counted as the same."""
 
 
 class Scheme(Section):
-    """One way to ship a model."""
+    """One format and precision in which a model is exported."""
 
     schema_version: Literal[1]
     """Of this document."""
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     """Lower case letters, digits, dot, dash, underscore."""
     title: str = ""
-    """One line for people."""
+    """One-line description."""
     format: Format
     """onnx, gguf, or hybrid: an ONNX vision encoder in front of a GGUF language model."""
     components: dict[Component, OnnxPrecision | GgufPrecision]
@@ -64,7 +64,7 @@ class Scheme(Section):
     tolerance: Tolerance
     """Of the parity check."""
     control: bool = False
-    """A negative control: it is there to be reported as a loss, and no target prefers it."""
+    """A negative control: it is expected to lose the gain, and no target prefers it."""
 
     @model_validator(mode="after")
     def _components_of_the_format(self) -> Self:
@@ -82,5 +82,5 @@ class Scheme(Section):
     def _calibrated(self) -> Self:
         static = any(precision.startswith("qdq") for precision in self.components.values())
         if static and self.calibration is None:
-            raise ValueError("qdq8 and qdq16 need ranges: add calibration with n, for example n: 64")
+            raise ValueError("qdq8 and qdq16 need calibration: add calibration with n, for example n: 64")
         return self

@@ -1,4 +1,4 @@
-"""The target: a device or a class of devices, what runs there, and what it can afford."""
+"""The target: a device or a class of devices, its runtimes, its schemes and its limits."""
 
 from __future__ import annotations
 
@@ -11,52 +11,52 @@ from mpa_edge.config.scheme import Component, GgufPrecision, OnnxPrecision
 
 
 class SchemeChoice(Section):
-    """A scheme that this target runs, best first in the list."""
+    """A scheme that this target runs."""
 
     name: str
     """A file of export/schemes."""
     components: dict[Component, OnnxPrecision | GgufPrecision]
-    """Precision of each component here; where it differs from the scheme's own, the target's holds."""
+    """Precision of each component on this target; overrides the scheme's own."""
 
 
 class ImageBudget(Section):
-    """How much of a picture the device can afford to look at: the first lever on the time to the first token."""
+    """How much of an image the device can process: what most determines the time to the first token."""
 
     max_tiles: int = Field(ge=1, le=256)
-    """Tiles of models that cut a picture up, the overview not counted."""
+    """Tiles, for models that split an image into tiles; the overview is not counted."""
     max_pixels: int = Field(ge=1024)
     """Pixels of models that take any size (Qwen2-VL)."""
 
 
 class Affinity(Section):
-    """Which cores do the work."""
+    """Threads and cores of the runtime."""
 
     threads: int | None = Field(ge=1, le=256)
     """CPU threads of the runtime; null: one for each core that the process may use."""
     cores: str | None = None
-    """Cores to pin to, as taskset writes them (4-7); null: wherever the system puts them."""
+    """Cores to pin to, as in taskset (4-7); null: not pinned."""
 
 
 class Budgets(Section):
-    """What a benchmark on the device is held against."""
+    """Limits that a benchmark on the device is compared with."""
 
     memory_bytes: int = Field(ge=1_000_000)
-    """Largest resident memory of the runtime with the model."""
+    """Largest resident memory of the runtime and the model together."""
     ttft_s: float = Field(gt=0)
-    """Time to the first token of a question about one picture, seconds."""
+    """Time to the first token of a question about one image, seconds."""
     tokens_per_s: float = Field(gt=0)
     """Decoding speed."""
 
 
 class Thermal(Section):
-    """When a measurement counts."""
+    """Temperatures at which a measurement counts."""
 
     start_below_c: float | None
-    """Begin a timing below this temperature; null where the device shows none."""
+    """Start timing below this temperature; null where the device reports none."""
     throttle_at_c: float | None
-    """From here on the device slows down by itself: a timing is no verdict."""
+    """From this temperature on the device throttles, and timings are invalid."""
     cool_down_s: int = Field(ge=0, le=3600)
-    """Longest wait for it to cool."""
+    """Longest wait for the device to cool, seconds."""
 
 
 class Target(Section):
@@ -67,15 +67,15 @@ class Target(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     """Lower case letters, digits, dot, dash, underscore."""
     title: str = ""
-    """One line for people."""
+    """One-line description."""
     kind: Literal["class", "device"]
-    """A class of devices, or one that can be bought."""
+    """A class of devices, or one product."""
     architecture: Literal["any", "x86_64", "aarch64"]
     """Instruction set."""
     runtimes: Annotated[tuple[Literal["onnxruntime", "llama.cpp", "tensorrt"], ...], Field(min_length=1, strict=False)]
-    """What can execute a model there."""
+    """Runtimes that the device has."""
     schemes: Annotated[tuple[SchemeChoice, ...], Field(min_length=1, strict=False)]
-    """Best first: the first one that the model's family can take is exported."""
+    """Best first: the first one that the model's family supports is exported."""
     image: ImageBudget
     """Applied to the image processor at export."""
     context_tokens: int = Field(ge=128, le=131_072)
@@ -85,11 +85,11 @@ class Target(Section):
     budgets: Budgets
     """Memory and speed."""
     transport: Literal["local", "ssh", "adb"]
-    """How one usually gets there. A benchmark goes where `--via` says, and without it stays on this machine."""
+    """The usual way to the device. A benchmark uses `--via`; without it, it runs on this machine."""
     thermal: Thermal
-    """When it is too hot to measure."""
+    """When the device is too hot to measure."""
     server: str | None = Field(default=None, pattern=r"^/.+$")
-    """Path of llama-server on the device, for one without Python; null: Python answers."""
+    """Path of llama-server on the device, where it has no Python; null: Python runs the model."""
     sources: dict[str, str]
     """For each key above: where its value comes from (a data sheet, a measurement, a choice with its reason)."""
 

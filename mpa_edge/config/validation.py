@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
-WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+WORDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 Path = tuple[str | int, ...]
 """Keys and list positions that lead to a value."""
 
@@ -51,7 +51,7 @@ def explain(error: Mapping[str, Any], root: type[BaseModel]) -> str:
     if isinstance(value, str) and NUMBER.fullmatch(value.strip()):
         head, mark, exponent = value.strip().lower().partition("e")
         number = f"{head}.0e{exponent}" if mark and "." not in head else value.strip()
-        hint = f"; it is a text here: write {number} without quotes"
+        hint = f"; it is a string here: write {number} without quotes"
     return f"{dotted} is {shown(value)}: must be {must_be(field)}{hint}"
 
 
@@ -132,9 +132,9 @@ def allowed(annotation: Any, constraints: list[Any]) -> str:
         return f"a list of {allowed(args[0], []).removeprefix('one of ')}"
     pattern = next((item.pattern for item in constraints if getattr(item, "pattern", None)), None)
     if pattern:
-        return f"a text that matches {pattern}"
+        return f"a string that matches {pattern}"
     if any(getattr(item, "min_length", None) for item in constraints):
-        return "a text that is not empty"
+        return "a string that is not empty"
     return WORDS.get(annotation, "another kind of value") + bounds(constraints)
 
 

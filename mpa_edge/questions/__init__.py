@@ -19,7 +19,7 @@ class QuestionSet:
     """What a model can be asked, and what had to be left out."""
 
     name: str
-    """For people: `chartqa test`, or the name of a file."""
+    """Shown to users: `chartqa test`, or the name of a file."""
     folder: Path
     """Image paths are relative to it."""
     samples: tuple[Sample, ...]

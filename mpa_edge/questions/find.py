@@ -84,7 +84,7 @@ def inside(name: str) -> bool:
 
 
 class ImageFinder:
-    """Finds the images of a benchmark in any of the folders where people put them."""
+    """Finds the images of a benchmark in any of the folders where they may be."""
 
     def __init__(self, data: Path, beside: Sequence[Path], folders: Sequence[str]) -> None:
         """`folders` may be below `data`, or below the folders `beside` which the annotation files are."""

@@ -32,7 +32,7 @@ class Task:
     name: str
     """What recipes call it; the name of its file."""
     title: str
-    """One line for people."""
+    """One-line description."""
     metric: str
     """Name of a metric (mpa_edge/metrics)."""
     annotation_prompts: tuple[str, ...]

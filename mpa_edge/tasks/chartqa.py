@@ -31,7 +31,7 @@ TASK = Task(
 
 
 def rows(split: Split, documents: Documents) -> Iterator[Row]:
-    """`[{"imgname", "query", "label"}]`, one file of questions by people and one of generated ("augmented") ones.
+    """`[{"imgname", "query", "label"}]`, one file of human-written questions and one of generated ("augmented") ones.
 
     No row has an id and some are there twice: the id is the file's kind and the place in it.
     """

@@ -1,6 +1,6 @@
 """OK-VQA: questions that need knowledge from outside the image, ten answers each.
 
-The published answers are stemmed ("surf" where people said "surfing"), so a right word can score 0.
+The published answers are stemmed ("surf" for "surfing"), so a right word can score 0.
 
 >>> from mpa_edge.metrics import get_metric
 >>> get_metric(TASK.metric).score("race", ["race"] * 10), get_metric(TASK.metric).score("racing", ["race"] * 10)

@@ -69,7 +69,7 @@ def test_a_mistake_is_one_line_that_says_what_is_allowed(recipe, more: str, expe
 
 def test_a_number_in_quotes_is_told_how_to_write_it(recipe) -> None:
     (line,) = recipe('level: {learning_rate: "1e-4"}')
-    assert line.endswith("it is a text here: write 1.0e-4 without quotes")
+    assert line.endswith("it is a string here: write 1.0e-4 without quotes")
     assert recipe("level: {learning_rate: 1e-4}") == []
 
 

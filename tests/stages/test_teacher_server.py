@@ -310,7 +310,7 @@ def test_the_plan_of_a_server_asks_nobody_and_says_what_is_missing(run_of, monke
     [
         ({"price_in": 1.0}, "teacher_server has one of price_in and price_out: give both, or none"),
         ({"max_cost": 1.0}, "teacher_server.max_cost needs prices: add teacher_server.price_in and price_out"),
-        ({"api_key_env": "HOME"}, "teacher_server.api_key_env is 'HOME': must be a text that matches"),
+        ({"api_key_env": "HOME"}, "teacher_server.api_key_env is 'HOME': must be a string that matches"),
         ({"retry": 1}, "unknown key 'retry' in teacher_server (did you mean 'retries'?)"),
         ({"concurrency": 0}, "teacher_server.concurrency is 0: must be a whole number from 1 to 1024"),
     ],
@@ -322,7 +322,7 @@ def test_mistakes_in_the_section_are_named(section: dict[str, Any], said: str) -
 
 def test_a_student_is_no_server() -> None:
     raw = recipe_with().model_dump(mode="json") | {"student": "openai:http://h/v1#m"}
-    assert mistakes(raw, Recipe) == ["student is a server: its weights are tuned, so name a folder or a hub id"]
+    assert mistakes(raw, Recipe) == ["student is a server, and its weights must be trained: name a folder or a hub id"]
 
 
 def test_align_takes_the_limit_and_shows_what_was_used(
