@@ -138,7 +138,7 @@ def _notifier(text: str) -> Iterator[None]:
 
 
 def store_bytes() -> int:
-    """Size of the object store of our own cluster: a share of the memory, at most most of the shared memory."""
+    """Size of the object store of our own cluster: a share of the memory, limited by the free shared memory."""
     shared = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else STORE_MB[1] * MB  # noqa: S108
     wanted = min(STORE_SHARE * psutil.virtual_memory().total, 0.8 * shared, STORE_MB[1] * MB)
     return int(max(wanted, STORE_MB[0] * MB))

@@ -139,7 +139,8 @@ def close_log() -> None:
     """Stop logging to a file."""
     for handler in [handler for handler in logger.handlers if isinstance(handler, RunLogHandler)]:
         logger.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # lines that a full disk did not take
+            handler.close()
 
 
 def show_log(shown: bool) -> None:

@@ -56,7 +56,7 @@ def run_identify(run: Run, fresh: bool = False) -> None:
     """
     folder, inputs = run.stage_folder(STAGE), identify_inputs(run)
     if not fresh and is_done(folder, inputs) and not (nothing_built_on(run, "level") and poisoned(folder)):
-        say("identify: done before, nothing changed")
+        say("identify: already done, nothing changed")
         return
     begin(STAGE, folder, inputs, fresh)
     clock, facts = StageClock(folder), Facts()

@@ -44,7 +44,7 @@ def run_merge(run: Run, fresh: bool = False) -> None:
     """Write `merged/`: a checkpoint that AutoProcessor and AutoModelForImageTextToText load as it is."""
     folder, inputs = run.stage_folder(STAGE), merge_inputs(run)
     if not fresh and is_done(folder, inputs):
-        say("merge: done before, nothing changed")
+        say("merge: already done, nothing changed")
         return
     begin(STAGE, folder, inputs, fresh)
     clock = StageClock(folder)

@@ -83,7 +83,7 @@ class Run:
 
     @cached_property
     def previous_scan(self) -> PreviousScan:
-        """The images that an earlier attempt found, with their ids."""
+        """The images that an earlier run found, with their ids."""
         return PreviousScan(self.folder / SCAN_FILE)
 
     def remember_scan(self) -> None:

@@ -135,7 +135,7 @@ def ask_teacher(
     """Do a job whose worker asks the teacher.
 
     A teacher behind a server is asked by this process, whatever the engine: one place counts what it costs. What it
-    leaves without an answer is asked once more at the end, also in shards that an earlier attempt left `incomplete`.
+    leaves without an answer is asked once more at the end, also in shards that are `incomplete` from an earlier run.
     """
     if not is_server(run.recipe.teacher):
         return run_job(job, written)

@@ -56,7 +56,7 @@ def test_a_finished_run_is_skipped_at_once(forks, run) -> None:
     started = time.monotonic()
     ended = forks("align", str(run))
     assert time.monotonic() - started < 3
-    assert ended.stderr.splitlines() == [f"{stage}: done before, nothing changed" for stage in FOLDERS]
+    assert ended.stderr.splitlines() == [f"{stage}: already done, nothing changed" for stage in FOLDERS]
     assert "40 held-out questions, exact-match" in ended.stdout
 
 
@@ -64,20 +64,20 @@ def test_a_changed_level_redoes_level_and_what_follows(forks, run) -> None:
     ended = forks("align", str(run), "--set", "level.rank=8")
     assert ended.rc == 0, ended.stderr
     for stage in ("annotate", "identify"):
-        assert f"{stage}: done before, nothing changed" in ended.stderr
+        assert f"{stage}: already done, nothing changed" in ended.stderr
     assert "level: starting over because of changes in config" in ended.stderr
     assert "merge: starting over because of changes in level" in ended.stderr
     assert "evaluate: starting over because of changes in merge" in ended.stderr
     assert read_json(run / "3-level" / "adapter" / "adapter_config.json")["r"] == 8
     # the folder remembers: the next call needs no --set
-    assert forks("align", str(run)).stderr.count("done before") == 5
+    assert forks("align", str(run)).stderr.count("already done") == 5
 
 
 def test_fresh_does_a_stage_again(forks, run) -> None:
     before = read_manifest(run / "2-identify")
     ended = forks("identify", str(run), "--fresh", "--json")
     assert ended.rc == 0
-    assert "done before" not in ended.stderr
+    assert "already done" not in ended.stderr
     after = read_manifest(run / "2-identify")
     assert before is not None
     assert after is not None
@@ -92,7 +92,7 @@ def test_limit_and_a_relative_images_folder(forks, tmp_path, set_arguments) -> N
     assert ended.rc == 0, ended.stderr
     assert "on 5 images" in ended.stderr
     assert read_json(tmp_path / "run" / "run.json") == {"images": str((tmp_path / "images").resolve()), "limit": 5}
-    assert forks("annotate", str(tmp_path / "run")).stderr == "annotate: done before, nothing changed\n"
+    assert forks("annotate", str(tmp_path / "run")).stderr == "annotate: already done, nothing changed\n"
     assert "annotate sets --limit" in one_line(forks("identify", str(tmp_path / "run"), "--limit", "3"))
 
 
@@ -100,7 +100,7 @@ def test_two_processes_in_one_run_folder(forks, tmp_path, set_arguments) -> None
     out = tmp_path / "run"
     env = {**os.environ, "PYTHONPATH": str(root())}
     code = (
-        "import time; from pathlib import Path; from mpa_edge.runs import run_lock\n"
+        "import time; from pathlib import Path; from mpa_edge.runs.lock import run_lock\n"
         f"with run_lock(Path({str(out)!r})):\n print(1, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE) as other:

@@ -124,7 +124,7 @@ def test_a_full_disk(forks, tmp_path: Path, scheme: str, room_bytes: int) -> Non
     ended = forks(*command(out, scheme), max_file_bytes=room_bytes)
     assert ended.rc == 1, ended.stderr
     assert ended.last.startswith("error: disk full at "), ended.stderr
-    assert ended.last.endswith("MB and run the same command again; nothing is lost")
+    assert ended.last.endswith("MB, then rerun; nothing is lost")
     assert "Traceback" not in ended.stderr
     assert not (out / scheme).exists()
     assert [path for path in out.rglob("*") if path.name.endswith(".tmp") or path.stat().st_size >= room_bytes] == []

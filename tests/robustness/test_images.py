@@ -121,8 +121,8 @@ def test_photographs_run_through(forks, set_arguments, tmp_path) -> None:
     again = forks(*command)
     assert time.monotonic() - started < 2
     assert again.last == ended.last
-    assert "annotate: done before, nothing changed" in again.stderr
-    assert "identify: done before, nothing changed" in again.stderr
+    assert "annotate: already done, nothing changed" in again.stderr
+    assert "identify: already done, nothing changed" in again.stderr
 
 
 def test_images_removed_between_stages(forks, set_arguments, tmp_path) -> None:

@@ -212,7 +212,7 @@ def test_run_merge_publishes_only_what_was_verified(levelled, capsys) -> None:
     )
     assert not (folder / merging.BUILDING).exists()
     run_merge(levelled)
-    assert capsys.readouterr().err.endswith("merge: done before, nothing changed\n")
+    assert capsys.readouterr().err.endswith("merge: already done, nothing changed\n")
 
 
 def test_no_picture_to_compare_on(levelled, pictures) -> None:

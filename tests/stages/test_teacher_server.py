@@ -113,7 +113,7 @@ def test_a_good_server_is_as_good_as_a_model_and_is_counted(run_of, server, caps
     asked = len(server.bodies)
     run_annotate(run)
     assert len(server.bodies) == asked
-    assert "annotate: done before" in capsys.readouterr().err
+    assert "annotate: already done" in capsys.readouterr().err
 
 
 def test_failed_rows_are_dropped_with_a_reason_counted_and_asked_once_more(run_of, server, capsys) -> None:

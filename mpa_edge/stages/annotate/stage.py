@@ -47,7 +47,7 @@ def run_annotate(run: Run, fresh: bool = False) -> None:
         return nothing_built_on(run, "identify") and bool(poisoned(folder) or annotator.incomplete(shards))
 
     if not fresh and is_done(folder, inputs) and not may_add_rows():
-        say("annotate: done before, nothing changed")
+        say("annotate: already done, nothing changed")
         return
     begin(STAGE, folder, inputs, fresh)
     run.remember_scan()

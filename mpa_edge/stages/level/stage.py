@@ -33,7 +33,7 @@ def run_level(run: Run, fresh: bool = False) -> None:
     """Write `3-level/adapter` (with method full the whole tuned model) and `losses.json`."""
     folder, inputs = run.stage_folder(STAGE), level_inputs(run)
     if not fresh and is_done(folder, inputs):
-        say("level: done before, nothing changed")
+        say("level: already done, nothing changed")
         return
     selection = choose(run)
     begin(STAGE, folder, inputs, fresh)

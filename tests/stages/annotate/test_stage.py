@@ -154,7 +154,7 @@ def test_a_second_call_loads_nothing(shelf, make_run, capsys) -> None:
     run_annotate(run)
     run_annotate(make_run())
     assert len(models.loaded) == 1
-    assert capsys.readouterr().err.endswith("annotate: done before, nothing changed\n")
+    assert capsys.readouterr().err.endswith("annotate: already done, nothing changed\n")
 
 
 def test_only_missing_shards_are_made_again(shelf, make_run, capsys) -> None:
