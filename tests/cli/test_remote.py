@@ -61,7 +61,7 @@ def test_a_stage_writes_behind_the_url_and_another_machine_goes_on(
 ) -> None:
     done = asked("annotate", "minicharts", "--images", images, "--set", "images.render=null", "--out", url)
     assert done.exit_code == 0, done.output
-    assert set(listing(url)) == KNOWN | {"1-annotate/part-00000.parquet"}
+    assert set(listing(url)) == KNOWN | {"run.log", "1-annotate/part-00000.parquet"}
     assert annotated[0].folder.is_relative_to(cache)
     done = asked("annotate", url, "--work", str(tmp_path / "elsewhere"), "--json")
     assert done.exit_code == 0, done.output
