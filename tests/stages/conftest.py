@@ -1,4 +1,4 @@
-"""What the tests of the stages share: a model that answers from a function, pictures, a run."""
+"""What the tests of the stages share: a model that answers from a function, images, a run."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ def shelf(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Shelf]:
 
 
 def number_of(request: Request) -> int:
-    """Which picture a request is about: its number is its red."""
+    """Which image a request is about: its number is its red."""
     return int(request.image.getpixel((0, 0))[0])
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Six pictures; picture i is of red i."""
-    folder = tmp_path / "pictures"
+def images_folder(tmp_path: Path) -> Path:
+    """Six images; the red of image i is i."""
+    folder = tmp_path / "images"
     folder.mkdir()
     for i in range(6):
         Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / f"{i}.png")
@@ -96,11 +96,11 @@ def recipe_with(**changed: Any) -> Recipe:
 
 
 @pytest.fixture
-def make_run(tmp_path: Path, pictures: Path) -> Callable[..., Run]:
-    """make_run(annotate__votes=2) -> a run over the six pictures, two in a shard."""
+def make_run(tmp_path: Path, images_folder: Path) -> Callable[..., Run]:
+    """make_run(annotate__votes=2) -> a run over the six images, two in a shard."""
 
     def make(folder: str = "run", limit: int | None = None, **changed: Any) -> Run:
         changed = {"annotate__shard_size": 2, "annotate__samples_per_image": 5} | changed
-        return Run(tmp_path / folder, recipe_with(**changed), images=str(pictures), limit=limit)
+        return Run(tmp_path / folder, recipe_with(**changed), images=str(images_folder), limit=limit)
 
     return make

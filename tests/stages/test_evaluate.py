@@ -93,9 +93,9 @@ def test_a_questions_file_is_refused_with_its_line(tmp_path, text, said) -> None
 
 
 @pytest.fixture
-def run(make_run, pictures, monkeypatch):
-    """A run with ten questions of its own about five pictures, merged before."""
-    questions = pictures / "questions.jsonl"
+def run(make_run, images_folder, monkeypatch):
+    """A run with ten questions of its own about five images, merged before."""
+    questions = images_folder / "questions.jsonl"
     rows = [line(id=str(i), image=f"{i % 5}.png", kind="odd" if i % 2 else "even") for i in range(10)]
     questions.write_text("\n".join(rows) + "\n")
     made = make_run(evaluate__questions=str(questions), evaluate__seed=99)
@@ -173,19 +173,19 @@ def test_line_separators_inside_a_question_do_not_end_the_line(tmp_path) -> None
     assert [sample.question for sample in read_samples(path)] == ["a\u2028b\x85c"]
 
 
-def test_an_unreadable_image_is_an_error(shelf, run, pictures) -> None:
+def test_an_unreadable_image_is_an_error(shelf, run, images_folder) -> None:
     shelf(**MODELS)
-    (pictures / "3.png").write_bytes(b"")
+    (images_folder / "3.png").write_bytes(b"")
     with pytest.raises(MpaError, match=r"3\.png: empty file; fix the image or remove its questions"):
         run_evaluate(run)
 
 
-def test_a_changed_questions_file_is_noticed(shelf, run, pictures) -> None:
+def test_a_changed_questions_file_is_noticed(shelf, run, images_folder) -> None:
     models = shelf(**MODELS)
     run_evaluate(run)
     run_evaluate(run)
     assert len(models.loaded) == 3
-    path = pictures / "questions.jsonl"
+    path = images_folder / "questions.jsonl"
     path.write_text(path.read_text().replace('["7"]', '["8"]'))
     run_evaluate(run)
     assert read_json(run.stage_folder("evaluate") / "evaluate.json")["accuracy"]["teacher"] == 0.0
@@ -235,7 +235,7 @@ def test_a_benchmark_is_scored_by_its_own_metric(make_run, tmp_path) -> None:
     wrong = make_run(task="chartqa", evaluate__benchmark="chartqa", evaluate__data=str(tmp_path))
     predict._benchmark_questions.cache_clear()
     preflight(wrong, ("annotate", "evaluate"))  # a folder deeper is found, too
-    nothing = make_run(task="chartqa", evaluate__benchmark="chartqa", evaluate__data=str(tmp_path / "pictures"))
+    nothing = make_run(task="chartqa", evaluate__benchmark="chartqa", evaluate__data=str(tmp_path / "images"))
     with pytest.raises(MpaError, match="holds no chartqa test split"):
         preflight(nothing, ("annotate", "evaluate"))
 
@@ -257,8 +257,8 @@ def test_sources_that_do_not_go_together(keys, said) -> None:
         load_recipe("minicharts", keys)
 
 
-def test_a_table_of_questions(make_run, pictures) -> None:
-    (pictures / "q.csv").write_text("image,question,answers\n0.png,What?,7|8\n")
-    made = make_run(evaluate__questions=str(pictures / "q.csv"))
+def test_a_table_of_questions(make_run, images_folder) -> None:
+    (images_folder / "q.csv").write_text("image,question,answers\n0.png,What?,7|8\n")
+    made = make_run(evaluate__questions=str(images_folder / "q.csv"))
     questions = evaluate.questions(made)
-    assert (questions.folder, questions.samples[0].answers, questions.samples[0].id) == (pictures, ("7", "8"), "2")
+    assert (questions.folder, questions.samples[0].answers, questions.samples[0].id) == (images_folder, ("7", "8"), "2")

@@ -20,9 +20,9 @@ QUESTIONS = ("What is this?", "How many bars are there?")
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Six pictures of noise in two shapes, in the place of the one-coloured ones."""
-    folder = tmp_path / "pictures"
+def images_folder(tmp_path: Path) -> Path:
+    """Six images of noise in two shapes, in the place of the one-coloured ones."""
+    folder = tmp_path / "images"
     folder.mkdir()
     for i in range(6):
         pixels = np.random.default_rng(i).integers(0, 255, (6, 4 + 8 * (i % 2), 3), dtype=np.uint8)
@@ -46,14 +46,14 @@ def records(n: int) -> tuple[ParityRecord, ...]:
     )
 
 
-def requests(pictures: Path) -> list[Request]:
-    images = [Image.open(pictures / f"{i}.png").convert("RGB") for i in range(2)]
+def requests(images_folder: Path) -> list[Request]:
+    images = [Image.open(images_folder / f"{i}.png").convert("RGB") for i in range(2)]
     return [Request(image, question, 6) for image in images for question in QUESTIONS]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", zoo.MODEL_TYPES)
-def test_a_student_of_every_model_type_is_taught(model_type, make_run, pictures, tmp_path) -> None:
+def test_a_student_of_every_model_type_is_taught(model_type, make_run, images_folder, tmp_path) -> None:
     base = str(zoo.checkpoint(model_type))
     run = make_run(
         student=base,
@@ -74,18 +74,18 @@ def test_a_student_of_every_model_type_is_taught(model_type, make_run, pictures,
     assert losses[-1] < losses[0] / 2
     merged = tmp_path / "merged"
     assert merge.merge(base, tmp_path / "adapter", merged, merge.probes(run)) < merge.MAX_LOGIT_DIFFERENCE
-    assert replies(str(merged), pictures) != replies(base, pictures)
+    assert replies(str(merged), images_folder) != replies(base, images_folder)
 
 
-def replies(path: str, pictures: Path) -> list[str]:
+def replies(path: str, images_folder: Path) -> list[str]:
     vlm = load(path, name="x", device="cpu", threads=1)
-    return [reply.text for reply in vlm.answer(requests(pictures))]
+    return [reply.text for reply in vlm.answer(requests(images_folder))]
 
 
 @pytest.mark.parametrize("model_type", zoo.MODEL_TYPES)
-def test_a_batch_of_two_shapes_is_answered_as_one_by_one(model_type, pictures) -> None:
+def test_a_batch_of_two_shapes_is_answered_as_one_by_one(model_type, images_folder) -> None:
     vlm = load(str(zoo.checkpoint(model_type)), name="x", device="cpu", threads=1)
-    asked = requests(pictures)
+    asked = requests(images_folder)
     batch = [reply.text for reply in vlm.answer(asked)]
     assert batch == [vlm.answer([one])[0].text for one in asked]
     assert len(set(batch)) > 2

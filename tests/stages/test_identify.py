@@ -123,11 +123,11 @@ def test_a_second_call_loads_nothing_and_a_lost_part_is_made_again(shelf, make_r
     assert {red(request) for request in models.loaded[-1].asked} == {4}
 
 
-def test_a_lost_image_is_one_line(shelf, make_run, pictures) -> None:
+def test_a_lost_image_is_one_line(shelf, make_run, images_folder) -> None:
     shelf(teacher=teacher, student=student)
     run = make_run()
     run_annotate(run)
-    (pictures / "1.png").unlink()
+    (images_folder / "1.png").unlink()
     with pytest.raises(MpaError, match=r"1\.png was readable before and is not now .* put it back"):
         run_identify(run)
 

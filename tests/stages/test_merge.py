@@ -215,8 +215,8 @@ def test_run_merge_publishes_only_what_was_verified(levelled, capsys) -> None:
     assert capsys.readouterr().err.endswith("merge: already done, nothing changed\n")
 
 
-def test_no_picture_to_compare_on(levelled, pictures) -> None:
-    for path in pictures.iterdir():
+def test_no_image_to_compare_on(levelled, images_folder) -> None:
+    for path in images_folder.iterdir():
         path.write_bytes(b"")
     with pytest.raises(MpaError, match="no readable image in"):
         run_merge(levelled)

@@ -111,22 +111,22 @@ def test_preflight_names_the_family_and_the_part(make_run, monkeypatch) -> None:
         preflight(make_run(), ("annotate",))
 
 
-def test_a_remembered_run_opens_from_anywhere(make_run, tmp_path, monkeypatch, pictures) -> None:
+def test_a_remembered_run_opens_from_anywhere(make_run, tmp_path, monkeypatch, images_folder) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "q.jsonl").write_text("")
-    made = make_run(evaluate__questions="q.jsonl", images={"path": "pictures"})
+    made = make_run(evaluate__questions="q.jsonl", images={"path": "images"})
     run = Run(made.folder, made.recipe)
     run.folder.mkdir()
     remember(run)
     (tmp_path / "deeper").mkdir()
     monkeypatch.chdir(tmp_path / "deeper")
     again = open_run(str(made.folder))
-    assert again.images_folder == pictures
+    assert again.images_folder == images_folder
     assert again.recipe.evaluate.questions == str(tmp_path / "q.jsonl")
     assert again.recipe.level == made.recipe.level
 
 
-def test_pictures_of_another_order_do_not_stay(tmp_path, make_run) -> None:
+def test_images_of_other_settings_do_not_stay(tmp_path, make_run) -> None:
     def drawn(n: int) -> list[str]:
         recipe = make_run(images={"render": {"n": n, "seed": 7, "style": "target"}}).recipe
         return [entry.name for entry in Run(tmp_path / "run", recipe).entries]

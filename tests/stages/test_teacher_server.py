@@ -326,7 +326,7 @@ def test_a_student_is_no_server() -> None:
 
 
 def test_align_takes_the_limit_and_shows_what_was_used(
-    server: FaultServer, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: FaultServer, images_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tmp_path / "served.yaml"
     recipe.write_text(
@@ -334,7 +334,7 @@ def test_align_takes_the_limit_and_shows_what_was_used(
         f"teacher: {server.reference}\nstudent: nursery:student\n"
         "annotate: {samples_per_image: 2}\nteacher_server: {price_in: 1.0, price_out: 10.0, wait_s: 1.0}\n"
     )
-    words = [str(recipe), "--images", str(pictures), "--out", str(tmp_path / "run")]
+    words = [str(recipe), "--images", str(images_folder), "--out", str(tmp_path / "run")]
     assert cli.exit_code(["align", *words, "--max-cost", "0.0005"]) == 1
     assert "error: --max-cost 0.0005 is reached" in capsys.readouterr().err
     assert cli.exit_code(["annotate", *words]) == 0
@@ -355,9 +355,9 @@ def test_evaluate_asks_one_model_behind_a_server(
 
 
 def test_a_questions_sheet_leaves_out_what_a_server_failed_at_and_counts_silence_as_wrong(
-    server: FaultServer, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: FaultServer, images_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = pictures / "own.csv"
+    table = images_folder / "own.csv"
     table.write_text("image,question,answers\n" + "".join(f"{n}.png,How many {n}?,3\n" for n in range(6)))
     server.script = faults.in_turn([status(400), says(""), says("3")])
     words = ["evaluate", server.reference, "--data", str(table), "--metric", "exact-match", "--json"]
@@ -388,7 +388,7 @@ def test_a_cost_limit_needs_a_server_that_counts(run_of, server) -> None:
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_next_shard_and_knows_what_it_spent(
-    server: FaultServer, pictures: Path, tmp_path: Path, run_of: Callable[..., Run]
+    server: FaultServer, images_folder: Path, tmp_path: Path, run_of: Callable[..., Run]
 ) -> None:
     def slowly(number: int, asked: dict[str, Any]) -> faults.Behaviour:
         time.sleep(0.05)
@@ -402,7 +402,7 @@ def test_a_killed_run_goes_on_with_the_next_shard_and_knows_what_it_spent(
         "teacher": f"'{server.reference}'",
         "teacher_server.concurrency": 1,
     }
-    words = ["annotate", "minicharts", "--images", str(pictures), "--out", str(tmp_path / "run")]
+    words = ["annotate", "minicharts", "--images", str(images_folder), "--out", str(tmp_path / "run")]
     words += [word for key, value in changed.items() for word in ("--set", f"{key}={value}")]
     killed = subprocess.Popen([sys.executable, "-m", "mpa_edge", *words], stderr=subprocess.DEVNULL)
     # eight requests a shard: the second one is at work

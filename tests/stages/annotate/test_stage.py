@@ -31,7 +31,7 @@ def rows_of(run) -> list[PseudoAnnotation]:
     return read_parts(run.stage_folder("annotate"), PseudoAnnotation)
 
 
-def test_prompts_take_turns_and_the_first_round_is_greedy(shelf, make_run, pictures) -> None:
+def test_prompts_take_turns_and_the_first_round_is_greedy(shelf, make_run, images_folder) -> None:
     run, task = make_run(annotate__samples_per_image=7), get_task("minicharts")
     config = run.recipe.annotate
     requests = [annotation_request(None, "id", n, task, config, 3) for n in range(7)]
@@ -116,9 +116,9 @@ def test_the_same_question_about_two_images_is_kept(shelf, make_run) -> None:
     assert [row.image for row in rows_of(run)] == [f"{i}.png" for i in range(6)]
 
 
-def test_broken_images_cost_one_row_each(shelf, make_run, pictures) -> None:
-    (pictures / "2.png").write_bytes(b"")
-    (pictures / "4.png").write_bytes((pictures / "3.png").read_bytes())
+def test_broken_images_cost_one_row_each(shelf, make_run, images_folder) -> None:
+    (images_folder / "2.png").write_bytes(b"")
+    (images_folder / "4.png").write_bytes((images_folder / "3.png").read_bytes())
     models, run = shelf(teacher=writes), make_run()
     run_annotate(run)
     dropped = read_dropped(run.stage_folder("annotate"))
@@ -168,7 +168,7 @@ def test_only_missing_shards_are_made_again(shelf, make_run, capsys) -> None:
     assert "annotate: resuming" in capsys.readouterr().err
 
 
-def test_other_settings_start_over_and_say_why(shelf, make_run, pictures, capsys) -> None:
+def test_other_settings_start_over_and_say_why(shelf, make_run, images_folder, capsys) -> None:
     models = shelf(teacher=writes)
     run_annotate(make_run())
     run_annotate(make_run(annotate__batch_size=3))
@@ -176,7 +176,7 @@ def test_other_settings_start_over_and_say_why(shelf, make_run, pictures, capsys
     run_annotate(make_run(annotate__votes=2))
     assert len(models.loaded) == 2
     assert "annotate: starting over because of changes in config\n" in capsys.readouterr().err
-    (pictures / "0.png").unlink()
+    (images_folder / "0.png").unlink()
     run_annotate(make_run(annotate__votes=2))
     assert "annotate: starting over because of changes in images\n" in capsys.readouterr().err
 

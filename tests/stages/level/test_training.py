@@ -67,9 +67,9 @@ def run(make_run, student):
     )
 
 
-def test_only_the_answer_and_its_end_token_are_learned(run, processor, pictures) -> None:
+def test_only_the_answer_and_its_end_token_are_learned(run, processor, images_folder) -> None:
     rows = as_rows(records(9), processor, run)
-    batch = AnswerCollator(processor, pictures, 10_000)(rows)
+    batch = AnswerCollator(processor, images_folder, 10_000)(rows)
     assert batch["labels"].shape == batch["input_ids"].shape
     for labels, ids, mask, answer in zip(
         batch["labels"], batch["input_ids"], batch["attention_mask"], ANSWERS, strict=True
@@ -85,13 +85,13 @@ def test_only_the_answer_and_its_end_token_are_learned(run, processor, pictures)
     assert not (batch["labels"] == processor.tokenizer.convert_tokens_to_ids("<image>")).any()
 
 
-def test_the_prompt_is_the_one_that_the_models_are_asked_with(run, processor, pictures, student, monkeypatch) -> None:
+def test_the_prompt_is_the_one_of_all_other_stages(run, processor, images_folder, student, monkeypatch) -> None:
     """Token for token: what stands before the labels is what answers start from, with shared prefixes and without."""
     from mpa_edge.vlm.transformers import model as transformers_model
     from mpa_edge.vlm.transformers.model import TransformersVLM
 
     rows = as_rows(records(3), processor, run)
-    batch = AnswerCollator(processor, pictures, 10_000)(rows)
+    batch = AnswerCollator(processor, images_folder, 10_000)(rows)
     seen = []
     vlm = TransformersVLM(str(student), name="student", device="cpu", threads=1, batch_size=1)
     generate = vlm.model.generate
@@ -101,7 +101,7 @@ def test_the_prompt_is_the_one_that_the_models_are_asked_with(run, processor, pi
         return generate(**inputs)
 
     vlm.model.generate = spy
-    images = [Image.open(pictures / row.image).convert("RGB") for row in records(3)]
+    images = [Image.open(images_folder / row.image).convert("RGB") for row in records(3)]
     requests = [Request(image, row.question, max_new_tokens=1) for image, row in zip(images, records(3), strict=True)]
     behind, decode = [], transformers_model.decode
 

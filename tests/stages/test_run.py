@@ -63,6 +63,6 @@ def test_nothing_left_is_said(tmp_path: Path) -> None:
         run_of(tmp_path, "textvqa", "train").entries  # noqa: B018
 
 
-def test_drawn_pictures_have_no_splits() -> None:
+def test_drawn_images_have_no_splits() -> None:
     with pytest.raises(ValueError, match="images has both split and render"):
         ImagesConfig(render=RenderConfig(), split="train")
