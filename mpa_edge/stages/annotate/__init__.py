@@ -1,1 +1,1 @@
-"""TODO."""
+"""The first stage: the teacher writes questions and answers about unlabelled images."""

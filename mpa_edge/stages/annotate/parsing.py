@@ -129,12 +129,3 @@ def voted(row: PseudoAnnotation, replies: Sequence[Reply]) -> PseudoAnnotation |
 def dropped_row(row_id: str, image: str, drop: Drop) -> Dropped:
     """The record of an annotation, or of an image, that is left out."""
     return Dropped(id=row_id, image=image, stage=STAGE, reason=drop.reason, detail=drop.detail)
-
-
-def kind_of(annotation: str, kinds: int) -> int:
-    """Which of the task's prompts an annotation answered, by its id: prompts take turns.
-
-    >>> kind_of("0123456789abcdef-07", 5)
-    2
-    """
-    return int(annotation.rpartition("-")[2]) % kinds
