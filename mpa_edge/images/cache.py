@@ -1,4 +1,4 @@
-"""Decoded pictures within a memory budget: a shard of photographs must not fill the machine."""
+"""Decoded images within a memory budget: a shard of photographs must not fill the memory."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Item = TypeVar("Item")
 def groups(
     items: Iterable[Item], opener: Callable[[Item], Image | Drop], budget: int = PIXELS_IN_MEMORY
 ) -> Iterator[list[tuple[Item, Image | Drop]]]:
-    """Items with their opened picture, in order, in groups of at most `budget` pixels (or one picture).
+    """Items with their opened image, in order, in groups of at most `budget` pixels (or one image).
 
-    How items are grouped depends on the pictures alone, never on what was done before.
+    The grouping depends on the images alone, so it is the same after a resume.
     """
     group: list[tuple[Item, Image | Drop]] = []
     held = 0
@@ -37,14 +37,14 @@ def groups(
 
 
 class ImageCache:
-    """Opened pictures by name, the last used ones up to `budget` pixels."""
+    """Opened images by name; keeps the most recently used ones up to `budget` pixels."""
 
     def __init__(self, opener: Callable[[str], Image], budget: int = PIXELS_IN_MEMORY) -> None:
         self._opener, self._budget, self._held = opener, budget, 0
         self._kept: OrderedDict[str, Image] = OrderedDict()
 
     def __call__(self, name: str) -> Image:
-        """The picture of a name; raises what the opener raises."""
+        """The image of a name; raises what the opener raises."""
         if name in self._kept:
             self._kept.move_to_end(name)
             return self._kept[name]

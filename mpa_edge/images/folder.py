@@ -1,7 +1,7 @@
-"""Intake of a folder of pictures that nobody checked: every image is opened as RGB or dropped with its reason.
+"""Read a folder of unchecked images: each one is opened as RGB, or dropped with a reason.
 
-Nothing in a file is trusted: only the formats below are tried (no PostScript, which would start a program), the pixel
-cap is read from the header before anything is decoded, and what is not a regular file is never opened.
+No file is trusted: only the formats below are tried (no PostScript, for which Pillow would start Ghostscript), the
+number of pixels is checked in the header before anything is decoded, and only regular files are read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from mpa_edge.errors import MpaError
 from mpa_edge.images.index import DUPLICATE, ImageEntry, ImageIndex
@@ -28,66 +28,37 @@ from mpa_edge.types import Drop
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["DUPLICATE", "ImageEntry", "ImageIndex", "PreviousScan", "open_image", "scan", "to_rgb"]
-
-# no EPS: Pillow would start Ghostscript for it
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
 READ_SUFFIXES = frozenset(
-    (
-        ".png",
-        ".jpg",
-        ".jpeg",
-        ".jfif",
-        ".gif",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".webp",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".avif",
-    )
+    f".{name}"
+    for name in "png jpg jpeg jfif gif bmp tif tiff webp ppm pgm pbm pnm avif".split()  # noqa: SIM905
 )
 OTHER_SUFFIXES = frozenset(
-    (
-        ".heic",
-        ".heif",
-        ".svg",
-        ".ico",
-        ".psd",
-        ".jxl",
-        ".jp2",
-        ".eps",
-        ".tga",
-        ".dds",
-        ".exr",
-        ".hdr",
-        ".raw",
-        ".dng",
-        ".xcf",
-    )
+    f".{name}"
+    for name in "heic heif svg ico psd jxl jp2 eps tga dds exr hdr raw dng xcf".split()  # noqa: SIM905
 )
 MAX_PIXELS = 89_478_485
 MAX_ASPECT = 200
 ID_DIGITS = 16
-TICK_NS = 2_000_000_000  # file systems and network shares count time in steps of up to two seconds
+TICK_NS = 2_000_000_000  # file systems and network shares store times in steps of up to two seconds
+FileState = list[int]
+"""Size, times of the last change of content and of status in ns, and inode: what a write changes."""
 
 
-def scan(folder: str | Path, known: PreviousScan | None = None) -> ImageIndex:
-    """Every image below a folder, sorted by name; those that cannot be used carry their `drop`.
+def scan(folder: str | Path, previous: PreviousScan | None = None) -> ImageIndex:
+    """The image files below a folder, sorted by name; those that cannot be used have a `drop`.
 
-    Hidden files and files without an image suffix are ignored. Linked folders are followed, each folder once. A
-    file that is `known` is not read again. MpaError where the folder is missing, is no folder, or holds no image.
+    Hidden files and files without an image suffix are ignored. Linked folders are followed, each folder once. A file
+    that has not changed since the `previous` scan is not read again. MpaError where the folder is missing, is not a
+    folder, or has no image.
     """
     root = Path(folder)
     if not root.exists():
         raise MpaError(f"no folder '{folder}': name an existing folder of images, --images DIR")
     if not root.is_dir():
         raise MpaError(f"'{folder}' is not a folder: name the folder that holds the images, --images DIR")
-    seen = known or PreviousScan(None)
-    found = ImageIndex(root, (_examine(root, name, seen) for name in _walk(root, "", set())))
+    earlier = previous or PreviousScan(None)
+    found = ImageIndex(root, (_entry(root, name, earlier) for name in _walk(root, "", set())))
     if not len(found):
         raise MpaError(f"no images in '{folder}': put .png or .jpg files there, or name another folder, --images DIR")
     found = found.sorted_by()
@@ -95,20 +66,20 @@ def scan(folder: str | Path, known: PreviousScan | None = None) -> ImageIndex:
     return found
 
 
-def _walk(root: Path, inside: str, seen: set[tuple[int, int]]) -> Iterator[str | ImageEntry]:
-    """Names of the images of one folder and those below it; a folder seen before (links, loops) is left out.
+def _walk(root: Path, inside: str, visited: set[tuple[int, int]]) -> Iterator[str | ImageEntry]:
+    """Names of the images in a folder and below, or entries of folders that cannot be read.
 
-    Names are text, not paths: those take ten times as much time and memory.
+    A folder is visited once, however it is linked. Names are strings: paths would take ten times the time and memory.
     """
     folder = os.path.join(root, inside) if inside else str(root)
     try:
         status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
+        if (status.st_dev, status.st_ino) in visited:
             return
-        seen.add((status.st_dev, status.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         names = sorted(os.listdir(folder))
     except OSError as error:
-        yield _entry(root, inside or ".", Drop("unreadable folder", error.strerror or ""))
+        yield _dropped(root, inside or ".", Drop("unreadable folder", error.strerror or ""))
         return
     for name in names:
         if name.startswith("."):
@@ -116,107 +87,103 @@ def _walk(root: Path, inside: str, seen: set[tuple[int, int]]) -> Iterator[str |
         suffix = os.path.splitext(name)[1].lower()
         below = f"{inside}/{name}" if inside else name
         if suffix not in READ_SUFFIXES and os.path.isdir(os.path.join(root, below)):
-            yield from _walk(root, below, seen)
+            yield from _walk(root, below, visited)
         elif suffix in READ_SUFFIXES or suffix in OTHER_SUFFIXES:
             yield below
 
 
-def _entry(root: Path, name: str, drop: Drop) -> ImageEntry:
-    """An entry that nobody could read: its id is made from its name."""
-    raw = os.fsencode(name)
-    return ImageEntry(hashlib.sha256(raw).hexdigest()[:ID_DIGITS], raw.decode("utf-8", "replace"), root, drop)
-
-
-def _examine(root: Path, name: str | ImageEntry, known: PreviousScan) -> ImageEntry:
-    """Hash one file, or say why that is not possible."""
+def _entry(root: Path, name: str | ImageEntry, previous: PreviousScan) -> ImageEntry:
+    """The entry of one file, with the hash of its content or the reason why it has none."""
     if isinstance(name, ImageEntry):
         return name
     try:
-        name.rpartition("/")[2].encode()
+        name.encode()
     except UnicodeEncodeError:
-        return _entry(root, name, Drop("file name is not UTF-8"))
+        return _dropped(root, name, Drop("file name is not UTF-8"))
     suffix = os.path.splitext(name)[1].lower()
     if suffix in OTHER_SUFFIXES:
-        return _entry(root, name, Drop("unsupported image type", suffix))
+        return _dropped(root, name, Drop("unsupported image type", suffix))
     path = os.path.join(root, name)
-    if before := known.id_of(name, path):
-        return ImageEntry(before, name, root)
+    if known_id := previous.id_of(name, path):
+        return ImageEntry(known_id, name, root)
     opened = _open_regular(path)
     if isinstance(opened, Drop):
-        return _entry(root, name, opened)
+        return _dropped(root, name, opened)
     try:
         with opened as file:
             digest = sha256_stream(file)
     except OSError as error:
-        return _entry(root, name, Drop("unreadable file", error.strerror or ""))
+        return _dropped(root, name, Drop("unreadable file", error.strerror or ""))
     return ImageEntry(digest[:ID_DIGITS], name, root)
 
 
-def _mark(path: str | Path) -> list[int]:
-    """What changes when somebody writes to a file, whatever its dates are set to; OSError where it is gone."""
+def _dropped(root: Path, name: str, drop: Drop) -> ImageEntry:
+    """An entry whose content cannot be read: its id is the hash of its name."""
+    raw = os.fsencode(name)
+    return ImageEntry(hashlib.sha256(raw).hexdigest()[:ID_DIGITS], raw.decode("utf-8", "replace"), root, drop)
+
+
+class PreviousScan:
+    """What an earlier scan of a folder found, so that files that have not changed need not be hashed again.
+
+    The file has one line for each image, in the order of `_walk`, and is read along with the next scan.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        """`path`: the file; where it is missing or damaged, nothing is known."""
+        self.n_missed, self.began_ns = 0, time.time_ns()
+        self._lines = self._read(path) if path is not None and path.is_file() else iter(())
+        self._next: tuple[str, str, FileState] | None = next(self._lines, None)
+
+    @staticmethod
+    def _read(path: Path) -> Iterator[tuple[str, str, FileState]]:
+        with path.open(encoding="utf-8") as file, suppress(ValueError, TypeError):
+            for line in file:
+                name, digest, *state = json.loads(line)
+                yield str(name), str(digest), state
+
+    def id_of(self, name: str, path: str | Path) -> str | None:
+        """The id of a file that has not changed; None, counted in `n_missed`, where it must be read."""
+        while self._next is not None and _walk_order(self._next[0].encode()) < _walk_order(name.encode()):
+            self._next = next(self._lines, None)
+        with suppress(OSError):
+            if self._next is not None and self._next[0] == name and _state(path) == self._next[2]:
+                return self._next[1]
+        self.n_missed += 1
+        return None
+
+    def write(self, entries: Iterable[ImageEntry], path: Path) -> None:
+        """Write what this scan found, for the next one; nothing where it found nothing new.
+
+        Left out are files that changed shortly before the scan or since: a second change within a tick of the clock
+        would go unnoticed.
+        """
+        if not self.n_missed:
+            return
+        found = entries if isinstance(entries, ImageIndex) else ImageIndex(Path(), entries)
+        with atomic_write(path) as file:
+            for entry in found.sorted_by(_walk_order):
+                if entry.drop is not None and entry.drop.reason != DUPLICATE:
+                    continue
+                with suppress(OSError):
+                    state = _state(entry.path)
+                    if state[2] < self.began_ns - TICK_NS:
+                        file.write(json.dumps([entry.name, entry.id, *state]).encode() + b"\n")
+
+
+def _state(path: str | Path) -> FileState:
+    """The state of a file, whatever its dates were set to; OSError where it is gone."""
     status = os.stat(path)
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
-def _place(name: bytes) -> bytes:
-    """Sorts names as `_walk` comes to them: a folder before what only begins with its name."""
+def _walk_order(name: bytes) -> bytes:
+    """Sorts names in the order of `_walk`: a folder comes before names that only begin with its name."""
     return name.replace(b"/", b"\0")
 
 
-class PreviousScan:
-    """What an earlier scan found, read along line by line: the next one comes to the same names in the same order."""
-
-    def __init__(self, path: Path | None) -> None:
-        """A missing or damaged file knows nothing."""
-        self.missed, self.began_ns = 0, time.time_ns()
-        self._lines = self._read(path) if path is not None and path.is_file() else iter(())
-        self._next: tuple[str, str, list[int]] | None = next(self._lines, None)
-
-    @staticmethod
-    def _read(path: Path) -> Iterator[tuple[str, str, list[int]]]:
-        with path.open(encoding="utf-8") as file, suppress(ValueError, TypeError):
-            for line in file:
-                name, digest, *mark = json.loads(line)
-                yield str(name), str(digest), mark
-
-    def id_of(self, name: str, path: str | Path) -> str | None:
-        """Id of a file that is what it was; None, and counted as missed, where it has to be read."""
-        while self._next is not None and self._next[0] != name and _is_before(self._next[0], name):
-            self._next = next(self._lines, None)
-        with suppress(OSError):
-            if self._next is not None and self._next[0] == name and _mark(path) == self._next[2]:
-                return self._next[1]
-        self.missed += 1
-        return None
-
-    def write(self, entries: Iterable[ImageEntry], path: Path) -> None:
-        """Write what the scan found, for the next one; nothing where it found nothing new.
-
-        Files that changed shortly before the scan or since are left out: a second change within a tick leaves no trace.
-        """
-        if not self.missed:
-            return
-        found = entries if isinstance(entries, ImageIndex) else ImageIndex(Path(), entries)
-        with atomic_write(path) as file:
-            for entry in found.sorted_by(_place):
-                if entry.drop is None or entry.drop.reason == DUPLICATE:
-                    file.write(self._line(entry))
-
-    def _line(self, entry: ImageEntry) -> bytes:
-        with suppress(OSError):
-            mark = _mark(entry.path)
-            if mark[2] < self.began_ns - TICK_NS:
-                return json.dumps([entry.name, entry.id, *mark]).encode() + b"\n"
-        return b""
-
-
-def _is_before(one: str, other: str) -> bool:
-    """Whether `_walk` comes to a name before it comes to another."""
-    return one.replace("/", "\0") < other.replace("/", "\0")
-
-
 def _open_regular(path: str | Path) -> BufferedReader | Drop:
-    """Open a regular file that is not empty; a pipe or a device would wait for ever and is never read."""
+    """Open a regular file that is not empty; reading a pipe or a device could block for ever."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -234,28 +201,29 @@ def _open_regular(path: str | Path) -> BufferedReader | Drop:
     return drop
 
 
-def _open_packed(path: str | Path) -> BytesIO | Drop:
-    """The same for a picture inside a parquet file."""
-    data = parquet_row_bytes(path)
-    return data if isinstance(data, Drop) else BytesIO(data)
-
-
 def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image | Drop:
-    """The picture as RGB, upright, first frame, transparency on white; or why it cannot be used.
+    """The image as RGB, upright, first frame, transparency on white; or why it cannot be used.
 
-    16-bit depth is scaled to 8; a file with more than `max_pixels` pixels is dropped before it is decoded.
-    `FILE.parquet#ROW` is the picture of a row (`packed.py`).
+    16-bit depth is scaled to 8. A file with more than `max_pixels` pixels is dropped before it is decoded.
+    `FILE.parquet#ROW` is the image in a row of a parquet file (`images.parquet`).
     """
     from PIL import Image as PILImage
     from PIL import UnidentifiedImageError
 
-    opened = _open_packed(path) if is_parquet_row(path) else _open_regular(Path(path))
+    opened: BinaryIO | Drop
+    if is_parquet_row(path):
+        data = parquet_row_bytes(path)
+        opened = data if isinstance(data, Drop) else BytesIO(data)
+    else:
+        opened = _open_regular(path)
     if isinstance(opened, Drop):
         return opened
+    PILImage.init()
+    formats = [name for name in FORMATS if name in PILImage.OPEN]  # open refuses names that this Pillow does not know
     try:
         with opened, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what decoders complain about is either our Drop or no matter
-            with PILImage.open(opened, formats=_formats()) as image:
+            warnings.simplefilter("ignore")  # a decoder's warning either becomes a Drop or does not matter
+            with PILImage.open(opened, formats=formats) as image:
                 return _bad_size(image.size, max_pixels) or _decode(image)
     except PILImage.DecompressionBombError:
         return Drop("too many pixels", "the file announces more than Pillow would ever decode")
@@ -263,22 +231,12 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image | Drop:
         return Drop("not an image", "the content is none of the known formats")
     except MemoryError:
         raise
-    except (
-        Exception
-    ) as error:  # a damaged file can raise anything inside a decoder; it must cost one image, not the run
+    except Exception as error:  # a damaged file can raise anything in a decoder, and must cost one image, not the run
         return Drop("damaged image", f"{type(error).__name__}: {' '.join(str(error).split())}"[:200])
 
 
-def _formats() -> tuple[str, ...]:
-    """The formats that this Pillow was built with: it refuses names it does not know."""
-    from PIL import Image as PILImage
-
-    PILImage.init()
-    return tuple(name for name in FORMATS if name in PILImage.OPEN)
-
-
 def _bad_size(size: tuple[int, int], max_pixels: int) -> Drop | None:
-    """What is wrong with a size in pixels, by the header alone.
+    """What is wrong with (width, height) in pixels, as the header states it.
 
     >>> _bad_size((60_000, 60_000), 89_478_485)
     Drop(reason='too many pixels', detail='60000x60000')
@@ -301,7 +259,7 @@ def _decode(image: Image) -> Image:
     image.load()
     try:
         image = ImageOps.exif_transpose(image)
-    except Exception:  # broken metadata, sound pixels: keep them as they lie
+    except Exception:  # broken metadata, intact pixels: keep their orientation
         image.info.pop("exif", None)
     return to_rgb(image)
 
@@ -325,7 +283,7 @@ def to_rgb(image: Image) -> Image:
 
 
 def _scaled_to_8_bit(image: Image) -> Image:
-    """16-bit, 32-bit and float greys to 8 bits: Pillow's own convert would clip them to white."""
+    """16-bit, 32-bit and float greyscale to 8 bits: Pillow's own convert would clip it to white."""
     import numpy as np
     from PIL import Image as PILImage
 

@@ -1,10 +1,11 @@
-"""The images of a folder as a list that stays small: some 40 bytes a picture, for there may be millions."""
+"""The images of a folder as a compact list: about 40 bytes each, because there may be millions."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from operator import eq
 from pathlib import Path
 from typing import overload
@@ -17,25 +18,25 @@ DUPLICATE = "duplicate image"
 
 @dataclass(frozen=True, slots=True)
 class ImageEntry:
-    """One file of the images folder that calls itself an image."""
+    """One image file, by its suffix, of the images folder."""
 
     id: str
-    """First 16 hex digits of the sha256 of the content; of the name where the content cannot be read."""
+    """First 16 hex digits of the sha256 of the content, or of the name where the content cannot be read."""
     name: str
     """Path relative to the folder, with forward slashes."""
     root: Path
     """The folder."""
     drop: Drop | None = None
-    """Why it will not be used: duplicate, unreadable, unsupported; None for those that go on."""
+    """Why it is not used: duplicate, unreadable, unsupported; None where it is used."""
 
     @property
     def path(self) -> Path:
-        """Where it is."""
+        """Path of the file."""
         return self.root / self.name
 
 
 class ImageIndex(Sequence[ImageEntry]):
-    """ImageIndex of one folder, packed; one is made when it is asked for. A slice is a list: take small ones."""
+    """The entries of one folder, stored compactly and built on access. A slice is a list: keep it small."""
 
     def __init__(self, root: Path, entries: Iterable[ImageEntry] = ()) -> None:
         self.root = root
@@ -45,7 +46,7 @@ class ImageIndex(Sequence[ImageEntry]):
             self.append(entry)
 
     def append(self, entry: ImageEntry) -> None:
-        """Add one at the end."""
+        """Add an entry at the end."""
         if entry.drop is not None:
             self._drops[len(self._ends)] = entry.drop
         self._names += entry.name.encode()
@@ -82,24 +83,16 @@ class ImageIndex(Sequence[ImageEntry]):
     def _name(self, i: int) -> bytes:
         return bytes(self._names[self._ends[i - 1] if i else 0 : self._ends[i]])
 
-    def sorted_by(self, place: Callable[[bytes], bytes] = bytes) -> ImageIndex:
-        """The same entries by what `place` makes of their names; nothing is copied where they are in order already."""
-        if self._in_order(place):
+    def sorted_by(self, key: Callable[[bytes], bytes] = bytes) -> ImageIndex:
+        """The entries sorted by the key of their UTF-8 names; nothing is copied where they are in order already."""
+        keys = (key(self._name(i)) for i in range(len(self)))
+        if all(before <= after for before, after in pairwise(keys)):
             return self
-        order = sorted(range(len(self)), key=lambda i: place(self._name(i)))
+        order = sorted(range(len(self)), key=lambda i: key(self._name(i)))
         return ImageIndex(self.root, map(self._entry, order))
 
-    def _in_order(self, place: Callable[[bytes], bytes]) -> bool:
-        before = b""
-        for i in range(len(self)):
-            now = place(self._name(i))
-            if now < before:
-                return False
-            before = now
-        return True
-
     def mark_duplicates(self) -> None:
-        """Give every further entry of a content that was there before its `drop`."""
+        """Set the `drop` of each usable entry whose content an earlier entry has."""
         import numpy as np
 
         ids = np.frombuffer(bytes(self._ids), dtype=np.uint64)
@@ -114,7 +107,7 @@ class ImageIndex(Sequence[ImageEntry]):
 
 
 class Shards(Sequence[Sequence[ImageEntry]]):
-    """Groups of `size` entries one after the other; each is made when it is asked for."""
+    """Consecutive groups of `size` entries; each is built when it is accessed."""
 
     def __init__(self, entries: Sequence[ImageEntry], size: int) -> None:
         self._entries, self._size = entries, size
@@ -134,5 +127,5 @@ class Shards(Sequence[Sequence[ImageEntry]]):
         return self._entries[at * self._size : (at + 1) * self._size]
 
     def size_of(self, at: int) -> int:
-        """ImageIndex in a shard, without making them."""
+        """Number of entries in a shard, without building them."""
         return min(self._size, len(self._entries) - at * self._size)

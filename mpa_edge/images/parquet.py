@@ -1,7 +1,7 @@
-"""Pictures inside parquet files, as data sets on a hub keep them. `data/test-0.parquet#12` names the picture of row 12.
+"""Images in parquet files, as data sets on the Hugging Face Hub store them: `data/test-0.parquet#12` is that of row 12.
 
-A picture is bytes, or a struct of bytes and path. Files are read a few rows at a time: memory holds one group of
-rows (100 in what hubs write today), never the file.
+An image is bytes, or a struct of bytes and path. Files are read a few rows at a time, so that memory holds one row
+group (100 rows in the Hub's files) and never the file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BUFFER_BYTES = 2**20
 
 
 def is_parquet_row(path: str | Path) -> bool:
-    """Whether a path names a picture inside a parquet file.
+    """Whether a path names an image in a parquet file.
 
     >>> is_parquet_row("data/test-0.parquet#12"), is_parquet_row("data/12.png")
     (True, False)
@@ -31,25 +31,25 @@ def is_parquet_row(path: str | Path) -> bool:
 
 
 def parquet_row_bytes(path: str | Path) -> bytes | Drop:
-    """The encoded picture that `FILE.parquet#ROW` names, or why there is none."""
+    """The encoded image that `FILE.parquet#ROW` names, or why there is none."""
     import pyarrow as pa
 
     match = REFERENCE.fullmatch(str(path))
     if match is None:
         return Drop("unreadable file", "no FILE.parquet#ROW")
     try:
-        return picture_bytes(_cursor(match[1]).value(int(match[2])), Path(match[1]).parent)
+        return cell_bytes(_open_column(match[1]).value(int(match[2])), Path(match[1]).parent)
     except (OSError, pa.ArrowException, KeyError, IndexError) as error:
-        _cursor.cache_clear()
+        _open_column.cache_clear()
         return Drop("unreadable file", " ".join(str(error).split())[:200])
 
 
-def picture_bytes(value: Any, folder: Path) -> bytes | Drop:
-    """The encoded picture of one cell: bytes, a struct of bytes and path, or a list of one such.
+def cell_bytes(value: Any, folder: Path) -> bytes | Drop:
+    """The encoded image of one cell: bytes, a struct of bytes and path, or a list that begins with one of these.
 
-    >>> picture_bytes({"bytes": b"x", "path": None}, Path())
+    >>> cell_bytes({"bytes": b"x", "path": None}, Path())
     b'x'
-    >>> picture_bytes(None, Path())
+    >>> cell_bytes(None, Path())
     Drop(reason='missing image', detail='')
     """
     if isinstance(value, list) and value:
@@ -61,18 +61,18 @@ def picture_bytes(value: Any, folder: Path) -> bytes | Drop:
 
 
 def _file_bytes(folder: Path, name: Any) -> bytes | None:
-    """What a relative path beside the parquet file holds; nothing outside of its folder is read."""
+    """The content of a relative path in the folder of the parquet file; nothing outside of it is read."""
     inside = isinstance(name, str) and name and not Path(name).is_absolute() and ".." not in Path(name).parts
     return (folder / name).read_bytes() if inside and (folder / name).is_file() else None
 
 
 def image_column(names: list[str]) -> str | None:
-    """The column that holds the pictures; None where there is none."""
+    """The column of the images; None where there is none."""
     return next((name for name in COLUMNS if name in names), None)
 
 
-class Cursor:
-    """The cells of the image column of one file; cheap where rows are asked in order."""
+class ImageColumn:
+    """The image column of one file; reading rows in order is cheap."""
 
     def __init__(self, path: str) -> None:
         import pyarrow.parquet as pq
@@ -89,7 +89,7 @@ class Cursor:
         self._seek(0)
 
     def value(self, row: int) -> Any:
-        """The cell of a row, bytes or struct; IndexError where there is no such row."""
+        """The cell of a row: bytes or a struct; IndexError where there is no such row."""
         if not 0 <= row < self._firsts[-1]:
             raise IndexError(f"no row {row}")
         end = self._start + len(self._held)
@@ -101,17 +101,17 @@ class Cursor:
         return self._held[row - self._start]
 
     def _group(self, row: int) -> int:
-        """The group of rows that holds a row."""
+        """The number of the row group of a row."""
         return bisect_right(self._firsts, row) - 1
 
     def _seek(self, group: int) -> None:
-        """Go to the start of a group of rows."""
+        """Go to the start of a row group."""
         groups = list(range(group, len(self._firsts) - 1))
         self._held, self._start = [], self._firsts[group]
         self._ahead = self._file.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=[self._column])
 
 
 @functools.lru_cache(maxsize=1)
-def _cursor(path: str) -> Cursor:
+def _open_column(path: str) -> ImageColumn:
     """One file is open at a time: questions come in the order of the files."""
-    return Cursor(path)
+    return ImageColumn(path)

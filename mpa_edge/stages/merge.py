@@ -1,4 +1,4 @@
-"""Adapter into base: one plain checkpoint with everything that travels with it, checked before it is called done."""
+"""Merge the adapter into the base: one plain checkpoint with processor and licence, verified before it is published."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,10 +34,11 @@ BUILDING = ".building"
 MAX_LOGIT_DIFFERENCE = 1e-4
 PROBE_IMAGES = 4
 BASE_CARD = "BASE_README.md"
-# Everything small that lies beside the weights: processor, tokenizer, chat template, generation config, licence.
-TRAVELS_ALONG = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "README.md")
-STAYS = ("config.json", "manifest.json", "*.index.json", "adapter_config.json", "trainer_state.json")
-Census = dict[str, tuple[int, ...]]
+# the small files next to the weights: processor, tokenizer, chat template, generation config, licence
+COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "README.md")
+NOT_COPIED = ("config.json", "manifest.json", "*.index.json", "adapter_config.json", "trainer_state.json")
+TensorInfo = tuple[tuple[int, ...], str]
+"""Shape and sha256 of the values."""
 InputsOf = Callable[[Any], Mapping[str, Any]]
 
 
@@ -52,8 +54,12 @@ def run_merge(run: Run, fresh: bool = False) -> None:
         checkpoint.set_threads(run.recipe.threads)
     building = folder / BUILDING
     clear(make_folder(building))
-    difference = merge(resolve(run.recipe.student), run.stage_folder("level") / ADAPTER, building, probes(run))
-    publish(building, folder)
+    adapter = run.stage_folder("level") / ADAPTER
+    difference = merge(resolve(run.recipe.student), adapter, building, partial(probe_inputs, run))
+    # config.json last: nothing loads the folder before it is there
+    for path in sorted(building.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
+        os.replace(path, folder / path.name)
+    shutil.rmtree(building)
     clock.tick()
     finish(
         folder,
@@ -72,39 +78,48 @@ def merge_inputs(run: Run) -> dict[str, str]:
     return {"level": run.outputs_of("level"), "student": run.student_fingerprint, "config": sha256_json(STAGE)}
 
 
-def publish(building: Path, folder: Path) -> None:
-    """Move verified files to where they belong, config.json last: before it is there nothing loads the folder."""
-    for path in sorted(building.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
-        os.replace(path, folder / path.name)
-    shutil.rmtree(building)
+def probe_inputs(run: Run, processor: Any) -> Mapping[str, Any]:
+    """Model inputs of one question about each of the first readable images of a run."""
+    opened = (open_image(e.path, run.recipe.images.max_pixels) for e in run.entries if e.drop is None)
+    images = list(islice((image for image in opened if not isinstance(image, Drop)), PROBE_IMAGES))
+    if not images:
+        raise MpaError(f"no readable image in {run.images_folder}: name another folder, --images DIR")
+    prompt = checkpoint.chat_prompt(processor, answer_prompt(run.task, "What is shown?"))
+    made = processor(
+        text=[prompt] * len(images),
+        images=[[image] for image in images],
+        padding=True,
+        padding_side="left",
+        add_special_tokens=False,
+        return_tensors="pt",
+    )
+    return dict(made)
 
 
 def merge(base: str, adapter: Path, out: Path, inputs_of: InputsOf) -> float:
-    """Merge, save, load again, compare; the largest logit difference. Raises VerificationError on any mismatch.
+    """Merge, save, reload and compare. Returns the largest logit difference; VerificationError on any mismatch.
 
-    `inputs_of(processor)` makes the model inputs on which adapter and merged checkpoint are compared.
+    `adapter` may also be a whole tuned model. `inputs_of(processor)` makes the model inputs on which the adapter and
+    the merged checkpoint are compared.
     """
-    untouched = checkpoint.load_model(base, "cpu")
-    before, digests = census(untouched), digest(untouched)
-    del untouched
+    before = tensors_of(checkpoint.load_model(base, "cpu"))
     inputs = inputs_of(checkpoint.load_processor(base))
-    model, expected, may_change = _merged(base, adapter, inputs)
-    merged = digest(model)
-    check_untouched(digests, merged, may_change)
+    model, expected, adapted = _merged(base, adapter, inputs)
+    merged = tensors_of(model)
+    check_untouched(before, merged, adapted)
     with disk_guard(out, sum(p.numel() for p in model.parameters()) * 4):
         model.save_pretrained(make_folder(out))
-        _copy_along(base, out)
+        _copy_small_files(base, out)
     del model
     gc.collect()
     checkpoint.load_processor(str(out))
     saved = checkpoint.load_model(str(out), "cpu")
-    check_census(before, census(saved))
-    check_same(merged, digest(saved))
+    check_saved(before, merged, tensors_of(saved))
     return check_logits(expected, _logits(saved, inputs))
 
 
 def _merged(base: str, adapter: Path, inputs: Mapping[str, Tensor]) -> tuple[Any, Tensor, set[str] | None]:
-    """(merged model, logits of base with the adapter beside it, modules that may change; None is all)."""
+    """(merged model, logits of the base with the adapter attached, modules that the adapter changes; None is all)."""
     if not (adapter / "adapter_config.json").is_file():
         model = checkpoint.load_model(str(adapter), "cpu")
         return model, _logits(model, inputs), None
@@ -112,27 +127,27 @@ def _merged(base: str, adapter: Path, inputs: Mapping[str, Tensor]) -> tuple[Any
     expected, targets = _logits(model, inputs), set(model.targeted_module_names)
     try:
         return model.merge_and_unload(safe_merge=True), expected, targets
-    except ValueError as error:  # peft's word for weights that are not numbers
-        raise VerificationError(f"{adapter} cannot be merged ({error}): run mpa-edge level again --fresh") from error
+    except ValueError as error:  # what peft raises where weights are NaN
+        raise VerificationError(f"{adapter} cannot be merged ({error}): rerun mpa-edge level with --fresh") from error
 
 
 def _with_adapter(base: str, adapter: Path) -> Any:
-    """Base with the adapter beside it. Every tensor of the file must have found its place: a lost one is silent."""
+    """The base with the adapter attached. Every tensor of the file must have been loaded: peft ignores unknown ones."""
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
 
-    again = "the adapter belongs to another model or is damaged, run mpa-edge level again with --fresh"
+    fix = "the adapter belongs to another model or is damaged, rerun mpa-edge level with --fresh"
     try:
         with safe_open(str(adapter / "adapter_model.safetensors"), "pt") as file:
             stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         model = PeftModel.from_pretrained(checkpoint.load_model(base, "cpu"), str(adapter)).eval()
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         why = " ".join(str(error).split())[:200]
-        raise VerificationError(f"{adapter} does not fit the student ({why}): {again}") from error
+        raise VerificationError(f"{adapter} does not fit the student ({why}): {fix}") from error
     placed = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
     wrong = sorted(name for name in stored.keys() | placed.keys() if stored.get(name) != placed.get(name))
     if wrong:
-        raise VerificationError(f"{len(wrong)} adapter tensors do not fit the student, first {wrong[0]}: {again}")
+        raise VerificationError(f"{len(wrong)} adapter tensors do not fit the student, first {wrong[0]}: {fix}")
     return model
 
 
@@ -144,48 +159,44 @@ def _logits(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
     return logits
 
 
-def census(model: Any) -> Census:
-    """Name and shape of every tensor of a model."""
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+def tensors_of(model: Any) -> dict[str, TensorInfo]:
+    """Every tensor of a model by name."""
+    return {
+        name: (tuple(tensor.shape), hashlib.sha256(tensor.detach().reshape(-1).numpy().data).hexdigest())
+        for name, tensor in model.state_dict().items()
+    }
 
 
-def check_census(before: Census, after: Census) -> None:
-    """Raise VerificationError where merging lost, added or reshaped a tensor.
-
-    >>> check_census({"w": (2,)}, {"w": (2,)})
-    """
-    wrong = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+def check_untouched(
+    before: Mapping[str, TensorInfo], merged: Mapping[str, TensorInfo], adapted: set[str] | None
+) -> None:
+    """Raise VerificationError where merging changed a tensor outside the `adapted` modules; None is all modules."""
+    changed = sorted(name for name in before if before[name] != merged.get(name))
+    wrong = [name for name in changed if adapted is not None and name.rpartition(".")[0] not in adapted]
     if wrong:
+        raise VerificationError(
+            f"merging changed {wrong[0]}, which has no adapter: rerun mpa-edge level with --fresh, and report it"
+        )
+
+
+def check_saved(
+    before: Mapping[str, TensorInfo], merged: Mapping[str, TensorInfo], saved: Mapping[str, TensorInfo]
+) -> None:
+    """Raise VerificationError where the saved model has other tensors or shapes than the base, or other values than
+    the merged model had in memory.
+
+    >>> check_saved({"w": ((2,), "a")}, {"w": ((2,), "b")}, {"w": ((2,), "b")})
+    """
+    shapes, found = ({name: shape for name, (shape, _) in one.items()} for one in (before, saved))
+    if wrong := sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name)):
         name = wrong[0]
         raise VerificationError(
-            f"merging changed {len(wrong)} tensors, first {name}: {before.get(name)} -> {after.get(name)}; "
-            "run mpa-edge merge again with --fresh, and report it if it stays"
+            f"merging changed {len(wrong)} tensors, first {name}: {shapes.get(name)} -> {found.get(name)}; "
+            "rerun mpa-edge merge with --fresh, and report it if it stays"
         )
-
-
-def digest(model: Any) -> dict[str, str]:
-    """Name and sha256 of every tensor of a model, fp32 or as it is."""
-    tensors = model.state_dict().items()
-    return {name: hashlib.sha256(t.detach().reshape(-1).numpy().data).hexdigest() for name, t in tensors}
-
-
-def check_untouched(before: Mapping[str, str], after: Mapping[str, str], may_change: set[str] | None) -> None:
-    """Raise VerificationError where merging changed a tensor that has no adapter."""
-    changed = sorted(name for name in before if before[name] != after.get(name))
-    wrong = [name for name in changed if may_change is not None and name.rpartition(".")[0] not in may_change]
-    if wrong:
+    if wrong := sorted(name for name in merged.keys() & saved.keys() if merged[name] != saved[name]):
         raise VerificationError(
-            f"merging changed {wrong[0]}, which has no adapter: run mpa-edge level again with --fresh, and report it"
-        )
-
-
-def check_same(merged: Mapping[str, str], saved: Mapping[str, str]) -> None:
-    """Raise VerificationError where a tensor is not what it was before it was saved."""
-    wrong = sorted(name for name in merged.keys() & saved.keys() if merged[name] != saved[name])
-    if wrong:
-        raise VerificationError(
-            f"{len(wrong)} tensors changed when they were saved, first {wrong[0]}: "
-            "run mpa-edge merge again with --fresh"
+            f"{len(wrong)} tensors changed when they were saved, first {wrong[0]}: rerun mpa-edge merge with --fresh"
         )
 
 
@@ -195,42 +206,20 @@ def check_logits(expected: Tensor, found: Tensor) -> float:
     if not difference <= MAX_LOGIT_DIFFERENCE:
         raise VerificationError(
             f"merged logits differ from the adapter's by {difference:.2e} (allowed {MAX_LOGIT_DIFFERENCE:.0e}): "
-            "run mpa-edge merge again with --fresh, and report it if it stays"
+            "rerun mpa-edge merge with --fresh, and report it if it stays"
         )
     return difference
 
 
-def probes(run: Run) -> InputsOf:
-    """A function that makes model inputs from the first readable images of the run."""
-
-    def inputs_of(processor: Any) -> Mapping[str, Any]:
-        opened = (open_image(e.path, run.recipe.images.max_pixels) for e in run.entries if e.drop is None)
-        images = list(islice((image for image in opened if not isinstance(image, Drop)), PROBE_IMAGES))
-        if not images:
-            raise MpaError(f"no readable image in {run.images_folder}: name another folder, --images DIR")
-        prompt = checkpoint.chat_prompt(processor, answer_prompt(run.task, "What is shown?"))
-        made = processor(
-            text=[prompt] * len(images),
-            images=[[image] for image in images],
-            padding=True,
-            padding_side="left",
-            add_special_tokens=False,
-            return_tensors="pt",
-        )
-        return dict(made)
-
-    return inputs_of
-
-
-def _copy_along(base: str, out: Path) -> None:
-    """Copy what lies beside the base's weights, byte for byte; its model card becomes BASE_README.md."""
+def _copy_small_files(base: str, out: Path) -> None:
+    """Copy the files next to the base's weights, byte for byte; its model card becomes BASE_README.md."""
     folder = Path(base)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
-        folder = Path(snapshot_download(base, allow_patterns=list(TRAVELS_ALONG)))
-    kept_back = {path.name for pattern in STAYS for path in folder.glob(pattern)}
-    for path in (path for pattern in TRAVELS_ALONG for path in folder.glob(pattern)):
-        if path.is_file() and path.name not in kept_back:
+        folder = Path(snapshot_download(base, allow_patterns=list(COPIED)))
+    excluded = {path.name for pattern in NOT_COPIED for path in folder.glob(pattern)}
+    for path in (path for pattern in COPIED for path in folder.glob(pattern)):
+        if path.is_file() and path.name not in excluded:
             shutil.copyfile(path, out / (BASE_CARD if path.name == "README.md" else path.name))
     write_json(out / "mpa_edge.json", {"base": Path(base).name, "method": "model parity alignment"})

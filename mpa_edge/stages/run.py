@@ -15,8 +15,8 @@ from mpa_edge.config.library import load_recipe
 from mpa_edge.config.recipe import Recipe
 from mpa_edge.engines.job import LOCAL, Engine, Facts
 from mpa_edge.errors import MpaError
-from mpa_edge.images.folder import ImageEntry, ImageIndex, PreviousScan, scan
-from mpa_edge.images.index import Shards
+from mpa_edge.images.folder import PreviousScan, scan
+from mpa_edge.images.index import ImageEntry, ImageIndex, Shards
 from mpa_edge.nursery.render import MARK, render
 from mpa_edge.progress import say
 from mpa_edge.questions.published import read_benchmark

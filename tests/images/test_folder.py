@@ -102,7 +102,9 @@ def test_linked_folders_are_followed_once(picture: Picture, tmp_path: Path) -> N
 def test_a_file_name_that_is_not_utf8_is_dropped(picture: Picture) -> None:
     folder = picture("a.png").parent
     (folder / os.fsdecode(b"\xff.png")).write_bytes((folder / "a.png").read_bytes())
-    assert sorted(str(drop) for drop in reasons(folder).values()) == ["None", "file name is not UTF-8"]
+    (folder / os.fsdecode(b"\xfe")).mkdir()
+    (folder / os.fsdecode(b"\xfe/b.png")).write_bytes(b"in a folder whose name is not UTF-8")
+    assert sorted(str(drop) for drop in reasons(folder).values()) == ["None", *["file name is not UTF-8"] * 2]
     for entry in images.scan(folder):
         entry.name.encode()
 
@@ -239,11 +241,11 @@ def test_what_an_earlier_scan_read_is_not_read_again(picture: Picture, tmp_path:
     (folder / "d.png").write_bytes((folder / "c.png").read_bytes())
     (folder / "empty.png").write_bytes(b"")
     first, file = images.scan(folder), tmp_path / "seen.jsonl"
-    assert remembered(folder, file).missed == 8
+    assert remembered(folder, file).n_missed == 8
     again, read = images.PreviousScan(file), images.sha256_stream
     monkeypatch.setattr(images, "sha256_stream", lambda file: pytest.fail(f"{file} was read"))
     assert images.scan(folder, again) == first
-    assert again.missed == 1  # the empty one says nothing that could be remembered
+    assert again.n_missed == 1  # the empty one says nothing that could be remembered
     monkeypatch.setattr(images, "sha256_stream", read)
     assert reasons(folder)["d.png"] == "duplicate image"
 
@@ -260,7 +262,7 @@ def test_a_file_that_changed_is_read_whatever_its_dates_say(picture: Picture, tm
     known = images.PreviousScan(file)
     changed = images.scan(path.parent, known)
     assert changed == images.scan(path.parent) != before
-    assert known.missed == 1
+    assert known.n_missed == 1
 
 
 @pytest.mark.usefixtures("old_clock")
@@ -274,7 +276,7 @@ def test_new_and_gone_files_are_no_matter_to_the_others(picture: Picture, tmp_pa
     picture("e/a.png", color="black")
     known = images.PreviousScan(file)
     assert images.scan(folder, known) == images.scan(folder)
-    assert known.missed == 2
+    assert known.n_missed == 2
 
 
 def test_a_file_of_this_moment_is_not_trusted(picture: Picture, tmp_path: Path) -> None:
@@ -289,7 +291,7 @@ def test_a_damaged_list_knows_nothing(picture: Picture, tmp_path: Path, content:
     file.write_bytes(content)
     known = images.PreviousScan(file)
     assert images.scan(folder, known) == images.scan(folder)
-    assert known.missed == 1
+    assert known.n_missed == 1
 
 
 @pytest.mark.usefixtures("old_clock")
@@ -297,5 +299,5 @@ def test_where_nothing_is_new_nothing_is_written(picture: Picture, tmp_path: Pat
     folder, file = picture("a.png", color="blue").parent, tmp_path / "seen.jsonl"
     remembered(folder, file)
     written = file.stat().st_ino
-    assert remembered(folder, file).missed == 0
+    assert remembered(folder, file).n_missed == 0
     assert file.stat().st_ino == written

@@ -18,9 +18,9 @@ from tests.questions import official
 
 @pytest.fixture(autouse=True)
 def nothing_open():
-    parquet._cursor.cache_clear()
+    parquet._open_column.cache_clear()
     yield
-    parquet._cursor.cache_clear()
+    parquet._open_column.cache_clear()
 
 
 def read(name: str, data: Path, split: str | None = None, limit: int | None = None):

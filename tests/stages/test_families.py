@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,8 @@ def test_a_student_of_every_model_type_is_taught(model_type, make_run, images_fo
     losses = [entry["loss"] for entry in outcome.losses if "loss" in entry]
     assert losses[-1] < losses[0] / 2
     merged = tmp_path / "merged"
-    assert merge.merge(base, tmp_path / "adapter", merged, merge.probes(run)) < merge.MAX_LOGIT_DIFFERENCE
+    inputs_of = partial(merge.probe_inputs, run)
+    assert merge.merge(base, tmp_path / "adapter", merged, inputs_of) < merge.MAX_LOGIT_DIFFERENCE
     assert replies(str(merged), images_folder) != replies(base, images_folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.nursery.models import build_model, build_processor
 from mpa_edge.runs.files import write_json
 from mpa_edge.stages import merge as merging
-from mpa_edge.stages.merge import check_census, check_logits, merge, probes, run_merge
+from mpa_edge.stages.merge import check_logits, check_saved, merge, probe_inputs, run_merge
 from mpa_edge.vlm.transformers import checkpoint
 
 WEIGHTS = "adapter_model.safetensors"
@@ -60,7 +61,7 @@ def changed(adapter, tmp_path):
 
 @pytest.fixture
 def inputs_of(make_run):
-    return probes(make_run())
+    return partial(probe_inputs, make_run())
 
 
 def test_the_merged_checkpoint_is_whole(base, adapter, tmp_path, inputs_of) -> None:
@@ -114,7 +115,7 @@ def test_a_damaged_adapter_is_refused(base, adapter, tmp_path, inputs_of) -> Non
     shutil.copytree(adapter, tmp_path / "cut")
     path = tmp_path / "cut" / WEIGHTS
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(VerificationError, match="run mpa-edge level again"):
+    with pytest.raises(VerificationError, match="rerun mpa-edge level"):
         merge(str(base), tmp_path / "cut", tmp_path / "out", inputs_of)
 
 
@@ -190,16 +191,16 @@ def is_peft(model) -> bool:
 
 
 def test_a_lost_tensor_is_found(levelled, monkeypatch) -> None:
-    real = merging.census
+    real = merging.tensors_of
     calls = []
 
     def lossy(model):
         calls.append(model)
         found = real(model)
-        return found if len(calls) == 1 else dict(list(found.items())[1:])
+        return found if len(calls) < 3 else dict(list(found.items())[1:])
 
-    monkeypatch.setattr(merging, "census", lossy)
-    with pytest.raises(VerificationError, match="merging changed 1 tensors, first .* -> None; run mpa-edge merge"):
+    monkeypatch.setattr(merging, "tensors_of", lossy)
+    with pytest.raises(VerificationError, match="merging changed 1 tensors, first .* -> None; rerun mpa-edge merge"):
         run_merge(levelled)
     assert loaded_files(levelled.stage_folder("merge")) == []
 
@@ -223,10 +224,11 @@ def test_no_image_to_compare_on(levelled, images_folder) -> None:
 
 
 def test_checks() -> None:
+    one, more = {"a": ((1,), "x")}, {"a": ((1,), "x"), "b": ((1,), "y")}
     with pytest.raises(VerificationError, match=r"first b: None -> \(1,\)"):
-        check_census({"a": (1,)}, {"a": (1,), "b": (1,)})
-    with pytest.raises(VerificationError, match=r"\(2,\) -> \(3,\)"):
-        check_census({"a": (2,)}, {"a": (3,)})
+        check_saved(one, one, more)
+    with pytest.raises(VerificationError, match=r"\(1,\) -> \(3,\)"):
+        check_saved(one, one, {"a": ((3,), "x")})
     assert check_logits(torch.zeros(1, 2, 3), torch.full((1, 2, 3), 5e-5)) == pytest.approx(5e-5)
     for wrong in (2e-4, float("nan"), float("inf")):
         with pytest.raises(VerificationError):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from PIL.Image import Image
 
 from mpa_edge.config.recipe import AnnotateConfig, Recipe
-from mpa_edge.images.folder import ImageEntry
+from mpa_edge.images.index import ImageEntry
 from mpa_edge.stages.run import stable_seed
 from mpa_edge.tasks import Task, answer_prompt
 from mpa_edge.tasks.parse import parse_annotation

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from mpa_edge.engines.job import Job
 from mpa_edge.engines.retries import poisoned
 from mpa_edge.images.cache import groups
-from mpa_edge.images.folder import ImageEntry, open_image
+from mpa_edge.images.folder import open_image
+from mpa_edge.images.index import ImageEntry
 from mpa_edge.progress import say
 from mpa_edge.runs.files import sha256_json, sha256_list
 from mpa_edge.runs.manifest import StageClock, finish, is_done
