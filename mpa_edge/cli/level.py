@@ -1,4 +1,4 @@
-"""Tune the small VLM on exactly that."""
+"""Fine-tune the small VLM on the gap."""
 
 from __future__ import annotations
 

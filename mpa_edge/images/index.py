@@ -73,9 +73,6 @@ class ImageIndex(Sequence[ImageEntry]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
 
-    def __hash__(self) -> int:
-        return hash(bytes(self._ids))
-
     def _entry(self, i: int) -> ImageEntry:
         digest = self._ids[i * ID_BYTES : (i + 1) * ID_BYTES].hex()
         return ImageEntry(digest, self._name(i).decode(), self.root, self._drops.get(i))
@@ -106,7 +103,7 @@ class ImageIndex(Sequence[ImageEntry]):
             self._drops[i] = Drop(DUPLICATE, f"same content as {self._name(first[i]).decode()}")
 
 
-class Shards(Sequence[Sequence[ImageEntry]]):
+class Shards:
     """Consecutive groups of `size` entries; each is built when it is accessed."""
 
     def __init__(self, entries: Sequence[ImageEntry], size: int) -> None:
@@ -115,13 +112,7 @@ class Shards(Sequence[Sequence[ImageEntry]]):
     def __len__(self) -> int:
         return -(-len(self._entries) // self._size)
 
-    @overload
-    def __getitem__(self, at: int) -> Sequence[ImageEntry]: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Sequence[ImageEntry]]: ...
-    def __getitem__(self, at: int | slice) -> Sequence[ImageEntry] | list[Sequence[ImageEntry]]:
-        if isinstance(at, slice):
-            return [self[i] for i in range(*at.indices(len(self)))]
+    def __getitem__(self, at: int) -> Sequence[ImageEntry]:
         if not 0 <= at < len(self):
             raise IndexError(at)
         return self._entries[at * self._size : (at + 1) * self._size]

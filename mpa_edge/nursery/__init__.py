@@ -1,1 +1,1 @@
-"""The built-in world: a tiny teacher, a tinier student, and the generator of the pictures they were trained on."""
+"""The built-in world: a tiny teacher, a tinier student, and the generator of the images on which they were trained."""

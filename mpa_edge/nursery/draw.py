@@ -1,6 +1,6 @@
-"""A scene to pixels: 128 x 64 RGB, in a plain style and in a target style (dark mode, other fonts, grid, tilt, noise).
+"""Draws a scene: 128 x 64 RGB, in a plain style and in a target style (dark mode, other fonts, grid, tilt, noise).
 
-Everything about a picture is decided by the scene, the style and the random generator that is passed in.
+The result depends only on the scene, the style and the random generator that is passed in.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ TARGET_FONTS = (
 
 @dataclass(frozen=True)
 class Glyph:
-    """A printed character and the middle of it, in pixels of the finished picture."""
+    """A printed character and its centre, in pixels of the finished image."""
 
     character: str
     x_px: float
@@ -73,7 +73,7 @@ class Glyph:
 
 @dataclass(frozen=True)
 class Look:
-    """Everything of a picture's appearance that is not its content."""
+    """The appearance of an image, without its content."""
 
     background: RGB
     ink: RGB
@@ -88,7 +88,7 @@ class Look:
 
 @dataclass
 class Canvas:
-    """A picture in the making: the pixels, the look, and where each character went."""
+    """An image that is being drawn: its pixels, its look, and the printed characters so far."""
 
     image: Image.Image
     look: Look
@@ -97,7 +97,7 @@ class Canvas:
 
     @property
     def pen(self) -> ImageDraw.ImageDraw:
-        """Draws on the picture."""
+        """Draws on the image."""
         return ImageDraw.Draw(self.image)
 
 
@@ -108,7 +108,7 @@ def plain_look(rng: random.Random) -> Look:
 
 
 def target_look(rng: random.Random) -> Look:
-    """Each of dark mode, other palette, other font, grid, outline, tilt, noise and blur by its own chance."""
+    """Dark mode, palette, font, grid, outline, tilt, noise and blur, each drawn independently."""
     dark = rng.random() < 0.6
     shade, tint = rng.randint(12, 52), rng.randint(0, 24)
     night, day = (shade, shade + tint // 3, shade + tint), (255 - tint, 250 - tint // 2, 240 - tint // 2)
@@ -127,7 +127,7 @@ def target_look(rng: random.Random) -> Look:
 
 
 def paint(scene: Scene, style: Style, rng: random.Random) -> tuple[Image.Image, list[Glyph]]:
-    """The finished picture (128 x 64 RGB) and its printed characters with their positions after the tilt."""
+    """The finished image (128 x 64 RGB) and its printed characters, at their positions after the tilt."""
     look = plain_look(rng) if style == "plain" else target_look(rng)
     canvas = Canvas(Image.new("RGB", (WIDTH_PX, HEIGHT_PX), look.background), look, rng)
     if isinstance(scene, Chart):
@@ -148,7 +148,7 @@ def _font(name: str, size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFo
 
 @functools.cache
 def _font_folder() -> Path:
-    """The fonts come with matplotlib, which the align extra installs."""
+    """The folder of matplotlib's fonts; the align extra installs matplotlib."""
     try:
         import matplotlib
     except ImportError as error:
@@ -177,7 +177,7 @@ def _paint_chart(canvas: Canvas, scene: Chart) -> None:
     if canvas.look.grid:
         _paint_grid(canvas)
     base_y, size_px, width_px = 49 + rng.randint(-1, 1), rng.choice((11, 12, 13)), rng.randint(11, 24)
-    room_px = base_y - 15  # what is left for the tallest bar below its printed value
+    room_px = base_y - 15  # height of the tallest bar, below its printed value
     pen.line([(2, base_y), (WIDTH_PX - 3, base_y)], fill=(128, 128, 128))
     for i, (label, color, value) in enumerate(zip(scene.labels, scene.colors, scene.values, strict=True)):
         x_px = CELL_PX * (scene.first_slot + i) + CELL_PX / 2 + rng.randint(-2, 2)
@@ -222,7 +222,7 @@ def _paint_field(canvas: Canvas, scene: Field) -> None:
 
 
 def _photograph(canvas: Canvas) -> tuple[Image.Image, list[Glyph]]:
-    """Tilt, blur and noise: what a camera adds to a screen."""
+    """Tilt, blur and noise, as in a photograph of a screen."""
     image, look, glyphs = canvas.image, canvas.look, canvas.glyphs
     if look.tilt_deg:
         image = image.rotate(look.tilt_deg, Image.Resampling.BILINEAR, fillcolor=look.background)
@@ -236,7 +236,7 @@ def _photograph(canvas: Canvas) -> tuple[Image.Image, list[Glyph]]:
 
 
 def _turned(glyph: Glyph, tilt_deg: float) -> Glyph:
-    """Where a glyph lies after the picture was turned counter-clockwise about its middle."""
+    """The position of a glyph after the image was rotated counter-clockwise about its centre."""
     angle, x_px, y_px = math.radians(tilt_deg), glyph.x_px - WIDTH_PX / 2, glyph.y_px - HEIGHT_PX / 2
     return Glyph(
         glyph.character,

@@ -1,8 +1,8 @@
-"""The shapes of the built-in pair, their tokenizer and their processor: stock Idefics3, as SmolVLM is, but tiny.
+"""The built-in pair, its tokenizer and its processor: stock Idefics3, like SmolVLM, but tiny.
 
-Chosen so that the student can be exported later as it is: image splitting is on and the longest edge (128 px) is above
-the tile (64 px), rows of the language model are multiples of 256, and the tokenizer's pre-tokenizer is SmolLM's (single
-digits, then byte-level). One picture of 128 x 64 becomes two tiles and one overview, 16 tokens each.
+The shapes are chosen so that the student can be exported without changes: image splitting is on and the longest edge
+(128 px) is above the tile (64 px), rows of the language model are multiples of 256, and the tokenizer's pre-tokenizer
+is SmolLM's (single digits, then byte-level). An image of 128 x 64 becomes two tiles and one overview, 16 tokens each.
 """
 
 from __future__ import annotations

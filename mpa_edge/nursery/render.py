@@ -1,4 +1,4 @@
-"""Pictures of the built-in world as files, with or without the questions that they answer."""
+"""Images of the built-in world as files, with or without questions about them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 MARK = ".rendered.json"
 ANSWERS = "answers.jsonl"
 NAME = re.compile(r"minichart-(\d+)-(\d{6,})\.png")
-ALL_ANSWERS = 1000  # more than any picture answers
+ALL_ANSWERS = 1000  # more than there are about any image
 FileStyle = Literal["target", "plain", "mixed"]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One rendered picture and what it shows."""
+    """A drawn image and the scene that it shows."""
 
     name: str
     image: Image
@@ -35,7 +35,7 @@ class Picture:
 
 
 def pictures(n: int, seed: int, style: FileStyle) -> Iterator[Picture]:
-    """So many pictures; picture i depends on (seed, style, i) alone."""
+    """Draw n pictures; picture i depends only on (seed, style, i)."""
     for i in range(n):
         rng = random.Random(f"render-{seed}-{style}-{i}")
         scene = world.draw_scene(rng)
@@ -48,12 +48,12 @@ def _name(seed: int, i: int) -> str:
 
 
 def render(folder: Path, n: int, seed: int, style: FileStyle, answers_per_image: int = 0) -> Path:
-    """Write n PNG files, and `answers.jsonl` where answers are asked for; nothing to do where it was done before.
+    """Write n PNG files, and `answers.jsonl` with up to `answers_per_image` questions each; returns the folder.
 
-    A folder holds one rendering: pictures of an earlier one are removed. Returns the folder.
+    Nothing is written where the same call was completed before. Images of another call are removed.
     """
-    order: dict[str, Any] = {"n": n, "seed": seed, "style": style, "answers_per_image": answers_per_image}
-    if read_json(make_folder(folder) / MARK) == order and all((folder / _name(seed, i)).is_file() for i in range(n)):
+    request: dict[str, Any] = {"n": n, "seed": seed, "style": style, "answers_per_image": answers_per_image}
+    if read_json(make_folder(folder) / MARK) == request and all((folder / _name(seed, i)).is_file() for i in range(n)):
         return folder
     _clear(folder, n, seed)
     samples: list[Sample] = []
@@ -64,12 +64,12 @@ def render(folder: Path, n: int, seed: int, style: FileStyle, answers_per_image:
     if answers_per_image:
         lines = [json.dumps(sample.model_dump(mode="json")) + "\n" for sample in samples]
         write_bytes(folder / ANSWERS, "".join(lines).encode())
-    write_json(folder / MARK, order)
+    write_json(folder / MARK, request)
     return folder
 
 
 def _clear(folder: Path, n: int, seed: int) -> None:
-    """Remove the mark, the answers, and every minichart that the new order will not write again."""
+    """Remove the mark, the answers, and the minicharts that will not be overwritten."""
     for path in (folder / MARK, folder / ANSWERS):
         path.unlink(missing_ok=True)
     for path in folder.glob("minichart-*.png"):
@@ -79,7 +79,7 @@ def _clear(folder: Path, n: int, seed: int) -> None:
 
 
 def questions_of(picture: Picture, seed: int, n: int) -> list[Sample]:
-    """Up to n questions about a picture with the generator's answers, spread over the kinds."""
+    """Up to n questions about a picture with the generator's answers, spread evenly over the kinds."""
     asked = world.pick(random.Random(f"questions-{seed}-{picture.name}"), picture.scene, n)
     return [
         Sample(

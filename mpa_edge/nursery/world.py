@@ -1,4 +1,4 @@
-"""What a minichart picture shows, as data, and every question that its content answers. No pixels here.
+"""What a minichart shows, as data, and all questions about it with their answers. No pixels here.
 
 Three kinds of scene: a bar chart (2 to 4 labelled bars with printed values), a sign (a word, a number, a panel colour)
 and a field of coloured shapes. The ground truth of a question comes from the scene, never from a model.
@@ -57,7 +57,7 @@ Scene = Chart | Sign | Field
 
 @dataclass(frozen=True)
 class QA:
-    """A question that the scene answers, its answer, its kind, and the focus under which an annotator may ask it."""
+    """A question about a scene, its answer, its kind, and the focus under which an annotator may ask it."""
 
     question: str
     answer: str
@@ -66,7 +66,7 @@ class QA:
     key: str = ""
     """The word by which a look-up finds its bar: a label or a colour; empty for other kinds."""
     bar: int = -1
-    """The bar that a look-up is about; -1 for other kinds."""
+    """Index of the bar that a look-up asks about; -1 for other kinds."""
 
 
 def draw_chart(rng: random.Random) -> Chart:
@@ -81,7 +81,7 @@ def draw_chart(rng: random.Random) -> Chart:
 
 
 def draw_sign(rng: random.Random) -> Sign:
-    """A random sign; four words in ten are random letters, so that reading cannot be guessing."""
+    """A random sign; four words in ten are random letters, so that words cannot be guessed."""
     spelled = "".join(rng.choice(LETTERS) for _ in range(rng.randint(3, 5)))
     word = spelled if rng.random() < 0.4 else rng.choice(WORDS)
     return Sign(word=word, number=rng.randint(1, 99), color=rng.choice(COLORS), word_first=rng.random() < 0.5)
@@ -107,7 +107,7 @@ def draw_scene(rng: random.Random) -> Scene:
 
 
 def questions(scene: Scene) -> list[QA]:
-    """Every question that can be asked about the scene, with its true answer.
+    """All questions about a scene, with their true answers.
 
     >>> scene = Chart(("A", "K"), ("red", "blue"), (7, 42), 0)
     >>> [qa.answer for qa in questions(scene) if qa.question == "What is the value of K?"]

@@ -135,7 +135,7 @@ def test_only_what_is_needed_is_read(tmp_path: Path) -> None:
     """In order, every cell is decoded once: the cursor never goes back."""
     schema = {"image": pa.binary()}
     path = official.parquet(tmp_path / "x.parquet", [{"image": bytes([i])} for i in range(200)], schema, group=50)
-    cursor = parquet.Cursor(str(path))
+    cursor = parquet.ImageColumn(str(path))
     seeks: list[int] = []
     seek = cursor._seek
     cursor._seek = lambda group: (seeks.append(group), seek(group))  # type: ignore[method-assign]

@@ -1,9 +1,9 @@
-"""Train the built-in pair from nothing: `python -m tools.nursery_training.train teacher --out DIR`.
+"""Train the built-in pair from scratch: `python -m tools.nursery_training.train teacher --out DIR`.
 
-Deterministic by step (data, schedule and checkpoints count steps, never seconds), resumable: the same command goes on
-from the last checkpoint. An auxiliary loss on glyphs and on what each image token's cell holds teaches the vision tower
-to bind a label to its bar; its heads are dropped at the end. Muon on the matrices, AdamW on the rest, an average of the
-weights is what is saved.
+Deterministic by step (data, schedule and checkpoints count steps, never seconds) and resumable: rerun the command to
+resume from the last checkpoint. An auxiliary loss on glyphs and on what each image token's cell holds teaches the
+vision tower to bind a label to its bar; its heads are dropped at the end. Muon on the matrices, AdamW on the rest; an
+average of the weights is saved.
 """
 
 from __future__ import annotations
@@ -386,7 +386,7 @@ class Training:
 @click.option("--checkpoint-every", default=100, show_default=True, help="Steps between checkpoints.")
 @click.option("--compile/--no-compile", "compiled", default=True, show_default=True, help="Use torch.compile.")
 def main(name: str, out: Path, device: str, threads: int, checkpoint_every: int, compiled: bool) -> None:
-    """Train the built-in teacher or student from nothing; the same command resumes."""
+    """Train the built-in teacher or student from scratch. Rerun to resume."""
     torch.set_num_threads(threads)
     Training(PLANS[name], out, device, compiled).run(checkpoint_every)
 
