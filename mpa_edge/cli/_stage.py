@@ -91,6 +91,8 @@ def run_named_stages(
     from mpa_edge.stages.run import open_run
 
     if rank() > 0:
+        if names != ("level",):
+            raise click.exceptions.Exit(1)  # the first process prints why
         from mpa_edge.stages.level.training import follow
 
         with suppress_library_output(is_verbose()):

@@ -79,6 +79,9 @@ def test_only_level_trains_in_several_processes(monkeypatch, capsys, tmp_path, c
     said = capsys.readouterr().err
     assert said.startswith("error: only level trains in several processes, and 2 were launched: run annotate")
     assert said.count("\n") == 1
+    monkeypatch.setenv("RANK", "1")
+    assert exit_code([command, "minicharts", "--out", str(tmp_path / "run")]) == 1
+    assert capsys.readouterr().err == ""  # said once
     assert not (tmp_path / "run").exists()
 
 
