@@ -212,7 +212,7 @@ def test_two_processes_learn_what_one_process_learns(prepared) -> None:
     with launched(two) as process:  # nothing left to do: both processes end, nothing is written
         said = process.communicate(timeout=PATIENCE_S)[1]
     assert process.returncode == 0, said
-    assert "level: done before, nothing changed" in said
+    assert "level: already done, nothing changed" in said
     assert read_manifest(two.stage_folder("level")) == together
 
 
