@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -34,7 +34,18 @@ VERDICTS = {"holds": "is kept", "lost": "is lost", "inconclusive": "may be kept 
 @json_option
 @verbose_option
 @fetched("source")
-def command(source: str, repo: str | None, accuracy: int | None, dry_run: bool, as_json: bool, **asked: Any) -> None:
+def command(
+    source: str,
+    target: str | None,
+    schemes: tuple[str, ...],
+    accuracy: int | None,
+    out: str | None,
+    threads: int | None,
+    repo: str | None,
+    dry_run: bool,
+    fresh: bool,
+    as_json: bool,
+) -> None:
     """Export a model as quantized ONNX or GGUF files, verified against the checkpoint.
 
     RUN is a folder that align made; a plain CHECKPOINT folder (or hub id) works as well. Without --as, the target's
@@ -46,12 +57,16 @@ def command(source: str, repo: str | None, accuracy: int | None, dry_run: bool, 
       $ mpa-edge export runs/mine --as onnx-int8 --as gguf-q8_0 --accuracy 100
       $ mpa-edge export nursery:student --as onnx-fp16 --out exports/student
     """
-    order = make_order(source, **asked)
-    if dry_run:
-        return show_plan(order, as_json)
-    from mpa_edge.exporters.pipeline import report_of, run_export
+    from mpa_edge.config.library import load_target
+    from mpa_edge.exporters.pipeline import Order, choose_schemes, report_of, run_export
+    from mpa_edge.exporters.source import open_source
     from mpa_edge.exporters.verify.accuracy import measure, recipe_of
 
+    opened = open_source(source, out)
+    chosen = load_target(target or DEFAULT_TARGET) if target or not schemes else None
+    order = Order(opened, choose_schemes(opened, schemes, chosen), chosen, threads, fresh)
+    if dry_run:
+        return show_plan(order, as_json)
     with suppress_library_output(is_verbose()):
         if accuracy:
             recipe_of(order.source)
@@ -70,24 +85,6 @@ def upload(folders: list[Path], repo: str) -> list[str]:
 
     names = [repo] if len(folders) == 1 else [f"{repo}-{folder.name}" for folder in folders]
     return [push(folder, name) for folder, name in zip(folders, names, strict=True)]
-
-
-def make_order(
-    source: str,
-    target: str | None,
-    schemes: tuple[str, ...],
-    out: str | None,
-    threads: int | None,
-    fresh: bool,
-) -> Order:
-    """Names on the command line -> what is to be done. MpaError where something of it is not possible."""
-    from mpa_edge.config.library import load_target
-    from mpa_edge.exporters.pipeline import Order, choose_schemes
-    from mpa_edge.exporters.source import open_source
-
-    opened = open_source(source, out)
-    chosen = load_target(target or DEFAULT_TARGET) if target or not schemes else None
-    return Order(opened, choose_schemes(opened, schemes, chosen), chosen, threads, fresh)
 
 
 def show_plan(order: Order, as_json: bool) -> None:

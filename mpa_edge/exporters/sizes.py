@@ -116,7 +116,9 @@ def _gguf_bits(tensor: Tensor, component: Component, precision: str, source: Sou
         return 32
     columns = tensor.shape[-1]
     if component == "mmproj":
-        return 16 if precision == "q8_0" and columns % 32 else GGUF_BITS[precision][0]
+        if precision == "q8_0" and columns % 32:  # rows that do not fit its blocks; Qwen's patch convolution stays f32
+            return 16 if len(tensor.shape) == 2 else 32
+        return GGUF_BITS[precision][0]
     column = 1 if columns % 256 else 0
     is_output = tensor.place == "head" or (is_table and is_tied(source.config))
     if is_output and GGUF_BITS[precision][0] < 6:

@@ -20,6 +20,7 @@ from mpa_edge.exporters.verify.probes import drawn
 from mpa_edge.exporters.verify.reference import Checkpoint
 from mpa_edge.types import Request
 from mpa_edge.vlm.onnxruntime.model import OnnxVLM
+from mpa_edge.vlm.transformers.checkpoint import chat_prompt
 from tests.exporters import javascript
 from tests.vlm.exported import checkpoint, onnx_folder
 
@@ -80,7 +81,7 @@ def test_its_own_processor_reads_the_folder_and_gives_torchs_tokens(which: str, 
     plain = which in OVERVIEW
     feed, tokens = torch_side(which, plain)
     own = said(which, onnx_folder(which), tmp_path, plain)["own"]
-    assert own["text"] == model(which)._prompt(model(which).processor, QUESTION)
+    assert own["text"] == chat_prompt(model(which).processor, QUESTION)
     assert own["input_ids"] == feed["input_ids"][0].tolist()
     assert own["pixels"]["dims"] == list(feed["pixel_values"].shape)
     assert own["pixels"]["max_difference"] < 1e-5
@@ -126,12 +127,13 @@ def test_a_question_that_reads_another_image_gets_another_answer(tmp_path: Path)
 
 
 def test_weights_outside_the_graph_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mpa_edge.exporters.onnx import export
+    from mpa_edge.exporters.onnx import files
+    from mpa_edge.exporters.onnx.export import export_component
 
-    monkeypatch.setattr(export, "EMBEDDED_BYTES", 1000)
+    monkeypatch.setattr(files, "EMBEDDED_BYTES", 1000)
     folder = tmp_path / "outside"
     shutil.copytree(onnx_folder("student"), folder, ignore=shutil.ignore_patterns("decoder*"))
-    export.export_component(checkpoint("student"), "decoder", folder / file_name("onnx", "decoder", "fp32"))
+    export_component(checkpoint("student"), "decoder", folder / file_name("onnx", "decoder", "fp32"))
     write_layout(open_source(str(checkpoint("student")), out="runs"), load_scheme("onnx-fp32"), folder, None, 2048, 1)
     config = json.loads((folder / "config.json").read_text())
     assert config["transformers.js_config"]["use_external_data_format"] == {"decoder_model_merged.onnx": 1}

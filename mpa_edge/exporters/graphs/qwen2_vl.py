@@ -99,13 +99,13 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-right, left), -1) * sin
 
 
-def vision(model: Any, grids_name: str = "grid_thw") -> Graph:
+def vision(model: Any, grids_name: str = "grid_thw", encoder: type[nn.Module] = Vision) -> Graph:
     """Graph of the vision encoder with its merger; transformers.js names the grids differently in each generation."""
     tower = model.model.visual
     grids = torch.tensor(GRIDS)
     n_values = tower.patch_embed.proj.weight[0].numel()
     return Graph(
-        onnx_form(Vision(tower)),
+        onnx_form(encoder(tower)),
         (torch.rand(int(grids.prod(1).sum()), n_values), grids),
         ("pixel_values", grids_name),
         ("image_features",),

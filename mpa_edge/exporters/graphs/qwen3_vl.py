@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpa_edge.exporters.graphs.modules import Graph, additive_mask, onnx_form
-from mpa_edge.exporters.graphs.qwen2_vl import GRIDS, PatchMatMul, Places, attention
+from mpa_edge.exporters.graphs import qwen2_vl
+from mpa_edge.exporters.graphs.modules import Graph, additive_mask
+from mpa_edge.exporters.graphs.qwen2_vl import PatchMatMul, Places, attention
 
 NEAR = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
 """The four table entries around a position, as steps down and to the right."""
@@ -64,13 +65,4 @@ def stretched(place: Tensor, size: Tensor, side: int) -> tuple[Tensor, Tensor]:
 
 def vision(model: Any) -> Graph:
     """Graph of the vision encoder with its mergers."""
-    tower = model.model.visual
-    grids = torch.tensor(GRIDS)
-    n_values = tower.patch_embed.proj.weight[0].numel()
-    return Graph(
-        onnx_form(Vision(tower)),
-        (torch.rand(int(grids.prod(1).sum()), n_values), grids),
-        ("pixel_values", "image_grid_thw"),
-        ("image_features",),
-        ({0: "num_patches"}, {0: "num_images"}),
-    )
+    return qwen2_vl.vision(model, "image_grid_thw", Vision)

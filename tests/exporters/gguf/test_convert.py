@@ -205,7 +205,7 @@ def test_the_converters_last_word_is_passed_on(student: Path, tmp_path: Path) ->
     tokenizer["pre_tokenizer"] = {"type": "Whitespace"}
     (student / "tokenizer.json").write_text(json.dumps(tokenizer))
     out = tmp_path / "out" / "x.gguf"
-    with pytest.raises(MpaError, match="refused the language part .*pre-tokenizer was not recognized") as caught:
+    with pytest.raises(MpaError, match="failed on the language .*pre-tokenizer was not recognized") as caught:
         convert(student, "language", out)
     assert "\n" not in str(caught.value)
     assert os.listdir(out.parent) == []
@@ -216,6 +216,6 @@ def test_a_damaged_checkpoint_leaves_no_file(student: Path, tmp_path: Path) -> N
     path = student / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1_000_000])
     out = tmp_path / "out" / "x.gguf"
-    with pytest.raises(MpaError, match="llama.cpp's converter refused the language part"):
+    with pytest.raises(MpaError, match="llama.cpp's converter failed on the language"):
         convert(student, "language", out)
     assert os.listdir(out.parent) == []
