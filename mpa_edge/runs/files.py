@@ -1,4 +1,4 @@
-"""Atomic files, content hashes and the disk: what every part of the program writes with."""
+"""Atomic files, content hashes and disk space."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def free_bytes(folder: Path) -> int:
 
 
 def require_free(folder: Path, need_bytes: int) -> None:
-    """Raise MpaError where the disk cannot take `need_bytes` more."""
+    """Raise MpaError if the disk has less than `need_bytes` free."""
     if free_bytes(folder) < need_bytes:
         raise disk_full(folder, need_bytes)
 
@@ -100,7 +100,7 @@ def make_folder(folder: Path) -> Path:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make a rename in this folder survive a power cut."""
+    """Flush a folder to disk, so that a rename in it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -110,7 +110,7 @@ def fsync_folder(folder: Path) -> None:
 
 @contextmanager
 def atomic_write(path: Path, need_bytes: int = MB) -> Iterator[IO[bytes]]:
-    """A binary file that gets its name only when it is complete and on the disk; on any error nothing is left.
+    """A binary file that gets its name only when it is complete and on the disk; after an error nothing is left.
 
     `need_bytes` is what the disk-full message asks for.
     """
@@ -159,7 +159,7 @@ def read_json(path: Path) -> Any:
 
 
 def sweep(folder: Path) -> int:
-    """Remove the temporary files that a killed process left anywhere below; returns how many."""
+    """Remove the temporary files that killed processes left in a folder tree; returns how many."""
     leftovers = list(folder.rglob(f".*{TEMP_SUFFIX}"))
     for path in leftovers:
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""A heavy step in a process of its own: its memory is given back whole, and its peak is known."""
+"""Runs a heavy step in a process of its own, which frees all of its memory and makes its peak known."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mpa_edge.runs.log import append_to, log_path, logger
 from mpa_edge.runs.memory import peak_rss_bytes
 
 Result = TypeVar("Result")
-# in errors that are no OSError: safetensors has the system's text, torch.save only knows that fewer bytes were written
+# safetensors and torch raise no OSError for a full disk: the text is all there is to recognize it by
 FULL_PHRASES = ("No space left", "File too large", "Disk quota exceeded", "file write failed", "unexpected pos")
 
 
@@ -34,8 +34,8 @@ def run_isolated(
 
     Function and arguments must be picklable, as a module's top-level function with plain values is. An MpaError comes
     through as it is, and so does the OSError of a full disk; a process that the system killed becomes a MachineError.
-    Its output goes to stderr. Temporary files of the libraries go to `scratch`, an existing folder (None: the system's
-    own): whoever is killed in the middle leaves them where they are found again.
+    Its output goes to stderr. `scratch` is an existing folder for temporary files of the libraries (None: the system's),
+    so that those of a killed process can be found and removed.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
@@ -63,8 +63,8 @@ def run_isolated(
 
 @contextmanager
 def _sheltered() -> Iterator[None]:
-    """What is started in the block never sees Ctrl-C: the parent ends it, and it has nothing to say about that."""
-    resource_tracker.ensure_running()  # its own start would open the shelter too early
+    """Processes started in the block ignore Ctrl-C; the parent ends them."""
+    resource_tracker.ensure_running()  # starting it later would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -73,14 +73,14 @@ def _sheltered() -> Iterator[None]:
 
 
 def die_with_parent(parent: int) -> None:
-    """End this process when the one that started it is killed: an orphan would write beside the next attempt.
+    """End this process when its parent is killed, since an orphan could write beside the next attempt.
 
-    Linux only (prctl, PR_SET_PDEATHSIG); elsewhere a killed parent's child finishes its step.
+    Linux only (prctl, PR_SET_PDEATHSIG); elsewhere a child of a killed parent finishes its step.
     """
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(1, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before we asked
+        if os.getppid() != parent:  # it died before the call
             os._exit(1)
 
 

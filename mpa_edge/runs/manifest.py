@@ -1,7 +1,7 @@
-"""What a run folder is made of, and what makes a stage folder done: a manifest that is written last.
+"""The layout of a run folder, and the manifest that marks a stage folder as done.
 
 A stage folder is done when its `manifest.json` is there, names the same inputs, and every output still has its hash.
-Anything else is redone, but only what is missing: `prepare` decides what may stay.
+Otherwise what is missing is redone; `prepare` decides which files can be kept.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from mpa_edge.runs.write_hooks import tell
 MANIFEST = "manifest.json"
 INPUTS = ".inputs.json"
 CLOCK = ".seconds.json"
-COMPLETE = "complete"  # in each checkpoint of level, written last
 EXPORTS = "exports"
-# what a run folder is made of; whatever reads a run knows no more of the stages than this
+# the layout of a run folder: other packages know no more about the stages
 RECIPE_FILE = "recipe.yaml"
 RUN_FILE = "run.json"
 RENDERED = "images"
@@ -44,7 +43,7 @@ FOLDERS = {
 
 
 class Manifest(BaseModel):
-    """What made a stage folder. Written last: a folder without one is not finished."""
+    """How a stage folder was made. It is written last: a folder without one is not finished."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -67,7 +66,7 @@ class Manifest(BaseModel):
     counts: dict[str, int]
     """Rows made, dropped, and whatever else the stage counts."""
     used: dict[str, str] = {}
-    """What did the work: device and numbers, whatever `auto` stood for; empty where no model ran in this process."""
+    """Device and number format that were used, with `auto` resolved; empty if no model ran in this process."""
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -88,7 +87,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def damaged(folder: Path, manifest: Manifest) -> list[str]:
-    """Outputs that are missing or are not what they were."""
+    """Names of outputs that are missing or have changed."""
     files = manifest.outputs.items()
     return [name for name, digest in files if not (folder / name).is_file() or sha256_file(folder / name) != digest]
 
@@ -100,9 +99,9 @@ def is_done(folder: Path, inputs: Mapping[str, str]) -> bool:
 
 
 def prepare(folder: Path, inputs: Mapping[str, str], fresh: bool = False) -> bool:
-    """Make a stage folder ready for work; True where what is already there may be built upon.
+    """Prepare a stage folder for work; True if its content can be resumed from.
 
-    With other inputs (or `fresh`) the old content goes; with the same ones only damaged files and the manifest do.
+    With other inputs (or `fresh`) the old content is removed, otherwise only damaged files and the manifest.
     """
     make_folder(folder)
     sweep(folder)
@@ -118,7 +117,7 @@ def prepare(folder: Path, inputs: Mapping[str, str], fresh: bool = False) -> boo
 
 
 def clear(folder: Path) -> None:
-    """Remove everything inside a folder; the manifest goes first, so that a kill in between cannot leave a lie."""
+    """Remove everything inside a folder; the manifest first, so that a kill cannot leave an incomplete folder that looks done."""
     for name in (MANIFEST, INPUTS):
         (folder / name).unlink(missing_ok=True)
     for path in folder.iterdir():
@@ -131,7 +130,7 @@ def clear(folder: Path) -> None:
 
 
 def output_files(folder: Path) -> list[Path]:
-    """Every visible file below a stage folder but the manifest, sorted."""
+    """Every file in a stage folder except hidden ones and the manifest, sorted."""
     found = ((path, path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     seen = (path for path, inside in found if not any(part.startswith(".") for part in inside.parts))
     return sorted(path for path in seen if path.name != MANIFEST)
@@ -174,7 +173,7 @@ def seconds_so_far(folder: Path) -> float:
 
 
 class StageClock:
-    """Adds up the wall seconds of a stage over all attempts. Call `tick` after each shard: a kill loses no more."""
+    """Adds up the wall seconds of a stage over all attempts. Call `tick` after each shard, so that a kill loses little."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -1,4 +1,4 @@
-"""Records <-> parquet. One part a shard: `part-00012.parquet` and, for what was left out, `dropped-00012.parquet`."""
+"""Records in parquet files: for each shard `part-00012.parquet` and, for dropped rows, `dropped-00012.parquet`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ SCALARS = {str: "string", int: "int64", float: "float64", bool: "bool"}
 
 
 def part_path(folder: Path, shard: int) -> Path:
-    """Where the rows of a shard live."""
+    """File with the rows of a shard."""
     return folder / f"part-{shard:05d}.parquet"
 
 
 def dropped_path(folder: Path, shard: int) -> Path:
-    """Where the dropped rows of a shard live."""
+    """File with the dropped rows of a shard."""
     return folder / f"dropped-{shard:05d}.parquet"
 
 
@@ -81,20 +81,20 @@ def read_rows(path: Path, model: type[Row]) -> list[Row]:
 
 
 def write_part(folder: Path, shard: int, rows: Sequence[Row], dropped: Sequence[Dropped], model: type[Row]) -> None:
-    """Write one shard. The dropped rows go first: a part that is there is a whole shard."""
+    """Write one shard, the dropped rows first: an existing part means that the shard is complete."""
     write_rows(dropped_path(folder, shard), dropped, Dropped)
     write_rows(part_path(folder, shard), rows, model)
 
 
 def shards_done(folder: Path, model: type[BaseModel]) -> set[int]:
-    """Numbers of the shards that are whole and readable; a damaged one counts as not done."""
+    """Numbers of the shards that are complete and readable; a damaged one counts as not done."""
     found = (PART.fullmatch(path.name) for path in sorted(folder.glob("part-*.parquet")))
     shards = [int(match.group(1)) for match in found if match]
     return {shard for shard in shards if is_whole(folder, shard, model)}
 
 
 def is_whole(folder: Path, shard: int, model: type[BaseModel]) -> bool:
-    """Whether both files of a shard are there and readable."""
+    """Whether both files of a shard exist and are readable."""
     return _readable(part_path(folder, shard), model) and _readable(dropped_path(folder, shard), Dropped)
 
 
@@ -114,7 +114,7 @@ def read_parts(folder: Path, model: type[Row]) -> list[Row]:
 
 
 def each_row(folder: Path, model: type[Row]) -> Iterator[Row]:
-    """The same one after the other: only one shard is in memory."""
+    """Like `read_parts`, with one shard in memory at a time."""
     return _all(sorted(folder.glob("part-*.parquet")), model)
 
 
@@ -124,12 +124,12 @@ def read_dropped(folder: Path) -> list[Dropped]:
 
 
 def each_dropped(folder: Path) -> Iterator[Dropped]:
-    """The same one after the other: only one shard is in memory."""
+    """Like `read_dropped`, with one shard in memory at a time."""
     return _all(sorted(folder.glob("dropped-*.parquet")), Dropped)
 
 
 def count_rows(folder: Path) -> int:
-    """How many rows all shards have; only what the files say of themselves is read."""
+    """Number of rows in all shards, from the files' metadata."""
     import pyarrow.parquet as pq
 
     return sum(pq.read_metadata(path).num_rows for path in folder.glob("part-*.parquet"))
