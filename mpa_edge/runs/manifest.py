@@ -117,7 +117,7 @@ def prepare(folder: Path, inputs: Mapping[str, str], fresh: bool = False) -> boo
 
 
 def clear(folder: Path) -> None:
-    """Remove everything inside a folder; the manifest first, so that a kill cannot leave an incomplete folder that looks done."""
+    """Remove everything inside a folder; the manifest first, so that no kill leaves it looking done."""
     for name in (MANIFEST, INPUTS):
         (folder / name).unlink(missing_ok=True)
     for path in folder.iterdir():
@@ -173,7 +173,7 @@ def seconds_so_far(folder: Path) -> float:
 
 
 class StageClock:
-    """Adds up the wall seconds of a stage over all attempts. Call `tick` after each shard, so that a kill loses little."""
+    """Adds up the wall seconds of a stage over all attempts. Call `tick` after each shard."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -14,6 +14,7 @@ from mpa_edge.metrics.paired import bootstrap_ci95, flips, mcnemar_p, mean
 from mpa_edge.progress import say
 from mpa_edge.questions import QuestionSet
 from mpa_edge.runs.files import sha256_file, sha256_json, write_json
+from mpa_edge.runs.log import logger
 from mpa_edge.runs.manifest import StageClock, finish, is_done
 from mpa_edge.runs.parquet import read_rows, write_rows
 from mpa_edge.stages.run import Run, begin, device_used, memory_counts
@@ -38,7 +39,8 @@ def run_evaluate(run: Run, fresh: bool = False) -> None:
     clock = StageClock(folder)
     spec = recipe_spec(run.recipe, folder / QUESTIONS)
     made = {name: _predictions(run, name, spec, clock) for name in MODELS}
-    write_json(folder / RESULT, summarise(made, spec.bootstrap, spec.seed) | {"metric": run.task.metric})
+    result = summarise(made, spec.bootstrap, spec.seed) | {"metric": run.task.metric}
+    write_json(folder / RESULT, result)
     clock.tick()
     finish(
         folder,
@@ -50,6 +52,7 @@ def run_evaluate(run: Run, fresh: bool = False) -> None:
         packages=("torch", "transformers", "openai"),
         used=device_used(run.recipe.device),
     )
+    logger.info("evaluate: accuracy %s, gain %s, interval %s", result["accuracy"], result["gain"], result["gain_ci95"])
     say(f"evaluate: {len(spec.questions.samples)} questions")
 
 

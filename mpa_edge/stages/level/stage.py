@@ -11,6 +11,7 @@ import shutil
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
 from mpa_edge.runs.files import sha256_json, write_json
+from mpa_edge.runs.log import logger
 from mpa_edge.runs.manifest import StageClock, finish, is_done
 from mpa_edge.runs.parquet import read_parts
 from mpa_edge.stages.level.ddp import world_size
@@ -37,6 +38,8 @@ def run_level(run: Run, fresh: bool = False) -> None:
         return
     selection = choose(run)
     begin(STAGE, folder, inputs, fresh)
+    sizes = (len(selection.train), selection.replayed, len(selection.holdout))
+    logger.info("level: %d training samples (%d of them replayed), %d held out", *sizes)
     clock = StageClock(folder)
     with interrupts_held():
         from mpa_edge.stages.level import training
