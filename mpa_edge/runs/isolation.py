@@ -34,7 +34,7 @@ def run_isolated(
 
     Function and arguments must be picklable, as a module's top-level function with plain values is. An MpaError comes
     through as it is, and so does the OSError of a full disk; a process that the system killed becomes a MachineError.
-    Its output goes to stderr. `scratch` is an existing folder for the libraries' temporary files (None: the system's), so
+    Output goes to stderr. `scratch` is an existing folder for the libraries' temporary files (None: the system's), so
     that those of a killed process can be found and removed.
     """
     context = multiprocessing.get_context("spawn")
