@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
-from mpa_edge.cli._cloud import or_elsewhere
+from mpa_edge.cli._cloud import or_in_the_cloud
 from mpa_edge.cli._stage import engine_options, run_named_stages, stage_arguments
 
 
 @click.command("align")
-@or_elsewhere
+@or_in_the_cloud
 @stage_arguments
 @engine_options
 @click.option(

@@ -28,7 +28,6 @@ START_HERE = (
 SECTIONS = {
     "Align": ("align", "annotate", "identify", "level", "merge", "evaluate", "score"),
     "Ship": ("export", "bundle", "bench", "report"),
-    "Elsewhere": ("cloud",),
     "Look": ("list", "show", "copy", "check", "plan", "doctor", "nursery"),
 }
 EXIT_INTERRUPTED = 130

@@ -1,1 +1,1 @@
-"""The same alignment on a rented machine: what travels there, which machine, the task file, and what was launched."""
+"""Alignment on a rented machine: the task file for SkyPilot or Hugging Face Jobs, and its launch."""

@@ -1,87 +1,63 @@
-"""The commands of the `hf` program (huggingface.co/docs/huggingface_hub, Jobs) for one job, and the script it runs."""
+"""The script of a Hugging Face Job (huggingface.co/docs/huggingface_hub, Jobs) and the commands of the `hf` program."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from typing import Any
+from pathlib import Path
 
 from mpa_edge.cloud.job import ENVIRONMENT, Job, align_words, setup_lines
 from mpa_edge.cloud.mounts import KIT
 from mpa_edge.errors import MpaError
 
-FILE = "job.sh"
 IMAGE = "python:3.11"
+FILE = "job.sh"
 ATTEMPTS = 3
 DEFAULT_HOURS = 24
 INSTALL = "pip install -U huggingface_hub"
 
 
-def script(job: Job) -> str:
-    """What runs in the container: set-up, then the align command with the bucket as its run folder.
+def task_file(job: Job) -> Path:
+    """Where the script is written."""
+    return job.kit / FILE
 
-    The run is written by address, not through the mount: a mounted hub bucket takes no writes in the middle of a file.
+
+def render(job: Job, _header: list[str]) -> str:
+    """The script that runs in the container.
+
+    The run is written by URL, not through a mount: a mounted hub bucket does not support writes inside a file.
     """
     words = shlex.join(align_words(job, job.url))
     return "\n".join(["#!/bin/bash", *setup_lines(job), f"exec {ENVIRONMENT}/bin/mpa-edge {words}", ""])
 
 
 def launch_words(job: Job) -> list[str]:
-    """The one command. Folders of this machine are copied into a bucket of yours by `hf`, and mounted read-only."""
-    hours = job.needs.most_hours or DEFAULT_HOURS
+    """The command that launches the job. `hf` copies local folders into a bucket of yours and mounts them read-only."""
+    hours = job.needs.timeout_hours or DEFAULT_HOURS
     words = ["hf", "jobs", "run", "--name", job.name, "--flavor", job.needs.gpus[0], "--timeout", f"{hours}h"]
     words += ["--attempts", str(ATTEMPTS), "--detach", "--json"]
     words += [word for name in job.secrets for word in ("--secrets", name)]
-    for source, target in ((str(job.kit), KIT), *((mount.source, mount.target) for mount in job.travel.mounts)):
+    for source, target in ((str(job.kit), KIT), *((mount.source, mount.target) for mount in job.mounts)):
         if ":/" in source.removeprefix("hf:/"):
-            raise MpaError(f"hf cannot mount '{source}', which holds a colon before a slash: rename the folder")
+            raise MpaError(f"hf cannot mount '{source}', which has a colon before a slash: rename the folder")
         words += ["--volume", f"{source}:{target}:ro"]
     return [*words, IMAGE, "bash", f"{KIT}/{FILE}"]
 
 
 def job_id(text: str) -> str | None:
-    """The id in what `hf jobs run --json` printed; None where there is none.
+    """The id in the output of `hf jobs run --json`; None if there is none.
 
-    >>> job_id('{"id": "6870", "name": "x", "url": "https://host/jobs/6870"}')
+    >>> job_id('notice' + chr(10) + '{"id": "6870", "url": "https://host/jobs/6870"}' + chr(10) + 'warning')
     '6870'
     """
-    found = _document(text)
-    return str(found["id"]) if isinstance(found, dict) and found.get("id") else None
-
-
-def status_words(job_id: str) -> list[str]:
-    """Asks for one job."""
-    return ["hf", "jobs", "inspect", job_id, "--json"]
-
-
-def logs_words(job_id: str, follow: bool) -> list[str]:
-    """The words of a job."""
-    return ["hf", "jobs", "logs", *(["--follow"] if follow else []), job_id]
-
-
-def down_words(job_id: str) -> list[str]:
-    """Ends a job."""
-    return ["hf", "jobs", "cancel", job_id]
-
-
-def status_of(text: str, _job_id: str) -> str | None:
-    """A job's state in what `hf jobs inspect` printed; None where that is no JSON.
-
-    >>> status_of('[{"id": "6870", "status": {"stage": "ERROR", "message": "timed out"}}]', "6870")
-    'ERROR: timed out'
-    """
-    found = _document(text)
-    row = found[0] if isinstance(found, list) and found else found
-    status = row.get("status") if isinstance(row, dict) else None
-    if not isinstance(status, dict):
-        return None
-    return f"{status.get('stage')}{': ' + str(status['message']) if status.get('message') else ''}"
-
-
-def _document(text: str) -> Any:
-    """The JSON behind notices that may stand before it."""
-    starts = [at for at in (text.find("["), text.find("{")) if at >= 0]
+    start = text.find("{")
     try:
-        return json.loads(text[min(starts) :]) if starts else None
+        found = json.JSONDecoder().raw_decode(text[start:])[0] if start >= 0 else {}
     except ValueError:
         return None
+    return str(found["id"]) if found.get("id") else None
+
+
+def follow_words(job_id: str) -> list[list[str]]:
+    """Commands that show a job's state and log, and end it."""
+    return [["hf", "jobs", verb, job_id] for verb in ("inspect", "logs", "cancel")]

@@ -1,57 +1,66 @@
-"""A job: what runs, what it needs, where its run is kept. Rendering and launching start from this record alone."""
+"""A job: one alignment on a rented machine, what it needs, and the files that go there with it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpa_edge.cloud.left_out import SKY_IGNORE
-from mpa_edge.cloud.machine import Needs
-from mpa_edge.cloud.mounts import IMAGES, KIT, OUT, Travel
-from mpa_edge.cloud.names import split_bucket
+from mpa_edge.cloud.machine import Needs, needs
+from mpa_edge.cloud.mounts import IMAGES, KIT, OUT, SKY_IGNORE, Mount, find_mounts
+from mpa_edge.cloud.names import bucket_url, job_name, require_printable, secret_names, split_bucket
+from mpa_edge.config.library import find, load_recipe, names
 from mpa_edge.config.recipe import Recipe
+from mpa_edge.errors import MpaError
 from mpa_edge.runs.files import make_folder, write_bytes
+from mpa_edge.runs.manifest import RUN_FILE
+from mpa_edge.runs.remote.stores import is_url
 from mpa_edge.runs.wheel import CONSTRAINTS, build_wheel, constraints, wheel_name
 from mpa_edge.vlm.openai.reference import is_server
 
-CLOUD = "cloud"
-RECIPE = "recipe.yaml"
+CLOUD, RECORD, RECIPE, RUNS = "cloud", "job.json", "recipe.yaml", Path("runs")
+DEFAULT_RECIPE = "minicharts"
 ENVIRONMENT = '"$HOME/mpa-edge-env"'
 GET_UV = "python3 -m pip install --quiet --user uv"
-PYTHON = "3.11"  # what constraints.txt was tested with
+PYTHON = "3.11"  # constraints.txt was tested with it
+IMAGE_BYTES = 500_000
+"""Of an image behind a URL, which is not looked at: a photograph of a megapixel as JPEG."""
+MOST_COPIED_BYTES = 200_000_000_000
+"""Of images behind a URL: more are read from the bucket each time instead of being copied."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One alignment somewhere else."""
+    """One alignment on a rented machine."""
 
     name: str
-    """Of the job, and of its run in the bucket."""
+    """Also the name of its run in the bucket."""
     provider: str
     """sky or hf."""
     folder: Path
-    """Of this machine, absolute: what was launched, and later the fetched run."""
+    """Local, absolute: task file, kit and record."""
     bucket: str
-    """Address under which the run's folder lies."""
+    """URL of the folder that keeps the run."""
     recipe: Recipe
-    """Validated, overrides applied."""
+    """Validated, with overrides applied."""
     recipe_file: Path | None
-    """Somebody's own file, which travels; None: one that comes with mpa-edge."""
+    """Copied there; None: a recipe that comes with mpa-edge."""
     source: str
-    """The recipe's name, where it has no file."""
+    """Name or file of the recipe, as given."""
     options: tuple[str, ...]
-    """Further words of the align command, as they were given."""
-    travel: Travel
-    """What must be there."""
+    """Further words of the align command."""
+    mounts: tuple[Mount, ...]
+    """Besides the kit and the bucket."""
+    moved: tuple[str, ...]
+    """`--set` values for what has another path there."""
     secrets: tuple[str, ...]
     """Names of environment variables."""
     needs: Needs
-    """The machine."""
-    far_bytes: int = 0
-    """About so many of pictures at an address."""
-    spot: bool = True
-    """Whether a cheaper machine that may go at any moment will do."""
+    far_bytes: int
+    """Estimated size of images behind a URL."""
+    spot: bool
+    """Whether a cheaper machine will do that may be taken away at any moment."""
 
     @property
     def url(self) -> str:
@@ -60,39 +69,102 @@ class Job:
 
     @property
     def kit(self) -> Path:
-        """The small files that travel."""
+        """Local folder of the small files that go there."""
         return self.folder / CLOUD / "kit"
 
     @property
+    def record(self) -> Path:
+        """What was launched from this folder."""
+        return self.folder / CLOUD / RECORD
+
+    @property
     def out(self) -> str:
-        """The run's path where the job runs: below the mounted bucket."""
+        """Path of the run on the rented machine: inside the mounted bucket."""
         return "/".join(part for part in (OUT, split_bucket(self.bucket)[1], self.name) if part)
 
 
+def make_job(
+    *,
+    provider: str,
+    source: str | None,
+    images: str | None,
+    out: str | None,
+    name: str | None,
+    bucket: str | None,
+    gpus: str | None,
+    image_count: int | None,
+    secrets: Sequence[str],
+    spot: bool,
+    overrides: Sequence[str],
+    limit: int | None,
+    options: Sequence[str],
+) -> Job:
+    """The job for the options of `mpa-edge align`. MpaError for whatever a cloud would report only after minutes.
+
+    `options`: all words for the align command of the job, `--set` and `--limit` included.
+    """
+    source = source or DEFAULT_RECIPE
+    if (Path(source) / RUN_FILE).is_file():
+        raise MpaError(f"'{source}' is a local run, which a rented machine does not see: name its recipe")
+    recipe = load_recipe(source, overrides)
+    bucket, name = bucket_url(bucket, provider), job_name(name, recipe.name)
+    if out and is_url(out):
+        raise MpaError("--out is the local folder of the job: the run itself goes to --bucket URL")
+    folder = (Path(out).expanduser() if out else RUNS / name).resolve()
+    record = folder / CLOUD / RECORD
+    if record.is_file():
+        raise MpaError(
+            f"a job was launched from {folder} before: end it as {record} says and remove that file, "
+            "or choose another --cloud-name"
+        )
+    if (folder / RUN_FILE).is_file():
+        raise MpaError(f"{folder} is a local run: choose another folder, --out runs/{name}-cloud")
+    require_printable([*options, str(folder), images or ""])
+
+    mounts, moved = find_mounts(recipe, images, provider)
+    counted, far_bytes = images or recipe.images.path, 0
+    if any(mount.what == "images" and mount.size_bytes is None for mount in mounts):
+        found = min((n for n in (image_count, limit) if n), default=None)
+        if found is None:
+            raise MpaError(f"the images at {counted} are not counted from here: add --image-count N")
+        counted, far_bytes = str(found), IMAGE_BYTES * found
+    elif image_count is not None:
+        counted = str(min(image_count, limit or image_count))
+    copied = sum(mount.size_bytes or 0 for mount in mounts) + (far_bytes if far_bytes <= MOST_COPIED_BYTES else 0)
+    return Job(
+        name,
+        provider,
+        folder,
+        bucket,
+        recipe,
+        None if source in names("recipes") else find("recipes", source),
+        source,
+        tuple(options),
+        tuple(mounts),
+        tuple(moved),
+        secret_names(recipe, secrets, os.environ, hub=provider == "hf"),
+        needs(recipe, counted, provider, gpus, copied if provider == "sky" else 0),
+        far_bytes,
+        spot,
+    )
+
+
 def align_words(job: Job, out: str) -> list[str]:
-    """The align command as the job gives it; each attempt gives the same, so that it goes on where the last one was."""
+    """The align command of the job; it resumes the run in `out` if an earlier machine was taken away."""
     recipe = f"{KIT}/{RECIPE}" if job.recipe_file else job.source
-    images = ["--images", IMAGES] if any(mount.what == "images" for mount in job.travel.mounts) else []
-    moved = [word for override in job.travel.overrides for word in ("--set", override)]
+    images = ["--images", IMAGES] if any(mount.what == "images" for mount in job.mounts) else []
+    moved = [word for override in job.moved for word in ("--set", override)]
     return ["align", recipe, *images, "--out", out, *job.options, *moved]
 
 
-def extras(recipe: Recipe, options: Sequence[str] = ()) -> tuple[str, ...]:
-    """Extras of mpa-edge that a recipe and its options need."""
-    level = recipe.level
-    needed = {
-        "align": True,
-        "openai": is_server(recipe.teacher),
-        "qlora": level.quantize is not None,
-        "liger": level.liger,
-        "ray": "ray" in options,
-    }
-    return tuple(name for name, is_needed in needed.items() if is_needed)
-
-
 def setup_lines(job: Job) -> list[str]:
-    """Shell commands that install this very version, with the versions of libraries it was tested with."""
-    wanted = f"mpa-edge[{','.join(extras(job.recipe, job.options))}] @ file://{KIT}/{wheel_name()}"
+    """Shell commands that install this version of mpa-edge with the library versions that it was tested with."""
+    level, extras = job.recipe.level, ["align"]
+    extras += ["openai"] if is_server(job.recipe.teacher) else []
+    extras += ["qlora"] if level.quantize else []
+    extras += ["liger"] if level.liger else []
+    extras += ["ray"] if "ray" in job.options else []
+    wanted = f"mpa-edge[{','.join(extras)}] @ file://{KIT}/{wheel_name()}"
     return [
         "set -eu",
         'export PATH="$HOME/.local/bin:$PATH"',
@@ -103,20 +175,12 @@ def setup_lines(job: Job) -> list[str]:
 
 
 def write_kit(job: Job) -> None:
-    """The small files that travel, and nothing else, in the job's local folder."""
-    make_folder(job.kit)
-    for path in job.kit.iterdir():
-        path.unlink()
-    for name, content in kit_files(job):
-        write_bytes(job.kit / name, content)
-
-
-def kit_files(job: Job) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the kit."""
-    yield SKY_IGNORE, b"# nothing: all of this folder travels, whatever git ignores\n"
-    yield wheel_name(), build_wheel()
-    yield CONSTRAINTS, constraints().read_bytes()
+    """The small files that go there, and nothing else, in the job's local folder."""
+    files = {SKY_IGNORE: b"# copy all of this folder, whatever git ignores\n", wheel_name(): build_wheel()}
+    files[CONSTRAINTS] = constraints().read_bytes()
     if job.recipe_file:
-        yield RECIPE, job.recipe_file.read_bytes()
-    for name, path in job.travel.files.items():
-        yield name, path.read_bytes()
+        files[RECIPE] = job.recipe_file.read_bytes()
+    for path in make_folder(job.kit).iterdir():
+        path.unlink()
+    for name, content in files.items():
+        write_bytes(job.kit / name, content)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -22,7 +21,6 @@ from mpa_edge.runs.manifest import finish
 from mpa_edge.stages.run import Run, remember
 from mpa_edge.vlm import WEIGHTS
 from tests.bench import made_up
-from tests.cloud.fakes import install
 from tests.questions.official import chartqa, okvqa, own_csv, stvqa, textvqa
 
 ROOT = Path(cli.__file__).parent.parent.parent
@@ -58,24 +56,6 @@ def runnable(path: tuple[str, ...], line: str) -> str:
     return f"{line} --dry-run" if has_dry_run and "--dry-run" not in line else line
 
 
-def launched_job(place: Path) -> None:
-    """A job `charts` that was launched with SkyPilot, and a `sky` in bin/ that knows it."""
-    make_folder(place / "runs" / "charts" / "cloud")
-    make_folder(place / "bucket")
-    (place / "bucket" / "run.json").write_text("{}")
-    launched = {
-        "name": "charts",
-        "provider": "sky",
-        "url": f"file://{place}/bucket",
-        "command": ["sky"],
-        "version": "0",
-        "launched_at": "2026-11-01T12:00:00Z",
-        "state": "launched",
-    }
-    (place / "runs" / "charts" / "cloud" / "job.json").write_text(json.dumps(launched))
-    install("sky", place / "bin", place / "calls").answer(jobs={"out": "[]\n"})
-
-
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
     """What examples talk about: photos/, charts/, runs/mine (merged, benchmarked), data/, files; `mpa-edge` in PATH."""
@@ -95,7 +75,6 @@ def workplace(tmp_path: Path) -> Path:
     own_csv(tmp_path / "photos" / "questions.csv")
     for make in (textvqa, stvqa, chartqa, okvqa):
         make(tmp_path / "data" / make.__name__)
-    launched_job(tmp_path)
     program = tmp_path / "bin" / "mpa-edge"
     program.parent.mkdir(exist_ok=True)
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m mpa_edge "$@"\n')

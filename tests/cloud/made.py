@@ -5,33 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mpa_edge.cloud.launch import Asked, Rendered, make_job, render
+from mpa_edge.cloud.job import Job, make_job
+from mpa_edge.cloud.launch import Rendered, render
 
 BUCKETS = {"sky": "s3://kept/team/runs", "hf": "hf://buckets/me/kept/runs"}
 
 
-def asked(provider: str = "sky", **changes: Any) -> Asked:
+def job(provider: str = "sky", **changes: Any) -> Job:
     plain: dict[str, Any] = {
         "provider": provider,
         "source": "minicharts",
-        "images": None,
-        "out": None,
-        "name": None,
         "bucket": BUCKETS[provider],
-        "gpus": None,
-        "n_images": None,
         "secrets": (),
         "spot": True,
         "overrides": (),
-        "limit": None,
         "options": (),
-        "files": {},
     }
-    return Asked(**(plain | changes))
+    absent = dict.fromkeys(("images", "out", "name", "gpus", "image_count", "limit"))
+    return make_job(**(plain | absent | changes))
 
 
 def rendered(provider: str = "sky", **changes: Any) -> Rendered:
-    return render(make_job(asked(provider, **changes)), ["about nothing"])
+    return render(job(provider, **changes), ["about nothing"])
 
 
 def write_recipe(path: Path, **changes: str) -> Path:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from mpa_edge.cli.main import exit_code
-from mpa_edge.cloud import job, program
+from mpa_edge.cloud import job, launch
 from tests.cloud.fakes import Fake, install, path_without
 from tests.cloud.made import write_recipe
 from tests.docs.markdown import ROOT
@@ -39,7 +39,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setattr(job, "build_wheel", lambda: b"a wheel")
-    monkeypatch.setattr(program, "BESIDE", tmp_path / "bin")
+    monkeypatch.setattr(launch, "BESIDE", tmp_path / "bin")
     monkeypatch.setenv("PATH", path_without("sky", "hf"))
     for name, value in CANARIES.items():
         monkeypatch.setenv(name, value)
@@ -141,7 +141,9 @@ def test_hf_is_called_once_with_names_and_the_environment(
     assert CANARIES.items() <= call["env"].items()
     assert "--out hf://buckets/me/kept/minicharts" in (kit / "job.sh").read_text()
     record = json.loads((kit.parent / "job.json").read_text())
-    assert (record["job_id"], record["state"], record["secrets"]) == ("6870aa", "launched", ["HF_TOKEN", "MY_LICENCE"])
+    assert record["url"] == "hf://buckets/me/kept/minicharts"
+    assert record["follow"][1] == "hf jobs logs 6870aa"
+    assert "  hf jobs cancel 6870aa\n" in said.out
     assert "USD" in said.out
     assert CANARY not in written(place) + said.out + said.err
 
@@ -215,9 +217,11 @@ def test_what_sky_says_is_shown_without_secrets(place: Path, sky: Fake, capsys: 
 def test_a_job_is_not_launched_twice(place: Path, sky: Fake, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code([*SKY]) == 0
     assert exit_code([*SKY]) == 1
-    assert "was launched" in capsys.readouterr().err
+    record = place / "runs" / "minicharts" / "cloud" / "job.json"
+    assert f"end it as {record} says" in capsys.readouterr().err
     assert len(sky.calls()) == 1
-    assert exit_code(["cloud", "down", "minicharts"]) == 0
+    assert "sky jobs cancel --name minicharts --graceful" in json.loads(record.read_text())["follow"]
+    record.unlink()
     assert exit_code([*SKY]) == 0
 
 
@@ -225,7 +229,7 @@ def test_a_run_of_this_machine_is_left_alone(place: Path, sky: Fake, capsys: pyt
     (place / "runs" / "minicharts").mkdir(parents=True)
     (place / "runs" / "minicharts" / "run.json").write_text("{}")
     assert exit_code([*SKY]) == 1
-    assert "is a run of this machine" in capsys.readouterr().err
+    assert "is a local run" in capsys.readouterr().err
     assert exit_code(["align", "runs/minicharts", *SKY[1:]]) == 1
     assert "name its recipe" in capsys.readouterr().err
     assert not sky.calls()
@@ -237,8 +241,8 @@ def test_a_run_of_this_machine_is_left_alone(place: Path, sky: Fake, capsys: pyt
         (["align", "--cloud"], 1, "--bucket s3://my-bucket/runs"),
         (["align", "--hf-jobs"], 1, "--bucket hf://buckets/OWNER/BUCKET"),
         ([*SKY, "--hf-jobs"], 2, "keep one"),
-        (["align", "--bucket", "s3://kept"], 2, "--bucket is for a run that is sent elsewhere"),
-        (["align", "--secret", "X"], 2, "--secret is for a run that is sent elsewhere"),
+        (["align", "--bucket", "s3://kept"], 2, "--bucket is for a run on a rented machine"),
+        (["align", "--secret", "X"], 2, "--secret is for a run on a rented machine"),
         ([*SKY, "--out", "s3://kept/x"], 1, "the run itself goes to --bucket"),
         ([*SKY, "--fresh"], 1, "another --cloud-name"),
         ([*SKY, "--images", "s3://pictures"], 1, "add --image-count N"),
@@ -247,7 +251,7 @@ def test_a_run_of_this_machine_is_left_alone(place: Path, sky: Fake, capsys: pyt
         ([*SKY, "--cloud-name", "A b"], 1, "lower case letters"),
         ([*SKY, "--set", "title=a\rb"], 1, "control character"),
         ([*SKY, "--secret", f"X={CANARIES['HF_TOKEN']}"], 1, "takes the name of an environment variable"),
-        ([*SKY, "--bucket", f"s3://x:{CANARIES['HF_TOKEN']}@kept"], 1, "no plain address"),
+        ([*SKY, "--bucket", f"s3://x:{CANARIES['HF_TOKEN']}@kept"], 1, "is not a plain bucket URL"),
         ([*SKY, "--secret", "NOT_SET_HERE"], 1, "export NOT_SET_HERE first"),
     ],
 )
@@ -295,4 +299,4 @@ def test_a_program_that_cannot_start_is_said(place: Path, capsys: pytest.Capture
 
 def test_hf_beside_this_python_is_found_without_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", path_without("hf"))
-    assert program.find("hf") == str(Path(sys.executable).parent / "hf")
+    assert launch.find_program("hf") == str(Path(sys.executable).parent / "hf")

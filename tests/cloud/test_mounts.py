@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mpa_edge.cloud import mounts as module
-from mpa_edge.cloud.mounts import travel
+from mpa_edge.cloud.mounts import Mount, find_mounts
 from mpa_edge.config.library import load_recipe
 from mpa_edge.config.recipe import Recipe
 from mpa_edge.errors import MpaError
@@ -34,60 +34,63 @@ def recipe(**changes: str) -> Recipe:
     return load_recipe("minicharts", [f"{key.replace('__', '.')}={value}" for key, value in changes.items()])
 
 
-def test_drawn_pictures_need_no_mount(place: Path) -> None:
-    found = travel(recipe(), None, "sky")
-    assert (found.mounts, found.files, found.overrides) == ((), {}, ())
+def mounts(recipe: Recipe, images: str | None, provider: str) -> list[Mount]:
+    return find_mounts(recipe, images, provider)[0]
+
+
+def test_drawn_images_need_no_mount(place: Path) -> None:
+    assert find_mounts(recipe(), None, "sky") == ([], [])
 
 
 def test_a_folder_goes_along_and_an_address_does_not(place: Path) -> None:
-    (mount,) = travel(recipe(), str(folder(place, AWKWARD)), "sky").mounts
+    (mount,) = mounts(recipe(), str(folder(place, AWKWARD)), "sky")
     assert (mount.source, mount.target, mount.size_bytes) == (str(place / AWKWARD), "/mpa/images", 10)
-    (far,) = travel(recipe(), "s3://pictures/a", "sky").mounts
-    assert (far.source, far.size_bytes) == ("s3://pictures/a", None)
+    (far,) = mounts(recipe(), "s3://images/a", "sky")
+    assert (far.source, far.size_bytes) == ("s3://images/a", None)
 
 
 def test_a_folder_that_the_recipe_names_goes_along(place: Path) -> None:
     named = recipe(images="{path: ../photos}")
     folder(place, "photos")
-    assert travel(named, None, "sky").mounts[0].source == str(place / "photos")
-    assert travel(named, "gs://pictures", "sky").mounts[0].source == "gs://pictures"
+    assert mounts(named, None, "sky")[0].source == str(place / "photos")
+    assert mounts(named, "gs://images", "sky")[0].source == "gs://images"
 
 
 def test_checkpoints_and_questions_of_this_machine_go_along(place: Path) -> None:
     student, asked = folder(place, "my student"), folder(place, "exam")
     (asked / "questions.csv").write_text("id,image,question,answer\n")
     own = recipe(student=f'"{student}"', evaluate__questions=f'"{asked}/questions.csv"')
-    found = travel(own, None, "sky")
-    assert {mount.what: mount.source for mount in found.mounts} == {"student": str(student), "questions": str(asked)}
-    assert found.overrides == ("student=/mpa/student", "evaluate.questions=/mpa/questions/questions.csv")
+    mounts, overrides = find_mounts(own, None, "sky")
+    assert {mount.what: mount.source for mount in mounts} == {"student": str(student), "questions": str(asked)}
+    assert overrides == ["student=/mpa/student", "evaluate.questions=/mpa/questions/questions.csv"]
 
 
 def test_a_benchmark_is_one_folder(place: Path) -> None:
     benchmark = load_recipe("smolvlm-500m-chartqa")
     for images in ("s3://data/chartqa", str(folder(place, "chartqa"))):
-        found = travel(benchmark, images, "sky")
-        assert [mount.what for mount in found.mounts] == ["images"]
-        assert found.overrides == ("evaluate.data=/mpa/images",)
+        mounts, overrides = find_mounts(benchmark, images, "sky")
+        assert [mount.what for mount in mounts] == ["images"]
+        assert overrides == ["evaluate.data=/mpa/images"]
 
 
 def test_what_does_not_exist_is_said(place: Path) -> None:
     with pytest.raises(MpaError, match="no folder 'nowhere'"):
-        travel(recipe(), "nowhere", "sky")
+        find_mounts(recipe(), "nowhere", "sky")
     with pytest.raises(MpaError, match=r"no file 'q\.csv'"):
-        travel(recipe(evaluate__questions="q.csv"), None, "sky")
+        find_mounts(recipe(evaluate__questions="q.csv"), None, "sky")
 
 
 @pytest.mark.parametrize("images", [".", "..", "~", "/"])
 def test_nobody_sends_a_home_folder_by_accident(place: Path, images: str) -> None:
-    with pytest.raises(MpaError, match="would travel"):
-        travel(recipe(), images, "sky")
+    with pytest.raises(MpaError, match="would be copied"):
+        find_mounts(recipe(), images, "sky")
 
 
 def test_what_is_too_large_is_copied_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_BYTES", 100)
     with pytest.raises(MpaError, match=r"aws s3 sync .*photos s3://bucket/images"):
-        travel(recipe(), str(folder(place, "photos", 101)), "sky")
-    assert travel(recipe(), str(folder(place, "fewer", 100)), "sky").mounts
+        find_mounts(recipe(), str(folder(place, "photos", 101)), "sky")
+    assert mounts(recipe(), str(folder(place, "fewer", 100)), "sky")
 
 
 def test_what_git_ignores_would_be_left_out_without_a_word(place: Path) -> None:
@@ -95,12 +98,12 @@ def test_what_git_ignores_would_be_left_out_without_a_word(place: Path) -> None:
     (place / ".gitignore").write_text("*.png\nall/\n")
     made = folder(place, "photos")
     (made / "1.jpg").write_bytes(b"x")
-    with pytest.raises(MpaError, match=r"1 things that git ignores in .*photos, 0\.png among them: .*\.skyignore"):
-        travel(recipe(), str(made), "sky")
-    assert travel(recipe(), str(made), "hf").mounts
+    with pytest.raises(MpaError, match=r"1 files or folders in .*photos \(0\.png, \.\.\.\): .*\.skyignore"):
+        find_mounts(recipe(), str(made), "sky")
+    assert mounts(recipe(), str(made), "hf")
     (made / ".skyignore").touch()
-    assert travel(recipe(), str(made), "sky").mounts
-    assert travel(recipe(), str(folder(place, "all")), "sky").mounts
+    assert mounts(recipe(), str(made), "sky")
+    assert mounts(recipe(), str(folder(place, "all")), "sky")
 
 
 @pytest.mark.parametrize("of", ["elsewhere", "elsewhere/0.png"])
@@ -109,19 +112,19 @@ def test_a_link_would_be_left_out_without_a_word(place: Path, of: str) -> None:
     folder(place, "elsewhere")
     (made / "more").symlink_to(place / of)
     with pytest.raises(MpaError, match=r"photos/more is a link.*cp -rL"):
-        travel(recipe(), str(made), "sky")
+        find_mounts(recipe(), str(made), "sky")
 
 
 def test_a_link_to_the_folder_is_the_folder(place: Path) -> None:
     (place / "latest").symlink_to(folder(place, "photos"))
-    assert travel(recipe(), str(place / "latest"), "sky").mounts[0].source == str(place / "photos")
+    assert mounts(recipe(), str(place / "latest"), "sky")[0].source == str(place / "photos")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8000/v1", "http://localhost:1/v1", "https://10.0.0.7/v1"])
 def test_a_teacher_that_only_this_machine_reaches(place: Path, url: str) -> None:
     with pytest.raises(MpaError, match="does not reach the teacher"):
-        travel(recipe(teacher=f'"openai:{url}#m"'), None, "sky")
+        find_mounts(recipe(teacher=f'"openai:{url}#m"'), None, "sky")
 
 
 def test_a_teacher_that_everybody_reaches(place: Path) -> None:
-    assert travel(recipe(teacher='"openai:https://models.example/v1#m"'), None, "sky").mounts == ()
+    assert mounts(recipe(teacher='"openai:https://models.example/v1#m"'), None, "sky") == []

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from mpa_edge.cloud.names import bucket_url, checked_url, job_name, printable, split_bucket
+from mpa_edge.cloud.names import bucket_url, checked_url, job_name, require_printable, secret_names, split_bucket
+from mpa_edge.config.library import load_recipe
 from mpa_edge.errors import MpaError
 
+OWN = load_recipe("minicharts")
+HOSTED = load_recipe("charts-served", ["teacher=openai:https://models.example/v1#m"])
+VALUE = "canary-5f2b-9d41"
 KEY = "AKIA" + "CANARYCANARY"
 
 
@@ -32,7 +36,7 @@ def test_what_sky_cannot_mount_is_refused(url: str) -> None:
 
 @pytest.mark.parametrize("url", [f"s3://{KEY}:{KEY}@bucket/x", f"s3://bucket/x?key={KEY}", f"s3://bucket/#{KEY}"])
 def test_a_key_in_an_address_is_refused_and_not_repeated(url: str) -> None:
-    with pytest.raises(MpaError, match="no plain address") as raised:
+    with pytest.raises(MpaError, match="is not a plain bucket URL") as raised:
         checked_url("--images", url, "sky")
     assert KEY not in str(raised.value)
 
@@ -42,7 +46,7 @@ def test_a_missing_bucket_is_asked_for() -> None:
         bucket_url(None, "sky")
     with pytest.raises(MpaError, match=r"--bucket hf://buckets/"):
         bucket_url(None, "hf")
-    with pytest.raises(MpaError, match="is no bucket"):
+    with pytest.raises(MpaError, match="is not a bucket"):
         bucket_url("hf://datasets/me/x", "hf")
 
 
@@ -53,6 +57,39 @@ def test_addresses() -> None:
 
 
 def test_words_that_a_file_would_not_keep() -> None:
-    printable(["it's", "a b", "$HOME", "größe"])
+    require_printable(["it's", "a b", "$HOME", "größe"])
     with pytest.raises(MpaError, match="control character"):
-        printable(["a\rb"])
+        require_printable(["a\rb"])
+
+
+# --- secrets ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_hub_token_goes_where_it_is_set() -> None:
+    assert secret_names(OWN, [], {"HF_TOKEN": VALUE}, hub=False) == ("HF_TOKEN",)
+    assert secret_names(OWN, [], {}, hub=False) == ()
+    assert secret_names(OWN, [], {}, hub=True) == ("HF_TOKEN",)  # hf knows it from its own login
+
+
+def test_the_key_of_the_teacher_goes() -> None:
+    assert secret_names(HOSTED, [], {"OPENAI_API_KEY": VALUE}, hub=False) == ("OPENAI_API_KEY",)
+    assert secret_names(OWN, [], {"OPENAI_API_KEY": VALUE}, hub=False) == ()
+    named = load_recipe(
+        "charts-served",
+        ["teacher=openai:https://models.example/v1#m", "teacher_server.api_key_env=MINE_API_KEY"],
+    )
+    assert secret_names(named, [], {"MINE_API_KEY": VALUE}, hub=False) == ("MINE_API_KEY",)
+    with pytest.raises(MpaError, match="needs MINE_API_KEY, which is not set"):
+        secret_names(named, [], {}, hub=False)
+
+
+def test_a_value_in_place_of_a_name_is_refused_and_not_repeated() -> None:
+    for word in (f"MINE={VALUE}", VALUE, ""):
+        with pytest.raises(MpaError, match="takes the name") as raised:
+            secret_names(OWN, [word], {}, hub=False)
+        assert VALUE not in str(raised.value)
+
+
+def test_a_name_that_is_not_set_is_said_at_once() -> None:
+    with pytest.raises(MpaError, match="export MINE first"):
+        secret_names(OWN, ["MINE"], {"MINE": ""}, hub=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.cloud import skypilot
+from mpa_edge.config.library import parse_yaml
 from mpa_edge.runs.parquet import read_rows
 from mpa_edge.types import PseudoAnnotation
 from tests.cloud.made import rendered
@@ -54,7 +54,7 @@ class Machine:
 @pytest.mark.slow
 def test_it_goes_on_from_the_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    script = skypilot.task(rendered(options=OPTIONS, bucket="s3://kept/team").job)["run"]
+    script = parse_yaml(rendered(options=OPTIONS, bucket="s3://kept/team").text, "task")["run"]
     stage = tmp_path / "bucket" / "team" / "minicharts" / "1-annotate"
 
     def parts() -> list[Path]:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mpa_edge.cloud import job, skypilot
 from mpa_edge.cloud.launch import Rendered, write
-from mpa_edge.cloud.skypilot import status_of
+from mpa_edge.config.library import parse_yaml
 from mpa_edge.errors import MpaError
 from tests.cloud.made import rendered, write_recipe
 from tests.docs.markdown import ROOT
@@ -25,8 +25,8 @@ AWKWARD = 'it\'s "my" $HOME & co; {a: b} #1 - größe'
 CASES: dict[str, dict[str, Any]] = {
     "drawn": {},
     "awkward": {"images": AWKWARD, "out": f"runs/{AWKWARD}", "options": ("--set", f"title={AWKWARD}", "--limit", "3")},
-    "far": {"images": "s3://pictures/of-charts", "n_images": 1000, "limit": 10, "bucket": "gs://kept"},
-    "huge": {"images": "r2://pictures", "n_images": 10_000_000, "spot": False, "gpus": "H100:8"},
+    "far": {"images": "s3://pictures/of-charts", "image_count": 1000, "limit": 10, "bucket": "gs://kept"},
+    "huge": {"images": "r2://pictures", "image_count": 10_000_000, "spot": False, "gpus": "H100:8"},
     "cpu": {"overrides": ("device=cpu",), "bucket": "nebius://kept/a"},
     "words": {"name": "on", "options": ("--set", "title=yes", "--set", "seed=012"), "source": "own.yaml"},
     "secrets": {"secrets": ("MINE", "ON")},
@@ -69,8 +69,7 @@ def judged(
 ) -> tuple[dict[str, Any], list[Any]]:
     """What SkyPilot makes of all of them: one start of its Python."""
     commands = [one.command for one in cases.values()]
-    commands += [skypilot.status_words("x"), skypilot.logs_words("x", True), skypilot.logs_words("x", False)]
-    commands += [skypilot.down_words("x"), ["sky", "jobs", "launch", "--no-such-flag", "x"]]
+    commands += [*skypilot.follow_words("x"), ["sky", "jobs", "launch", "--no-such-flag", "x"]]
     env = {**os.environ, "HOME": str(tmp_path_factory.mktemp("home")), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
     env |= dict.fromkeys(("HF_TOKEN", "MINE", "ON"), CANARY)
     asked = json.dumps({"tasks": [str(one.file) for one in cases.values()], "commands": commands})
@@ -115,7 +114,7 @@ def test_skypilot_accepts_the_task(
 
 @pytest.mark.peer
 @pytest.mark.slow
-def test_pictures_arrive_as_they_should(judged: tuple[dict[str, Any], list[Any]], cases: dict[str, Rendered]) -> None:
+def test_images_arrive_as_they_should(judged: tuple[dict[str, Any], list[Any]], cases: dict[str, Rendered]) -> None:
     tasks = judged[0]
     assert tasks["awkward"]["files"]["/mpa/images"].endswith(f"/{AWKWARD}")
     assert tasks["far"]["files"]["/mpa/images"] == "s3://pictures/of-charts"
@@ -150,7 +149,7 @@ def test_a_secret_is_not_put_into_a_path(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("MINE", CANARY)
     (tmp_path / "a$MINE").mkdir()
     Image.new("RGB", (64, 64)).save(tmp_path / "a$MINE" / "0.png")
-    with pytest.raises(MpaError, match="name of a secret behind a"):
+    with pytest.raises(MpaError, match="name of a secret after a"):
         rendered(images="a$MINE", secrets=("MINE",))
 
 
@@ -166,7 +165,7 @@ def ran(script: str, tmp_path: Path) -> list[str]:
 
 
 def test_a_shell_hands_over_every_word_as_it_was(cases: dict[str, Rendered], tmp_path: Path) -> None:
-    words = ran(skypilot.task(cases["awkward"].job)["run"], tmp_path)
+    words = ran(parse_yaml(cases["awkward"].text, "task")["run"], tmp_path)
     assert words == [
         "align",
         "minicharts",
@@ -187,7 +186,7 @@ def test_the_set_up_installs_this_wheel_with_the_tested_versions(cases: dict[str
     uv.parent.mkdir(parents=True)
     uv.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >> "{log}"\n')
     uv.chmod(0o755)
-    setup = skypilot.task(cases["words"].job)["setup"]
+    setup = parse_yaml(cases["words"].text, "task")["setup"]
     env = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
     subprocess.run(["bash", "-c", setup], env=env, check=True, timeout=20)
     made, installed = log.read_text().splitlines()
@@ -196,16 +195,6 @@ def test_the_set_up_installs_this_wheel_with_the_tested_versions(cases: dict[str
     (wheel,) = cases["words"].job.kit.glob("*.whl")
     assert installed.endswith(f"mpa-edge[align] @ file:///mpa/kit/{wheel.name}")
     assert (cases["words"].job.kit / "recipe.yaml").read_text().startswith("schema_version")
-
-
-def test_what_sky_says_of_a_job() -> None:
-    assert status_of("notice\n[]", "x") == "not in the queue of sky"
-    assert status_of("no json", "x") is None
-    rows = [
-        {"job_id": 1, "job_name": "x", "status": "FAILED", "failure_reason": "a\n b"},
-        {"job_id": 0, "job_name": "x"},
-    ]
-    assert status_of(json.dumps(rows), "x") == "FAILED: a b"
 
 
 def test_the_one_command_is_ready_for_a_shell(cases: dict[str, Rendered]) -> None:

@@ -137,3 +137,21 @@ def test_names_that_are_no_text_are_written(tmp_path: Path) -> None:
     log.open_log(tmp_path)
     log.logger.info("image %s", os.fsdecode(b"caf\xe9.png"))
     assert "caf\\udce9.png" in text(tmp_path)
+
+
+SECRET = "canary-5f2b-9d41"
+
+
+def test_values_are_taken_out_of_what_programs_print() -> None:
+    here = {
+        "HF_TOKEN": SECRET,
+        "PLAIN": "plain-plain",
+        "AWS_SECRET_ACCESS_KEY": f"{SECRET}-longer",
+        "MY_PASSWORD": "short",
+    }
+    redact = log.redactor(["PLAIN"], here)
+    text = redact(f"{SECRET}-longer {SECRET} plain-plain short")
+    assert text == "(AWS_SECRET_ACCESS_KEY) (HF_TOKEN) (PLAIN) short"
+    assert log.redactor([], here)("plain-plain") == "plain-plain"
+    key = "-----BEGIN KEY-----\nabcdefghijkl\nmnopqrstuvwx\n"
+    assert log.redactor([], {"MY_KEY": key})("loaded mnopqrstuvwx") == "loaded (MY_KEY)"
