@@ -111,14 +111,7 @@ def make_job(
     if out and is_url(out):
         raise MpaError("--out is the local folder of the job: the run itself goes to --bucket URL")
     folder = (Path(out).expanduser() if out else RUNS / name).resolve()
-    record = folder / CLOUD / RECORD
-    if record.is_file():
-        raise MpaError(
-            f"a job was launched from {folder} before: end it as {record} says and remove that file, "
-            "or choose another --cloud-name"
-        )
-    if (folder / RUN_FILE).is_file():
-        raise MpaError(f"{folder} is a local run: choose another folder, --out runs/{name}-cloud")
+    _require_unused(folder, name)
     require_printable([*options, str(folder), images or ""])
 
     mounts, moved = find_mounts(recipe, images, provider)
@@ -147,6 +140,18 @@ def make_job(
         far_bytes,
         spot,
     )
+
+
+def _require_unused(folder: Path, name: str) -> None:
+    """MpaError if another job was launched from a folder, or it is a local run."""
+    record = folder / CLOUD / RECORD
+    if record.is_file():
+        raise MpaError(
+            f"a job was launched from {folder} before: end it as {record} says and remove that file, "
+            "or choose another --cloud-name"
+        )
+    if (folder / RUN_FILE).is_file():
+        raise MpaError(f"{folder} is a local run: choose another folder, --out runs/{name}-cloud")
 
 
 def align_words(job: Job, out: str) -> list[str]:
