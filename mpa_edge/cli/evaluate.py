@@ -93,22 +93,27 @@ def evaluate_model(
     as_json: bool,
 ) -> None:
     """Ask one model the questions of its recipe, or those in `data`, and print its score."""
+    from mpa_edge.config.library import load_recipe
     from mpa_edge.evaluation.predict import recipe_spec
     from mpa_edge.evaluation.score import run_eval
+    from mpa_edge.runs.manifest import RECIPE_FILE
     from mpa_edge.vlm import fingerprint, load
 
     if images is not None:
         raise MpaError("--images belongs to a run: leave it out")
     if out is not None and not out.endswith(".jsonl"):
         raise MpaError(f"--out '{out}' is a file of answers here: let its name end in .jsonl")
-    recipe = recipe_for(model, overrides, limit)
+    run = run_of(model)
+    recipe = load_recipe(str(run / RECIPE_FILE) if run else "minicharts", overrides)
+    if limit:
+        recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"n": limit})})
     if data is None and dry_run:
         return click.echo(f"ask {model} {recipe.evaluate.n} questions of task {recipe.task}")
     with TemporaryDirectory(prefix="mpa-edge-") as scratch, suppress_library_output(is_verbose()):
         if data is None:
             spec = recipe_spec(recipe, Path(scratch))
         else:
-            known = model.startswith(NURSERY) or run_of(model) or any(one.startswith("task=") for one in overrides)
+            known = run or model.startswith(NURSERY) or any(one.startswith("task=") for one in overrides)
             spec = data_spec(recipe, benchmark, data, split, metric, limit, use_recipe_task=bool(known))
         questions = spec.questions
         if not dry_run:
@@ -139,16 +144,6 @@ def run_of(model: str) -> Path | None:
 
     folders = Path(model).resolve().parents
     return next((folder for folder in folders[:3] if (folder / RUN_FILE).is_file()), None)
-
-
-def recipe_for(model: str, overrides: tuple[str, ...], limit: int | None) -> Recipe:
-    """The recipe of the run that contains a model, else the built-in one; `limit` is the number of questions."""
-    from mpa_edge.config.library import load_recipe
-    from mpa_edge.runs.manifest import RECIPE_FILE
-
-    run = run_of(model)
-    recipe = load_recipe(str(run / RECIPE_FILE) if run else "minicharts", overrides)
-    return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"n": limit})}) if limit else recipe
 
 
 def data_spec(

@@ -14,6 +14,8 @@ from mpa_edge.evaluation.answer_log import AnswerLog, answer_all, log_doc, open_
 from mpa_edge.evaluation.predict import EvalSpec
 from mpa_edge.metrics import get_metric
 from mpa_edge.metrics.paired import bootstrap_ci95, mean
+from mpa_edge.progress import say
+from mpa_edge.questions import left_out
 from mpa_edge.runs.files import read_json, sha256_json, write_json
 from mpa_edge.runs.manifest import versions
 from mpa_edge.runs.memory import peak_rss_bytes
@@ -61,6 +63,8 @@ def run_eval(
         if log.missing:
             with closing(load_vlm()) as vlm:
                 answer_all(vlm, log, title=spec.questions.name, skip_failed=True)
+        if log.unanswered:
+            say(f"{spec.questions.name}: {left_out(log.unanswered)}")
         result = score(spec, name, log.predictions(name), log.unanswered, time.monotonic() - started)
         if out:
             about = {"identity": identity, "finished": True, "versions": versions("torch", "transformers")}

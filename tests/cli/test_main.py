@@ -105,7 +105,7 @@ def test_usage_errors_exit_2_and_name_what_was_meant(argv: list[str], hint: str)
 @pytest.mark.parametrize(
     ("error", "code", "text"),
     [
-        (MpaError("it broke: mend it"), 1, "error: it broke: mend it\n"),
+        (MpaError("it broke: fix it"), 1, "error: it broke: fix it\n"),
         (MpaError("two\nlines"), 1, "error: two lines\n"),
         (VerificationError("differs: merge again"), 3, "error: differs: merge again\n"),
         (KeyboardInterrupt(), 130, "interrupted: rerun to resume\n"),
@@ -124,11 +124,11 @@ def test_an_error_is_one_line_and_an_exit_code(command, capsys, error: BaseExcep
 
 
 def test_verbose_shows_the_traceback(command, capsys) -> None:
-    command(raising(MpaError("it broke: mend it")))
+    command(raising(MpaError("it broke: fix it")))
     assert cli.exit_code(["probe", "-v"]) == 1
     err = capsys.readouterr().err
     assert "Traceback" in err
-    assert err.endswith("error: it broke: mend it\n")
+    assert err.endswith("error: it broke: fix it\n")
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

@@ -17,7 +17,7 @@ from mpa_edge.metrics import get_metric
 from mpa_edge.questions.published import read_benchmark
 from mpa_edge.runs.files import read_json
 from mpa_edge.tasks import get_benchmark, get_task
-from mpa_edge.types import Reply, Request
+from mpa_edge.types import Drop, Reply, Request
 from tests.questions import official
 
 
@@ -56,7 +56,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def long_textvqa(root: Path, n: int = 130) -> Path:
     rows = [official.textvqa_row(i, f"p{i // 2:03d}", f"what is at {i}?") for i in range(n)]
-    return official.textvqa(root, rows, pictures=n)
+    return official.textvqa(root, rows, images=n)
 
 
 def test_a_line_has_the_keys_of_lmms_eval(tmp_path: Path) -> None:
@@ -232,3 +232,38 @@ def test_images_are_decoded_once_and_not_kept(tmp_path: Path) -> None:
 
     run_eval(Watching(), spec_of("textvqa", long_textvqa(tmp_path)), None, "m")
     assert held == [50, 15]
+
+
+class FailingServer(Model):
+    """Fails on one question."""
+
+    def answer(self, requests: Sequence[Request]) -> list[Reply]:
+        failed = Reply("", "failed", 0, drop=Drop("server: timed out", "120 s"))
+        replies = super().answer(requests)
+        return [failed if "sport" in r.prompt else reply for r, reply in zip(requests, replies, strict=True)]
+
+
+def test_a_servers_failure_is_no_answer_and_is_asked_again(tmp_path: Path) -> None:
+    spec, out = spec_of("okvqa", official.okvqa(tmp_path)), tmp_path / "o.jsonl"
+    result = run_eval(FailingServer(), spec, out, "m")
+    assert (result["n"], result["dropped"]) == (1, {**spec.questions.dropped, "server: timed out": 1})
+    assert len(lines(out)) == 1
+    model = Model()
+    assert run_eval(model, spec, out, "m")["n"] == 2
+    assert len(model.prompts) == 1
+
+
+def test_where_every_answer_is_needed_a_failure_ends_the_run_and_the_others_are_kept(tmp_path: Path) -> None:
+    spec = spec_of("okvqa", official.okvqa(tmp_path))
+    said = r"model left a question unanswered, server: timed out \(120 s\): fix the server and rerun$"
+    with answer_log.open_log(tmp_path / "o.jsonl", spec) as log, pytest.raises(MpaError, match=said):
+        answer_log.answer_all(FailingServer(), log)
+    with answer_log.open_log(tmp_path / "o.jsonl", spec) as log:
+        assert [sample.question for _, sample in log.missing] == ["What sport can you use this for?"]
+
+
+def test_no_model_is_loaded_where_nothing_is_left_to_ask(tmp_path: Path) -> None:
+    spec, out = spec_of("chartqa", official.chartqa(tmp_path)), tmp_path / "c.jsonl"
+    first = run_eval(Model(), spec, out, "m")
+    again = score.run_eval(spec, "model", lambda: pytest.fail("loaded"), out, "m")
+    assert again["accuracy"] == first["accuracy"]

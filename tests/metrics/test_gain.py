@@ -18,10 +18,10 @@ def world(
 ) -> Scores:
     """Scores of base, aligned and an artifact that keeps each change of aligned with probability `keep`.
 
-    `per` questions share a picture; half of the pictures' difficulty is their own.
+    `per` questions share a image; half of the images' difficulty is their own.
     """
-    pictures = n // per
-    ease = np.repeat(rng.normal(0, 0.15, pictures), per)
+    images = n // per
+    ease = np.repeat(rng.normal(0, 0.15, images), per)
     before = (rng.random(n) < np.clip(base + ease, 0, 1)).astype(float)
     fixed = (gain + 0.06 * base) / (1 - base)
     after = np.where(before == 1, rng.random(n) > 0.06, rng.random(n) < fixed).astype(float)
@@ -92,7 +92,7 @@ def test_words_and_reasons() -> None:
     assert "aligned is not certainly better than base on these 300 questions" in same.reasons
 
 
-def test_one_picture_says_nothing() -> None:
+def test_one_image_says_nothing() -> None:
     base, aligned = np.zeros(50), np.ones(50)
     assert judge(base, aligned, aligned, ["one"] * 50).verdict == "inconclusive"
 
@@ -125,7 +125,7 @@ def test_other_questions_are_refused() -> None:
         accuracy_result([1.0], [1.0, 0.0], [1.0], ["a"])
 
 
-def test_clusters_widen_the_error_where_pictures_agree() -> None:
+def test_clusters_widen_the_error_where_images_agree() -> None:
     values = [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0] * 10
     alone = clustered(values, [str(i) for i in range(80)])[1]
     together = clustered(values, [str(i // 4) for i in range(80)])[1]

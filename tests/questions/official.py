@@ -13,8 +13,8 @@ from PIL import Image
 TEN = ["stop"] * 7 + ["halt"] * 2 + ["stop sign"]
 
 
-def picture(path: Path, shade: int = 0, size: tuple[int, int] = (24, 16)) -> Path:
-    """A plain picture; the shade makes it differ from the others."""
+def write_image(path: Path, shade: int = 0, size: tuple[int, int] = (24, 16)) -> Path:
+    """A plain image; the shade makes it differ from the others."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (shade % 256, 90, 160)).save(path)
     return path
@@ -32,8 +32,8 @@ def document(path: Path, content: Any) -> Path:
     return path
 
 
-def textvqa(root: Path, rows: Sequence[dict[str, Any]] | None = None, split: str = "val", pictures: int = 3) -> Path:
-    """TextVQA_0.5.1_val.json and train_images/; two questions about the first picture, one without its picture."""
+def textvqa(root: Path, rows: Sequence[dict[str, Any]] | None = None, split: str = "val", images: int = 3) -> Path:
+    """TextVQA_0.5.1_val.json and train_images/; two questions about the first image, one without its image."""
     rows = rows or [
         textvqa_row(34602, "003a8ae2ef43b901", "what does the sign say?"),
         textvqa_row(34603, "003a8ae2ef43b901", "what year is it?", ["1998"] * 9 + ["unanswerable"]),
@@ -41,9 +41,9 @@ def textvqa(root: Path, rows: Sequence[dict[str, Any]] | None = None, split: str
         textvqa_row(34605, "ffffffffffffffff", "who is the author?", ["unanswerable"] * 10),
     ]
     document(root / f"TextVQA_0.5.1_{split}.json", {"dataset_type": split, "dataset_version": "0.5.1", "data": rows})
-    for i, name in enumerate(list(dict.fromkeys(row["image_id"] for row in rows))[:pictures]):
+    for i, name in enumerate(list(dict.fromkeys(row["image_id"] for row in rows))[:images]):
         if not name.startswith("ffff"):
-            picture(root / "train_images" / f"{name}.jpg", i)
+            write_image(root / "train_images" / f"{name}.jpg", i)
     return root
 
 
@@ -82,12 +82,12 @@ def chartqa(root: Path, split: str = "test") -> Path:
     document(root / split / f"{split}_human.json", human)
     document(root / split / f"{split}_augmented.json", augmented)
     for i, row in enumerate([*human, *augmented]):
-        picture(root / split / "png" / row["imgname"], i)
+        write_image(root / split / "png" / row["imgname"], i)
     return root
 
 
 def okvqa(root: Path, coco: str = "val2014") -> Path:
-    """Questions, annotations and COCO's pictures; the last question has no annotation, the third no picture."""
+    """Questions, annotations and COCO's images; the last question has no annotation, the third no image."""
     asked = [
         (297147, 2971475, "What sport can you use this for?"),
         (339761, 3397615, "Name the type of plant?"),
@@ -122,7 +122,7 @@ def okvqa(root: Path, coco: str = "val2014") -> Path:
         },
     )
     for i, image in enumerate((297147, 339761)):
-        picture(root / coco / f"COCO_{coco}_{image:012d}.jpg", i)
+        write_image(root / coco / f"COCO_{coco}_{image:012d}.jpg", i)
     return root
 
 
@@ -141,11 +141,11 @@ def okvqa_answers(image: int, number: int, kind: str) -> dict[str, Any]:
 
 
 def stvqa(root: Path, name: str = "train_task_1.json", n: int = 40, answers: bool = True, below: str = "") -> Path:
-    """train_task_1.json and the pictures by their origin."""
+    """train_task_1.json and the images by their origin."""
     rows = [stvqa_row(i, answers) for i in range(n)]
     document(root / name, {"dataset_name": "stvqa", "dataset_version": "1.0", "data": rows})
     for i, row in enumerate(rows):
-        picture(root / below / row["file_path"], i)
+        write_image(root / below / row["file_path"], i)
     return root
 
 
@@ -164,7 +164,7 @@ def stvqa_row(i: int, answers: bool = True) -> dict[str, Any]:
 
 
 def parquet(path: Path, rows: list[dict[str, Any]], schema: dict[str, Any], group: int = 4) -> Path:
-    """A parquet file as `datasets` writes it: pictures as structs of bytes and path, small groups of rows."""
+    """A parquet file as `datasets` writes it: images as structs of bytes and path, small groups of rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -181,7 +181,7 @@ def image_struct() -> Any:
 
 
 def chartqa_hub(root: Path, n: int = 10) -> Path:
-    """HuggingFaceM4/ChartQA: image, query, label (a list), human_or_machine (0 or 1); two questions a picture."""
+    """HuggingFaceM4/ChartQA: image, query, label (a list), human_or_machine (0 or 1); two questions an image."""
     import pyarrow as pa
 
     rows = [
@@ -204,7 +204,7 @@ def chartqa_hub(root: Path, n: int = 10) -> Path:
 
 
 def textvqa_hub(root: Path, files: int = 2, n: int = 6) -> Path:
-    """lmms-lab/textvqa: several files of one split, ids of questions and pictures, ten answers."""
+    """lmms-lab/textvqa: several files of one split, ids of questions and images, ten answers."""
     import pyarrow as pa
 
     schema = {
@@ -234,7 +234,7 @@ def textvqa_hub(root: Path, files: int = 2, n: int = 6) -> Path:
 def own_csv(path: Path) -> Path:
     """A table as a spreadsheet saves it: byte order mark, CRLF, quotes, a bar between answers."""
     for i in range(3):
-        picture(path.parent / f"{i}.png", i)
+        write_image(path.parent / f"{i}.png", i)
     text = (
         "image,question,answers,kind,remark\r\n"
         '0.png,"What, then, does it say?",stop|halt,text,\r\n'

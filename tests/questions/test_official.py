@@ -109,7 +109,7 @@ def test_stvqa_takes_the_papers_split_where_it_is(tmp_path: Path) -> None:
     assert len(read("stvqa", tmp_path).samples) == 5
 
 
-def test_the_held_out_pictures_do_not_depend_on_the_others(tmp_path: Path) -> None:
+def test_the_held_out_images_do_not_depend_on_the_others(tmp_path: Path) -> None:
     few, many = (read("stvqa", official.stvqa(tmp_path / str(n), n=n), "held-out") for n in (20, 40))
     assert {sample.image for sample in few.samples} == {s.image for s in many.samples if int(s.id) < 9020}
 
@@ -165,7 +165,7 @@ def test_an_unknown_split_names_the_known_ones(tmp_path: Path) -> None:
     assert said == "textvqa has no split 'validation': use --split val or train or test"
 
 
-def test_no_picture_at_all_is_an_error(tmp_path: Path) -> None:
+def test_no_image_at_all_is_an_error(tmp_path: Path) -> None:
     official.textvqa(tmp_path)
     shutil.rmtree(tmp_path / "train_images")
     said = refused("textvqa", tmp_path)
@@ -196,12 +196,12 @@ def test_damaged_annotations(content: str, said: str, tmp_path: Path) -> None:
     assert said in refused("textvqa", tmp_path)
 
 
-def test_a_picture_outside_of_the_folder_is_missing(tmp_path: Path) -> None:
+def test_a_image_outside_of_the_folder_is_missing(tmp_path: Path) -> None:
     data = tmp_path / "data"
-    official.picture(tmp_path / "secret.jpg")
+    official.write_image(tmp_path / "secret.jpg")
     official.textvqa(data, [official.textvqa_row(1, "../../secret", "x?"), official.textvqa_row(2, "a", "y?")])
     (data / "train_images").mkdir(exist_ok=True)
-    official.picture(data / "train_images" / "a.jpg")
+    official.write_image(data / "train_images" / "a.jpg")
     found = read("textvqa", data)
     assert [sample.id for sample in found.samples] == ["2"]
     assert found.dropped == {"missing image": 1}

@@ -1,4 +1,4 @@
-"""Own pictures with own questions."""
+"""Own images with own questions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_table_as_a_spreadsheet_saves_it(tmp_path: Path) -> None:
 
 
 def test_json_lines_need_no_id(tmp_path: Path) -> None:
-    official.picture(tmp_path / "a.png")
+    official.write_image(tmp_path / "a.png")
     rows = [
         {"image": "a.png", "question": "?", "answers": ["x"]},
         {"image": "b.png", "question": "?", "answers": ["y"]},

@@ -1,4 +1,4 @@
-"""Parquet files as hubs have them: pictures inside, read a few at a time."""
+"""Parquet files as hubs have them: images inside, read a few at a time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read(name: str, data: Path, split: str | None = None, limit: int | None = No
     return read_benchmark(get_benchmark(name), str(data), split, limit)
 
 
-def test_questions_about_one_picture_belong_together(tmp_path: Path) -> None:
+def test_questions_about_one_image_belong_together(tmp_path: Path) -> None:
     found = read("chartqa", official.chartqa_hub(tmp_path))
     assert [sample.kind for sample in found.samples] == ["human"] * 5 + ["augmented"] * 5
     assert [sample.answers for sample in found.samples[:2]] == [("0",), ("1",)]
@@ -46,7 +46,7 @@ def test_questions_about_one_picture_belong_together(tmp_path: Path) -> None:
     assert [sample.id for sample in found.samples][:2] == ["human-0", "human-1"]
 
 
-def test_the_right_picture_is_opened_in_any_order(tmp_path: Path) -> None:
+def test_the_right_image_is_opened_in_any_order(tmp_path: Path) -> None:
     found = read("textvqa", official.textvqa_hub(tmp_path))
     assert len(found.samples) == 12
     images = [found.folder / sample.image for sample in found.samples]
@@ -84,7 +84,7 @@ def test_other_columns_of_the_same_benchmark(tmp_path: Path) -> None:
     assert not isinstance(open_image(found.folder / found.samples[1].image), Drop)
 
 
-def test_pictures_that_are_not_there_are_counted(tmp_path: Path) -> None:
+def test_images_that_are_not_there_are_counted(tmp_path: Path) -> None:
     cells = [
         {"bytes": official.encoded(1), "path": None},
         {"bytes": None, "path": "../up.png"},
@@ -92,8 +92,8 @@ def test_pictures_that_are_not_there_are_counted(tmp_path: Path) -> None:
         {"bytes": None, "path": "beside.png"},
         {"bytes": b"", "path": None},
     ]
-    official.picture(tmp_path / "data" / "beside.png", 9)
-    official.picture(tmp_path / "up.png", 9)
+    official.write_image(tmp_path / "data" / "beside.png", 9)
+    official.write_image(tmp_path / "up.png", 9)
     schema = {"image": official.image_struct(), "query": pa.string(), "label": pa.list_(pa.string())}
     rows = [{"image": cell, "query": "q?", "label": ["a"]} for cell in cells]
     official.parquet(tmp_path / "data" / "test-0.parquet", rows, schema)
