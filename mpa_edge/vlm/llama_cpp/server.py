@@ -42,10 +42,6 @@ class ServerSlowError(ServerGoneError):
     """The server took longer than the time-out."""
 
 
-class WrongServerError(MpaError):
-    """Something else listens at the address."""
-
-
 class RefusedError(MpaError):
     """The server answered with an error status."""
 
@@ -74,7 +70,7 @@ class LlamaServer:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise WrongServerError(f"{self.url} is not a llama-server (status {status}): check the address")
+            raise MpaError(f"{self.url} is not a llama-server (status {status}): check the address")
         if status >= http.client.BAD_REQUEST:
             error = found.get("error")
             details = error if isinstance(error, dict) else {}
@@ -167,7 +163,7 @@ class LlamaServerVLM:
     def _require_the_right_one(self, alias: str | None) -> None:
         url, found = self.server.url, PurePosixPath(str(self.props.get("model_path"))).name
         if alias is not None and self.props.get("model_alias") != alias:
-            raise WrongServerError(f"another llama-server answers at {url}: stop it, or use another port")
+            raise MpaError(f"another llama-server answers at {url}: stop it, or use another port")
         expected = PurePosixPath(self.artifact.files["language"]).name
         if found != expected:
             raise MpaError(f"llama-server at {url} runs '{found}', not '{expected}': start it with -m {expected}")

@@ -12,8 +12,9 @@ from mpa_edge.errors import MpaError, missing_package
 
 
 def without_special_tokens(text: str, special: Sequence[str] | re.Pattern[str]) -> str:
-    """Text without special tokens (the tokens themselves, or a pattern), so that none of it can be read as an image,
-    a turn or an end, whoever wrote it.
+    """Text that cannot be read as an image, a turn or an end, whoever wrote it: all special tokens are removed.
+
+    `special` are the tokens themselves, or a pattern that matches them.
 
     >>> without_special_tokens("a<ima<image>ge>b", ("<image>",))
     'ab'
@@ -27,7 +28,7 @@ def without_special_tokens(text: str, special: Sequence[str] | re.Pattern[str]) 
 
 @functools.lru_cache(8)
 def _any_of(tokens: tuple[str, ...]) -> re.Pattern[str]:
-    """A pattern that matches each of the tokens, the longest first, and nothing else; none of no tokens."""
+    """A pattern that matches each of the tokens, longest first; without tokens, nothing."""
     return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) or "(?!)")
 
 

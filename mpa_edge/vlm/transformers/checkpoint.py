@@ -131,16 +131,16 @@ def load_model(
 
 def _loading(path: str, load: Any) -> Any:
     """Run a loader; its errors become one line."""
+    from safetensors import SafetensorError
+
     try:
         return load()
+    except SafetensorError as error:
+        raise MpaError(f"cannot load '{path}': damaged weights ({error}); copy the checkpoint again") from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         why = lines[0].rstrip(".") if lines else type(error).__name__
         raise MpaError(f"cannot load '{path}': {why[:300]}; check the folder or the hub id") from error
-    except Exception as error:  # safetensors raises a class of its own that it does not export
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise MpaError(f"cannot load '{path}': damaged weights ({error}); copy the checkpoint again") from error
 
 
 def _fill_in(processor: Any, path: str) -> None:

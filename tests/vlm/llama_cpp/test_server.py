@@ -28,7 +28,6 @@ from mpa_edge.vlm.llama_cpp.server import (
     LlamaServerVLM,
     ServerGoneError,
     ServerSlowError,
-    WrongServerError,
 )
 from tests.bench.llama_server import program
 from tests.vlm.llama_exported import gguf_folder
@@ -204,7 +203,7 @@ def test_a_prompt_that_is_too_long_is_one_line(vlm: LlamaServerVLM, chart: Image
 @pytest.mark.peer
 @pytest.mark.slow
 def test_the_wrong_server_is_refused(student: str, tmp_path: Path) -> None:
-    with pytest.raises(WrongServerError, match="another llama-server answers at"):
+    with pytest.raises(MpaError, match="another llama-server answers at"):
         LlamaServerVLM(student, artifact("student"), name="x", alias="mine")
     files = artifact("student").files | {"language": "other.gguf"}
     with pytest.raises(MpaError, match=r"runs 'model-f16.gguf', not 'other.gguf': start it with -m other.gguf"):
@@ -278,7 +277,7 @@ def test_a_server_that_loads_for_ever_is_one_line() -> None:
 def test_another_program_is_one_line(reply: tuple[int, bytes]) -> None:
     with (
         saying(reply) as url,
-        pytest.raises(WrongServerError, match="is not a llama-server .status .*: check the address"),
+        pytest.raises(MpaError, match="is not a llama-server .status .*: check the address"),
     ):
         LlamaServer(url, timeout_s=5).call("/props")
 
