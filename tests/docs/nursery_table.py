@@ -42,10 +42,10 @@ def _column(shape, plan, model) -> dict[str, str]:
         "vision: width, MLP, layers": f"{shape.vision_width}, {shape.vision_mlp}, {shape.vision_layers}",
         "text: width, MLP, layers": f"{shape.text_width}, {shape.text_mlp}, {shape.text_layers}",
         "steps": f"{plan.total_steps:,}",
-        "pictures a step": f"{plan.batch_size}",
-        "pictures seen": f"{plan.total_steps * plan.batch_size:,}",
-        "share of pictures in the target style": _shares(plan),
-        "questions a picture, further look-ups a chart": f"{plan.mix.questions}, {plan.mix.lookups}",
+        "images per step": f"{plan.batch_size}",
+        "images seen": f"{plan.total_steps * plan.batch_size:,}",
+        "share of images in the target style": _shares(plan),
+        "questions per image, further look-ups a chart": f"{plan.mix.questions}, {plan.mix.lookups}",
         "learns to ask questions": "yes" if plan.mix.asks else "no",
     }
 

@@ -32,7 +32,7 @@ class Student:
 class Bench:
     title: str
     images: int
-    """Training pictures, as the benchmark's authors count them."""
+    """Training images, as the benchmark's authors count them."""
     questions: int
     licence: str
     warning: str = ""
@@ -63,16 +63,16 @@ BENCHES = {
     "chartqa": Bench(
         "ChartQA", 18_317, 2_500, "GPL-3.0 as published; the charts are Statista's, Pew's, OECD's, Our World in Data's"
     ),
-    "okvqa": Bench("OK-VQA", 8_998, 5_046, "CC BY 4.0 for the questions; COCO's pictures have their owners' terms"),
+    "okvqa": Bench("OK-VQA", 8_998, 5_046, "CC BY 4.0 for the questions; COCO's images have their owners' terms"),
     "stvqa": Bench(
         "ST-VQA",
         16_173,
         5_000,
         "each of its sources has terms of its own",
-        "some of the pictures are ImageNet's, whose terms allow research and teaching",
+        "some of the images are ImageNet's, whose terms allow research and teaching",
         "more than the split has: all of them",
     ),
-    "textvqa": Bench("TextVQA", 21_953, 5_000, "CC BY 4.0 for the questions; Open Images' pictures are CC BY 2.0"),
+    "textvqa": Bench("TextVQA", 21_953, 5_000, "CC BY 4.0 for the questions; Open Images' images are CC BY 2.0"),
 }
 
 
@@ -110,13 +110,13 @@ def header(name: str, body: str, student: Student, task: str, bench: Bench) -> s
     lines = [
         f"mpa-edge align {name}",
         f"Files: {bench.title} as it is downloaded, in data/{task} (docs/benchmarks.md says from where).",
-        f"Cost of {bench.images:,} pictures, planned (mpa-edge plan {name} --images {bench.images}), not measured:",
+        f"Cost of {bench.images:,} images, planned (mpa-edge plan {name} --images {bench.images}), not measured:",
         f"  {costs(body, bench.images)}",
         "Result: not measured, it needs a GPU and models from a hub.",
         *([f"Student: {student.note}."] if student.note else []),
         f"The other teacher of the paper: --set teacher={OTHER_TEACHER} (docs/recipes.md)",
         f"Licences, as their cards say: student {student.licence}, teacher Apache-2.0.",
-        f"Pictures: {bench.licence}.",
+        f"Images: {bench.licence}.",
         *([f"WARNING, research only: {bench.warning}."] if bench.warning else []),
     ]
     return "".join(f"# {line}\n" for line in lines)
