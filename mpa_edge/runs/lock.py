@@ -19,10 +19,10 @@ _held: dict[Path, int] = {}
 
 
 @contextmanager
-def run_lock(folder: Path, log: bool = True) -> Iterator[None]:
+def run_lock(folder: Path) -> Iterator[None]:
     """Hold a run folder for this process; the same process may enter again. Leftover temporary files are swept.
 
-    With `log`, this process logs to the run's log from now on. Raises MpaError naming the process that holds it.
+    Raises MpaError naming the process that holds it.
     """
     key = make_folder(folder).resolve()
     if key in _held:
@@ -34,8 +34,7 @@ def run_lock(folder: Path, log: bool = True) -> Iterator[None]:
         _acquire(descriptor, folder)
         _held[key] = descriptor
         sweep(key)
-        if log:
-            open_log(key)
+        open_log(key)
         yield
     finally:
         _held.pop(key, None)

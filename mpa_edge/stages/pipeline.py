@@ -10,7 +10,7 @@ from mpa_edge.planning.counts import can_evaluate
 from mpa_edge.progress import say
 from mpa_edge.runs.files import read_json
 from mpa_edge.runs.lock import run_lock
-from mpa_edge.runs.log import logger, open_log
+from mpa_edge.runs.log import logger
 from mpa_edge.runs.manifest import FOLDERS, damaged, read_manifest
 from mpa_edge.runs.memory import peak_rss_bytes
 from mpa_edge.runs.parquet import count_reasons, read_dropped
@@ -49,7 +49,6 @@ def run_stages(run: Run, names: tuple[str, ...] = tuple(STAGES), fresh: bool = F
     preflight(run, names)
     with run_lock(run.folder):
         remember(run)
-        open_log(run.folder)
         logger.debug("recipe: %s", run.recipe.model_dump_json(exclude_defaults=True))
         for name in names:
             if name == "evaluate" and not can_evaluate(run.recipe):

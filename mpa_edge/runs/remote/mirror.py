@@ -64,7 +64,7 @@ def working_copy(url: str, work: str | Path | None = None, lease_s: float = LEAS
     Raises MpaError where somebody else works there, or the store refuses or stays away.
     """
     folder = make_folder(Path(work) if work else work_folder(url))
-    with run_lock(folder, log=False):  # the log that is fetched is continued
+    with run_lock(folder):
         store = Store(url)
         mirror, lease = Mirror(store, folder), Lease(store, lease_s)
         lease.take()
