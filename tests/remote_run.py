@@ -47,7 +47,8 @@ class Scripted:
 def main(place: str, pictures: str, seconds_per_shard: str = "0", *overrides: str) -> None:
     mpa_edge.vlm.load = Scripted  # type: ignore[assignment]
     Scripted.seconds_per_shard = float(seconds_per_shard)
-    from mpa_edge.runs.remote.mirror import is_url, working_copy
+    from mpa_edge.runs.remote.mirror import working_copy
+    from mpa_edge.runs.remote.stores import is_url
     from mpa_edge.stages.pipeline import run_stages
     from mpa_edge.stages.run import open_run
 

@@ -1,4 +1,4 @@
-"""Run folders behind a URL, for every command that takes one: a working copy in, what is new out."""
+"""Run folders behind a URL, for every command that takes a run: it works in a local copy, which is uploaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _remember_work(ctx: click.Context, _param: click.Parameter, value: str | Non
     ctx.meta[WORK_KEY] = value
 
 
-# no parameter of the command: most have many already, and it matters only to a run behind a URL
+# not a parameter of the command: it matters only to a run behind a URL
 work_option = click.option(
     "--work",
     type=click.Path(),
@@ -33,9 +33,9 @@ work_option = click.option(
 
 @contextmanager
 def here(run: str | None, new: bool = False) -> Iterator[str | None]:
-    """The local folder of a run: for a URL its working copy, which is sent while the block runs; else as it is.
+    """The local folder of a run: for a URL its working copy, which is uploaded while the block runs.
 
-    `new`: nothing need be there yet. MpaError where somebody else works in it, or there is no run.
+    `new`: the run need not exist yet. MpaError if another process works in it, or there is no run.
     """
     if run is None or not is_url(run):
         yield run
@@ -44,17 +44,17 @@ def here(run: str | None, new: bool = False) -> Iterator[str | None]:
 
     with working_copy(run, click.get_current_context().meta.get(WORK_KEY)) as folder:
         if not new and not (folder / RUN_FILE).is_file():
-            raise MpaError(f"{run} holds no run: mpa-edge align RECIPE --out {run} makes one")
+            raise MpaError(f"{run} contains no run: mpa-edge align RECIPE --out {run} creates one")
         yield str(folder)
 
 
 @contextmanager
 def both_here(source: str | None, out: str | None, dry_run: bool) -> Iterator[tuple[str | None, str | None]]:
-    """The same for SOURCE and --out. With --dry-run the folder of a URL that is only written to is not asked for."""
+    """The same for SOURCE and --out. With --dry-run, no request is made for a URL that would only be written to."""
     if is_url(source) and is_url(out) and str(source).rstrip("/") == str(out).rstrip("/"):
         out = None
     if is_url(source) and is_url(out):
-        raise MpaError(f"{source} and {out} are two runs behind URLs: give --out a folder of this machine")
+        raise MpaError(f"{source} and {out} are two runs behind URLs: give --out a local folder")
     if dry_run and is_url(out):
         from mpa_edge.runs.remote.mirror import work_folder
 
@@ -65,7 +65,7 @@ def both_here(source: str | None, out: str | None, dry_run: bool) -> Iterator[tu
 
 
 def fetched(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """For a command whose argument `name` is a run folder, or several: of a URL it gets the working copy."""
+    """For a command whose argument `name` is one or several run folders: a URL is replaced by its working copy."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @work_option

@@ -12,10 +12,10 @@ from click.testing import CliRunner, Result
 from mpa_edge.cli.main import main
 from mpa_edge.runs.files import write_json
 from mpa_edge.runs.remote.lease import LOCK_NAME
-from mpa_edge.runs.remote.mirror import listing, upload
 from mpa_edge.stages import pipeline
 from mpa_edge.stages.run import Run
 from tests.bench import made_up
+from tests.runs.remote.objects import listing, upload
 
 COUNT = itertools.count()
 KNOWN = {"run.json", "recipe.yaml", "run.log"}
@@ -82,7 +82,7 @@ def test_a_dry_run_writes_nothing_there(url: str, images: str, cache: Path) -> N
 def test_a_url_without_a_run_is_one_line(url: str, command: str) -> None:
     done = asked(command, url)
     assert done.exit_code == 1
-    assert f"{url} holds no run: mpa-edge align RECIPE --out {url} makes one" in str(done.exception or done.output)
+    assert f"{url} contains no run: mpa-edge align RECIPE --out {url} creates one" in str(done.exception or done.output)
     assert listing(url) == {}
 
 

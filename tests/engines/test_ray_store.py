@@ -12,10 +12,11 @@ from dataclasses import replace
 import pytest
 
 from mpa_edge.engines.job import Engine
-from mpa_edge.runs.remote.mirror import listing, working_copy
+from mpa_edge.runs.remote.mirror import working_copy
 from mpa_edge.stages.annotate.stage import run_annotate
 from mpa_edge.stages.identify import run_identify
 from tests.engines.conftest import asked, files_of
+from tests.runs.remote.objects import listing
 from tests.store_server import BUCKET, StoreServer, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.peer]

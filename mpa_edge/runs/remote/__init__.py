@@ -1,1 +1,1 @@
-"""TODO."""
+"""Runs behind a URL: a store, its lock, and a local working copy that mirrors it."""

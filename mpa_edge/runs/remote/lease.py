@@ -1,9 +1,9 @@
-"""Who works in a run folder behind a URL: a lock object that its owner renews, and that is free when nobody does.
+"""The lock of a run behind a URL: an object that its owner renews, and that is free when nobody does.
 
-Clocks of two machines need not agree: a second process watches whether the object changes, it compares no times. S3
-creates the object atomically, so one of two that come together gets it. A lock that was left behind is broken by
-delete and create; in the worst case two processes break it within the same instant, and the one whose object is
-overwritten stops at its next renewal. Parts of a run are immutable, so that this costs work, never rows.
+Clocks of two machines need not agree: a second process watches whether the object changes and compares no times. S3
+creates the object atomically, so one of two simultaneous processes gets it. A lock that was left behind is broken by
+deleting and creating it; if two processes do so at the same instant, the one whose object is overwritten stops at its
+next renewal. Parts of a run are immutable, so this costs work, never rows.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from mpa_edge.runs.remote.stores import Store
 LOCK_NAME = ".lock.json"
 LEASE_S = 40.0
 SETTLE_S = 0.5
-LOOKS = 40  # of a second process, within one lease
+LOOKS = 40  # per lease, of a waiting process
 
 
 class Lease:
-    """The lock object of one run folder; take it, it renews itself, release it."""
+    """The lock of one run folder: take it, it renews itself, release it."""
 
     def __init__(self, store: Store, lease_s: float = LEASE_S) -> None:
-        """`lease_s`: so long nobody renews it, and it is free."""
+        """`lease_s`: the lock is free if it was not renewed for this time."""
         self._store, self._lease_s = store, lease_s
         self._me = {"owner": uuid.uuid4().hex, **_this_process(), "began": datetime.now(UTC).isoformat("T", "seconds")}
         self._beat, self._renewed_s = 0, 0.0
@@ -42,14 +42,14 @@ class Lease:
         self._thread = threading.Thread(target=self._renew_often, daemon=True, name="lease")
 
     def take(self) -> None:
-        """Get the lock. MpaError where somebody else is at work; a dead owner's lock is free after one lease."""
+        """Take the lock. MpaError if another process has it; the lock of a dead one is free after one lease."""
         while not self._store.create(LOCK_NAME, self._said()):
             other = self._read()
             if other is None:
                 time.sleep(self._lease_s / LOOKS)
                 continue
             if other.get("owner") == self._me["owner"]:
-                break  # ours: only the answer to our first attempt was lost
+                break  # ours: the response to our first attempt was lost
             if not _is_dead_here(other):
                 self._watch(other)
             if other == self._read():
@@ -62,18 +62,18 @@ class Lease:
         self._thread.start()
 
     def still_ours(self) -> None:
-        """Raise MpaError where another process was seen to have the lock; the store is not asked."""
+        """Raise MpaError if another process was seen to have the lock; makes no request."""
         if self._lost is not None:
             raise self._lost
 
     def check(self) -> None:
-        """The same; the store is asked where the last look is long ago."""
+        """The same; makes a request if the last renewal is long ago."""
         if self._lost is None and time.monotonic() - self._renewed_s > self._lease_s / 2:
             self.renew()
         self.still_ours()
 
     def renew(self) -> None:
-        """Look whose lock it is, and write it again. MpaError where the store stays away."""
+        """Check whose lock it is, and write it again. MpaError if the store cannot be reached."""
         found = self._read()
         if found is not None and found.get("owner") != self._me["owner"]:
             self._lost = self._in_use(found)
@@ -83,7 +83,7 @@ class Lease:
         self._renewed_s = time.monotonic()
 
     def release(self) -> None:
-        """Give it back; a lock that is somebody else's stays."""
+        """Release the lock, unless another process has it."""
         self._stop.set()
         self._thread.join()
         with suppress(MpaError):
@@ -93,12 +93,12 @@ class Lease:
 
     def _renew_often(self) -> None:
         while self._lost is None and not self._stop.wait(self._lease_s / 4):
-            with suppress(MpaError):  # the store is away: `check` asks again, and says so
+            with suppress(MpaError):  # unreachable: `check` asks again, and raises
                 self.renew()
 
     def _watch(self, other: dict[str, Any]) -> None:
-        """Return where the owner is silent for one lease; MpaError as soon as it gives a sign."""
-        say(f"{self._store.url}: {_who(other)} was at work here; waiting up to {self._lease_s:.0f} s for a sign of it")
+        """Return if the owner does not renew for one lease; MpaError as soon as it does."""
+        say(f"{self._store.url} is locked by {_who(other)}; waiting up to {self._lease_s:.0f} s for a sign of life")
         deadline = time.monotonic() + self._lease_s
         while time.monotonic() < deadline:
             time.sleep(self._lease_s / LOOKS)
@@ -115,7 +115,7 @@ class Lease:
         return (json.dumps(self._me | {"beat": self._beat, "lease_s": self._lease_s}) + "\n").encode()
 
     def _read(self) -> dict[str, Any] | None:
-        """What the lock object says; an unreadable one has an owner that nobody knows."""
+        """Content of the lock; {} (an unknown owner) if it cannot be parsed, None if there is none."""
         data = self._store.read(LOCK_NAME)
         with suppress(ValueError):
             found = json.loads(data) if data is not None else None
@@ -128,7 +128,7 @@ def _who(lock: dict[str, Any]) -> str:
 
 
 def _this_process() -> dict[str, Any]:
-    """What tells a process from all others of all machines, and of containers on one machine."""
+    """What identifies a process among all machines, and among containers on one machine."""
     place = ""
     with suppress(OSError):
         place = f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
@@ -136,7 +136,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def _started(pid: int) -> float | None:
-    """When a process of this machine started; None where there is none."""
+    """When a local process started; None if there is none."""
     import psutil
 
     try:
@@ -146,7 +146,7 @@ def _started(pid: int) -> float | None:
 
 
 def _is_dead_here(lock: dict[str, Any]) -> bool:
-    """Whether the owner was a process of this machine that has ended: nothing has to be waited for."""
+    """Whether the owner was a local process that has ended: no need to wait for it."""
     here = _this_process()
     if not here["place"] or lock.get("place") != here["place"] or not isinstance(lock.get("pid"), int):
         return False

@@ -1,11 +1,11 @@
-"""A run folder behind a URL: the URL is the truth, a local working copy is what the stages see.
+"""A run behind a URL: the stages work in a local copy, and the URL holds the truth.
 
-At the start what the URL has more, or other, is fetched; while the stages work, what they have written is sent every
-few seconds, and whole before a stage is thrown away, when it is finished, and at the end. In the store the order of a
-local run folder holds: `manifest.json` goes first when something of its folder changes, and comes last. A kill at any
-moment leaves a folder behind the URL from which the next run goes on, on any machine.
+At the start, whatever is newer behind the URL is downloaded. While the stages work, what they write is uploaded every
+few seconds, and completely before a stage is thrown away, when it is finished, and at the end. As in a local run
+folder, `manifest.json` is deleted first when something in its folder changes, and written last. A kill at any moment
+leaves a folder from which the next run resumes, on any machine.
 
-Not sent: what is hidden (but for what a stage remembers), temporary files, and pictures that the recipe draws.
+Not uploaded: hidden files (except those that a stage remembers by), temporary files, and images that the recipe draws.
 """
 
 from __future__ import annotations
@@ -27,31 +27,28 @@ from mpa_edge.runs.lock import run_lock
 from mpa_edge.runs.log import LOG_FILE
 from mpa_edge.runs.manifest import CLOCK, COMPLETE, INPUTS, MANIFEST, RENDERED, RUN_FILE
 from mpa_edge.runs.remote.lease import LEASE_S, Lease
-from mpa_edge.runs.remote.stores import Store, Stored, download, is_url, listing, upload
+from mpa_edge.runs.remote.stores import Store, Stored
 from mpa_edge.runs.write_hooks import WATCHERS
-
-__all__ = ["Mirror", "Store", "Stored", "download", "is_url", "listing", "upload", "work_folder", "working_copy"]
 
 JOURNAL = ".mirror.jsonl"
 LAST = (MANIFEST, COMPLETE)
 HIDDEN = (INPUTS, CLOCK)
 SEND_EVERY_S = 2.0
-SCAN_SHARE = 20  # of the time between two looks at most one in so many goes into looking
+SCAN_SHARE = 20  # at most 1/20 of the time is spent on scanning the folder
 Local = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Same:
-    """A file that is here and there, as both sides saw it when it was copied."""
+    """A file that is local and stored, as both sides saw it when it was copied."""
 
     local: Local
-    """Size in bytes and time of the last change, ns."""
+    """Size in bytes and modification time in ns."""
     stored: Stored
-    """What the store said."""
 
 
 def work_folder(url: str) -> Path:
-    """Where the working copy of a URL lies unless the user says otherwise: in the user's cache folder."""
+    """Default folder of the working copy of a URL, in the user's cache folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     url = url.rstrip("/")
     return cache / "mpa-edge" / "runs" / f"{url.rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
@@ -59,9 +56,10 @@ def work_folder(url: str) -> Path:
 
 @contextmanager
 def working_copy(url: str, work: str | Path | None = None, lease_s: float = LEASE_S) -> Iterator[Path]:
-    """The local folder of a run behind a URL, locked here and there, up to date; what is written in it is sent.
+    """A local copy of the run behind a URL, up to date and locked on both sides; what is written in it is uploaded.
 
-    Raises MpaError where somebody else works there, or the store refuses or stays away.
+    `work`: its folder, default `work_folder(url)`. `lease_s`: see Lease. Raises MpaError if another process works
+    there, or the store refuses or cannot be reached.
     """
     folder = make_folder(Path(work) if work else work_folder(url))
     with run_lock(folder):
@@ -70,97 +68,83 @@ def working_copy(url: str, work: str | Path | None = None, lease_s: float = LEAS
         lease.take()
         try:
             mirror.pull()
-            with _sending(mirror, lease):
+            sender = Sender(mirror, lease)
+            WATCHERS.append(sender.notify)
+            try:
                 yield folder
+            except BaseException:
+                with suppress(MpaError):  # the user must see the error that ended the block
+                    sender.send()
+                raise
+            else:
+                sender.send()
+            finally:
+                WATCHERS.remove(sender.notify)
+                sender.stop()
         finally:
             lease.release()
 
 
-@contextmanager
-def _sending(mirror: Mirror, lease: Lease) -> Iterator[None]:
-    """Send what is new while the block runs, and the rest when it ends, however it ends."""
-    sender = Sender(mirror, lease)
-    WATCHERS.append(sender.told)
-    try:
-        yield
-    except BaseException:
-        with suppress(MpaError):  # what ended the block is what the user must read
-            sender.end()
-        raise
-    else:
-        sender.end()
-    finally:
-        WATCHERS.remove(sender.told)
-        sender.stop()
-
-
 class Sender:
-    """Sends beside the stages; they wait for it only where the order matters."""
+    """Uploads in a thread; the stages wait for it only where the order matters."""
 
     def __init__(self, mirror: Mirror, lease: Lease) -> None:
         self._mirror, self._lease = mirror, lease
-        self._turn, self._stop, self._look = threading.Lock(), threading.Event(), threading.Event()
-        self._away = False
-        self._thread = threading.Thread(target=self._often, daemon=True, name="mirror")
+        self._one_at_a_time, self._stop, self._news = threading.Lock(), threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="mirror")
         self._thread.start()
 
-    def told(self, folder: Path, settled: bool) -> None:
-        """A stage has written something; `settled`: it goes on only when the store has it."""
+    def notify(self, folder: Path, settled: bool) -> None:
+        """A stage has written something; `settled`: return only when it is uploaded."""
         if not folder.resolve().is_relative_to(self._mirror.folder.resolve()):
             return
         if settled:
-            self._send()
+            self.send()
         else:
             self._lease.still_ours()
-        self._look.set()
+        self._news.set()
 
-    def _send(self) -> float:
-        """Send all there is; seconds that it took."""
-        started = time.monotonic()
-        with self._turn:
+    def send(self) -> None:
+        """Upload everything that is new. MpaError if the store does not have all of it."""
+        with self._one_at_a_time:
             self._lease.check()
             self._mirror.push()
-        return time.monotonic() - started
-
-    def _often(self) -> None:
-        pause_s = SEND_EVERY_S
-        while not self._stop.wait(pause_s):
-            if not self._look.wait(timeout=pause_s * 5):
-                pass  # not every file has somebody who tells of it: checkpoints, exports
-            self._look.clear()
-            try:
-                pause_s = max(SEND_EVERY_S, SCAN_SHARE * self._mirror.look_s)
-                self._send()
-                self._away = False
-            except MpaError as error:
-                if not self._away and not self._stop.is_set():
-                    say(f"{error} (going on here, and trying again)")
-                self._away = True
-
-    def end(self) -> None:
-        """The last of it. MpaError where the store has not got everything."""
-        self._send()
 
     def stop(self) -> None:
-        """No more is sent."""
+        """Upload nothing more."""
         self._stop.set()
-        self._look.set()
+        self._news.set()
         self._thread.join()
+
+    def _run(self) -> None:
+        pause_s, is_failing = SEND_EVERY_S, False
+        while not self._stop.wait(pause_s):
+            # not everything that writes also notifies: checkpoints and exports do not
+            self._news.wait(timeout=pause_s * 5)
+            self._news.clear()
+            try:
+                pause_s = max(SEND_EVERY_S, SCAN_SHARE * self._mirror.scan_s)
+                self.send()
+                is_failing = False
+            except MpaError as error:
+                if not is_failing and not self._stop.is_set():
+                    say(f"{error} (continuing locally, and retrying)")
+                is_failing = True
 
 
 class Mirror:
-    """What is here, what is there, and what both had when they last were the same."""
+    """The local folder, the store, and the state in which both were last the same."""
 
     def __init__(self, store: Store, folder: Path) -> None:
-        """MpaError where the folder is another's: a working copy may delete what the URL has not."""
-        self.store, self.folder, self.look_s = store, folder, 0.0
+        """MpaError if the folder is not a working copy of this URL: files that the URL lacks may be deleted."""
+        self.store, self.folder, self.scan_s = store, folder, 0.0
         self._same = self._read_journal()
 
     def pull(self) -> None:
-        """Take over what others have done behind the URL since; what only this machine has done is kept.
+        """Download what other machines have done since; what only this machine has done is kept.
 
-        A stage folder in which somebody else has worked is theirs: of what is only here, files made of the same inputs
-        stay. Without anybody else, what is here is as new or newer.
+        In a stage folder that another machine has changed, its state wins; local files stay if they were made from the
+        same inputs. All other local files are as new as the stored ones, or newer.
         """
         there = {name: stored for name, stored in self.store.listing().items() if is_mirrored(name)}
         here, same = self._scan(), self._same
@@ -177,38 +161,38 @@ class Mirror:
         for name in [name for name in same if name not in there]:
             self._note(name, None)
         if wanted:
-            say(f"{self.store.url}: fetching {len(wanted)} files into {self.folder}")
+            say(f"{self.store.url}: downloading {len(wanted)} files into {self.folder}")
         log = self.folder / LOG_FILE
         begun = log.read_bytes() if LOG_FILE in wanted and log.is_file() else b""
         self._fetch(sorted(wanted, key=_order), there)
-        if begun:  # this process has logged before: its lines follow those of the earlier ones
+        if begun:  # what this process has logged so far follows the log of earlier ones
             with log.open("ab") as file:
                 file.write(begun)
 
     def push(self) -> None:
-        """Send what is new and withdraw what is gone: a manifest first when it goes, and last when it comes."""
+        """Upload what is new and delete what is gone: manifests are deleted first and uploaded last."""
         started = time.monotonic()
         first = self._scan()
-        # a second look: what was written before a last file is in it, if that one was in the first
+        # a second scan has everything that was written before a manifest of the first scan
         here = {n: at for n, at in self._scan().items() if _base(n) not in LAST or n in first}
-        self.look_s = time.monotonic() - started
+        self.scan_s = time.monotonic() - started
         if RUN_FILE not in here:  # a log alone makes no run
             here.pop(LOG_FILE, None)
         changed = [n for n, at in here.items() if n not in self._same or self._same[n].local != at]
         gone = [n for n in self._same if n not in here]
-        withdrawn = self._withdrawn(changed, gone)
-        self._remove(sorted(withdrawn, key=_order))
+        outdated = self._outdated(changed, gone)
+        self._remove(sorted(outdated, key=_order))
         changed = [n for n in here if n not in self._same or self._same[n].local != here[n]]
         self._send([n for n in changed if _base(n) == INPUTS], here)
         self._send([n for n in changed if _base(n) not in (INPUTS, *LAST)], here)
-        self._remove([n for n in gone if n not in withdrawn])
+        self._remove([n for n in gone if n not in outdated])
         self._send([n for n in changed if _base(n) in LAST], here)
 
-    def _withdrawn(self, changed: Iterable[str], gone: Iterable[str]) -> set[str]:
-        """What must go from the store before anything new is sent.
+    def _outdated(self, changed: Iterable[str], gone: Iterable[str]) -> set[str]:
+        """What must be deleted from the store before anything is uploaded.
 
-        Manifests above whatever changes; and all of a folder that is made of other inputs now, or its old parts would
-        be taken for new ones.
+        Manifests above each change, and all of a folder that is now made from other inputs: its old parts would be
+        taken for new ones.
         """
         touched = [*changed, *gone]
         moving = [n for n in touched if _base(n) not in HIDDEN]
@@ -217,7 +201,7 @@ class Mirror:
         return {n for n in self._same if n in above or (restarted and n.startswith(restarted))}
 
     def _inputs_differ(self, part: str, here: Mapping[str, Local], news: set[str]) -> bool:
-        """Whether a stage folder is made of other inputs there than here."""
+        """Whether the stored stage folder is made from other inputs than the local one."""
         name = f"{part}/{INPUTS}"
         if not part or name not in here:
             return bool(part)
@@ -234,7 +218,7 @@ class Mirror:
 
     def _send(self, names: list[str], here: Mapping[str, Local]) -> None:
         for name, stored in self.store.put(self.folder, names).items():
-            # what changed on the way keeps its old time here, and is sent again
+            # a file that changed meanwhile keeps its old time here, and is uploaded again
             self._note(name, Same(here[name], stored))
 
     def _remove(self, names: Iterable[str]) -> None:
@@ -243,7 +227,7 @@ class Mirror:
             self._note(name, None)
 
     def _scan(self) -> dict[str, Local]:
-        """Every file that is mirrored, with what changes when somebody writes to it."""
+        """Every mirrored file with its size and modification time."""
         found, waiting = {}, [self.folder]
         while waiting:
             with suppress(FileNotFoundError), os.scandir(waiting.pop()) as entries:
@@ -258,14 +242,16 @@ class Mirror:
         return found
 
     def _read_journal(self) -> dict[str, Same]:
-        """What was the same when it was last written down; one line a copied file, later ones count."""
+        """The journal: one line for each copied file, the last one counts."""
         path, head = self.folder / JOURNAL, json.dumps({"url": self.store.url})
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         if lines[:1] != [head] and (lines or self._scan().keys() - {LOG_FILE}):
-            raise MpaError(f"{self.folder} is no working copy of {self.store.url}: choose an empty folder with --work")
+            raise MpaError(
+                f"{self.folder} is not a working copy of {self.store.url}: choose an empty folder with --work"
+            )
         same: dict[str, Same] = {}
         for line in lines[1:]:
-            with suppress(ValueError):  # the line that a kill tore
+            with suppress(ValueError):  # a line cut short by a kill
                 name, *rest = json.loads(line)
                 same.pop(name, None)
                 if rest:
@@ -282,7 +268,7 @@ class Mirror:
 
 
 def is_mirrored(name: str) -> bool:
-    """Whether a file of a run folder belongs into the store.
+    """Whether a file of a run folder is uploaded.
 
     >>> [is_mirrored(n) for n in ("run.json", "1-annotate/.inputs.json", ".lock", "images/0.png", "exports/.parts/x")]
     [True, True, False, False, False]
@@ -307,12 +293,12 @@ def _base(name: str) -> str:
 
 
 def _part_of(name: str) -> str:
-    """The stage folder of a file; empty for what lies at the top."""
+    """The stage folder of a file; empty for files at the top."""
     return name.partition("/")[0] if "/" in name else ""
 
 
 def _folders(name: str) -> list[str]:
-    """Every folder above a file, with its slash; the top is no stage.
+    """Every folder above a file but the run folder itself, with a slash.
 
     >>> _folders("exports/int8/model.onnx")
     ['exports/', 'exports/int8/']
@@ -322,5 +308,5 @@ def _folders(name: str) -> list[str]:
 
 
 def _order(name: str) -> tuple[int, str]:
-    """Manifests and inputs first: without them the rest counts for nothing."""
+    """Sort key: manifests and inputs first, because without them the rest does not count."""
     return (0 if _base(name) in (*LAST, INPUTS) else 1), name

@@ -1,7 +1,7 @@
-"""Folders behind a URL (`s3://bucket/runs/x` and whatever else fsspec knows): list, read, write, copy, delete.
+"""Folders behind a URL (`s3://bucket/runs/x`, or any other file system of fsspec): list, read, write, copy, delete.
 
-Credentials come from where the backend looks for them (environment, its own files), never from the URL. What fails on
-the way is tried again for a bounded time; what cannot get better (credentials, no such bucket) is said at once.
+Credentials come from where the backend looks for them (environment, its own files), never from the URL. Network errors
+are retried for a limited time; wrong credentials or a missing bucket are reported at once.
 """
 
 from __future__ import annotations
@@ -32,25 +32,24 @@ NO_LOGIN = (
     "ProfileNotFound",
     "ClientAuthenticationError",
 )
-# a store's own fingerprint of an object, by backend: S3 and others, a hub's buckets, Azure, Google, folders, memory
+# fingerprint of an object, by backend: S3 and others, Hugging Face buckets, Azure, Google, local folders, memory
 MARKS = ("ETag", "etag", "xet_hash", "content_md5", "md5Hash", "LastModified", "mtime", "created")
-# patience of the S3 client itself for one attempt; ours is around it
+# limits of the S3 client for one attempt; retries are ours
 S3_OPTIONS = {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 1}}}
 Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a store says of one object."""
+    """Size and fingerprint of one object."""
 
     size_bytes: int
-    """Its size."""
     mark: str
-    """The store's own fingerprint: another one after each write with other content."""
+    """The store's own fingerprint: it changes with the content."""
 
 
 def is_url(text: str | Path | None) -> bool:
-    """Whether a run folder lies behind a URL.
+    """Whether this is a URL, not a local path.
 
     >>> is_url("s3://bucket/runs/x"), is_url("runs/x"), is_url(None)
     (True, False, False)
@@ -59,15 +58,15 @@ def is_url(text: str | Path | None) -> bool:
 
 
 class Store:
-    """One folder behind a URL. Every method raises MpaError where the store refuses or stays away."""
+    """One folder behind a URL. Methods raise MpaError if the store refuses or cannot be reached for `retry_s`."""
 
     def __init__(self, url: str, retry_s: float = RETRY_S) -> None:
-        """Nothing is asked of the store yet. MpaError for a URL of an unknown kind, or whose package is missing."""
+        """No request is made yet. MpaError for an unknown kind of URL, or if its package is missing."""
         self.url, self._retry_s = url.rstrip("/"), retry_s
         self._fs, self._root = _opened(self.url)
 
     def listing(self) -> dict[str, Stored]:
-        """Every object below: path inside the folder -> what the store says of it; empty where nothing is there."""
+        """Every object in the folder: path inside it -> size and fingerprint; empty if there is none."""
 
         def look() -> dict[str, Any]:
             self._fs.invalidate_cache()
@@ -77,12 +76,12 @@ class Store:
                 return {}
 
         start = len(self._root) + 1
-        found = self._patiently(look)
+        found = self._retried(look)
         names = ((path[start:], info) for path, info in found.items() if path[start:] and not path.endswith("/"))
         return {_inside(self.url, name): _stored(info) for name, info in names}
 
     def read(self, name: str) -> bytes | None:
-        """Content of one object; None where it is not there."""
+        """Content of one object; None if it does not exist."""
 
         def fetch() -> bytes | None:
             try:
@@ -90,14 +89,14 @@ class Store:
             except FileNotFoundError:
                 return None
 
-        return self._patiently(fetch)
+        return self._retried(fetch)
 
     def write(self, name: str, data: bytes) -> None:
         """Write one object."""
-        self._patiently(lambda: self._piped(name, data, "overwrite"))
+        self._retried(lambda: self._piped(name, data, "overwrite"))
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write one object that must not be there yet; False where it is. S3 decides that atomically."""
+        """Write one object that does not exist yet; False if it does. Atomic on S3."""
 
         def attempt() -> bool:
             try:
@@ -108,20 +107,25 @@ class Store:
                 raise
             return True
 
-        return self._patiently(attempt)
+        return self._retried(attempt)
 
     def put(self, folder: Path, names: Sequence[str]) -> dict[str, Stored]:
-        """Copy files of a folder here; what is no longer in the folder is left out of the answer."""
+        """Upload files `names` of a local folder. -> what is stored; without files that no longer exist."""
         return _each(names, lambda name: self._put(folder, name))
 
     def get(self, folder: Path, names: Sequence[str]) -> None:
-        """Copy objects into a folder, each atomically. FileNotFoundError where one is not there."""
+        """Download objects into a local folder, each atomically. MpaError if one does not exist."""
         _each(names, lambda name: self._get(folder, name))
 
     def delete(self, names: Iterable[str]) -> None:
-        """Delete objects; those that are gone already do not matter. In order, so that a kill leaves a known rest."""
+        """Delete objects in this order, so that a kill leaves a known rest. Missing ones are no error."""
         for name in names:
-            self._patiently(lambda name=name: self._removed(name))  # type: ignore[misc]
+
+            def remove(path: str = self._path(name)) -> None:
+                with suppress(FileNotFoundError):
+                    self._fs.rm_file(path)
+
+            self._retried(remove)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -131,8 +135,9 @@ class Store:
         self._fs.pipe_file(self._path(name), data, mode=mode)
 
     def _make_parent(self, name: str) -> None:
-        """Folders are there in object stores by themselves: asking for one could make a bucket."""
-        if "file" in _protocols(self._fs):
+        """Object stores need no folders, and making one could create a bucket."""
+        protocol = self._fs.protocol
+        if "file" in ((protocol,) if isinstance(protocol, str) else protocol):
             self._fs.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
 
     def _put(self, folder: Path, name: str) -> Stored | None:
@@ -144,13 +149,13 @@ class Store:
                 self._fs.invalidate_cache()
                 found = _stored(self._fs.info(self._path(name)))
                 if found.size_bytes != size_bytes and (folder / name).stat().st_size == size_bytes:
-                    raise OSError(f"{name} arrived with {found.size_bytes} of {size_bytes} bytes")
+                    raise OSError(f"{name} was stored with {found.size_bytes} of {size_bytes} bytes")
                 return found
             if (folder / name).exists():
                 raise FileNotFoundError(name)
             return None
 
-        return self._patiently(copied)
+        return self._retried(copied)
 
     def _get(self, folder: Path, name: str) -> bool:
         target = folder / name
@@ -164,16 +169,12 @@ class Store:
 
         make_folder(target.parent)
         try:
-            return self._patiently(copied)
+            return self._retried(copied)
         finally:
             temp.unlink(missing_ok=True)
 
-    def _removed(self, name: str) -> None:
-        with suppress(FileNotFoundError):
-            self._fs.rm_file(self._path(name))
-
-    def _patiently(self, action: Callable[[], Made]) -> Made:
-        """Try until it works or time is up; what waiting cannot mend is raised at once."""
+    def _retried(self, action: Callable[[], Made]) -> Made:
+        """Retry until it works or time is up; what a retry cannot fix is raised at once."""
         deadline, wait_s = time.monotonic() + self._retry_s, FIRST_WAIT_S
         while True:
             try:
@@ -181,27 +182,27 @@ class Store:
             except MpaError:
                 raise
             except Exception as error:  # each backend has errors of its own
-                said = self._hopeless(error)
+                said = self._final_error(error)
                 if said is None and time.monotonic() + wait_s > deadline:
                     said = MpaError(
-                        f"{self.url} cannot be reached ({_words(error)}): check the network and the endpoint, and run "
-                        f"the same command again; nothing is lost"
+                        f"{self.url} cannot be reached ({_words(error)}): check the network and the endpoint, then "
+                        f"rerun; nothing is lost"
                     )
                 if said is not None:
                     raise said from error
                 time.sleep(wait_s)
                 wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
-    def _hopeless(self, error: Exception) -> MpaError | None:
-        """What no second attempt would mend, as the user's error."""
+    def _final_error(self, error: Exception) -> MpaError | None:
+        """The error for the user if a retry cannot help, else None."""
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(error, PermissionError) or type(error).__name__ in NO_LOGIN or status in (401, 403):
             return MpaError(
-                f"{self.url} refuses these credentials ({_words(error)}): set those of the store in the environment, "
-                f"for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                f"{self.url} refuses these credentials ({_words(error)}): set the store's credentials in the "
+                f"environment, for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
         if isinstance(error, FileNotFoundError) or status == 404:
-            return MpaError(f"{self.url} is not there ({_words(error)}): make the bucket first, or name another")
+            return MpaError(f"{self.url} does not exist ({_words(error)}): create the bucket first, or name another")
         if isinstance(error, ImportError):
             return _missing(self.url, error)
         return None
@@ -213,14 +214,16 @@ def _opened(url: str) -> tuple[Any, str]:
 
     scheme, _, rest = url.partition("://")
     if "@" in rest.partition("/")[0]:
-        raise MpaError(f"{scheme}://…@… holds credentials: put them into the environment and leave them out of the URL")
+        raise MpaError(
+            f"{scheme}://…@… contains credentials: put them into the environment and leave them out of the URL"
+        )
     options: dict[str, Any] = S3_OPTIONS if scheme in ("s3", "s3a") else {}
     try:
         fs, path = fsspec.core.url_to_fs(url, skip_instance_cache=True, use_listings_cache=False, **options)
     except ImportError as error:
         raise _missing(url, error) from error
     except ValueError as error:
-        raise MpaError(f"{scheme}:// is no store that is known here: use s3://BUCKET/FOLDER, or a folder") from error
+        raise MpaError(f"{scheme}:// is not supported: use s3://BUCKET/FOLDER, or a folder") from error
     if hasattr(fs, "retries"):
         fs.retries = 1  # s3fs would try five times inside each of our attempts
     return fs, str(path).rstrip("/")
@@ -236,23 +239,19 @@ def _missing(url: str, error: ImportError) -> MpaError:
 
 
 def _inside(url: str, name: str) -> str:
-    """The name of an object as a path inside a folder; MpaError where it would lead out of it.
+    """The name of an object as a path inside a folder; MpaError if it points outside.
 
     >>> _inside("s3://b/x", "1-annotate/part-00000.parquet")
     '1-annotate/part-00000.parquet'
     """
     if name.startswith("/") or "\0" in name or ".." in name.split("/"):
-        raise MpaError(f"{url} holds {name!r}, a name that leads out of its folder: remove that object first")
+        raise MpaError(f"{url} contains {name!r}, a path outside of its folder: remove that object first")
     return name
-
-
-def _protocols(fs: Any) -> tuple[str, ...]:
-    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
 
 
 def _stored(info: dict[str, Any]) -> Stored:
     mark = next((info[key] for key in MARKS if info.get(key)), "")
-    # one backend gives a time in a listing and a date for one object
+    # one backend returns a timestamp in a listing and a datetime for a single object
     return Stored(int(info.get("size") or 0), str(mark.timestamp() if isinstance(mark, datetime) else mark))
 
 
@@ -261,37 +260,10 @@ def _words(error: Exception) -> str:
 
 
 def _each(names: Sequence[str], work: Callable[[str], Made | None]) -> dict[str, Made]:
-    """What `work` makes of each name, some at a time."""
+    """Name -> result of `work`, several at a time; without those that are None."""
     if len(names) <= 1:
         found = [(name, work(name)) for name in names]
     else:
         with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:
             found = list(zip(names, pool.map(work, names), strict=True))
     return {name: made for name, made in found if made is not None}
-
-
-# --- for whoever has files to send or to fetch, without a working copy ----------------------------------------------
-
-
-def upload(url: str, folder: Path, names: Sequence[str]) -> None:
-    """Copy files `names` (paths inside `folder`) to the same names below the URL; name the one that matters last, last.
-
-    All but the last name are there before the last one is sent. MpaError where the store refuses or stays away, or a
-    file is not there.
-    """
-    store = Store(url)
-    for some in (list(names[:-1]), list(names[-1:])):
-        there = store.put(folder, some)
-        lacking = [name for name in some if name not in there]
-        if lacking:
-            raise MpaError(f"{folder / lacking[0]} is not there to be uploaded: run the same command again")
-
-
-def download(url: str, folder: Path, names: Sequence[str]) -> None:
-    """Copy objects `names` below the URL into `folder`, each atomically. MpaError as above."""
-    Store(url).get(folder, names)
-
-
-def listing(url: str) -> dict[str, Stored]:
-    """Every object below a URL: path inside it -> size and fingerprint; empty where nothing is there."""
-    return Store(url).listing()

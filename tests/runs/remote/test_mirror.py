@@ -16,9 +16,10 @@ from mpa_edge.runs.log import LOG_FILE, logger
 from mpa_edge.runs.manifest import INPUTS, MANIFEST, finish, prepare
 from mpa_edge.runs.remote import mirror
 from mpa_edge.runs.remote.lease import LOCK_NAME, Lease
-from mpa_edge.runs.remote.mirror import Mirror, listing, work_folder, working_copy
+from mpa_edge.runs.remote.mirror import Mirror, work_folder, working_copy
 from mpa_edge.runs.remote.stores import Store
 from mpa_edge.runs.write_hooks import WATCHERS, tell
+from tests.runs.remote.objects import listing
 
 COUNT = itertools.count()
 STAGE = "1-annotate"
@@ -235,14 +236,14 @@ def test_a_journal_that_a_kill_tore_costs_only_a_copy(url: str, tmp_path: Path) 
 
 def test_a_folder_with_other_content_is_left_alone(url: str, tmp_path: Path) -> None:
     write_bytes(tmp_path / "thesis.tex", b"years")
-    with pytest.raises(MpaError, match="is no working copy of .*: choose an empty folder with --work"):
+    with pytest.raises(MpaError, match="is not a working copy of .*: choose an empty folder with --work"):
         copy_of(url, tmp_path)
     assert (tmp_path / "thesis.tex").read_bytes() == b"years"
 
 
 def test_a_working_copy_belongs_to_one_url(url: str, tmp_path: Path) -> None:
     copy_of(url, tmp_path).pull()
-    with pytest.raises(MpaError, match="is no working copy of memory://elsewhere"):
+    with pytest.raises(MpaError, match="is not a working copy of memory://elsewhere"):
         copy_of("memory://elsewhere", tmp_path)
 
 

@@ -17,7 +17,8 @@ from PIL import Image
 from mpa_edge.errors import MpaError
 from mpa_edge.runs.remote.lease import LOCK_NAME
 from mpa_edge.runs.remote.mirror import is_mirrored
-from mpa_edge.runs.remote.stores import Store, listing
+from mpa_edge.runs.remote.stores import Store
+from tests.runs.remote.objects import listing
 from tests.store_server import BUCKET, StoreServer, environment, running
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
@@ -135,9 +136,9 @@ def test_stopped_by_ctrl_c_everything_is_there(server: StoreServer, url: str, pi
 SEND = """
 import sys
 from pathlib import Path
-from mpa_edge.runs.remote.mirror import upload
+from mpa_edge.runs.remote.stores import Store
 print("sending", flush=True)
-upload(sys.argv[1], Path(sys.argv[2]), ["large"])
+Store(sys.argv[1]).put(Path(sys.argv[2]), ["large"])
 print("sent", flush=True)
 """
 
@@ -172,7 +173,7 @@ def test_the_server_decides_who_creates(url: str) -> None:
         (f"s3://{BUCKET}/x", {"AWS_SECRET_ACCESS_KEY": "wrong"}, "refuses these credentials"),
         (f"s3://{BUCKET}/x", {"AWS_ACCESS_KEY_ID": "nobody"}, "refuses these credentials"),
         (f"s3://{BUCKET}/x", {"AWS_ACCESS_KEY_ID": ""}, "refuses these credentials"),
-        ("s3://no-such-bucket/x", {}, "refuses these credentials|is not there"),
+        ("s3://no-such-bucket/x", {}, "refuses these credentials|does not exist"),
         (f"s3://{BUCKET}/x", {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "cannot be reached"),
     ],
 )
