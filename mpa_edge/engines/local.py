@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mpa_edge.engines.job import Facts, Job
-from mpa_edge.engines.retries import AT_ONCE, Budget, failed_tries, forgive, reason_of
+from mpa_edge.engines.retries import AT_ONCE, Budget, failed_tries, poisoned_path, reason_of
 from mpa_edge.progress import progress
 from mpa_edge.runs.log import logger
 
@@ -27,7 +27,7 @@ def do_shards(job: Job, written: Callable[[int], object]) -> None:
     budget, n_failed, tries = Budget(job), 0, job.config.shard_tries
     with progress(job.title, job.units, job.units_done, lambda: failed_tries(n_failed)) as advance:
         for shard in job.todo:
-            forgive(job.folder, shard)
+            poisoned_path(job.folder, shard).unlink(missing_ok=True)
             item, reason = job.worker.item(shard), ""
             for n in range(1, tries + 1):
                 try:

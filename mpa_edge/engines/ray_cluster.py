@@ -64,11 +64,31 @@ def connected(engine: Engine) -> Iterator[Any]:
 
     if ray.is_initialized():
         raise MpaError("this process is already connected to a Ray cluster: call ray.shutdown() first")
+    own: dict[str, Any] = {"num_cpus": max(2, len(os.sched_getaffinity(0))), "object_store_memory": store_bytes()}
+    options = {} if engine.address else {**own, "include_dashboard": False}
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        with _signals_kept():
-            _init(ray, engine)
-        with _notifier(GONE):
-            yield ray
+        try:
+            ray.init(address=engine.address or "local", log_to_driver=False, logging_level="ERROR", **options)
+        except Exception as error:  # each kind of address raises its own errors
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            if engine.address:
+                raise _no_cluster(engine.address, said) from error
+            raise MpaError(f"Ray does not start on this machine ({said}): use --engine local") from error
+        finally:
+            for number, handler in handlers.items():  # Ray installs its own
+                signal.signal(number, handler)
+        # Ray ends this process without a message as soon as the daemon of this machine is gone. A second process waits
+        # for the pipe to close, and writes the message unless it was told that all is well
+        command = [sys.executable, "-ISc", NOTIFIER, f"error: {GONE}\n"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as witness:
+            try:
+                yield ray
+            finally:
+                with suppress(OSError):
+                    witness.communicate(b"alive")
     finally:
         ray.shutdown()
 
@@ -94,49 +114,6 @@ def _no_cluster(address: str, said: str) -> MpaError:
     )
 
 
-def _init(ray: Any, engine: Engine) -> None:
-    own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": store_bytes()}
-    own["num_cpus"] = max(2, len(os.sched_getaffinity(0)))
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    try:
-        ray.init(address=engine.address or "local", **({} if engine.address else own), **quiet)
-    except Exception as error:  # each kind of address raises its own errors
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        if engine.address:
-            raise _no_cluster(engine.address, said) from error
-        raise MpaError(f"Ray does not start on this machine ({said}): use --engine local") from error
-
-
-@contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Restore our signal handlers after the block: Ray installs its own."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _notifier(text: str) -> Iterator[None]:
-    """Have `text` written to stderr if this process is ended within the block.
-
-    Ray ends it without a message as soon as the daemon of this machine is gone. A second process waits for the pipe to
-    close, and writes the text unless it was told that all is well.
-    """
-    command = [sys.executable, "-ISc", NOTIFIER, f"error: {text}\n"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as witness:
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                witness.communicate(b"alive")
-
-
 def store_bytes() -> int:
     """Size of the object store of our own cluster: a share of the memory, limited by the free shared memory."""
     shared = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else STORE_MB[1] * MB  # noqa: S108
@@ -157,18 +134,13 @@ def fit_actors(nodes: Sequence[Resources], config: EngineConfig, device: str) ->
     useful = [node for node in nodes if node.get("CPU", 0) > 0 and (not gpus or node.get("GPU", 0) > 0)]
     whole = min((node["CPU"] for node in useful), default=1.0)
     cpus = config.cpus_per_actor or (1.0 if gpus or config.actors else whole)
-    room = sum(_fit(node, gpus, cpus) for node in useful)
+    room = sum(int(min(node["CPU"] / cpus, node["GPU"] / gpus if gpus else node["CPU"] / cpus)) for node in useful)
     if not room:
         raise MpaError(
             f"no machine of the Ray cluster has {gpus:g} GPUs and {cpus:g} CPUs for an actor: use other "
             f"engine.gpus_per_actor and engine.cpus_per_actor"
         )
     return min(config.actors or room, room), gpus, cpus
-
-
-def _fit(node: Resources, gpus: float, cpus: float) -> int:
-    by_cpu = node["CPU"] / cpus
-    return int(min(by_cpu, node["GPU"] / gpus) if gpus else by_cpu)
 
 
 def ahead_bytes(store: float, actors: int, readers: int) -> int:

@@ -7,24 +7,26 @@ one; the files of the run folder say which are left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import os
+import pickle
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from mpa_edge import __version__
 from mpa_edge.engines.job import Engine, Facts, Job, merged
 from mpa_edge.engines.ray_cluster import CLIENT, ahead_bytes, block_size, connected, fit_actors
-from mpa_edge.engines.ray_ledger import Event, Ledger
-from mpa_edge.engines.retries import Budget, forgive
+from mpa_edge.engines.ray_ledger import Ledger
+from mpa_edge.engines.retries import Budget, poisoned_path
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import Advance, progress, say
 from mpa_edge.runs.files import make_folder, write_bytes
 from mpa_edge.runs.manifest import INPUTS
 
 if TYPE_CHECKING:
-    from mpa_edge.engines.ray_pool import ActorSpec, Layout
+    from mpa_edge.engines.ray_pool import ActorSpec
 
 GROUP = 64  # blocks behind one object reference
 POLL_S = 0.5
@@ -32,7 +34,6 @@ POLL_TIMEOUT_S = 60.0
 STALL_S = 60.0
 START_S = 300.0  # until the first actor lives: machines may have to be started for it
 BARREN_ROUNDS = 3
-Item = TypeVar("Item")
 
 
 @contextmanager
@@ -67,7 +68,7 @@ class Rounds:
         """Round after round, until every shard is done or set aside."""
         job, barren = self._job, 0
         for shard in job.todo:
-            forgive(job.folder, shard)
+            poisoned_path(job.folder, shard).unlink(missing_ok=True)
 
         def note() -> str:
             done = len(job.sizes) - len(self._left) - self._budget.n_aside
@@ -87,15 +88,28 @@ class Rounds:
 
     def _round(self, advance: Advance) -> str:
         """Run one data set over the shards that are left; returns why it ended."""
-        ray, layout = self._ray, self._layout()
+        ray, job = self._ray, self._job
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
         from mpa_edge.engines import ray_pool
 
-        here = self._beside_us()
-        ledger = ray.remote(Ledger).options(num_cpus=0, **here).remote(self._job.config.shard_tries)
+        # how many actors and readers fit on the machines that are there now
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        actors, gpus, cpus = fit_actors(nodes, job.config, self._device)
+        readers = int(min(max(sum(node.get("CPU", 0) for node in nodes) - actors * cpus, 1), actors))
+        ahead = ahead_bytes(sum(node.get("object_store_memory", 0) for node in nodes), actors, readers)
+        # ledger and coordinator must not be lost: they run on this machine, for a client from outside on the head node
+        here: dict[str, Any] = {"resources": {"node:__internal_head__": 0.001}}
+        if not self._is_client:
+            node_id = ray.get_runtime_context().get_node_id()
+            here = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
+        ledger = ray.remote(Ledger).options(num_cpus=0, **here).remote(job.config.shard_tries)
         coordinator = ray.remote(ray_pool.Coordinator).options(num_cpus=0, **here).remote()
         spec = self._spec()
-        groups = [(ray.put(group), len(group)) for group in self._groups(layout.actors, spec.remote_files)]
-        running = coordinator.run.remote(groups, spec, layout, ledger)
+        groups = [(ray.put(group), len(group)) for group in self._groups(actors, spec.remote_files)]
+        running = coordinator.run.remote(
+            groups, spec, ledger, actors=actors, gpus=gpus, cpus=cpus, readers=readers, ahead_bytes=ahead
+        )
         try:
             return self._wait(running, ledger, advance)
         finally:
@@ -104,7 +118,7 @@ class Rounds:
 
     def _wait(self, running: Any, ledger: Any, advance: Advance) -> str:
         """Collect what the ledger reports until the round is over or nothing moves any more."""
-        ray = self._ray
+        ray, job = self._ray, self._job
         while True:
             over, _ = ray.wait([running], timeout=POLL_S)
             try:
@@ -113,7 +127,19 @@ class Rounds:
                 return cause_of(error)
             self._status = status.line()
             for event in status.events:
-                self._handle(event, advance)
+                if event.kind == "fatal":
+                    raise MpaError(event.text)
+                if event.shard not in self._left:
+                    continue  # written twice: both have the same bytes
+                self._left.remove(event.shard)
+                if event.kind == "aside":
+                    self._budget.set_aside(event.shard, event.tries, event.text)
+                else:
+                    for name, data in event.files:
+                        write_bytes(make_folder((job.run_folder / name).parent) / Path(name).name, data)
+                    self._facts = merged(self._facts, event.facts)
+                    self._written(event.shard)
+                advance(job.sizes[event.shard])
             advance(0)
             if over:
                 try:
@@ -122,49 +148,25 @@ class Rounds:
                     return cause_of(error)
                 return "shards were lost"
             if status.missing and status.idle_s > (STALL_S if status.met else START_S):
-                say(f"{self._job.title}: no progress for {status.idle_s:.0f} s; continuing on the remaining machines")
+                say(f"{job.title}: no progress for {status.idle_s:.0f} s; continuing on the remaining machines")
                 return "lost actors could not be restarted"
-
-    def _handle(self, event: Event, advance: Advance) -> None:
-        job = self._job
-        if event.kind == "fatal":
-            raise MpaError(event.text)
-        if event.shard not in self._left:
-            return  # written twice: both have the same bytes
-        self._left.remove(event.shard)
-        if event.kind == "aside":
-            self._budget.set_aside(event.shard, event.tries, event.text)
-        else:
-            for name, data in event.files:
-                write_bytes(make_folder((job.run_folder / name).parent) / Path(name).name, data)
-            self._facts = merged(self._facts, event.facts)
-            self._written(event.shard)
-        advance(job.sizes[event.shard])
-
-    def _layout(self) -> Layout:
-        """How many actors and readers fit on the machines that are there now."""
-        from mpa_edge.engines.ray_pool import Layout
-
-        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        actors, gpus, cpus = fit_actors(nodes, self._job.config, self._device)
-        spare = sum(node.get("CPU", 0) for node in nodes) - actors * cpus
-        readers = int(min(max(spare, 1), actors))
-        store = sum(node.get("object_store_memory", 0) for node in nodes)
-        return Layout(actors, gpus, cpus, readers, ahead_bytes(store, actors, readers))
 
     def _groups(self, actors: int, with_files: bool) -> Iterator[list[bytes]]:
         """The shards that are left as packed blocks, in groups; `with_files`: with the files that their work reads."""
-        from mpa_edge.engines.ray_pool import packed
+        worker, folder, left = self._job.worker, self._job.run_folder, sorted(self._left)
 
-        worker, folder = self._job.worker, self._job.run_folder
+        def packed(shards: Sequence[int]) -> bytes:
+            """A block with what each shard carries, small enough to keep for all shards."""
+            block = []
+            for shard in shards:
+                names = worker.inputs(shard) if with_files else ()
+                block.append((shard, worker.item(shard), tuple((name, (folder / name).read_bytes()) for name in names)))
+            return zlib.compress(pickle.dumps(block), 1)
 
-        def carried(shard: int) -> Any:
-            names = worker.inputs(shard) if with_files else ()
-            return worker.item(shard), tuple((name, (folder / name).read_bytes()) for name in names)
-
-        size = block_size(len(self._left), actors)
-        blocks = (packed((i, carried(i)) for i in block) for block in cut(sorted(self._left), size))
-        return cut(blocks, GROUP)
+        size = block_size(len(left), actors)
+        for start in range(0, len(left), size * GROUP):
+            end = min(start + size * GROUP, len(left))
+            yield [packed(left[i : i + size]) for i in range(start, end, size)]
 
     def _spec(self) -> ActorSpec:
         """What every actor is told."""
@@ -184,42 +186,16 @@ class Rounds:
         ray = self._ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        from mpa_edge.engines.ray_pool import is_file
-
         nodes = [node for node in ray.nodes() if node["Alive"]]
         if len({node["NodeManagerAddress"] for node in nodes}) == 1 and not self._is_client:
             return True  # they are all this machine
-        look = ray.remote(is_file)
-        asked = [
-            look.options(
-                num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(path)
-            for node in nodes
-        ]
+        there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+        look = ray.remote(os.path.isfile)
+        asked = [look.options(num_cpus=0, scheduling_strategy=one).remote(str(path)) for one in there]
         try:
             return all(ray.get(asked, timeout=POLL_TIMEOUT_S))
         except ray.exceptions.RayError:
             return False
-
-    def _beside_us(self) -> dict[str, Any]:
-        """Where the actors that must not be lost run: on this machine; for a client from outside, on the head node."""
-        if self._is_client:
-            return {"resources": {"node:__internal_head__": 0.001}}
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        here = self._ray.get_runtime_context().get_node_id()
-        return {"scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
-
-
-def cut(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Items in lists of `size`; the last one may be shorter.
-
-    >>> list(cut("abcde", 2))
-    [['a', 'b'], ['c', 'd'], ['e']]
-    """
-    rest = iter(items)
-    while some := list(islice(rest, size)):
-        yield some
 
 
 def cause_of(error: BaseException) -> str:

@@ -16,14 +16,13 @@ from mpa_edge.engines.retries import failed_tries
 BEAT_S = 1.0
 ALIVE_S = 8.0
 DIED = "its worker died (killed, crashed, or out of memory)"
-Kind = Literal["done", "aside", "fatal"]
 
 
 @dataclass(frozen=True)
 class Event:
     """Something that the waiting process must be told."""
 
-    kind: Kind
+    kind: Literal["done", "aside", "fatal"]
     """done: written; aside: failed too often; fatal: the user must fix something."""
     shard: int = -1
     """Number of the shard."""

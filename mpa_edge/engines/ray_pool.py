@@ -14,7 +14,7 @@ import tempfile
 import threading
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -34,24 +34,8 @@ from mpa_edge.engines.retries import AT_ONCE, reason_of
 from mpa_edge.errors import MpaError
 
 EXIT_CODE = 70
-RETRIES_IN_PLACE = 1
+TRIES_IN_PLACE = 2
 Files = tuple[tuple[str, bytes], ...]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a job is laid out over a cluster."""
-
-    actors: int
-    """Number of actors, each with one model."""
-    gpus: float
-    """Of one actor."""
-    cpus: float
-    """Of one actor."""
-    readers: int
-    """Number of actors that decode images ahead."""
-    ahead_bytes: int
-    """Pixels that are decoded ahead for one shard; its actor decodes the others."""
 
 
 @dataclass(frozen=True)
@@ -71,23 +55,10 @@ class ActorSpec:
     """Version of mpa-edge in the process that started the job."""
 
 
-def packed(shards: Iterable[tuple[int, Any]]) -> bytes:
-    """The shards of one block with what each of them carries, small enough to keep for all shards.
-
-    >>> unpacked(packed([(3, (["a.png"], ()))]))
-    [(3, (['a.png'], ()))]
-    """
-    return zlib.compress(pickle.dumps(list(shards)), 1)
-
-
-def unpacked(data: bytes) -> list[tuple[int, Any]]:
-    """The shards that were packed."""
-    return list(pickle.loads(zlib.decompress(data)))  # noqa: S301  (made by `packed` of this program)
-
-
 def read_block(group: Any, index: int, worker: Worker, ahead_bytes: int) -> Iterator[pa.Table]:
     """One row for each shard, with its images. What cannot be read here is left to the actor."""
-    for shard, (item, files) in unpacked(ray.get(group)[index]):
+    block = pickle.loads(zlib.decompress(ray.get(group)[index]))  # noqa: S301  (made by `Rounds._groups`)
+    for shard, item, files in block:
         images = None
         with suppress(Exception):
             images = worker.read_ahead(shard, item, ahead_bytes)
@@ -122,25 +93,40 @@ class Shards(Datasource):
 class Coordinator:
     """Runs Ray Data inside the cluster. It is killed from outside when nothing moves any more."""
 
-    def run(self, groups: list[tuple[Any, int]], spec: ActorSpec, layout: Layout, ledger: Any) -> None:
-        """Send all blocks through the pool once. The ledger knows what became of each shard."""
+    def run(
+        self,
+        groups: list[tuple[Any, int]],
+        spec: ActorSpec,
+        ledger: Any,
+        *,
+        actors: int,
+        gpus: float,
+        cpus: float,
+        readers: int,
+        ahead_bytes: int,
+    ) -> None:
+        """Send all blocks through the pool once. The ledger knows what became of each shard.
+
+        `gpus` and `cpus` are those of one of the `actors`, which have a model each; `readers` are actors that decode
+        images ahead, `ahead_bytes` of pixels for one shard. Its actor decodes the others.
+        """
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        context.target_max_block_size = max(layout.ahead_bytes, 16_000_000)
+        context.target_max_block_size = max(ahead_bytes, 16_000_000)
         context.target_min_block_size = 1
         context.max_errored_blocks = -1  # shards of lost blocks are done in another round
-        source = Shards(groups, spec.worker, layout.ahead_bytes)
+        source = Shards(groups, spec.worker, ahead_bytes)
         # readers are actors too: Ray ends idle workers after a second, and a new one takes seconds to start
         rows = ray.data.read_datasource(
-            source, override_num_blocks=len(source), num_cpus=0, compute=ActorPoolStrategy(size=layout.readers)
+            source, override_num_blocks=len(source), num_cpus=0, compute=ActorPoolStrategy(size=readers)
         ).map_batches(
             ShardActor,
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
-            num_cpus=layout.cpus,
-            num_gpus=layout.gpus,
-            compute=ActorPoolStrategy(size=layout.actors),
+            num_cpus=cpus,
+            num_gpus=gpus,
+            compute=ActorPoolStrategy(size=actors),
             fn_constructor_args=(spec, ledger),
         )
         for _ in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -180,13 +166,19 @@ class ShardActor:
             self._worker = None
 
     def _load(self) -> None:
-        check_version(self._spec)
-        worker = self._spec.worker
-        if self._spec.remote_files and not is_file(self._spec.mark[0]):
+        spec, worker = self._spec, self._spec.worker
+        if spec.version != __version__:
+            raise MpaError(
+                f"a machine of the Ray cluster has mpa-edge {__version__}, not {spec.version}: install the same version"
+            )
+        for path in spec.must_see:
+            if not path.exists():
+                raise out_of_sight(path)
+        if spec.remote_files and not spec.mark[0].is_file():
             self._own_folder = Path(tempfile.mkdtemp(prefix="mpa-edge-"))
             worker = worker.moved(self._own_folder)
         else:
-            check_same(self._spec)
+            check_same(spec)
         worker.load()
         self._worker = worker
 
@@ -213,7 +205,7 @@ class ShardActor:
                 raise
             except Exception as error:
                 tries = ray.get(self._ledger.failed.remote(shard, self._name, reason_of(error)))
-                if tries % (RETRIES_IN_PLACE + 1) == 0:
+                if tries % TRIES_IN_PLACE == 0:
                     # the GPU may be in a bad state, or memory may leak: the next try is in a new process of Ray's
                     self._ended.set()
                     ray.get(self._ledger.leave.remote(self._name))
@@ -238,26 +230,10 @@ def do_remotely(folder: Path, worker: Worker, shard: int, item: Any, images: Any
             shutil.rmtree(path, ignore_errors=True)
 
 
-def is_file(path: Path) -> bool:
-    """Whether this machine sees a file."""
-    return path.is_file()
-
-
-def check_version(spec: ActorSpec) -> None:
-    """Raise MpaError where this machine has another mpa-edge, or does not see a file that it must see."""
-    if spec.version != __version__:
-        raise MpaError(
-            f"a machine of the Ray cluster has mpa-edge {__version__}, not {spec.version}: install the same version"
-        )
-    for path in spec.must_see:
-        if not path.exists():
-            raise out_of_sight(path)
-
-
 def check_same(spec: ActorSpec) -> None:
     """Raise MpaError where this machine does not see the run folder, or another run has started over in it."""
     path, content = spec.mark
-    if not is_file(path):
+    if not path.is_file():
         raise out_of_sight(path.parent)
     if path.read_bytes() != content:
         raise MpaError(f"another run has started over in {path.parent}: wait until it ends, or choose another --out")

@@ -51,11 +51,6 @@ def poisoned(folder: Path) -> list[Poisoned]:
     return found
 
 
-def forgive(folder: Path, shard: int) -> None:
-    """Forget that a shard was set aside."""
-    poisoned_path(folder, shard).unlink(missing_ok=True)
-
-
 def reason_of(error: BaseException) -> str:
     """One line about an error.
 
@@ -75,15 +70,6 @@ def failed_tries(n: int) -> str:
     return f"{n} failed {'try' if n == 1 else 'tries'}" if n else ""
 
 
-def allowed(total: int, budget: float) -> int:
-    """How many of `total` shards may be set aside: the share `budget`, but at least one, and never all.
-
-    >>> allowed(1000, 0.01), allowed(10, 0.01), allowed(1, 0.01), allowed(1000, 0.0)
-    (10, 1, 0, 0)
-    """
-    return min(max(1, int(budget * total)), total - 1) if budget else 0
-
-
 class Budget:
     """Sets shards of a job aside, and ends the run when they are too many."""
 
@@ -96,7 +82,9 @@ class Budget:
         write_json(poisoned_path(job.folder, shard), Poisoned(shard=shard, tries=tries, reason=reason))
         self.n_aside += 1
         say(f"{job.title}: shard {shard} set aside after {tries} failed tries ({reason}); the next run tries it again")
-        if self.n_aside > allowed(total, job.config.error_budget):
+        # a share of the shards, but at least one, and never all
+        share = job.config.error_budget
+        if self.n_aside > (min(max(1, int(share * total)), total - 1) if share else 0):
             raise MpaError(
                 f"{job.title}: {self.n_aside} of {total} shards failed, more than engine.error_budget allows, the last "
                 f"with {reason}: fix the cause and rerun; what is done is kept"

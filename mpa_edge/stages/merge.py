@@ -22,9 +22,8 @@ from mpa_edge.stages.level.stage import ADAPTER
 from mpa_edge.stages.run import Run, begin, memory_counts
 from mpa_edge.tasks import answer_prompt
 from mpa_edge.types import Drop
-from mpa_edge.vlm import resolve
+from mpa_edge.vlm import interrupts_held, resolve
 from mpa_edge.vlm.transformers import checkpoint
-from mpa_edge.vlm.transformers.interrupts import interrupts_held
 
 if TYPE_CHECKING:
     from torch import Tensor

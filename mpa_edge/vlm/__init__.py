@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +15,6 @@ from mpa_edge.artifact import is_artifact, read_artifact
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.runs.files import sha256_file, sha256_json
 from mpa_edge.vlm.openai.reference import is_server, parse
-from mpa_edge.vlm.transformers.interrupts import interrupts_held
 
 if TYPE_CHECKING:
     from mpa_edge.config.recipe import TeacherServerConfig
@@ -67,20 +70,19 @@ def fingerprint(reference: str) -> str:
     if not folder.is_dir():
         return sha256_json({"hub": reference})
     suffixes = MODEL_SUFFIXES + (EXPORT_SUFFIXES if is_artifact(folder) else ())
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in suffixes)
-    return sha256_json({path.relative_to(folder).as_posix(): _file_hash(path) for path in files})
-
-
-def _file_hash(path: Path) -> str:
-    size_bytes = path.stat().st_size
-    if size_bytes <= HASHED_BYTES:
-        return sha256_file(path)
-    n, digest = HASHED_BYTES // SAMPLE_BYTES, hashlib.sha256(str(size_bytes).encode())
-    with path.open("rb") as file:
-        for i in range(n):
-            file.seek(i * (size_bytes - SAMPLE_BYTES) // (n - 1))
-            digest.update(file.read(SAMPLE_BYTES))
-    return digest.hexdigest()
+    hashes = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in suffixes):
+        size_bytes = path.stat().st_size
+        if size_bytes <= HASHED_BYTES:
+            hashes[path.relative_to(folder).as_posix()] = sha256_file(path)
+            continue
+        n, digest = HASHED_BYTES // SAMPLE_BYTES, hashlib.sha256(str(size_bytes).encode())
+        with path.open("rb") as file:
+            for i in range(n):
+                file.seek(i * (size_bytes - SAMPLE_BYTES) // (n - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+        hashes[path.relative_to(folder).as_posix()] = digest.hexdigest()
+    return sha256_json(hashes)
 
 
 def load(
@@ -117,3 +119,19 @@ def _imported(module: str, name: str, extra: str) -> Any:
         return getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
         raise missing_package(str(error.name).partition(".")[0], extra) from error
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Delay Ctrl-C while the block imports torch: KeyboardInterrupt inside torch's C++ code aborts the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[Any] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if caught:
+        raise KeyboardInterrupt

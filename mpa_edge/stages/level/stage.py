@@ -21,8 +21,7 @@ from mpa_edge.stages.level.selection import Selection, select
 from mpa_edge.stages.run import Run, begin, device_used, memory_counts
 from mpa_edge.tasks import answer_prompt
 from mpa_edge.types import ParityRecord
-from mpa_edge.vlm import resolve
-from mpa_edge.vlm.transformers.interrupts import interrupts_held
+from mpa_edge.vlm import interrupts_held, resolve
 
 STAGE = "level"
 CHECKPOINTS = "checkpoints"

@@ -114,7 +114,21 @@ class _Reader:
         alignment = metadata.get("general.alignment", 32)
         if type(alignment) is not int or not 8 <= alignment <= MAX_ALIGNMENT or alignment % 8:
             raise _BadFileError(f"alignment {alignment!r}")
-        tensors = [self._tensor(alignment) for _ in range(n_tensors)]
+        tensors = []
+        for _ in range(n_tensors):  # their offsets count from the start of the weights, which is not known yet
+            name, n_dimensions = self._text(MAX_NAME_BYTES), self._number("<I")
+            if not 1 <= n_dimensions <= MAX_DIMENSIONS:
+                raise _BadFileError(f"tensor '{name[:64]}' with {n_dimensions} dimensions")
+            shape = tuple(self._number("<Q") for _ in range(n_dimensions))[::-1]
+            kind, offset = self._number("<I"), self._number("<Q")
+            if kind not in TYPES:
+                raise _BadFileError(f"tensor '{name[:64]}' of unknown type {kind}")
+            type_name, block, block_bytes = TYPES[kind]
+            if 0 in shape or shape[-1] % block:
+                raise _BadFileError(f"tensor '{name[:64]}' of shape {shape} as {type_name}")
+            if offset % alignment:
+                raise _BadFileError(f"tensor '{name[:64]}' at the unaligned offset {offset}")
+            tensors.append(TensorInfo(name, shape, type_name, offset, prod(shape) // block * block_bytes))
         if len({tensor.name for tensor in tensors}) != n_tensors:
             raise _BadFileError("two tensors with one name")
         data_offset = -(-self._at // alignment) * alignment
@@ -124,32 +138,13 @@ class _Reader:
                 raise _BadFileError(f"tensor '{tensor.name[:64]}' is outside the file, which may be truncated")
         return Header(metadata, placed, self._size)
 
-    def _tensor(self, alignment: int) -> TensorInfo:
-        """The next tensor; its offset still counts from the start of the weights."""
-        name, n_dimensions = self._text(MAX_NAME_BYTES), self._number("<I")
-        if not 1 <= n_dimensions <= MAX_DIMENSIONS:
-            raise _BadFileError(f"tensor '{name[:64]}' with {n_dimensions} dimensions")
-        shape = tuple(self._number("<Q") for _ in range(n_dimensions))[::-1]
-        kind, offset = self._number("<I"), self._number("<Q")
-        if kind not in TYPES:
-            raise _BadFileError(f"tensor '{name[:64]}' of unknown type {kind}")
-        type_name, block, block_bytes = TYPES[kind]
-        if 0 in shape or shape[-1] % block:
-            raise _BadFileError(f"tensor '{name[:64]}' of shape {shape} as {type_name}")
-        if offset % alignment:
-            raise _BadFileError(f"tensor '{name[:64]}' at the unaligned offset {offset}")
-        return TensorInfo(name, shape, type_name, offset, prod(shape) // block * block_bytes)
-
     def _value(self, kind: int) -> Any:
         if kind in _NUMBERS:
             return self._number(_NUMBERS[kind])
         if kind == _TEXT:
             return self._text(MAX_TEXT_BYTES)
-        if kind == _LIST:
-            return self._list()
-        raise _BadFileError(f"unknown type of value {kind}")
-
-    def _list(self) -> tuple[Any, ...] | None:
+        if kind != _LIST:
+            raise _BadFileError(f"unknown type of value {kind}")
         kind = self._number("<I")
         if kind not in _NUMBERS and kind != _TEXT:
             raise _BadFileError(f"a list of type {kind}")

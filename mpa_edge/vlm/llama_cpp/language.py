@@ -32,20 +32,14 @@ _LOG_CALLBACKS: list[Any] = []
 """The library may call them at any time, so they live as long as the process."""
 
 
+@functools.cache
 def load_llama_cpp() -> Any:
     """The `llama_cpp` package; its log goes to `LOG` instead of the screen. MpaError where the package is missing."""
     try:
         import llama_cpp
+        from llama_cpp import mtmd_cpp
     except ModuleNotFoundError as error:
         raise missing_package("llama-cpp-python", "gguf") from error
-    _collect_log()
-    return llama_cpp
-
-
-@functools.cache
-def _collect_log() -> None:
-    import llama_cpp
-    from llama_cpp import mtmd_cpp
 
     @llama_cpp.llama_log_callback
     def keep(_level: int, text: bytes, _user_data: Any) -> None:
@@ -54,6 +48,7 @@ def _collect_log() -> None:
     _LOG_CALLBACKS.append(keep)
     llama_cpp.llama_log_set(keep, ctypes.c_void_p())
     mtmd_cpp.mtmd_helper_log_set(keep, ctypes.c_void_p())
+    return llama_cpp
 
 
 def last_error() -> str:
@@ -145,7 +140,11 @@ class LanguageModel:
     def read(self, piece: Piece, *, logits: bool = False) -> None:
         """Append a piece to the cache; `logits` of its last token are computed on request."""
         step, n = int(self.lib.llama_n_batch(self.context)), len(piece.ids)
-        positions = _positions(piece, self.position)
+        positions = np.arange(self.position, self.position + n, dtype=np.int32)[None]
+        if piece.grid is not None:  # time, row, column and an unused axis, as llama.cpp orders M-RoPE
+            row, column = np.divmod(np.arange(n, dtype=np.int32), piece.grid[1])
+            zeros = np.zeros(n, np.int32)
+            positions = np.stack([zeros + self.position, row + self.position, column + self.position, zeros])
         for start in range(0, n, step):
             end = min(start + step, n)
             wanted = np.zeros(end - start, np.int8)
@@ -182,16 +181,6 @@ class LanguageModel:
         if self.model:
             self.lib.llama_model_free(self.model)
         self.context = self.model = None
-
-
-def _positions(piece: Piece, start: int) -> NDArray[np.int32]:
-    """(1, tokens), or (4, tokens) on a grid: time, row, column and an unused axis, as llama.cpp orders M-RoPE."""
-    n = len(piece.ids)
-    if piece.grid is None:
-        return np.arange(start, start + n, dtype=np.int32)[None]
-    row, column = np.divmod(np.arange(n), piece.grid[1])
-    zeros = np.zeros(n)
-    return np.stack([zeros + start, row + start, column + start, zeros]).astype(np.int32)
 
 
 def _array(kind: Any, values: NDArray[Any]) -> Any:

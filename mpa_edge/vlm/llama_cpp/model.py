@@ -134,8 +134,23 @@ class LlamaCppVLM:
 
         MpaError where `pixels` are given and this runtime cannot take them.
         """
-        chosen: Sequence[Pixels | None] = [None] * len(requests) if pixels is None else pixels
-        return [self._trace(request, given) for request, given in zip(requests, chosen, strict=True)]
+        traces = []
+        given: Sequence[Pixels | None] = [None] * len(requests) if pixels is None else pixels
+        for request, arrays in zip(requests, given, strict=True):
+            encoded = self.look(request.image, arrays)
+            prompt = self._prompt(request, encoded)
+            self._read(prompt, None)
+            greedy = dataclasses.replace(request, temperature=0.0)
+            steps = [(token, logits.copy()) for token, logits in self._tokens(greedy, prompt)]
+            trace = Trace(
+                input_ids=prompt.ids,
+                pixels_sha256=None if encoded.pixels is None else pixels_digest(encoded.pixels),
+                vision=np.concatenate([piece.embeddings for piece in prompt.prefix if piece.embeddings is not None]),
+                logits=np.stack([logits for _, logits in steps]),
+                tokens=tuple(token for token, _ in steps),
+            )
+            traces.append(trace)
+        return traces
 
     def close(self) -> None:
         """Free the memory; safe to call twice."""
@@ -167,20 +182,6 @@ class LlamaCppVLM:
         reason: FinishReason = "stop" if tokens[-1] in self.artifact.tokens.ends else "length"
         text = without_special_tokens(self.language.text(tokens), self.artifact.tokens.special).strip()
         return Reply(text=text, finish_reason=reason, n_tokens=len(tokens), timing=timing)
-
-    def _trace(self, request: Request, pixels: Pixels | None) -> Trace:
-        encoded = self.look(request.image, pixels)
-        prompt = self._prompt(request, encoded)
-        self._read(prompt, None)
-        greedy = dataclasses.replace(request, temperature=0.0)
-        steps = [(token, logits.copy()) for token, logits in self._tokens(greedy, prompt)]
-        return Trace(
-            input_ids=prompt.ids,
-            pixels_sha256=None if encoded.pixels is None else pixels_digest(encoded.pixels),
-            vision=np.concatenate([piece.embeddings for piece in prompt.prefix if piece.embeddings is not None]),
-            logits=np.stack([logits for _, logits in steps]),
-            tokens=tuple(token for token, _ in steps),
-        )
 
     def _prompt(self, request: Request, encoded: EncodedImage) -> Prompt:
         before, _, after = prompt_text(self.artifact, request.prompt, IMAGE_MARK).partition(IMAGE_MARK)

@@ -14,17 +14,14 @@ import socket
 import time
 from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from mpa_edge.artifact import Artifact
 from mpa_edge.errors import MpaError
-from mpa_edge.types import FinishReason, Reply, Request, Timing
+from mpa_edge.types import Reply, Request, Timing
 from mpa_edge.vlm.llama_cpp.vision import images_for_mtmd
 from mpa_edge.vlm.shared.prompts import prompt_text, prompt_too_long, without_special_tokens
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 LOADING_STATUS, LOADING_PAUSE_S = 503, 0.1
 # what the runtime itself writes around an image, for models whose template has it too
@@ -147,32 +144,17 @@ class LlamaServerVLM:
                 raise MpaError(f"llama-server at {self.server.url} loads for {timeout_s:g} s: use a smaller model")
             time.sleep(LOADING_PAUSE_S)
         self.props = self.server.call("/props")
-        self._require_the_right_one(alias)
-        self._marker = str(self.props.get("media_marker", OLD_MARKER))
-        parts = artifact.prompt.model_copy(update={"before": self._text_before()})
-        self._own = artifact.model_copy(update={"prompt": parts})
-
-    def answer(self, requests: Sequence[Request]) -> list[Reply]:
-        """One reply for each request, in order. ServerGoneError where none came: a retry may help."""
-        return [self._answer(request) for request in requests]
-
-    def close(self) -> None:
-        """Close the connection; the server keeps running. Safe to call twice."""
-        self.server.close()
-
-    def _require_the_right_one(self, alias: str | None) -> None:
         url, found = self.server.url, PurePosixPath(str(self.props.get("model_path"))).name
         if alias is not None and self.props.get("model_alias") != alias:
             raise MpaError(f"another llama-server answers at {url}: stop it, or use another port")
-        expected = PurePosixPath(self.artifact.files["language"]).name
+        expected = PurePosixPath(artifact.files["language"]).name
         if found != expected:
             raise MpaError(f"llama-server at {url} runs '{found}', not '{expected}': start it with -m {expected}")
         if not self.props.get("modalities", {}).get("vision"):
             raise MpaError(f"llama-server at {url} takes no images: start it with --mmproj FILE")
-
-    def _text_before(self) -> str:
-        """The artifact's text in front of the question, without what the server adds to it."""
-        parts, (start, end) = self.artifact.prompt, WRITTEN_BY_RUNTIME
+        self._marker = str(self.props.get("media_marker", OLD_MARKER))
+        # the artifact's text in front of the question, without what the server adds to it
+        (start, end), parts = WRITTEN_BY_RUNTIME, artifact.prompt
         before = parts.before.replace(f"{start}{parts.placeholder}{end}", parts.placeholder, 1)
         bare, dressed = (
             self.server.call("/tokenize", {"content": "x", "add_special": special})["tokens"]
@@ -183,7 +165,34 @@ class LlamaServerVLM:
             raise MpaError(
                 f"llama-server begins every prompt with '{first}', this export's does not: rerun mpa-edge export"
             )
-        return before.removeprefix(first)
+        parts = parts.model_copy(update={"before": before.removeprefix(first)})
+        self._own = artifact.model_copy(update={"prompt": parts})
+
+    def answer(self, requests: Sequence[Request]) -> list[Reply]:
+        """One reply for each request, in order. ServerGoneError where none came: a retry may help."""
+        replies, ends = [], self.artifact.tokens.ends
+        for request in requests:
+            try:
+                found = self.server.call("/completion", self.body(request))
+            except RefusedError as error:
+                if error.details.get("type") != TOO_LONG:
+                    raise
+                n_prompt, limit = error.details.get("n_prompt_tokens", "too many"), error.details.get("n_ctx", "fewer")
+                raise prompt_too_long(n_prompt, limit) from error
+            # the text up to the first of the artifact's end tokens, which need not be those of the server
+            tokens = [int(token) for token in found["tokens"]]
+            n = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
+            text = str(found["content"])
+            if n < len(tokens):
+                text = str(self.server.call("/detokenize", {"tokens": tokens[: n - 1]})["content"])
+            stopped = tokens[n - 1 :] and (tokens[n - 1] in ends or found.get("stop_type") == "eos")
+            text = without_special_tokens(text, self.artifact.tokens.special).strip()
+            replies.append(Reply(text, "stop" if stopped else "length", n, timing(found["timings"], n)))
+        return replies
+
+    def close(self) -> None:
+        """Close the connection; the server keeps running. Safe to call twice."""
+        self.server.close()
 
     def body(self, request: Request) -> dict[str, Any]:
         """What is sent to /completion. MpaError where the image takes several tiles that the server would cut anew."""
@@ -192,27 +201,10 @@ class LlamaServerVLM:
             raise MpaError("llama-server cannot take an InternVL image in tiles: use a target with max_tiles: 1")
         question = without_special_tokens(request.prompt, (self._marker,))
         prompt = prompt_text(self._own, question, self._marker)
-        image = base64.b64encode(png(images[0])).decode()
+        file = io.BytesIO()
+        images[0].convert("RGB").save(file, "PNG", compress_level=1)  # lightly, for speed
+        image = base64.b64encode(file.getvalue()).decode()
         return {"prompt": {"prompt_string": prompt, "multimodal_data": [image]}, **options(request)}
-
-    def _answer(self, request: Request) -> Reply:
-        try:
-            found = self.server.call("/completion", self.body(request))
-        except RefusedError as error:
-            if error.details.get("type") != TOO_LONG:
-                raise
-            n, limit = error.details.get("n_prompt_tokens", "too many"), error.details.get("n_ctx", "fewer")
-            raise prompt_too_long(n, limit) from error
-        # the text up to the first of the artifact's end tokens, which need not be those of the server
-        ends, tokens = self.artifact.tokens.ends, [int(token) for token in found["tokens"]]
-        n = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
-        text = str(found["content"])
-        if n < len(tokens):
-            text = str(self.server.call("/detokenize", {"tokens": tokens[: n - 1]})["content"])
-        stopped = tokens[n - 1 :] and (tokens[n - 1] in ends or found.get("stop_type") == "eos")
-        reason: FinishReason = "stop" if stopped else "length"
-        text = without_special_tokens(text, self.artifact.tokens.special).strip()
-        return Reply(text=text, finish_reason=reason, n_tokens=n, timing=timing(found["timings"], n))
 
 
 def options(request: Request) -> dict[str, Any]:
@@ -247,10 +239,3 @@ def timing(reported: dict[str, Any], n_tokens: int) -> Timing:
     # an answer that was cut at an end token of the artifact took only its share of the steps
     decode_s = reported["predicted_ms"] / 1000 * (n_tokens - 1) / steps if steps > 0 else 0.0
     return Timing(total_s=ttft_s + decode_s, ttft_s=ttft_s, decode_s=decode_s)
-
-
-def png(image: Image) -> bytes:
-    """The image as a PNG file, compressed lightly for speed."""
-    data = io.BytesIO()
-    image.convert("RGB").save(data, "PNG", compress_level=1)
-    return data.getvalue()

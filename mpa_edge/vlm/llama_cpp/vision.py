@@ -6,8 +6,6 @@ import ctypes
 import itertools
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,22 +59,7 @@ class Projector:
             )
 
     def look(self, image: Image) -> EncodedImage:
-        """Preprocess and encode an RGB image."""
-        with self._chunks(image) as chunks:
-            n = self.mtmd.mtmd_input_chunks_size(chunks)
-            started = time.perf_counter()
-            pieces = tuple(self._piece(self.mtmd.mtmd_input_chunks_get(chunks, i)) for i in range(n))
-            return EncodedImage(pieces, time.perf_counter() - started)
-
-    def close(self) -> None:
-        """Free the memory; safe to call twice."""
-        if self.context:
-            self.mtmd.mtmd_free(self.context)
-        self.context = None
-
-    @contextmanager
-    def _chunks(self, image: Image) -> Iterator[Any]:
-        """The image as mtmd splits it, with the model's own tokens around and between the parts."""
+        """Preprocess and encode an RGB image, with the model's own tokens around and between its parts."""
         mtmd, marker = self.mtmd, self.mtmd.mtmd_default_marker()
         data = np.array(image.convert("RGB"), np.uint8)
         height, width, _ = data.shape
@@ -87,7 +70,10 @@ class Projector:
             bitmaps = (mtmd.mtmd_bitmap_p_ctypes * 1)(bitmap)
             if mtmd.mtmd_tokenize(self.context, chunks, ctypes.byref(text), bitmaps, 1):
                 raise MpaError(f"llama.cpp cannot read an image of {width}x{height} ({last_error()}): leave it out")
-            yield chunks
+            started = time.perf_counter()
+            n = mtmd.mtmd_input_chunks_size(chunks)
+            pieces = tuple(self._piece(mtmd.mtmd_input_chunks_get(chunks, i)) for i in range(n))
+            return EncodedImage(pieces, time.perf_counter() - started)
         finally:
             mtmd.mtmd_input_chunks_free(chunks)
             mtmd.mtmd_bitmap_free(bitmap)
@@ -107,6 +93,12 @@ class Projector:
             last = mtmd.mtmd_image_tokens_get_decoder_pos(tokens, 0, n - 1)
             grid = int(last.y) + 1, int(last.x) + 1
         return Piece((self.image_id,) * n, rows, grid)
+
+    def close(self) -> None:
+        """Free the memory; safe to call twice."""
+        if self.context:
+            self.mtmd.mtmd_free(self.context)
+        self.context = None
 
 
 def images_for_mtmd(config: dict[str, Any], image: Image) -> list[Image]:

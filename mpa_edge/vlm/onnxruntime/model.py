@@ -109,16 +109,37 @@ class OnnxVLM:
         features = [self.vision.encode(arrays) for arrays in given]
         ids = [self._ids(request, one) for request, one in zip(requests, prepared, strict=True)]
         prompts = [self._prompt(*parts) for parts in zip(requests, ids, given, features, strict=True)]
-        return [
-            Trace(tuple(prompt.ids), pixels_digest(arrays), vision, logits, tuple(logits.argmax(-1).tolist()))
-            for prompt, arrays, vision, logits in zip(prompts, given, features, self._greedy(prompts), strict=True)
-        ]
+        n, batch, limit = max(len(prompt.ids) for prompt in prompts), len(prompts), max(one.limit for one in prompts)
+        ends = self.artifact.tokens.ends
+        mask = np.ones((batch, n + limit), np.int64)
+        embeds = np.zeros((batch, n, prompts[0].embeds.shape[-1]), prompts[0].embeds.dtype)
+        for row, prompt in enumerate(prompts):
+            mask[row, : n - len(prompt.ids)] = 0
+            embeds[row, n - len(prompt.ids) :] = prompt.embeds
+        positions = left_padded([prompt.positions for prompt in prompts], n)
+        following = np.array([prompt.positions.max() + 1 for prompt in prompts])[:, None]
+        logits, cache = self.decoder.step(embeds, mask[:, :n], positions, self.decoder.empty_cache(batch))
+        steps, tokens = [self._finite(logits)], [logits.argmax(-1)]
+        while len(steps) < limit and not np.isin(tokens, ends).any(axis=0).all():
+            positions = following + len(steps) - 1
+            if self.decoder.three_axes:
+                positions = np.broadcast_to(positions, (3, batch, 1))
+            embeds = self._embed(tokens[-1][:, None])
+            logits, cache = self.decoder.step(embeds, mask[:, : n + len(steps)], positions, cache)
+            steps.append(logits)
+            tokens.append(logits.argmax(-1))
+        traces = []
+        for row, (prompt, arrays, vision) in enumerate(zip(prompts, given, features, strict=True)):
+            ended = np.flatnonzero(np.isin([token[row] for token in tokens], ends))
+            n_steps = min(prompt.limit, int(ended[0]) + 1 if len(ended) else len(steps))
+            chosen = tuple(int(token[row]) for token in tokens[:n_steps])
+            own = np.stack([logits[row] for logits in steps[:n_steps]])
+            traces.append(Trace(tuple(prompt.ids), pixels_digest(arrays), vision, own, chosen))
+        return traces
 
     def close(self) -> None:
         """Free the weights."""
         self.vision = self.embed = self.decoder = None
-
-    # --- one request --------------------------------------------------------------------------------------------------
 
     def _answer(self, request: Request, seen: Seen, keep: bool, started: float) -> Reply:
         """Answer a question that came at `started`; `keep` its cache for the next one about the same image."""
@@ -128,11 +149,15 @@ class OnnxVLM:
             seen.features = self.vision.encode(seen.prepared.pixels)
         encoded_at = time.perf_counter()
         prompt = self._prompt(request, ids, seen.prepared.pixels, seen.features)
-        logits, cache = self._prefill(prompt, seen, keep)
-        tokens = [choose(logits[0])]
-        first_at = time.perf_counter()
-        n, ends = len(ids), self.artifact.tokens.ends
+        # the decoder reads only what differs from the last prompt about the same image
+        n, n_read, ends = len(ids), common_prefix(ids[:-1], seen.ids), self.artifact.tokens.ends
+        cache = first_tokens(seen.cache, n_read) if n_read else self.decoder.empty_cache(1)
         mask = np.ones((1, n + prompt.limit), np.int64)
+        positions = np.expand_dims(prompt.positions[..., n_read:], -2)
+        logits, cache = self.decoder.step(prompt.embeds[None, n_read:], mask[:, :n], positions, cache)
+        seen.ids, seen.cache = (ids, cache) if keep else ([], {})
+        tokens = [choose(self._finite(logits)[0])]
+        first_at = time.perf_counter()
         next_position = int(prompt.positions.max()) + 1  # Qwen's three axes are equal in text
         shape = (3, 1, 1) if self.decoder.three_axes else (1, 1)
         while len(tokens) < prompt.limit and tokens[-1] not in ends:
@@ -180,50 +205,10 @@ class OnnxVLM:
         embeds: NDArray[Any] = self.embed.run({"input_ids": ids})[0]
         return embeds
 
-    def _prefill(self, prompt: Prompt, seen: Seen, keep: bool) -> tuple[NDArray[np.float32], Cache]:
-        """The decoder over the prompt, or over what differs from the last prompt about the same image."""
-        n = common_prefix(prompt.ids[:-1], seen.ids)
-        cache = first_tokens(seen.cache, n) if n else self.decoder.empty_cache(1)
-        mask = np.ones((1, len(prompt.ids)), np.int64)
-        positions = np.expand_dims(prompt.positions[..., n:], -2)
-        logits, cache = self.decoder.step(prompt.embeds[None, n:], mask, positions, cache)
-        seen.ids, seen.cache = (prompt.ids, cache) if keep else ([], {})
-        return self._finite(logits), cache
-
     def _finite(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         if not np.isfinite(logits).all():
             raise MpaError(f"{self.decoder.path} computes values that are not numbers: export with another scheme")
         return logits
-
-    # --- many requests ------------------------------------------------------------------------------------------------
-
-    def _greedy(self, prompts: Sequence[Prompt]) -> list[NDArray[np.float32]]:
-        """(steps, vocabulary) logits of each prompt, all as one batch, up to its end token or its limit."""
-        n, batch, limit = max(len(prompt.ids) for prompt in prompts), len(prompts), max(one.limit for one in prompts)
-        ends = self.artifact.tokens.ends
-        mask = np.ones((batch, n + limit), np.int64)
-        embeds = np.zeros((batch, n, prompts[0].embeds.shape[-1]), prompts[0].embeds.dtype)
-        for row, prompt in enumerate(prompts):
-            mask[row, : n - len(prompt.ids)] = 0
-            embeds[row, n - len(prompt.ids) :] = prompt.embeds
-        positions = left_padded([prompt.positions for prompt in prompts], n)
-        following = np.array([prompt.positions.max() + 1 for prompt in prompts])[:, None]
-        logits, cache = self.decoder.step(embeds, mask[:, :n], positions, self.decoder.empty_cache(batch))
-        steps, tokens = [self._finite(logits)], [logits.argmax(-1)]
-        while len(steps) < limit and not np.isin(tokens, ends).any(axis=0).all():
-            positions = following + len(steps) - 1
-            if self.decoder.three_axes:
-                positions = np.broadcast_to(positions, (3, batch, 1))
-            embeds = self._embed(tokens[-1][:, None])
-            logits, cache = self.decoder.step(embeds, mask[:, : n + len(steps)], positions, cache)
-            steps.append(logits)
-            tokens.append(logits.argmax(-1))
-        found = []
-        for row, prompt in enumerate(prompts):
-            ended = np.flatnonzero(np.isin([token[row] for token in tokens], ends))
-            n_steps = min(prompt.limit, int(ended[0]) + 1 if len(ended) else len(steps))
-            found.append(np.stack([logits[row] for logits in steps[:n_steps]]))
-        return found
 
 
 def by_image(requests: Sequence[Request]) -> list[int]:

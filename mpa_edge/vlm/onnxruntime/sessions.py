@@ -143,9 +143,11 @@ class Decoder(Graph):
         """`text`: sizes of the language model. MpaError where the graph has others."""
         super().__init__(path, threads)
         self.cache_inputs = [name.replace(PRESENT, PAST) for name in self.outputs[1:]]
+        first = self.inputs[self.cache_inputs[0]].shape if self.cache_inputs else [None] * 4
+        sizes = [self.inputs["inputs_embeds"].shape[2], len(self.cache_inputs) // 2, first[1], first[3]]
         # exports made before there was DeepStack do not say embeds_size
         expected = [{"embeds_size": text.get("hidden_size"), **text}.get(key) for key in SIZES]
-        if not {*REQUIRED, *self.cache_inputs} <= set(self.inputs) or self._sizes() != expected:
+        if not {*REQUIRED, *self.cache_inputs} <= set(self.inputs) or sizes != expected:
             raise MpaError(f"{path} does not fit artifact.json: copy the whole folder, or rerun mpa-edge export")
         # whether the values of a row do not depend on the other rows and tokens of the same run
         self.rows_are_independent = not has_dynamic_ranges(path)
@@ -154,11 +156,6 @@ class Decoder(Graph):
         self.constants: dict[str, NDArray[Any]] = {}
         if N_LOGITS in self.inputs:
             self.constants[N_LOGITS] = np.ones([1] * len(self.inputs[N_LOGITS].shape), np.int64)
-
-    def _sizes(self) -> list[Any]:
-        """Of the graph, in the order of `SIZES`."""
-        first = self.inputs[self.cache_inputs[0]].shape if self.cache_inputs else [None] * 4
-        return [self.inputs["inputs_embeds"].shape[2], len(self.cache_inputs) // 2, first[1], first[3]]
 
     def empty_cache(self, batch: int) -> Cache:
         """A cache of no tokens: input name -> (batch, heads, 0, head size)."""

@@ -199,7 +199,16 @@ class OpenAIVLM:
             began = time.monotonic()
             outcome = await self._send(body, min(self.config.timeout_s, left_s))
             if isinstance(outcome, Failure):
-                alive, why = self._judge(outcome), outcome.drop.reason.removeprefix(FAILURE)
+                status, why = outcome.status, outcome.drop.reason.removeprefix(FAILURE)
+                if status in HOPELESS and not self.usage.requests:
+                    raise self._hopeless(status, outcome.drop.detail)
+                # its credit may be used up: its answers so far are kept. A 403 may be a gateway that rejects one image
+                if status in HOPELESS.keys() - {403}:
+                    self._breaker.give_up()
+                else:
+                    alive = None if status == BUSY else not outcome.again
+                    if outcome.retry_after_s:
+                        self._breaker.pause(outcome.retry_after_s)
                 self._meter.fail(reserve, sent=outcome.sent)
                 return outcome
             alive = True
@@ -209,21 +218,6 @@ class OpenAIVLM:
             return replace(outcome.reply, timing=Timing(time.monotonic() - began))
         finally:
             self._breaker.done(permit, alive, why)
-
-    def _judge(self, failure: Failure) -> bool | None:
-        """Whether a server that failed in this way is alive; None: unknown. MpaError where it is hopeless.
-
-        A server that answered before (its credit may be used up now) is given up without losing its answers; a 403 to
-        one request among others is a gateway that rejects its image.
-        """
-        if failure.status in HOPELESS and not self.usage.requests:
-            raise self._hopeless(failure.status, failure.drop.detail)
-        if failure.status in HOPELESS.keys() - {403}:
-            self._breaker.give_up()
-            return None
-        if failure.retry_after_s and failure.again:
-            self._breaker.pause(failure.retry_after_s)
-        return None if failure.status == BUSY else not failure.again
 
     def _hopeless(self, status: int | None, detail: str) -> MpaError:
         return MpaError(

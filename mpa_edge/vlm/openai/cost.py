@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from mpa_edge.types import TeacherUsage
 
-MILLION = 1_000_000
-
 
 def add(one: TeacherUsage, other: TeacherUsage) -> TeacherUsage:
     """The sum of both; its cost is unknown where one of them is."""
@@ -46,7 +44,7 @@ class Meter:
         """
         if self._price_in is None or self._price_out is None:
             return None
-        return (tokens_in * self._price_in + tokens_out * self._price_out) / MILLION
+        return (tokens_in * self._price_in + tokens_out * self._price_out) / 1_000_000
 
     @property
     def is_blind(self) -> bool:

@@ -29,13 +29,7 @@ PIPELINES = {
 def prepare(config: dict[str, Any], image: Image) -> Prepared:
     """One RGB image as the vision encoder and the prompt take it. `config` is `Artifact.image`.
 
-    Arrays by pipeline (P patches, N tiles, H x W the tile's pixels):
-    idefics3    pixel_values f32 (1, N, 3, H, W), pixel_attention_mask bool (1, N, H, W)
-    qwen2_vl    pixel_values f32 (P, 1176), grid_thw i64 (1, 3)
-    qwen2_5_vl  pixel_values f32 (P, 1176), image_grid_thw i64 (1, 3)
-    qwen3_vl    pixel_values f32 (P, 1536), image_grid_thw i64 (1, 3)
-    siglip      pixel_values f32 (1, 3, H, W)
-    internvl    pixel_values f32 (N, 3, H, W)
+    Each pipeline's own `prepare` documents its arrays and their shapes.
     """
     return PIPELINES[config["kind"]].prepare(config, image)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from mpa_edge.errors import MpaError, missing_package
@@ -44,47 +45,34 @@ def pick_device(wanted: str) -> str:
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks, which the next batch needs again a moment later.
+def set_threads(threads: int | None) -> int:
+    """Set torch's thread count, by default one for each usable core, and return it.
 
-    By default each goes back to the kernel and returns page by page: a fifth of a small model's time on a CPU.
-    The parameters are malloc.h's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD. Does nothing with other C libraries.
+    Also lets glibc keep large freed blocks, which the next batch needs again a moment later. By default each goes back
+    to the kernel and returns page by page: a fifth of a small model's time on a CPU.
     """
     import ctypes
 
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for parameter in (-1, -3):
-            mallopt(parameter, 2**31 - 1)
-
-
-def set_threads(threads: int | None) -> int:
-    """Set torch's thread count, by default one for each usable core, and return it."""
     import torch
 
-    keep_freed_memory()
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # other C libraries do not have it
+        for parameter in (-1, -3):  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            mallopt(parameter, 2**31 - 1)
     count = threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(count)
     return count
 
 
-def _needs_own_code(path: str) -> bool:
-    """Whether a checkpoint is of a type that transformers does not know and needs its authors' Python code to load."""
-    from transformers import CONFIG_MAPPING, PreTrainedConfig
-
-    try:
-        config, _ = PreTrainedConfig.get_config_dict(path)
-    except (OSError, ValueError):  # loading it gives the better error
-        return False
-    return "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING
-
-
 def load_processor(path: str) -> Any:
     """Tokenizer, image processor and chat template of a checkpoint, padding on the left."""
-    from transformers import AutoProcessor
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoProcessor, PreTrainedConfig
 
     quiet()
-    if _needs_own_code(path):
+    config: dict[str, Any] = {}
+    with suppress(OSError, ValueError):  # loading the processor gives the better error
+        config, _ = PreTrainedConfig.get_config_dict(path)
+    if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING:
         raise MpaError(
             f"'{path}' needs its authors' Python code, which is never run here: use a checkpoint in transformers' own "
             "format (for InternVL one whose name ends with -hf)"
@@ -93,7 +81,16 @@ def load_processor(path: str) -> Any:
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
         raise MpaError(f"'{path}' is no vision-language model: its processor lacks a tokenizer or an image processor")
     processor.tokenizer.padding_side = "left"
-    _fill_in(processor, path)
+    # older checkpoints are completed from config.json
+    processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
+    if not processor.chat_template:
+        processor.chat_template = TEMPLATES.get(config.get("model_type", ""))
+    if getattr(processor, "patch_size", 0) is None:
+        # LLaVA's processors before 2025 did not say how many tokens an image takes
+        of_model = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        processor.patch_size = of_model.vision_config.patch_size
+        processor.vision_feature_select_strategy = of_model.vision_feature_select_strategy
+        processor.num_additional_image_tokens = int(of_model.vision_config.model_type == "clip_vision_model")
     if not processor.chat_template:
         raise MpaError(f"'{path}' has no chat template: put its chat_template.jinja into the folder")
     return processor
@@ -143,38 +140,15 @@ def _loading(path: str, load: Any) -> Any:
         raise MpaError(f"cannot load '{path}': {why[:300]}; check the folder or the hub id") from error
 
 
-def _fill_in(processor: Any, path: str) -> None:
-    """Complete the processor of an older checkpoint from config.json: a chat template, the number of image tokens."""
-    template = processor.chat_template or processor.tokenizer.chat_template
-    has_patches = getattr(processor, "patch_size", 0) is not None
-    if not template or not has_patches:
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        template = template or TEMPLATES.get(config.model_type)
-        if not has_patches:  # LLaVA's processors before 2025 did not say how many tokens an image takes
-            vision = config.vision_config
-            processor.patch_size = vision.patch_size
-            processor.vision_feature_select_strategy = config.vision_feature_select_strategy
-            processor.num_additional_image_tokens = int(vision.model_type == "clip_vision_model")
-    processor.chat_template = template
-
-
-@functools.lru_cache(8)
-def _bos(tokenizer: Any) -> str:
-    """The start token that a tokenizer puts in front of a text; empty where it puts none."""
-    ids = tokenizer("", add_special_tokens=True)["input_ids"]
-    bos = tokenizer.bos_token_id
-    return str(tokenizer.bos_token) if bos is not None and ids[:1] == [bos] else ""
-
-
 def with_bos(tokenizer: Any, text: str) -> str:
     """A rendered prompt with the start token that its tokenizer would add, unless it is already there.
 
     Prompts are tokenized without adding special tokens, so that they are the same bytes everywhere; some templates
     leave the start token to the tokenizer.
     """
-    bos = _bos(tokenizer)
+    bos, bos_id = str(tokenizer.bos_token), tokenizer.bos_token_id
+    if bos_id is None or tokenizer("", add_special_tokens=True)["input_ids"][:1] != [bos_id]:
+        return text
     return text if text.startswith(bos) else bos + text
 
 

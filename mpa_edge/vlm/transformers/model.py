@@ -53,10 +53,9 @@ class TransformersVLM:
         """One reply for each request, in order; batches are halved when memory runs out."""
         self.store.sweep()
         prompts = {text: checkpoint.chat_prompt(self.processor, text) for text in {one.prompt for one in requests}}
-        queries = self._split(requests, prompts) if self.shares else None
-        if queries is not None:
+        if self.shares and (parts := self._parts(prompts)):
             try:
-                return self._answer_shared(queries)
+                return self._answer_shared([Query(i, one, *parts[one.prompt]) for i, one in enumerate(requests)])
             except NoPrefixError:
                 self.shares = False
         whole = [Query(i, request, prompts[request.prompt], ()) for i, request in enumerate(requests)]
@@ -68,18 +67,18 @@ class TransformersVLM:
         self.store.clear()
         self._free_memory()
 
-    def _split(self, requests: Sequence[Request], prompts: dict[str, str]) -> list[Query] | None:
-        """Every request with its prompt in two parts, or None where the template does not put one image first."""
-        if not (token := getattr(self.processor, "image_token", None)):
-            return None
+    def _parts(self, prompts: dict[str, str]) -> dict[str, tuple[str, list[int]]]:
+        """Each prompt as its prefix and the tokens after it; {} where the template does not put one image first."""
         parts: dict[str, tuple[str, list[int]]] = {}
+        if not (token := getattr(self.processor, "image_token", None)):
+            return parts
         for text, prompt in prompts.items():
             halves = prefix_cache.split(prompt, token)
             tail = prefix_cache.tail_ids(self.processor.tokenizer, token, halves[1]) if halves else []
             if halves is None or not tail:
-                return None
+                return {}
             parts[text] = halves[0], tail
-        return [Query(i, request, *parts[request.prompt]) for i, request in enumerate(requests)]
+        return parts
 
     def _answer_shared(self, queries: Sequence[Query]) -> list[Reply]:
         """Replies that share the prefix of each image; a second thread prepares the next images meanwhile."""
@@ -119,7 +118,7 @@ class TransformersVLM:
             say(f"out of memory: batch of {self.name} halved to {self.batch.size}")
         return [replies[place] for place in range(len(queries))]
 
-    def _decode(self, batch: Sequence[Query], prefetched: Prefetch[Query, Prepared]) -> list[Reply]:
+    def _decode(self, batch: Sequence[Query], prefetched: Prefetch) -> list[Reply]:
         """One batch that continues from the prefixes of its images."""
         prefixes = self._prefixes(batch, prefetched)
         rows = [Row(prefixes[query.key], query.tail, query.request.max_new_tokens) for query in batch]
@@ -132,10 +131,20 @@ class TransformersVLM:
             vocabulary = self.model.get_output_embeddings().weight.shape[0]
             repetition = Repetition(penalty, prompts, vocabulary, self.device)
         tokens = decode(self.model, rows, Choice(requests, repetition), self._end_ids())
-        self.batch.worked(len(rows), self._used_bytes(rows), free_bytes(self.device))
+        # memory of the batch: as the GPU counted it, else an estimate: keys and values twice, and the prompts' tails
+        if self.device == "cuda":
+            weights_bytes = self.model.get_memory_footprint()
+            used_bytes = torch.cuda.max_memory_allocated() - weights_bytes - self.store.held_bytes
+        else:
+            text, n_tail = self.model.config.get_text_config(), max(len(row.tail) for row in rows)
+            token_bytes = max(row.prefix.n_bytes / len(row.prefix.ids) for row in rows)
+            length = max(len(row.prefix.ids) for row in rows) + n_tail + rows[0].limit
+            tail_bytes = n_tail * 4 * (8 * text.hidden_size + 3 * text.intermediate_size)
+            used_bytes = len(rows) * (2 * token_bytes * length + tail_bytes + 16 * text.vocab_size)
+        self.batch.worked(len(rows), int(used_bytes), free_bytes(self.device))
         return [self._reply(row, request) for row, request in zip(tokens, requests, strict=True)]
 
-    def _prefixes(self, batch: Sequence[Query], prefetched: Prefetch[Query, Prepared]) -> dict[tuple[int, str], Prefix]:
+    def _prefixes(self, batch: Sequence[Query], prefetched: Prefetch) -> dict[tuple[int, str], Prefix]:
         """The prefix of every image of a batch, computed where it is not stored."""
         free = FOR_VISION * free_bytes(self.device)
         limit = min(MAX_VALUES[self.device], free / VISION_BYTES_PER_VALUE[self.device])
@@ -161,17 +170,6 @@ class TransformersVLM:
         for key, image in images.items():
             self.store.put(image, key[1], found[key])
         return found
-
-    def _used_bytes(self, rows: Sequence[Row]) -> int:
-        """Memory of a batch: as the GPU counted it, else an estimate: keys and values twice, and the prompts' tails."""
-        if self.device == "cuda":
-            return int(torch.cuda.max_memory_allocated() - self.model.get_memory_footprint() - self.store.held_bytes)
-        text = self.model.config.get_text_config()
-        token_bytes = max(row.prefix.n_bytes / len(row.prefix.ids) for row in rows)
-        n_tail = max(len(row.tail) for row in rows)
-        length = max(len(row.prefix.ids) for row in rows) + n_tail + rows[0].limit
-        tail_bytes = n_tail * 4 * (8 * text.hidden_size + 3 * text.intermediate_size)
-        return int(len(rows) * (2 * token_bytes * length + tail_bytes + 16 * text.vocab_size))
 
     def _free_memory(self) -> None:
         gc.collect()

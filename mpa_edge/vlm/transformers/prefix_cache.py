@@ -77,20 +77,20 @@ def tail_ids(tokenizer: Any, image_token: str, tail: str) -> list[int]:
 
 def collated(prepared: Sequence[Prepared], pad_id: int) -> Prepared:
     """Several images as one batch, text padded on the right, tiles of Idefics3 padded with zeros."""
-    return {key: _joined(key, [one[key] for one in prepared], pad_id) for key in prepared[0]}
-
-
-def _joined(key: str, parts: Sequence[Tensor], pad_id: int) -> Tensor:
-    if key in TEXT_INPUTS:
-        rows = [part[0] for part in parts]
-        return pad_sequence(rows, batch_first=True, padding_value=pad_id if key == "input_ids" else 0)
-    if key not in ("pixel_values", "pixel_attention_mask") or len({part.shape[1:] for part in parts}) == 1:
-        return torch.cat(list(parts))
-    largest = [max(part.shape[axis] for part in parts) for axis in range(1, parts[0].ndim)]
-    whole = parts[0].new_zeros(len(parts), *largest)
-    for row, part in zip(whole, parts, strict=True):
-        row[tuple(slice(n) for n in part.shape[1:])] = part[0]
-    return whole
+    batch = {}
+    for key in prepared[0]:
+        parts = [one[key] for one in prepared]
+        if key in TEXT_INPUTS:
+            rows, padding = [part[0] for part in parts], pad_id if key == "input_ids" else 0
+            batch[key] = pad_sequence(rows, batch_first=True, padding_value=padding)
+        elif key not in ("pixel_values", "pixel_attention_mask") or len({part.shape[1:] for part in parts}) == 1:
+            batch[key] = torch.cat(parts)
+        else:
+            largest = [max(part.shape[axis] for part in parts) for axis in range(1, parts[0].ndim)]
+            batch[key] = parts[0].new_zeros(len(parts), *largest)
+            for row, part in zip(batch[key], parts, strict=True):
+                row[tuple(slice(n) for n in part.shape[1:])] = part[0]
+    return batch
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from mpa_edge.vlm.transformers.interrupts import interrupts_held
+from mpa_edge.vlm import interrupts_held
 
 
 def test_ctrl_c_waits_for_the_end_of_the_block() -> None:
