@@ -1,4 +1,4 @@
-"""What an engine is given: a job, which is the numbers of the shards to do and a worker that does one of them.
+"""The interface of an engine: a job names the shards to do and the worker that does them.
 
 An engine does not know what is in a shard. Every engine calls the same worker, so the files of a run are the same
 bytes whichever engine wrote them.
@@ -117,11 +117,6 @@ class Job:
     """Numbers of the shards that are not done."""
     config: EngineConfig = field(default_factory=EngineConfig)
     """The recipe's `engine` section."""
-
-    @property
-    def run_folder(self) -> Path:
-        """The folder of the whole run."""
-        return self.folder.parent
 
     @property
     def units(self) -> int:

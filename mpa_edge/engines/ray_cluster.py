@@ -144,19 +144,11 @@ def fit_actors(nodes: Sequence[Resources], config: EngineConfig, device: str) ->
 
 
 def ahead_bytes(store: float, actors: int, readers: int) -> int:
-    """Bytes of pixels of one shard that may wait in the object store; all that wait must leave most of it free.
-
-    >>> ahead_bytes(2e9, 1, 1), ahead_bytes(100e6, 2, 2)
-    (125000000, 3125000)
-    """
+    """Bytes of pixels of one shard that may wait in the object store; all that wait must leave most of it free."""
     low, high = AHEAD_BYTES
     return int(min(max(store / (8 * (actors + readers)), low), high))
 
 
 def block_size(todo: int, actors: int) -> int:
-    """Shards in one task of an actor: several where there are so many that no actor idles for long at the end.
-
-    >>> block_size(1000, 16), block_size(10_000, 2), block_size(100, 2)
-    (1, 16, 1)
-    """
+    """Shards in one task of an actor: several where there are so many that no actor idles for long at the end."""
     return min(max(todo // (64 * actors), 1), 16)

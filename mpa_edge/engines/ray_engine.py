@@ -117,7 +117,7 @@ class Rounds:
                 ray.kill(actor)
 
     def _wait(self, running: Any, ledger: Any, advance: Advance) -> str:
-        """Collect what the ledger reports until the round is over or nothing moves any more."""
+        """Collect what the ledger reports until the round ends or makes no progress."""
         ray, job = self._ray, self._job
         while True:
             over, _ = ray.wait([running], timeout=POLL_S)
@@ -136,7 +136,7 @@ class Rounds:
                     self._budget.set_aside(event.shard, event.tries, event.text)
                 else:
                     for name, data in event.files:
-                        write_bytes(make_folder((job.run_folder / name).parent) / Path(name).name, data)
+                        write_bytes(make_folder((job.folder.parent / name).parent) / Path(name).name, data)
                     self._facts = merged(self._facts, event.facts)
                     self._written(event.shard)
                 advance(job.sizes[event.shard])
@@ -153,7 +153,7 @@ class Rounds:
 
     def _groups(self, actors: int, with_files: bool) -> Iterator[list[bytes]]:
         """The shards that are left as packed blocks, in groups; `with_files`: with the files that their work reads."""
-        worker, folder, left = self._job.worker, self._job.run_folder, sorted(self._left)
+        worker, folder, left = self._job.worker, self._job.folder.parent, sorted(self._left)
 
         def packed(shards: Sequence[int]) -> bytes:
             """A block with what each shard carries, small enough to keep for all shards."""
@@ -169,7 +169,7 @@ class Rounds:
             yield [packed(left[i : i + size]) for i in range(start, end, size)]
 
     def _spec(self) -> ActorSpec:
-        """What every actor is told."""
+        """What every actor is given."""
         from mpa_edge.engines.ray_pool import ActorSpec
 
         worker, mark = self._job.worker, self._job.folder.absolute() / INPUTS
@@ -182,7 +182,7 @@ class Rounds:
         )
 
     def _seen_by_all(self, path: Path) -> bool:
-        """Whether every machine of the cluster sees a file of ours."""
+        """Whether every machine of the cluster sees a file of this one."""
         ray = self._ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

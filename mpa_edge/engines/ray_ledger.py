@@ -1,6 +1,6 @@
 """The state of a round, kept by one small actor of the cluster: tries of each shard, live actors, finished shards.
 
-It grows with the shards at work, not with all shards: what is finished is reported once and forgotten.
+It grows with the shards in progress, not with all shards: what is finished is reported once and forgotten.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Status:
     failed: int
     """Failed tries so far."""
     slowest: tuple[int, float] | None
-    """The shard that has been at work for longest, and since how many seconds."""
+    """The shard that has been in progress for longest, and for how many seconds."""
     idle_s: float
     """Seconds since a live actor last loaded its model or worked; before the first one, since the start."""
     missing: int = 0

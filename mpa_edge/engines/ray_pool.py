@@ -40,7 +40,7 @@ Files = tuple[tuple[str, bytes], ...]
 
 @dataclass(frozen=True)
 class ActorSpec:
-    """What every actor is told."""
+    """What every actor is given."""
 
     worker: Worker
     """Not loaded."""
@@ -91,7 +91,7 @@ class Shards(Datasource):
 
 
 class Coordinator:
-    """Runs Ray Data inside the cluster. It is killed from outside when nothing moves any more."""
+    """Runs Ray Data inside the cluster. It is killed from outside when a round makes no progress."""
 
     def run(
         self,

@@ -1,7 +1,7 @@
 """Failing shards: a shard is tried again, then set aside with its reason; too many of them end the run.
 
-An MpaError, which the user has to fix, and a lack of memory end the run at once. Every other error may be due to one
-shard, or be gone at the next try.
+An MpaError, which the user has to fix, and running out of memory end the run at once. Any other error may be caused by
+one shard, or be gone at the next try.
 """
 
 from __future__ import annotations

@@ -45,16 +45,6 @@ class Prompt:
         return tuple(token for piece in (*self.prefix, self.tail) for token in piece.ids)
 
 
-@dataclass(frozen=True)
-class Cached:
-    """The image whose prefix is in the key-value cache."""
-
-    image: Image
-    encoded: EncodedImage
-    position: int
-    """First position after the prefix."""
-
-
 def assemble(before: Sequence[int], encoded: EncodedImage, after: Sequence[int]) -> Prompt:
     """Put an image between the tokens of a prompt.
 
@@ -88,7 +78,8 @@ class LlamaCppVLM:
             threads=threads or self.artifact.threads,
         )
         self.table = open_table(self.language.path, self.language.header)
-        self._cached: Cached | None = None
+        self._cached: tuple[Image, EncodedImage] | None = None
+        """The image whose prefix is in the key-value cache, and its pieces."""
         try:
             self.vision: Any = self._load_vision()
         except BaseException:
@@ -139,7 +130,7 @@ class LlamaCppVLM:
         for request, arrays in zip(requests, given, strict=True):
             encoded = self.look(request.image, arrays)
             prompt = self._prompt(request, encoded)
-            self._read(prompt, None)
+            self._read(prompt, False)
             greedy = dataclasses.replace(request, temperature=0.0)
             steps = [(token, logits.copy()) for token, logits in self._tokens(greedy, prompt)]
             trace = Trace(
@@ -159,18 +150,18 @@ class LlamaCppVLM:
 
     def _answer(self, request: Request) -> Reply:
         started = time.perf_counter()
-        cached = self._cached if self._cached is not None and self._cached.image is request.image else None
-        encoded = cached.encoded if cached else self.look(request.image)
+        is_cached = self._cached is not None and self._cached[0] is request.image
+        encoded = self._cached[1] if self._cached and is_cached else self.look(request.image)
         prompt = self._prompt(request, encoded)
         ready = time.perf_counter()
-        position = self._read(prompt, cached)
-        self._cached = Cached(request.image, encoded, position)
+        self._read(prompt, is_cached)
+        self._cached = request.image, encoded
         first, tokens = 0.0, []
         for token, _ in self._tokens(request, prompt):
             first = first or time.perf_counter()
             tokens.append(token)
         ended = time.perf_counter()
-        vision_s = 0.0 if cached else encoded.vision_s
+        vision_s = 0.0 if is_cached else encoded.vision_s
         timing = Timing(
             total_s=ended - started,
             ttft_s=first - started,
@@ -190,20 +181,18 @@ class LlamaCppVLM:
             raise prompt_too_long(len(prompt.ids), self.artifact.context_tokens)
         return prompt
 
-    def _read(self, prompt: Prompt, cached: Cached | None) -> int:
-        """Read a prompt, or only its tail where its image is in the cache; the position at which the tail begins."""
+    def _read(self, prompt: Prompt, is_cached: bool) -> None:
+        """Read a prompt, or only its tail where its image is in the cache."""
         self._cached = None  # until all of it is read
-        if cached is None:
-            position, pieces = sum(piece.n_positions for piece in prompt.prefix), (*prompt.prefix, prompt.tail)
-            pieces = merged(pieces, self.table)
-            self.language.rewind()
+        if is_cached:
+            pieces: Sequence[Piece] = (prompt.tail,)
+            self.language.rewind(sum(piece.n_positions for piece in prompt.prefix))
         else:
-            position, pieces = cached.position, (prompt.tail,)
-            self.language.rewind(position)
+            pieces = merged((*prompt.prefix, prompt.tail), self.table)
+            self.language.rewind()
         for piece in pieces[:-1]:
             self.language.read(piece)
         self.language.read(pieces[-1], logits=True)
-        return position
 
     def _tokens(self, request: Request, prompt: Prompt) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """(token, its logits) up to an end token or the limit; the logits are valid until the next token."""

@@ -133,7 +133,7 @@ class LlamaServerVLM:
     ) -> None:
         """Wait until it is ready, at most `timeout_s`, which also limits each answer.
 
-        `alias`: the name that this very server was given at its start. MpaError where it is another server, holds
+        `alias`: the name that the server was started with. MpaError where it is another server, holds
         another model, or takes no images.
         """
         self.name, self.artifact = name, artifact
@@ -204,26 +204,17 @@ class LlamaServerVLM:
         file = io.BytesIO()
         images[0].convert("RGB").save(file, "PNG", compress_level=1)  # lightly, for speed
         image = base64.b64encode(file.getvalue()).decode()
-        return {"prompt": {"prompt_string": prompt, "multimodal_data": [image]}, **options(request)}
-
-
-def options(request: Request) -> dict[str, Any]:
-    """The fields of a /completion request beside its prompt; no state is kept from one answer to the next.
-
-    >>> from PIL import Image
-    >>> options(Request(Image.new("RGB", (1, 1)), "x", 4))["top_k"]
-    1
-    """
-    chosen: dict[str, Any] = {"temperature": 0.0, "top_k": 1}
-    if request.temperature > 0:
-        chosen = {
-            "temperature": request.temperature,
-            "top_p": request.top_p,
-            "seed": request.seed,
-            "samplers": ["temperature", "top_p"],
+        body = {
+            "prompt": {"prompt_string": prompt, "multimodal_data": [image]},
+            "n_predict": request.max_new_tokens,
+            "cache_prompt": False,  # no state is kept from one answer to the next
+            "return_tokens": True,
+            "stream": False,
         }
-    fixed = {"n_predict": request.max_new_tokens, "cache_prompt": False, "return_tokens": True, "stream": False}
-    return fixed | chosen
+        if request.temperature <= 0:
+            return body | {"temperature": 0.0, "top_k": 1}
+        chosen = {"temperature": request.temperature, "top_p": request.top_p, "seed": request.seed}
+        return body | chosen | {"samplers": ["temperature", "top_p"]}
 
 
 def timing(reported: dict[str, Any], n_tokens: int) -> Timing:

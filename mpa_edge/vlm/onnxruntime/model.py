@@ -18,7 +18,6 @@ from mpa_edge.vlm.onnxruntime.sessions import (
     Decoder,
     Graph,
     VisionEncoder,
-    first_tokens,
     left_padded,
     mrope_positions,
 )
@@ -87,7 +86,11 @@ class OnnxVLM:
         """One reply for each request, in order. A shared image costs no vision time from the second question on."""
         replies: dict[int, Reply] = {}
         seen: Seen | None = None
-        order = by_image(requests)
+        first: dict[int, int] = {}
+        for i, request in enumerate(requests):
+            first.setdefault(id(request.image), i)
+        # requests about one image next to each other
+        order = sorted(range(len(requests)), key=lambda i: first[id(requests[i].image)])
         for i, following in zip(order, [*order[1:], None], strict=False):
             started, image = time.perf_counter(), requests[i].image
             if seen is None or seen.image is not image:
@@ -151,10 +154,12 @@ class OnnxVLM:
         prompt = self._prompt(request, ids, seen.prepared.pixels, seen.features)
         # the decoder reads only what differs from the last prompt about the same image
         n, n_read, ends = len(ids), common_prefix(ids[:-1], seen.ids), self.artifact.tokens.ends
-        cache = first_tokens(seen.cache, n_read) if n_read else self.decoder.empty_cache(1)
+        cache = {name: np.ascontiguousarray(value[:, :, :n_read]) for name, value in seen.cache.items()}
         mask = np.ones((1, n + prompt.limit), np.int64)
         positions = np.expand_dims(prompt.positions[..., n_read:], -2)
-        logits, cache = self.decoder.step(prompt.embeds[None, n_read:], mask[:, :n], positions, cache)
+        logits, cache = self.decoder.step(
+            prompt.embeds[None, n_read:], mask[:, :n], positions, cache or self.decoder.empty_cache(1)
+        )
         seen.ids, seen.cache = (ids, cache) if keep else ([], {})
         tokens = [choose(self._finite(logits)[0])]
         first_at = time.perf_counter()
@@ -209,14 +214,6 @@ class OnnxVLM:
         if not np.isfinite(logits).all():
             raise MpaError(f"{self.decoder.path} computes values that are not numbers: export with another scheme")
         return logits
-
-
-def by_image(requests: Sequence[Request]) -> list[int]:
-    """Indices of the requests, those about one image next to each other."""
-    first: dict[int, int] = {}
-    for i, request in enumerate(requests):
-        first.setdefault(id(request.image), i)
-    return sorted(range(len(requests)), key=lambda i: first[id(requests[i].image)])
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

@@ -43,29 +43,21 @@ def one_line(error: BaseException) -> str:
     return PREFIX.sub("", " ".join(str(error).split()))[:300] or type(error).__name__
 
 
-def options(threads: int) -> onnxruntime.SessionOptions:
-    """Session options: one pool of `threads`, one operator at a time, only errors in the log."""
-    found = onnxruntime.SessionOptions()
-    found.intra_op_num_threads = threads
-    found.inter_op_num_threads = 1
-    found.log_severity_level = ERRORS_ONLY
-    # memory plans help where shapes repeat; here every token has its own shapes, and the plans took 0.3 GB
-    found.enable_mem_pattern = False
-    # vision encoder, embedding and decoder take turns: a pool that spins after its work takes cores from the next
-    found.add_session_config_entry("session.force_spinning_stop", "1")
-    return found
-
-
 class Graph:
     """One ONNX file. Its weights may lie in files beside it, never outside its folder: onnxruntime enforces that."""
 
     def __init__(self, path: Path, threads: int) -> None:
         """MpaError where the file is damaged, of a newer format, or names weights outside its folder."""
         self.path = path
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = ERRORS_ONLY
+        # memory plans help where shapes repeat; here every token has its own shapes, and the plans took 0.3 GB
+        options.enable_mem_pattern = False
+        # vision encoder, embedding and decoder take turns: a pool that spins after its work takes cores from the next
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
-            self.session: Any = onnxruntime.InferenceSession(
-                str(path), options(threads), providers=["CPUExecutionProvider"]
-            )
+            self.session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors have no common base class
             raise MpaError(
                 f"cannot load {path} ({one_line(error)}): copy the whole folder, or rerun mpa-edge export"
@@ -179,11 +171,6 @@ def has_dynamic_ranges(path: Path) -> bool:
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return content.find(b"DynamicQuantize") >= 0
-
-
-def first_tokens(cache: Cache, n: int) -> Cache:
-    """The cache of a prompt's first `n` tokens."""
-    return {name: np.ascontiguousarray(value[:, :, :n]) for name, value in cache.items()}
 
 
 def mrope_positions(ids: Sequence[int], image_id: int, grid: Sequence[int]) -> NDArray[np.int64]:

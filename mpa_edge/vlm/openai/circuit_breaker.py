@@ -19,7 +19,7 @@ FAILURES_IN_A_ROW = 5
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 1.0, 60.0
 LOOK_EVERY_S = 0.2
 Permit = Literal["request", "probe"]
-"""Permission for one request. While there is a probe, nobody else may send one."""
+"""Permission to send one request. While a probe is on its way, no other request is sent."""
 
 
 def backoff_s(attempt: int, chance: Callable[[], float] = random.random) -> float:

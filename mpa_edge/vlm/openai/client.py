@@ -1,7 +1,7 @@
 """A model behind a server of the OpenAI protocol: vLLM, SGLang, llama-server, transformers serve, a hosted one.
 
-Requests go out together and come back in order. What goes wrong with one of them becomes a reply that says so
-(`Reply.drop`); only what no request can survive (a wrong key, an unknown model) is an error.
+Requests are sent concurrently and answered in order. One that fails becomes a reply that says why (`Reply.drop`); only
+what makes every request fail (a wrong key, an unknown model) is an error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mpa_edge.config.recipe import TeacherServerConfig
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
 from mpa_edge.types import Drop, Reply, Request, TeacherUsage, Timing
-from mpa_edge.vlm.openai.circuit_breaker import CircuitBreaker, Permit, backoff_s
+from mpa_edge.vlm.openai.circuit_breaker import CircuitBreaker, Permit, backoff_s, retry_after_s
 from mpa_edge.vlm.openai.cost import Meter
 from mpa_edge.vlm.openai.image import ImageCache
 from mpa_edge.vlm.openai.reference import ServerReference, key_for
@@ -29,6 +29,7 @@ from mpa_edge.vlm.openai.reply import (
     FAILURE,
     HOPELESS,
     OVER_BUDGET,
+    RETRIED,
     SPECIAL,
     TIMED_OUT,
     Answer,
@@ -36,11 +37,9 @@ from mpa_edge.vlm.openai.reply import (
     body_of,
     card,
     cause,
-    failed,
     message_of,
     plain,
     read_answer,
-    refused,
 )
 from mpa_edge.vlm.shared.prompts import without_special_tokens
 
@@ -186,7 +185,7 @@ class OpenAIVLM:
             if not outcome.again or attempts > self.config.retries or left_s <= 0:
                 break
             await asyncio.sleep(wait_s)
-        return failed(last)
+        return Reply("", "failed", 0, drop=last)
 
     async def _attempt(self, request: Request, permit: Permit, left_s: float) -> Reply | Failure:
         """Ask once; meter and circuit breaker are told the outcome."""
@@ -194,8 +193,15 @@ class OpenAIVLM:
         try:
             reserve = self._meter.reserve(request.max_new_tokens)
             if reserve is None:
-                return failed(Drop(OVER_BUDGET))
-            body = self._body(request, await self._images.uri(request.image))
+                return Reply("", "failed", 0, drop=Drop(OVER_BUDGET))
+            # image first, then text, as for every other VLM
+            text = without_special_tokens(plain(request.prompt), SPECIAL)
+            image = {"type": "image_url", "image_url": {"url": await self._images.uri(request.image)}}
+            message = {"role": "user", "content": [image, {"type": "text", "text": text}]}
+            body = {"model": self.reference.model, "messages": [message], "temperature": request.temperature}
+            body |= {self.config.limit_key: request.max_new_tokens}
+            if request.temperature > 0:
+                body |= {"top_p": request.top_p, "seed": request.seed & MAX_SEED}
             began = time.monotonic()
             outcome = await self._send(body, min(self.config.timeout_s, left_s))
             if isinstance(outcome, Failure):
@@ -225,17 +231,6 @@ class OpenAIVLM:
             f"check teacher, teacher_server.api_key_env and the key"
         )
 
-    def _body(self, request: Request, uri: str) -> dict[str, Any]:
-        """A chat completion: image first, then text, as for every other VLM."""
-        content = [
-            {"type": "image_url", "image_url": {"url": uri}},
-            {"type": "text", "text": without_special_tokens(plain(request.prompt), SPECIAL)},
-        ]
-        limits: dict[str, Any] = {self.config.limit_key: request.max_new_tokens, "temperature": request.temperature}
-        if request.temperature > 0:
-            limits |= {"top_p": request.top_p, "seed": request.seed & MAX_SEED}
-        return {"model": self.reference.model, "messages": [{"role": "user", "content": content}], **limits}
-
     async def _send(self, body: dict[str, Any], timeout_s: float) -> Answer | Failure:
         """One HTTP request. `timeout_s` covers all of it: a server that sends a byte a second gives no answer."""
         try:
@@ -245,7 +240,11 @@ class OpenAIVLM:
         except (TimeoutError, openai.APITimeoutError):
             return Failure(Drop(TIMED_OUT, f"after {timeout_s:.0f} s"), again=True)
         except openai.APIStatusError as error:
-            return refused(error, self._key, self.config.wait_s)
+            status, asked_s = error.status_code, retry_after_s(error.response.headers.get("retry-after"))
+            again = status in RETRIED and (asked_s or 0.0) <= self.config.wait_s
+            detail = message_of(error, self._key) + (f"; to be asked again after {asked_s:.0f} s" if asked_s else "")
+            drop, wait_s = Drop(f"{FAILURE}HTTP {status}", detail), asked_s if again else None
+            return Failure(drop, again, sent=status >= 500, status=status, retry_after_s=wait_s)
         except openai.OpenAIError as error:
             sent = type(error.__cause__).__name__ not in NOT_SENT
             return Failure(Drop(CONNECTION, cause(error)), again=True, sent=sent)

@@ -1,6 +1,6 @@
 """An image as a data URI: its bytes are sent to the server, never an address that it would have to fetch.
 
-PNG by default: the teacher then sees the very pixels that the student is trained on. A photograph is several times
+PNG by default: the teacher then sees exactly the pixels that the student is trained on. A photograph is several times
 smaller as JPEG, which is better on a slow connection. Hosted servers refuse files of more than a few MB: above the cap
 an image becomes a JPEG, and if that is still too large, it loses a quarter of its sides at a time.
 """
@@ -28,24 +28,18 @@ def data_uri(image: Image, image_format: Format = "png", max_bytes: int = 5_000_
     >>> data_uri(Image.new("RGB", (8, 8)))[:22]
     'data:image/png;base64,'
     """
-    data = encoded(image, image_format)
-    if image_format == "png" and len(data) > max_bytes:
+    while True:
+        buffer = io.BytesIO()
+        if image_format == "png":
+            image.save(buffer, "PNG", compress_level=1)  # time matters more than a few bytes
+        else:
+            image.convert("RGB").save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+        data = buffer.getvalue()
+        if len(data) <= max_bytes or (image_format == "jpeg" and image.size == (1, 1)):
+            return f"data:image/{image_format};base64,{base64.b64encode(data).decode()}"
+        if image_format == "jpeg":
+            image = image.resize((max(1, int(image.width * SHRINK)), max(1, int(image.height * SHRINK))))
         image_format = "jpeg"
-        data = encoded(image, image_format)
-    while len(data) > max_bytes and max(image.size) > 1:
-        image = image.resize((max(1, int(image.width * SHRINK)), max(1, int(image.height * SHRINK))))
-        data = encoded(image, image_format)
-    return f"data:image/{image_format};base64,{base64.b64encode(data).decode()}"
-
-
-def encoded(image: Image, image_format: Format) -> bytes:
-    """The image as a file. PNG is compressed lightly, because time matters more than a few bytes."""
-    buffer = io.BytesIO()
-    if image_format == "png":
-        image.save(buffer, "PNG", compress_level=1)
-    else:
-        image.convert("RGB").save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue()
 
 
 class ImageCache:

@@ -57,7 +57,7 @@ def parse(reference: str) -> ServerReference:
 
 
 def is_private_way(base_url: str) -> bool:
-    """Whether nobody in between can read what is sent: it is encrypted, or does not leave this machine.
+    """Whether what is sent is encrypted or stays on this machine.
 
     >>> [is_private_way(f"{url}/v1") for url in ("https://a.b", "http://127.0.0.1:1", "http://localhost", "http://a.b")]
     [True, True, True, False]
@@ -74,8 +74,8 @@ def is_private_way(base_url: str) -> bool:
 def key_for(base_url: str, api_key_env: str | None) -> str | None:
     """The key to send, from the environment only; None where there is none to send.
 
-    A key that the recipe names (`api_key_env`) must be set, else MpaError. The default one is sent only where nobody in
-    between can read it, because it may belong to another server.
+    A key that the recipe names (`api_key_env`) must be set, else MpaError. The default key may belong to another
+    server, so it is sent only over an encrypted or local connection.
     """
     if api_key_env is None:
         return os.environ.get(DEFAULT_KEY) or None if is_private_way(base_url) else None

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mpa_edge.types import Drop, FinishReason, Reply
-from mpa_edge.vlm.openai.circuit_breaker import retry_after_s
 from mpa_edge.vlm.shared.prompts import without_special_tokens
 
 if TYPE_CHECKING:
@@ -78,11 +77,6 @@ def is_failure(reason: str) -> bool:
     return reason.startswith(FAILURE)
 
 
-def failed(drop: Drop) -> Reply:
-    """The reply of a request that got none."""
-    return Reply(text="", finish_reason="failed", n_tokens=0, drop=drop)
-
-
 async def body_of(response: Any) -> bytes | Drop:
     """The body of a response, up to a size that no answer has, so that it cannot fill the memory."""
     body = bytearray()
@@ -130,21 +124,6 @@ def _count(usage: object, key: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_TOKENS else None
 
 
-def refused(error: APIStatusError, key: str | None, wait_s: float) -> Failure:
-    """What an HTTP status means for a request; the server may ask for a wait of at most `wait_s`."""
-    status = error.status_code
-    asked_s = retry_after_s(error.response.headers.get("retry-after"))
-    again = status in RETRIED and (asked_s or 0.0) <= wait_s
-    detail = message_of(error, key) + (f"; to be asked again after {asked_s:.0f} s" if asked_s else "")
-    return Failure(
-        Drop(f"server: HTTP {status}", detail),
-        again,
-        sent=status >= 500,
-        status=status,
-        retry_after_s=asked_s if again else None,
-    )
-
-
 def message_of(error: APIStatusError, key: str | None) -> str:
     """The error message in a server's response, or the start of its body, without the key, which some repeat."""
     try:
@@ -167,7 +146,7 @@ def cause(error: BaseException) -> str:
 
 
 def card(body: bytes, model: str) -> dict[str, Any]:
-    """What a list of models says of one of them, as far as it stays the same. ValueError where it is no such list.
+    """What a list of models says about one model, without what changes. ValueError where it is not such a list.
 
     >>> card(b'{"data": [{"id": "m", "created": 1, "root": "/m"}]}', "m"), card(b'{"data": []}', "m")
     ({'id': 'm', 'root': '/m'}, {})

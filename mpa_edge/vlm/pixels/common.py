@@ -24,8 +24,6 @@ class Prepared:
     """Input name of the vision encoder -> array."""
     expansion: str
     """Text that takes the place of the image placeholder in the prompt."""
-    n_image_tokens: int
-    """Image tokens in that text: one for each embedding of the vision encoder."""
 
 
 def scale(image: Image, width: int, height: int, config: dict[str, Any]) -> Image:

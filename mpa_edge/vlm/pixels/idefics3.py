@@ -25,7 +25,7 @@ def prepare(config: dict[str, Any], image: Image) -> Prepared:
     rows, columns = whole.height // edge, whole.width // edge
     cut = tiles(whole, edge, edge, config, overview=whole)
     pixels = {"pixel_values": cut[None], "pixel_attention_mask": np.ones((1, len(cut), edge, edge), np.bool_)}
-    return Prepared(pixels, expansion(config, rows, columns), len(cut) * config["image_seq_len"])
+    return Prepared(pixels, expansion(config, rows, columns))
 
 
 def resized(config: dict[str, Any], image: Image) -> Image:

@@ -19,9 +19,8 @@ def prepare(config: dict[str, Any], image: Image) -> Prepared:
     """pixel_values f32 (tiles, 3, H, W)."""
     size = config["size"]
     cut = tiles(resized(config, image), size["width"], size["height"], config, overview=image)
-    n_image_tokens = len(cut) * config["image_seq_length"]
-    text = config["start_image_token"] + config["image_token"] * n_image_tokens + config["end_image_token"]
-    return Prepared({"pixel_values": cut}, text, n_image_tokens)
+    tokens = config["image_token"] * (len(cut) * config["image_seq_length"])
+    return Prepared({"pixel_values": cut}, config["start_image_token"] + tokens + config["end_image_token"])
 
 
 def resized(config: dict[str, Any], image: Image) -> Image:

@@ -29,7 +29,7 @@ def prepare(config: dict[str, Any], image: Image) -> Prepared:
     values, rows, columns = patches(normalized(in_bytes(resized(config, image)), config)[0], config)
     n_image_tokens = rows * columns // config["merge_size"] ** 2
     pixels: Pixels = {"pixel_values": values, GRID[config["kind"]]: np.array([[1, rows, columns]], np.int64)}
-    return Prepared(pixels, config["image_token"] * n_image_tokens, n_image_tokens)
+    return Prepared(pixels, config["image_token"] * n_image_tokens)
 
 
 def resized(config: dict[str, Any], image: Image) -> Image:

@@ -24,7 +24,7 @@ def prepare(config: dict[str, Any], image: Image) -> Prepared:
     n_image_tokens += config["num_additional_image_tokens"]
     if config["vision_feature_select_strategy"] == "default":  # the class token is dropped
         n_image_tokens -= 1
-    return Prepared({"pixel_values": values}, config["image_token"] * n_image_tokens, n_image_tokens)
+    return Prepared({"pixel_values": values}, config["image_token"] * n_image_tokens)
 
 
 def resized(config: dict[str, Any], image: Image) -> Image:

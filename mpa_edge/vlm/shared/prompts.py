@@ -12,7 +12,7 @@ from mpa_edge.errors import MpaError, missing_package
 
 
 def without_special_tokens(text: str, special: Sequence[str] | re.Pattern[str]) -> str:
-    """Text that cannot be read as an image, a turn or an end, whoever wrote it: all special tokens are removed.
+    """Remove all special tokens, so that no text of a user or a model can pass as an image, a turn or an end.
 
     `special` are the tokens themselves, or a pattern that matches them.
 

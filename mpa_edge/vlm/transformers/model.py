@@ -53,7 +53,11 @@ class TransformersVLM:
         """One reply for each request, in order; batches are halved when memory runs out."""
         self.store.sweep()
         prompts = {text: checkpoint.chat_prompt(self.processor, text) for text in {one.prompt for one in requests}}
-        if self.shares and (parts := self._parts(prompts)):
+        parts = {}
+        for text, prompt in prompts.items() if self.shares else ():
+            if halves := prefix_cache.split(self.processor, prompt):
+                parts[text] = halves
+        if self.shares and len(parts) == len(prompts):
             try:
                 return self._answer_shared([Query(i, one, *parts[one.prompt]) for i, one in enumerate(requests)])
             except NoPrefixError:
@@ -66,19 +70,6 @@ class TransformersVLM:
         self.model = None
         self.store.clear()
         self._free_memory()
-
-    def _parts(self, prompts: dict[str, str]) -> dict[str, tuple[str, list[int]]]:
-        """Each prompt as its prefix and the tokens after it; {} where the template does not put one image first."""
-        parts: dict[str, tuple[str, list[int]]] = {}
-        if not (token := getattr(self.processor, "image_token", None)):
-            return parts
-        for text, prompt in prompts.items():
-            halves = prefix_cache.split(prompt, token)
-            tail = prefix_cache.tail_ids(self.processor.tokenizer, token, halves[1]) if halves else []
-            if halves is None or not tail:
-                return {}
-            parts[text] = halves[0], tail
-        return parts
 
     def _answer_shared(self, queries: Sequence[Query]) -> list[Reply]:
         """Replies that share the prefix of each image; a second thread prepares the next images meanwhile."""
@@ -137,7 +128,7 @@ class TransformersVLM:
             used_bytes = torch.cuda.max_memory_allocated() - weights_bytes - self.store.held_bytes
         else:
             text, n_tail = self.model.config.get_text_config(), max(len(row.tail) for row in rows)
-            token_bytes = max(row.prefix.n_bytes / len(row.prefix.ids) for row in rows)
+            token_bytes = max(row.prefix.cache.nbytes / len(row.prefix.ids) for row in rows)
             length = max(len(row.prefix.ids) for row in rows) + n_tail + rows[0].limit
             tail_bytes = n_tail * 4 * (8 * text.hidden_size + 3 * text.intermediate_size)
             used_bytes = len(rows) * (2 * token_bytes * length + tail_bytes + 16 * text.vocab_size)

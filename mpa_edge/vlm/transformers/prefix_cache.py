@@ -28,7 +28,7 @@ Prepared = dict[str, Any]
 
 
 class NoPrefixError(Exception):
-    """The model's cache is not keys and values of every token."""
+    """The model's cache does not hold keys and values of every token."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,6 @@ class Prefix:
     next_position: int
     """Rotary position of the first token after it."""
 
-    @property
-    def n_bytes(self) -> int:
-        """Memory of keys and values."""
-        return int(self.cache.nbytes)
-
 
 def prepare(processor: Any, head: str, image: Image) -> Prepared:
     """Tensors of the prompt's head, which ends with the image token."""
@@ -59,20 +54,19 @@ def n_values(prepared: Prepared) -> int:
     return sum(value.numel() for key, value in prepared.items() if key not in TEXT_INPUTS)
 
 
-def split(text: str, image_token: str) -> tuple[str, str] | None:
-    """(text up to and including the image token, text after it); None where there is not exactly one image.
+def split(processor: Any, prompt: str) -> tuple[str, list[int]] | None:
+    """(text up to and including the image token, tokens after it); None without exactly one image, or text after it.
 
-    >>> split("User:<image>How many?", "<image>")
-    ('User:<image>', 'How many?')
+    What follows the image is tokenized with the image token before it.
     """
-    head, found, tail = text.partition(image_token)
-    return (head + found, tail) if found and image_token not in tail else None
-
-
-def tail_ids(tokenizer: Any, image_token: str, tail: str) -> list[int]:
-    """Tokens of the text after the image, tokenized with the image token before it."""
-    ids: list[int] = tokenizer(image_token + tail, add_special_tokens=False)["input_ids"]
-    return ids[ids.index(tokenizer.convert_tokens_to_ids(image_token)) + 1 :]
+    if not (image_token := getattr(processor, "image_token", None)):
+        return None
+    head, found, tail = prompt.partition(image_token)
+    if not found or image_token in tail:
+        return None
+    ids: list[int] = processor.tokenizer(image_token + tail, add_special_tokens=False)["input_ids"]
+    after = ids[ids.index(processor.tokenizer.convert_tokens_to_ids(image_token)) + 1 :]
+    return (head + image_token, after) if after else None
 
 
 def collated(prepared: Sequence[Prepared], pad_id: int) -> Prepared:
@@ -130,7 +124,7 @@ class PrefixStore:
         self._kept: OrderedDict[tuple[int, str], tuple[weakref.ref[Image], Prefix]] = OrderedDict()
 
     def get(self, image: Image, head: str) -> Prefix | None:
-        """The prefix of this very image object after this head of a prompt."""
+        """The prefix of this image object, not of an equal one, after this head of a prompt; None: not stored."""
         reference, prefix = self._kept.get((id(image), head), (None, None))
         if reference is None or reference() is not image:  # another image may have got a deleted one's address
             return None
@@ -141,7 +135,7 @@ class PrefixStore:
         """Keep a prefix while its image is alive and it fits."""
         self._drop((id(image), head))
         self._kept[id(image), head] = (weakref.ref(image), prefix)
-        self.held_bytes += prefix.n_bytes
+        self.held_bytes += prefix.cache.nbytes
         while self.held_bytes > self.max_bytes:
             self._drop(next(iter(self._kept)))
 
@@ -157,4 +151,4 @@ class PrefixStore:
 
     def _drop(self, key: tuple[int, str]) -> None:
         if key in self._kept:
-            self.held_bytes -= self._kept.pop(key)[1].n_bytes
+            self.held_bytes -= self._kept.pop(key)[1].cache.nbytes

@@ -95,27 +95,16 @@ class Choice:
                 part.keep(rows)
 
 
-# settings of a generation_config.json that change greedy decoding, with the values that have no effect
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "num_beams": (None, 1),
-    "guidance_scale": (None, 1, 1.0),
-    "no_repeat_ngram_size": (None, 0),
-    "encoder_repetition_penalty": (None, 1.0),
-    "encoder_no_repeat_ngram_size": (None, 0),
-    "bad_words_ids": (None,),
-    "min_length": (None, 0),
-    "min_new_tokens": (None, 0),
-    "forced_bos_token_id": (None,),
-    "forced_eos_token_id": (None,),
-    "remove_invalid_values": (None, False),
-    "sequence_bias": (None,),
-    "exponential_decay_length_penalty": (None,),
-    "suppress_tokens": (None, []),
-    "begin_suppress_tokens": (None, []),
-    "watermarking_config": (None,),
-    "stop_strings": (None,),
-    "max_time": (None,),
+NEUTRAL: dict[str, Any] = {
+    **dict.fromkeys(("num_beams", "guidance_scale", "encoder_repetition_penalty"), 1),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), 0),
+    **dict.fromkeys(("bad_words_ids", "sequence_bias", "exponential_decay_length_penalty", "max_time"), None),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "stop_strings", "watermarking_config"), None),
+    "suppress_tokens": [],
+    "begin_suppress_tokens": [],
+    "remove_invalid_values": False,
 }
+"""Settings of a generation_config.json that change greedy decoding -> the value that, like None, has no effect."""
 
 
 def decodes_plainly(config: Any) -> bool:
@@ -125,4 +114,4 @@ def decodes_plainly(config: Any) -> bool:
     >>> decodes_plainly(GenerationConfig(repetition_penalty=1.05)), decodes_plainly(GenerationConfig(num_beams=4))
     (True, False)
     """
-    return all(getattr(config, name, None) in neutral for name, neutral in NEUTRAL.items())
+    return all(getattr(config, name, None) in (None, neutral) for name, neutral in NEUTRAL.items())

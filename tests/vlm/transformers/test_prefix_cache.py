@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_what_was_used_last_stays() -> None:
 
 @pytest.mark.parametrize("text", ["no image", "<image> and <image>"])
 def test_only_a_prompt_with_one_image_has_a_prefix(text: str) -> None:
-    assert prefix_cache.split(text, "<image>") is None
+    assert prefix_cache.split(SimpleNamespace(image_token="<image>"), text) is None
 
 
 def test_images_of_other_sizes_are_padded_with_zeros() -> None:
