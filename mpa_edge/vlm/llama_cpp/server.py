@@ -96,10 +96,8 @@ class LlamaServer:
         if isinstance(connection.sock, socket.socket):
             connection.sock.settimeout(timeout_s)
         try:
-            if body is None:
-                connection.request("GET", path)
-            else:
-                connection.request("POST", path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+            data = None if body is None else json.dumps(body).encode()
+            connection.request("GET" if data is None else "POST", path, data, {"Content-Type": "application/json"})
             reply = connection.getresponse()
             return reply.status, reply.read()
         except TimeoutError as error:
@@ -133,8 +131,8 @@ class LlamaServerVLM:
     ) -> None:
         """Wait until it is ready, at most `timeout_s`, which also limits each answer.
 
-        `alias`: the name that the server was started with. MpaError where it is another server, holds
-        another model, or takes no images.
+        `alias`: the name that the server was started with. MpaError where it is another server, holds another model, or
+        takes no images.
         """
         self.name, self.artifact = name, artifact
         self.server = LlamaServer(url, timeout_s=timeout_s)
