@@ -18,6 +18,7 @@ import psutil
 
 from mpa_edge.config.recipe import EngineConfig
 from mpa_edge.engines.job import Engine
+from mpa_edge.engines.retries import reason_of
 from mpa_edge.errors import MpaError, missing_package
 
 MB = 1_000_000
@@ -73,10 +74,9 @@ def connected(engine: Engine) -> Iterator[Any]:
         try:
             ray.init(address=engine.address or "local", log_to_driver=False, logging_level="ERROR", **options)
         except Exception as error:  # each kind of address raises its own errors
-            said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             if engine.address:
-                raise _no_cluster(engine.address, said) from error
-            raise MpaError(f"Ray does not start on this machine ({said}): use --engine local") from error
+                raise _no_cluster(engine.address, reason_of(error)) from error
+            raise MpaError(f"Ray does not start on this machine ({reason_of(error)}): use --engine local") from error
         finally:
             for number, handler in handlers.items():  # Ray installs its own
                 signal.signal(number, handler)

@@ -181,8 +181,8 @@ def test_one_image_is_packed_once_for_all_its_questions(monkeypatch: pytest.Monk
     from mpa_edge.vlm.openai import image as openai_image
 
     packed: list[int] = []
-    real = openai_image.encoded
-    monkeypatch.setattr(openai_image, "encoded", lambda *given: packed.append(1) or real(*given))
+    real = openai_image.data_uri
+    monkeypatch.setattr(openai_image, "data_uri", lambda *given: packed.append(1) or real(*given))
     image = Image.new("RGB", (8, 8))
     with serving() as server:
         vlm = vlm_of(server)
