@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import openai
@@ -23,17 +23,12 @@ from mpa_edge.vlm.openai.cost import Meter
 from mpa_edge.vlm.openai.image import ImageCache
 from mpa_edge.vlm.openai.reference import ServerReference, key_for
 from mpa_edge.vlm.openai.reply import (
-    BUSY,
     CONNECTION,
-    DOWN,
     FAILURE,
-    HOPELESS,
     OVER_BUDGET,
-    RETRIED,
     SPECIAL,
     TIMED_OUT,
     Answer,
-    Failure,
     body_of,
     card,
     cause,
@@ -46,10 +41,30 @@ from mpa_edge.vlm.shared.prompts import without_special_tokens
 CONNECT_TIMEOUT_S = LOOK_TIMEOUT_S = 10.0
 SAY_EVERY_S = 15.0
 MAX_SEED = 2**31 - 1  # llama.cpp's is 32 bits wide
+BUSY = 429
+# every other request would get the same
+HOPELESS = {401: "refuses the key", 402: "wants to be paid", 403: "refuses the key", 404: "knows no such model or path"}
+RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
 # llama-server while it loads, and proxies whose server is not up yet
 NOT_READY = {429, 502, 503, 504}
 # of httpx, below the client: nothing was sent
 NOT_SENT = ("ConnectError", "ConnectTimeout")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an attempt brought no answer."""
+
+    drop: Drop
+    """Reason and detail."""
+    again: bool
+    """Whether a retry may help."""
+    sent: bool = True
+    """Whether the server may have worked on it."""
+    status: int | None = None
+    """HTTP status; None where there was none."""
+    retry_after_s: float | None = None
+    """The wait that the server asked for."""
 
 
 class OpenAIVLM:
@@ -173,7 +188,7 @@ class OpenAIVLM:
 
     async def _answer(self, request: Request) -> Reply:
         """A reply, after as many attempts as allowed. Rate limits do not count as attempts."""
-        left_s, tries, attempts, last = self.config.deadline_s, 0, 0, Drop(DOWN)
+        left_s, tries, attempts, last = self.config.deadline_s, 0, 0, Drop(f"{FAILURE}not asked, it is down")
         while (permit := await self._breaker.enter()) is not None:
             began = time.monotonic()
             outcome = await self._attempt(request, permit, left_s)

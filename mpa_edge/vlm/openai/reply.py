@@ -16,15 +16,11 @@ if TYPE_CHECKING:
 
 FAILURE = "server: "
 TIMED_OUT, CONNECTION = "server: timed out", "server: connection lost"
-DOWN, OVER_BUDGET = "server: not asked, it is down", "server: not asked, the cost limit is reached"
+OVER_BUDGET = "server: not asked, the cost limit is reached"
 EMPTY, UNUSABLE = "server: empty reply", "server: unusable reply"
 MAX_DETAIL_CHARS = 200
 MAX_BODY_BYTES, READ_BYTES = 8_000_000, 65_536
 MAX_TOKENS = 10**9
-BUSY = 429
-# every other request would get the same
-HOPELESS = {401: "refuses the key", 402: "wants to be paid", 403: "refuses the key", 404: "knows no such model or path"}
-RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
 REASONS: dict[str, FinishReason] = {
     **dict.fromkeys(("stop", "eos", "eos_token", "stop_sequence"), "stop"),
     **dict.fromkeys(("length", "max_tokens"), "length"),
@@ -50,22 +46,6 @@ class Answer:
     """Of prompt and image; None where the server does not say."""
     tokens_out: int | None
     """Of the answer."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why an attempt brought no answer."""
-
-    drop: Drop
-    """Reason and detail."""
-    again: bool
-    """Whether a retry may help."""
-    sent: bool = True
-    """Whether the server may have worked on it."""
-    status: int | None = None
-    """HTTP status; None where there was none."""
-    retry_after_s: float | None = None
-    """The wait that the server asked for."""
 
 
 def is_failure(reason: str) -> bool:
