@@ -125,7 +125,7 @@ class Rounds:
                 status = ray.get(ledger.poll.remote(), timeout=POLL_TIMEOUT_S)
             except ray.exceptions.RayError as error:
                 return cause_of(error)
-            self._status = status.line()
+            self._status = status.line
             for event in status.events:
                 if event.kind == "fatal":
                     raise MpaError(event.text)

@@ -42,28 +42,14 @@ class Status:
 
     events: tuple[Event, ...]
     """Since the last poll."""
-    actors: int
-    """Live actors, those that load their model included."""
-    failed: int
-    """Failed tries so far."""
-    slowest: tuple[int, float] | None
-    """The shard that has been in progress for longest, and for how many seconds."""
+    line: str
+    """For the screen: live actors, failed tries so far, and the shard that has been in progress for longest."""
     idle_s: float
     """Seconds since a live actor last loaded its model or worked; before the first one, since the start."""
-    missing: int = 0
+    missing: int
     """Actors that died, whose shards may never come; 1 before the first one lives."""
-    met: bool = True
+    met: bool
     """Whether there ever was an actor."""
-
-    def line(self) -> str:
-        """For the screen.
-
-        >>> Status((), 2, 1, (12, 34.4), 0.0).line()
-        '2 actors, 1 failed try, slowest: shard 12 for 34 s'
-        """
-        slowest = f"slowest: shard {self.slowest[0]} for {self.slowest[1]:.0f} s" if self.slowest else ""
-        parts = (f"{self.actors} actor{'s' * (self.actors != 1)}", failed_tries(self.failed), slowest)
-        return ", ".join(filter(None, parts))
 
 
 @dataclass
@@ -148,11 +134,13 @@ class Ledger:
         now = self.clock()
         self._actors = {name: one for name, one in self._actors.items() if now - one.beat < ALIVE_S}
         self._most = max(self._most, len(self._actors))
-        at_work = [(one.since, one.shard) for one in self._actors.values() if one.shard is not None]
         if self._busy_at is None or any(one.busy for one in self._actors.values()):
             self._busy_at = now
         events, self._events = tuple(self._events), []
-        since, shard = min(at_work, default=(now, None))
-        slowest = None if shard is None else (shard, now - since)
-        missing = self._most - len(self._actors) if self._most else 1
-        return Status(events, len(self._actors), self._failed, slowest, now - self._busy_at, missing, self._most > 0)
+        n = len(self._actors)
+        parts = [f"{n} actor{'s' * (n != 1)}", failed_tries(self._failed)]
+        if at_work := [(one.since, one.shard) for one in self._actors.values() if one.shard is not None]:
+            since, shard = min(at_work)
+            parts.append(f"slowest: shard {shard} for {now - since:.0f} s")
+        line, missing = ", ".join(filter(None, parts)), self._most - n if self._most else 1
+        return Status(events, line, now - self._busy_at, missing, self._most > 0)

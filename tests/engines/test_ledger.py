@@ -41,7 +41,7 @@ def test_errors_are_counted_and_the_last_reason_counts(ledger) -> None:
     assert not ledger.begin(3, "a")
     seen = ledger.poll()
     assert [(event.kind, event.tries, event.text) for event in seen.events] == [("aside", 3, "three")]
-    assert seen.failed == 3
+    assert seen.line == "1 actor, 3 failed tries"
 
 
 def test_a_worker_that_died_has_tried(ledger) -> None:
@@ -49,33 +49,31 @@ def test_a_worker_that_died_has_tried(ledger) -> None:
         assert ledger.begin(3, worker)
     assert not ledger.begin(3, "d")
     assert ledger.poll().events[0].text == DIED
-    assert ledger.poll().failed == 3
+    assert "3 failed tries" in ledger.poll().line
 
 
 def test_the_dead_leave_the_screen(ledger, clock) -> None:
     ledger.beat("a")
     ledger.begin(1, "b")
-    assert ledger.poll().actors == 2
+    assert ledger.poll().line == "2 actors, slowest: shard 1 for 0 s"
     ledger.begin(1, "c")  # who was at it before is gone
-    assert ledger.poll().actors == 2
+    assert ledger.poll().line == "2 actors, 1 failed try, slowest: shard 1 for 0 s"
     clock.now = ALIVE_S
     ledger.beat("c")
-    assert ledger.poll().actors == 1
+    assert ledger.poll().line == f"1 actor, 1 failed try, slowest: shard 1 for {ALIVE_S:.0f} s"
     ledger.leave("c")
-    assert ledger.poll().actors == 0
+    assert ledger.poll().line == "0 actors, 1 failed try"
 
 
 def test_the_slowest_shard(ledger, clock) -> None:
-    assert ledger.poll().slowest is None
+    assert ledger.poll().line == "0 actors"
     ledger.begin(1, "a")
     clock.now = 2.0
     ledger.begin(2, "b")
     clock.now = 5.0
-    seen = ledger.poll()
-    assert seen.slowest == (1, 5.0)
-    assert seen.line() == "2 actors, slowest: shard 1 for 5 s"
+    assert ledger.poll().line == "2 actors, slowest: shard 1 for 5 s"
     ledger.done(1, "a", Facts())
-    assert ledger.poll().slowest == (2, 3.0)
+    assert ledger.poll().line == "2 actors, slowest: shard 2 for 3 s"
 
 
 def test_idle_is_when_nobody_who_lives_works(ledger, clock) -> None:
