@@ -97,7 +97,9 @@ def test_the_artifact_says_what_the_checkpoint_does(which: str, tmp_path: Path) 
     assert (made.context_tokens, made.threads, made.max_new_tokens, made.prompt_suffix) == (2048, 2, 16, "")
     # the image values are enough to prepare an image, and count its tokens right
     ids, _ = prepared(processor, (90, 60))
-    assert prepare(made.image, drawn(90, 60, seed=1)).n_image_tokens == ids.count(made.tokens.image_id)
+    assert prepare(made.image, drawn(90, 60, seed=1)).expansion.count(made.tokens.image) == ids.count(
+        made.tokens.image_id
+    )
 
 
 BUDGET = ImageBudget(max_tiles=1, max_pixels=12544)
@@ -115,7 +117,7 @@ def test_the_image_budget_is_in_every_file(which: str, tmp_path: Path) -> None:
     within = load_processor(str(tmp_path))
     assert len(prepared(within, size)[0]) < len(prepared(full, size)[0])
     n_tokens = prepared(within, size)[0].count(made.tokens.image_id)
-    assert prepare(made.image, drawn(*size, seed=1)).n_image_tokens == n_tokens
+    assert prepare(made.image, drawn(*size, seed=1)).expansion.count(made.tokens.image) == n_tokens
 
 
 def test_other_clients_find_the_values_where_they_look(tmp_path: Path) -> None:
