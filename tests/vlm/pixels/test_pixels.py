@@ -103,7 +103,7 @@ def compare(folder: Path, image: Image.Image) -> pixels.Prepared:
     assert prompt.count(config["image_token"]) == 1
     ids = processor.tokenizer(prompt.replace(config["image_token"], ours.expansion), add_special_tokens=False).input_ids
     assert ids == expected["input_ids"][0].tolist()
-    assert ours.expansion.count(config["image_token"]) == ids.count(processor.image_token_id)
+    assert 0 < ours.expansion.count(config["image_token"]) == ids.count(processor.image_token_id)
     return ours
 
 
@@ -111,8 +111,7 @@ def compare(folder: Path, image: Image.Image) -> pixels.Prepared:
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 def test_bits_and_tokens_are_those_of_transformers(case: str, size: tuple[int, int]) -> None:
     model_type, options = CASES[case]
-    prepared = compare(zoo.checkpoint(model_type, **options), noise(*size))
-    assert prepared.expansion
+    compare(zoo.checkpoint(model_type, **options), noise(*size))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -237,7 +236,7 @@ def test_the_image_as_scaled_is_a_fixed_point(model_type: str) -> None:
 @pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl"])
 def test_an_image_too_narrow_for_qwen_is_named(model_type: str) -> None:
     config = config_of(zoo.checkpoint(model_type))
-    assert pixels.prepare(config, noise(200, 1)).expansion
+    assert config["image_token"] in pixels.prepare(config, noise(200, 1)).expansion
     with pytest.raises(MpaError, match=r"an image of 1 x 201 is too narrow .*: crop it or leave it out"):
         pixels.prepare(config, noise(1, 201))
 
