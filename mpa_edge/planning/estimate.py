@@ -11,6 +11,7 @@ from typing import Any
 
 from mpa_edge.config.recipe import Recipe
 from mpa_edge.errors import MpaError
+from mpa_edge.evaluation.answer_log import CHUNK
 from mpa_edge.images.folder import open_image, scan
 from mpa_edge.images.index import ImageEntry
 from mpa_edge.planning.counts import Counts, batches, count, disk_bytes
@@ -34,8 +35,6 @@ SAMPLE = 32
 """Images of a folder that are opened for their sizes."""
 DRAWN_PX = (128, 64)
 """Images of the built-in generator."""
-CHUNK = 200
-"""Questions that evaluate hands to a model at once."""
 Machines = Sequence[tuple[Machine, Price | None]]
 
 
