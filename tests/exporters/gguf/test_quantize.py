@@ -20,7 +20,7 @@ def header_of(precision: str, hidden: int) -> Header:
     names = {"token_embd.weight": (512, hidden), "blk.0.ffn_up.weight": (512, hidden)}
     tensors = [TensorInfo(name, shape, own, 0, 0) for name, shape in names.items()]
     tensors += [TensorInfo("output_norm.weight", (hidden,), "f32", 0, 0)]
-    return Header({"general.architecture": "llama"}, tuple(tensors), 0, 1024)
+    return Header({"general.architecture": "llama"}, tuple(tensors), 1024)
 
 
 def test_the_user_is_told_what_fell_back_and_what_is_better() -> None:
