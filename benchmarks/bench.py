@@ -43,7 +43,7 @@ from PIL import Image
 from mpa_edge.artifact import read_artifact, write_artifact
 from mpa_edge.bench.device.protocol import ORDER, OUT, JobOrder, Line, Step, read_lines, to_json
 from mpa_edge.bench.host.bundle import Bundle, Question, make_bundle
-from mpa_edge.bench.results.build import peak_memory
+from mpa_edge.bench.results.documents import peak_memory
 from mpa_edge.bench.results.timing import figures, in_rounds, loads, order, timed
 from mpa_edge.nursery.render import ANSWERS, render
 from mpa_edge.questions.own import read_samples
@@ -198,7 +198,6 @@ def bundle_of(export: Path, folder: Path, model: str, *, tiles: int, tokens: int
     questions = [Question(id=i, image=image, prompt=text, max_new_tokens=tokens) for i, image, text in asked]
     bundle = make_bundle(
         folder=folder / "bundle",
-        target=TARGET,
         artifact=endless,
         base=None,
         questions=questions,

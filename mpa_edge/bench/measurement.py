@@ -68,15 +68,8 @@ class Bench:
     """How much is measured."""
     threads: int | None = None
     """Of the runtime on the device; None: what the target asks for."""
-    host_threads: int | None = None
-    """Of base and aligned on this machine; None: one for each core."""
     label: str | None = None
     """Folder of the results below the target's; None: the scheme's name."""
-
-    @property
-    def name(self) -> str:
-        """Of the run."""
-        return self.run.resolve().name
 
     @property
     def results(self) -> Path:

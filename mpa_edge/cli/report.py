@@ -42,8 +42,7 @@ def command(runs: tuple[str, ...], out: str | None, markdown: bool, as_json: boo
         raise click.UsageError("--markdown and --json exclude each other")
     if fail_on_regression and len(runs) != 2:
         raise click.UsageError("--fail-on-regression compares two runs: give the older one, then the newer one")
-    from mpa_edge.bench.report.compare import compare_all
-    from mpa_edge.bench.report.document import report_document
+    from mpa_edge.bench.report.compare import compare_all, report_document
     from mpa_edge.bench.report.markdown import render_markdown
     from mpa_edge.bench.report.read import find_benches, read_bench
     from mpa_edge.bench.report.table import render_comparison, verdict_line

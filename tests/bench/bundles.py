@@ -37,7 +37,7 @@ def small(folder: Path, place: Path | None = None, scheme: str = "gguf-q8_0", **
         hand_made.export(export, load_scheme(scheme))
     given = {"questions": image_questions(images, ["a.png", "b.png"]), "artifact": export, "base": None} | changed
     given.setdefault("order", plain_order(given["questions"], base=bool(given["base"])))  # type: ignore[arg-type]
-    return make_bundle(folder=place or folder / "bundle", target="cpu", images=images, **given)  # type: ignore[arg-type]
+    return make_bundle(folder=place or folder / "bundle", images=images, **given)  # type: ignore[arg-type]
 
 
 def read_bundle(folder: Path) -> Bundle:

@@ -34,7 +34,6 @@ def bundle() -> Bundle:
     asked += [Question(id=name, image="0.png", prompt=text, max_new_tokens=4) for name, text in FAULTS.items()]
     return make_bundle(
         folder=folder / "bundle",
-        target="phone",
         artifact=gguf_folder("student", "q8_0"),
         base=gguf_folder("student"),
         questions=asked,

@@ -64,7 +64,6 @@ def bench(request: pytest.FixtureRequest, run: Path, device: SshPeer) -> Bench:
         reach=Reach(device.via),
         effort=Effort(N, TIMED, REPETITIONS),
         threads=1,
-        host_threads=1,
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MPA_EDGE_SSH_CONFIG", device.config_file)

@@ -30,11 +30,6 @@ def status_bytes(pid: int | str = "self", proc: Path = PROC) -> dict[str, int]:
     return _fields(proc / str(pid) / "status")
 
 
-def has_swap(proc: Path = PROC) -> bool:
-    """Whether pages can leave memory: a swap partition, a swap file, or zram."""
-    return _fields(proc / "meminfo").get("SwapTotal", 0) > 0
-
-
 def _fields(path: Path) -> dict[str, int]:
     try:
         return kib_fields(path.read_text(encoding="utf-8", errors="replace").splitlines())
@@ -105,7 +100,7 @@ class Watcher(PeakMemory):
 
     def __enter__(self) -> Watcher:
         self.look()
-        if has_swap(self.proc):
+        if _fields(self.proc / "meminfo").get("SwapTotal"):  # a swap partition, a swap file, or zram
             self._thread.start()
         return self
 

@@ -121,3 +121,18 @@ def read_questions(bundle: Path) -> dict[str, dict[str, Any]]:
         return {row["id"]: row for row in rows}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise MpaError(f"{path} is missing or damaged: send the bundle again") from error
+
+
+def parse_cores(text: str) -> set[int]:
+    """Cores in taskset's notation. MpaError where that is no list of cores.
+
+    >>> sorted(parse_cores("4-6,9"))
+    [4, 5, 6, 9]
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise MpaError(f"cpu.cores is '{text}': write cores as 4-7 or 0,2")
+        found |= set(range(int(first), int(last or first) + 1))
+    return found

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpa_edge.artifact import ARTIFACT, Artifact, read_artifact
 from mpa_edge.bench.device.memory import Watcher, drop_from_page_cache
-from mpa_edge.bench.device.protocol import JobOrder, Line, Step, from_json, read_questions, to_line
+from mpa_edge.bench.device.protocol import JobOrder, Line, Step, from_json, parse_cores, read_questions, to_line
 from mpa_edge.errors import MpaError
 from mpa_edge.images.folder import open_image
 from mpa_edge.types import VLM, Drop, Reply, Request
@@ -116,21 +116,6 @@ def pin(cores: str | None) -> None:
     os.sched_setaffinity(0, wanted)
 
 
-def parse_cores(text: str) -> set[int]:
-    """Cores in taskset's notation. MpaError where that is no list of cores.
-
-    >>> sorted(parse_cores("4-6,9"))
-    [4, 5, 6, 9]
-    """
-    found: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
-            raise MpaError(f"cpu.cores is '{text}': write cores as 4-7 or 0,2")
-        found |= set(range(int(first), int(last or first) + 1))
-    return found
-
-
 def load_model(bundle: Path, order: JobOrder, variant: str, *, cold: bool) -> tuple[VLM, dict[str, Any]]:
     """A loaded model, and the values of its `loaded` line.
 
@@ -153,7 +138,7 @@ def load_model(bundle: Path, order: JobOrder, variant: str, *, cold: bool) -> tu
         "cold": was_cold,
         "runtime": ", ".join(versions),
         "backend": backend(model, artifact),
-        "threads": threads(model),
+        "threads": getattr(model, "threads", None) or getattr(getattr(model, "language", None), "threads", None),
         "warm_up": order.warm_up,
         "uptime_s": began_s,
         "cores": sorted(os.sched_getaffinity(0)),
@@ -172,12 +157,6 @@ def backend(model: Any, artifact: Artifact) -> str:
         accelerators = [name for name in names if name != "CPU"] if lib.llama_supports_gpu_offload() else []
         used.append("llama.cpp " + ", ".join([*accelerators, "CPU"]))
     return " + ".join(used)
-
-
-def threads(model: Any) -> int | None:
-    """CPU threads that the runtime uses."""
-    found = getattr(model, "threads", None) or getattr(getattr(model, "language", None), "threads", None)
-    return None if found is None else int(found)
 
 
 # --- the answers ------------------------------------------------------------------------------------------------------

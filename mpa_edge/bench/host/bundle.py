@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from mpa_edge.config.library import root
 from mpa_edge.errors import MpaError
 from mpa_edge.images.folder import MAX_PIXELS, READ_SUFFIXES, open_image
 from mpa_edge.images.parquet import is_parquet_row, parquet_row_bytes
-from mpa_edge.runs.files import atomic_write, disk_errors, make_folder, sha256_file, write_json
+from mpa_edge.runs.files import atomic_write, disk_errors, link_or_copy, make_folder, sha256_file, write_json
 from mpa_edge.runs.manifest import MANIFEST
 from mpa_edge.runs.wheel import build_zip, package_files
 from mpa_edge.types import Drop, Record
@@ -72,12 +72,8 @@ class BundleManifest(Record):
 
     schema_version: Literal[1] = 1
     """Of this document."""
-    target: str
-    """Name of the target."""
     variants: dict[str, str]
     """artifact, and base where there is one -> folder inside the bundle."""
-    n_questions: int
-    """Lines of questions.jsonl."""
     files: dict[str, BundleFile]
     """Path inside the bundle -> file, without manifest.json and SHA256SUMS."""
     sha256: str
@@ -113,7 +109,6 @@ class Bundle:
 def make_bundle(
     *,
     folder: Path,
-    target: str,
     artifact: Path,
     base: Path | None,
     questions: Sequence[Question],
@@ -124,7 +119,7 @@ def make_bundle(
 ) -> Bundle:
     """Make a bundle at `folder`, or inside it under the first digits of its hash, in place of an older one.
 
-    target: its name. artifact and base: exported models. images: folder of the questions' images; one with more than
+    artifact and base: exported models. images: folder of the questions' images; one with more than
     `max_pixels` is refused, as by the run. order: what a job without an order of its own asks; it names the folders of
     the models inside.
     MpaError where an export or an image cannot be used, the disk is full, or something else is at `folder`.
@@ -143,18 +138,22 @@ def make_bundle(
             path.relative_to(half).as_posix(): BundleFile(sha256=sha256_file(path), bytes=path.stat().st_size)
             for path in paths
         }
-        sums = _sums(files)
-        manifest = BundleManifest(
-            target=target,
-            variants=order.variants,
-            n_questions=len(questions),
-            files=files,
-            sha256=hashlib.sha256(sums).hexdigest(),
-        )
+        # as sha256sum writes it
+        sums = "".join(f"{file.sha256}  {name}\n" for name, file in sorted(files.items())).encode()
+        manifest = BundleManifest(variants=order.variants, files=files, sha256=hashlib.sha256(sums).hexdigest())
         (half / SUMS).write_bytes(sums)
         write_json(half / MANIFEST, manifest)
         place = folder / manifest.sha256[:SHORT_DIGITS] if named_by_hash else folder
-        _move(half, place)
+        if place.is_dir() and any(place.iterdir()):
+            if not (place / SUMS).is_file():
+                raise MpaError(f"{place} contains something other than a bundle: choose another --out")
+            # removed under a name that the next run removes as well, should this one be killed
+            old = half.with_name(f"{half.name.removesuffix(HALF_SUFFIX)}-old.{os.getpid()}{HALF_SUFFIX}")
+            os.replace(place, old)
+            os.replace(half, place)
+            shutil.rmtree(old)
+        else:
+            os.replace(half, place)
     return Bundle(place, manifest)
 
 
@@ -172,11 +171,6 @@ def pack(bundle: Bundle, out: Path) -> None:
             entry.size, entry.mode = path.stat().st_size, 0o644
             with path.open("rb") as content:
                 tar.addfile(entry, content)
-
-
-def _sums(files: Mapping[str, BundleFile]) -> bytes:
-    """SHA256SUMS, as sha256sum writes it, sorted by path."""
-    return "".join(f"{file.sha256}  {name}\n" for name, file in sorted(files.items())).encode()
 
 
 # --- a folder that is complete or not there ---------------------------------------------------------------------------
@@ -199,19 +193,6 @@ def half_made(folder: Path) -> Iterator[Path]:
         shutil.rmtree(half, ignore_errors=True)
 
 
-def _move(half: Path, place: Path) -> None:
-    """Give a finished folder its name, in place of an older bundle."""
-    if not place.is_dir() or not any(place.iterdir()):
-        os.replace(half, place)
-        return
-    if not (place / SUMS).is_file():
-        raise MpaError(f"{place} contains something other than a bundle: choose another --out")
-    old = half.with_name(f"{half.name.removesuffix(HALF_SUFFIX)}-old.{os.getpid()}{HALF_SUFFIX}")
-    os.replace(place, old)
-    os.replace(half, place)
-    shutil.rmtree(old)
-
-
 # --- what goes in -----------------------------------------------------------------------------------------------------
 
 
@@ -222,10 +203,7 @@ def _add_model(folder: Path, source: Path) -> None:
     for file in dict.fromkeys([*small, *weight_files(source, artifact.files.values())]):
         to = folder / file
         to.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(source / file, to)
-        except OSError:  # another disk, or a file system without links
-            shutil.copyfile(source / file, to)
+        link_or_copy(source / file, to)
 
 
 def weight_files(source: Path, names: Iterable[str]) -> list[str]:
@@ -245,21 +223,18 @@ def _add_questions(half: Path, questions: Sequence[Question], images: Path, max_
     rows = []
     for question in questions:
         if question.image not in added:
-            added[question.image] = _add_image(half, images / question.image, max_pixels)
+            source = images / question.image
+            opened = open_image(source, max_pixels)
+            if isinstance(opened, Drop):
+                raise MpaError(f"{source}: {opened.reason}; fix the image or remove its questions")
+            data = parquet_row_bytes(source) if is_parquet_row(source) else source.read_bytes()
+            if isinstance(data, Drop):
+                raise MpaError(f"{source}: {data.reason}; fix the image or remove its questions")
+            suffix = source.suffix.lower() if source.suffix.lower() in READ_SUFFIXES else ""
+            name = f"{IMAGES}/{hashlib.sha256(data).hexdigest()[:16]}{suffix}"
+            (half / name).write_bytes(data)
+            # with the hash that tells whether the device decodes it to the same pixels
+            added[question.image] = {"image": name, "pixels": pixel_hash(opened)}
         rows.append(question.model_dump() | added[question.image])
     text = "".join(json.dumps(row, ensure_ascii=True, sort_keys=True) + "\n" for row in rows)
     (half / QUESTIONS).write_text(text, encoding="utf-8")
-
-
-def _add_image(half: Path, source: Path, max_pixels: int) -> dict[str, str]:
-    """Its path in the bundle, and the hash that tells whether the device decodes it to the same pixels."""
-    opened = open_image(source, max_pixels)
-    if isinstance(opened, Drop):
-        raise MpaError(f"{source}: {opened.reason}; fix the image or remove its questions")
-    data = parquet_row_bytes(source) if is_parquet_row(source) else source.read_bytes()
-    if isinstance(data, Drop):
-        raise MpaError(f"{source}: {data.reason}; fix the image or remove its questions")
-    suffix = source.suffix.lower() if source.suffix.lower() in READ_SUFFIXES else ""
-    name = f"{IMAGES}/{hashlib.sha256(data).hexdigest()[:16]}{suffix}"
-    (half / name).write_bytes(data)
-    return {"image": name, "pixels": pixel_hash(opened)}

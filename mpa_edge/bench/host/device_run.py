@@ -22,7 +22,7 @@ from mpa_edge.bench.device.protocol import (
 )
 from mpa_edge.bench.device.runner import PACKAGES
 from mpa_edge.bench.host.job import Job
-from mpa_edge.bench.host.llama_server_run import LlamaServerRun, require_server
+from mpa_edge.bench.host.llama_server_run import LlamaServerRun
 from mpa_edge.bench.results.probe import read_probe
 from mpa_edge.bench.results.sensors import hottest
 from mpa_edge.bench.transports.transport import Transport, last_line
@@ -59,7 +59,11 @@ def choose_runner(
     elif format_ != "gguf":
         raise MpaError(f"llama-server runs GGUF, not {format_}: choose a gguf scheme with --as, or omit --server")
     chosen = str(server or fallback)
-    require_server(transport, chosen)
+    if transport.run(f"[ -f {shlex.quote(chosen)} ] && [ -x {shlex.quote(chosen)} ]", timeout_s=SHORT_S).rc:
+        raise MpaError(
+            f"on {transport.name}, there is no program {chosen}: build llama-server for it and copy it there, "
+            "or give its path with --server"
+        )
     return chosen, True
 
 

@@ -8,11 +8,10 @@ import shlex
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 
 from mpa_edge.artifact import Artifact
 from mpa_edge.bench.device.memory import PeakMemory, kib_fields
-from mpa_edge.bench.device.worker import parse_cores
+from mpa_edge.bench.device.protocol import parse_cores
 from mpa_edge.bench.host.job import Job
 from mpa_edge.bench.transports.process import LinkError, patiently
 from mpa_edge.bench.transports.transport import Transport, last_line
@@ -37,49 +36,6 @@ class ServerEndedError(MpaError):
         """`name` of the transport; `message`: the last line of the server's log."""
         super().__init__(f"llama-server on {name} ended ({message}): rerun to resume")
         self.message = message
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What a llama-server is started with."""
-
-    program: str
-    """Its path on the device."""
-    folder: str
-    """The model's folder there."""
-    artifact: Artifact
-    """The model in it."""
-    threads: int | None
-    """CPU threads; None: the server's own choice."""
-    cores: str | None
-    """Cores to pin to, in taskset's notation."""
-
-    def script(self, port: int, alias: str, folder: str) -> str:
-        """The job's command: the server replaces its shell, so that its process id is known.
-
-        The server caches nothing between answers and adjusts nothing by itself; its port is open on the device only.
-        `--cpu-mask` pins only the threads of the language model; taskset, where the device has it, pins all of them.
-        """
-        files = self.artifact.files
-        words = [
-            self.program,
-            "-m",
-            f"{self.folder}/{files['language']}",
-            "--mmproj",
-            f"{self.folder}/{files['mmproj']}",
-        ]
-        words += ["--host", "127.0.0.1", "--port", str(port), "--alias", alias]
-        words += ["-c", str(self.artifact.context_tokens), "-np", "1", "-b", str(BATCH_TOKENS)]
-        words += ["-ub", str(COMPUTED_TOKENS), "-fa", "off", "--no-warmup", "--cache-ram", "0", "--fit", "off"]
-        if self.threads:
-            words += ["-t", str(self.threads)]
-        if str(self.artifact.image["kind"]).startswith("qwen"):  # the image has its final size already
-            words += ["--image-min-tokens", "1", "--image-max-tokens", str(MAX_IMAGE_TOKENS)]
-        lines = [f"echo $$ >{shlex.quote(f'{folder}/{PID}')}", "pin="]
-        if self.cores:
-            words += ["--cpu-mask", cpu_mask(self.cores)]
-            lines.append(f'command -v taskset >/dev/null 2>&1 && pin="taskset {cpu_mask(self.cores)}"')
-        return "\n".join([*lines, f"exec $pin {shlex.join(words)}"])
 
 
 def cpu_mask(cores: str) -> str:
@@ -135,9 +91,24 @@ class RemoteServer:
 
     vlm: LlamaServerVLM
 
-    def __init__(self, transport: Transport, launch: Launch, root: str, *, timeout_s: float) -> None:
-        """Start it below `root` and wait until it is ready. MpaError where it does not come up in `timeout_s`."""
-        self.transport, self.launch, self.timeout_s = transport, launch, timeout_s
+    def __init__(
+        self,
+        transport: Transport,
+        artifact: Artifact,
+        *,
+        program: str,
+        model_folder: str,
+        threads: int | None,
+        cores: str | None,
+        root: str,
+        timeout_s: float,
+    ) -> None:
+        """Start it and wait until it is ready. MpaError where it does not come up in `timeout_s`.
+
+        program, model_folder: its path and the model's folder on the device; root: folder there for its own folder.
+        threads: CPU threads, None: the server's own choice. cores: to pin to, in taskset's notation.
+        """
+        self.transport, self.artifact, self.program, self.timeout_s = transport, artifact, program, timeout_s
         self.memory, self.cores, self.load_s = PeakMemory(), list[int](), 0.0
         self._looked, self._since_boot_s = 0.0, 0.0
         self._way = ExitStack()
@@ -145,17 +116,37 @@ class RemoteServer:
         self.folder = f"{root}/server-{self.alias[-16:]}"
         self.job = Job(transport, self.folder)
         try:
-            self.job.start(launch.script(self.port, self.alias, self.folder))
+            self.job.start(self._script(model_folder, threads, cores))
             self.connect()
         except ServerEndedError as error:
             self.stop()
             raise MpaError(
                 f"llama-server on {transport.name} does not start ({error.message}): "
-                f"try {launch.program} --version there, and see docs/llama-server.md"
+                f"try {program} --version there, and see docs/llama-server.md"
             ) from error
         except BaseException:
             self.stop()
             raise
+
+    def _script(self, model_folder: str, threads: int | None, cores: str | None) -> str:
+        """The job's command: the server replaces its shell, so that its process id is known.
+
+        The server caches nothing between answers and adjusts nothing by itself; its port is open on the device only.
+        `--cpu-mask` pins only the threads of the language model; taskset, where the device has it, pins all of them.
+        """
+        model, projector = (f"{model_folder}/{self.artifact.files[name]}" for name in ("language", "mmproj"))
+        words = [self.program, "-m", model, "--mmproj", projector, "--host", "127.0.0.1", "--port", str(self.port)]
+        words += ["--alias", self.alias, "-c", str(self.artifact.context_tokens), "-np", "1", "-b", str(BATCH_TOKENS)]
+        words += ["-ub", str(COMPUTED_TOKENS), "-fa", "off", "--no-warmup", "--cache-ram", "0", "--fit", "off"]
+        if threads:
+            words += ["-t", str(threads)]
+        if str(self.artifact.image["kind"]).startswith("qwen"):  # the image has its final size already
+            words += ["--image-min-tokens", "1", "--image-max-tokens", str(MAX_IMAGE_TOKENS)]
+        lines = [f"echo $$ >{shlex.quote(f'{self.folder}/{PID}')}", "pin="]
+        if cores:
+            words += ["--cpu-mask", cpu_mask(cores)]
+            lines.append(f'command -v taskset >/dev/null 2>&1 && pin="taskset {cpu_mask(cores)}"')
+        return "\n".join([*lines, f"exec $pin {shlex.join(words)}"])
 
     def connect(self) -> None:
         """Connect to it, again where the link broke, and wait until it is ready. ServerEndedError where it is gone."""
@@ -170,9 +161,7 @@ class RemoteServer:
             with suppress(ServerGoneError):
                 if self._becomes_ready(url):
                     name = f"{self.transport.name} llama-server"
-                    self.vlm = LlamaServerVLM(
-                        url, self.launch.artifact, name=name, timeout_s=self.timeout_s, alias=self.alias
-                    )
+                    self.vlm = LlamaServerVLM(url, self.artifact, name=name, timeout_s=self.timeout_s, alias=self.alias)
                     return
             self.require_alive()
         raise MpaError(f"llama-server on {self.transport.name} loads for {self.timeout_s:g} s: use a smaller model")
@@ -219,7 +208,8 @@ class RemoteServer:
         allowed = allowed_cores(status)
         self.cores = sorted(parse_cores(allowed)) if allowed else []
         self._looked, self._since_boot_s = time.monotonic(), uptime_s - time.monotonic()
-        return uptime_s - started_s(stat)
+        # the name in brackets may hold blanks; the start time is field 22, the 20th after it
+        return uptime_s - int(stat.rpartition(")")[2].split()[19]) / TICKS_PER_S
 
     def watch(self) -> None:
         """Take a sample if the last one is some seconds old: the system may swap it out and keep no peak of that."""
@@ -233,13 +223,9 @@ class RemoteServer:
     def _run(self, command: str) -> str:
         return self.transport.run(command, timeout_s=SHORT_S).stdout.decode("utf-8", "replace")
 
-    def runtime(self) -> str:
-        """The program with its version."""
-        return f"llama-server {self.vlm.props.get('build_info', '(of an unknown build)')}"
-
     def backend(self) -> str:
         """Devices besides the CPU that this build found; all layers go to the first."""
-        return listed_devices(self._run(f"{shlex.quote(self.launch.program)} --list-devices 2>/dev/null"))
+        return listed_devices(self._run(f"{shlex.quote(self.program)} --list-devices 2>/dev/null"))
 
     def stop(self) -> None:
         """Stop it and remove its folder; on a device out of reach, `stop_leftovers` does it later."""
@@ -263,16 +249,6 @@ def stop_leftovers(transport: Transport, root: str) -> None:
     command = f'for d in {shlex.quote(root)}/server-*/; do [ -d "$d" ] && printf \'%s\\n\' "${{d%/}}"; done; true'
     for folder in transport.run(command, timeout_s=SHORT_S).stdout.decode().splitlines():
         remove(transport, folder)
-
-
-def started_s(stat: str) -> float:
-    """When a process began, in seconds since boot, from its /proc/PID/stat.
-
-    >>> started_s("7 (a b) S " + "0 " * 18 + "1000 0")
-    10.0
-    """
-    # the name in brackets may hold blanks; the start time is field 22, the 20th behind it
-    return int(stat.rpartition(")")[2].split()[19]) / TICKS_PER_S
 
 
 def listed_devices(text: str) -> str:

@@ -6,7 +6,6 @@ where that file ends. Where the link breaks or the server dies in between, the q
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,13 +15,7 @@ from mpa_edge.artifact import read_artifact
 from mpa_edge.bench.device.protocol import JobOrder, Line, Step, blocks, read_questions
 from mpa_edge.bench.device.runner import MAX_FAULTS, Journal
 from mpa_edge.bench.device.worker import answer
-from mpa_edge.bench.host.llama_server_process import (
-    Launch,
-    RemoteServer,
-    ServerEndedError,
-    stop_leftovers,
-    usable_cores,
-)
+from mpa_edge.bench.host.llama_server_process import RemoteServer, ServerEndedError, stop_leftovers, usable_cores
 from mpa_edge.bench.transports.transport import Transport
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import progress, say
@@ -34,15 +27,6 @@ NOT_TIMED = (
     "vision_encode_s, prefill_s: llama-server times both as one, ttft_s",
 )
 MAX_RECONNECTS, MAX_DEATHS = 20, 2
-
-
-def require_server(transport: Transport, program: str) -> None:
-    """MpaError where there is no such program on the device."""
-    if transport.run(f"[ -f {shlex.quote(program)} ] && [ -x {shlex.quote(program)} ]", timeout_s=30.0).rc:
-        raise MpaError(
-            f"on {transport.name}, there is no program {program}: build llama-server for it and copy it there, "
-            "or give its path with --server"
-        )
 
 
 class LlamaServerRun:
@@ -72,10 +56,9 @@ class LlamaServerRun:
     def run(self, out: Path) -> bool:
         """Ask every question of the order that has no answer in `out` yet; whether all were answered.
 
-        MpaError where nothing can be asked (no such program, a model that does not load, a device out of reach): what
-        was answered is in `out`, and a rerun resumes.
+        MpaError where nothing can be asked (a model that does not load, a device out of reach): what was answered is in
+        `out`, and a rerun resumes.
         """
-        require_server(self.transport, self.program)
         self._n_cores = usable_cores(self.transport, self.order.cores)
         with Journal(out) as self.journal:
             stop_leftovers(self.transport, self.job_root)
@@ -134,22 +117,24 @@ class LlamaServerRun:
         self._variant, self._next = variant, self._next + 1
         folder = self.order.variants[variant]
         artifact = read_artifact(self.bundle / folder)
-        launch = Launch(
+        threads = self.order.threads or artifact.threads or self._n_cores
+        server = self._server = RemoteServer(
+            self.transport,
+            artifact,
             program=self.program,
-            folder=f"{self.remote_bundle}/{folder}",
-            artifact=artifact,
-            threads=self.order.threads or artifact.threads or self._n_cores,
+            model_folder=f"{self.remote_bundle}/{folder}",
+            threads=threads,
             cores=self.order.cores,
+            root=self.job_root,
+            timeout_s=self.order.answer_timeout_s,
         )
-        timeout_s = self.order.answer_timeout_s
-        server = self._server = RemoteServer(self.transport, launch, self.job_root, timeout_s=timeout_s)
         self._record(
             "loaded",
             load_s=server.load_s,
             cold=False,
-            runtime=server.runtime(),
+            runtime=f"llama-server {server.vlm.props.get('build_info', '(of an unknown build)')}",
             backend=server.backend(),
-            threads=launch.threads,
+            threads=threads,
             cores=server.cores,
             warm_up=self.order.warm_up,
             uptime_s=server.uptime_s(),

@@ -112,7 +112,7 @@ def prepare(bench: Bench, folder: Path | None = None) -> tuple[Comparison, JobOr
     """
     recipe, effort = bench.recipe, bench.effort
     scratch = bench.run / FOLDER / ANSWERED
-    comparison = open_comparison(recipe, effort.questions, scratch, bench.host_threads, "--questions")
+    comparison = open_comparison(recipe, effort.questions, scratch, option="--questions")
     variants = ("artifact", "base") if bench.base else ("artifact",)
     steps = order_of(
         [sample.id for sample in comparison.samples],
@@ -127,7 +127,6 @@ def prepare(bench: Bench, folder: Path | None = None) -> tuple[Comparison, JobOr
     bundles = bench.run / FOLDER / BUNDLES
     bundle = make_bundle(
         folder=folder or bundles,
-        target=bench.target.name,
         artifact=bench.artifact,
         base=bench.base,
         questions=[

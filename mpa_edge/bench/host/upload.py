@@ -9,8 +9,7 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mpa_edge.bench.transports.transport import Transport, quoted_path
@@ -102,16 +101,25 @@ def send(transport: Transport, bundle: Path, files: Mapping[str, str], sha256: s
     """
     if not SHA256.fullmatch(sha256):
         raise MpaError(f"{sha256!r} is not a SHA-256: make the bundle again")
+    for path in files:
+        if {"", ".", ".."} & set(path.split("/")) or min(path) < " ":
+            raise MpaError(f"{path!r} cannot be a file of a bundle: give it a plain relative name")
     folder, store = f"{transport.root}/{sha256}", f"{transport.root}/files"
-    listing = "".join(f"{digest} {_checked_path(path)}\n" for path, digest in sorted(files.items())).encode()
+    listing = "".join(f"{digest} {path}\n" for path, digest in sorted(files.items())).encode()
     # hashing would disturb what a running job measures
     is_running = f'{RUNS}b={quoted_path(folder)}; [ -f "$b/.complete" ] && runs "$b"'
     if transport.run(is_running, timeout_s=SHORT_S).rc == 0:
         return folder
     contents = {digest: bundle / path for path, digest in files.items()}
     link = f"cd {quoted_path(transport.root)} && bundle={sha256} || exit 1{LINK}"
+    check = f"mkdir -p {quoted_path(store)} && cd {quoted_path(store)} || exit 1\n{HASH}{CHECK}"
     for attempt in range(ROUNDS + 1):
-        intact = _intact(transport, store, contents)
+        intact: set[str] = set()
+        for first in range(0, len(contents), NAMES_PER_CALL):
+            names = list(contents)[first : first + NAMES_PER_CALL]
+            limit_s = _limit_s(contents[name] for name in names)
+            listed = transport.checked("hash files", check, timeout_s=limit_s, stdin=" ".join(names).encode())
+            intact.update(listed.split())
         missing = {digest: path for digest, path in contents.items() if digest not in intact}
         if not missing:
             done = transport.run(link, timeout_s=SHORT_S + len(files) / 10, stdin=listing)
@@ -133,24 +141,6 @@ def remove(transport: Transport, keep: int = KEPT_BUNDLES) -> None:
     transport.checked(f"clean up {transport.root}", script, timeout_s=SHORT_S)
 
 
-def _checked_path(path: str) -> str:
-    parts = path.split("/")
-    if path.startswith("/") or {"", ".", ".."} & set(parts) or any(ord(character) < ord(" ") for character in path):
-        raise MpaError(f"{path!r} cannot be a file of a bundle: give it a plain relative name")
-    return path
-
-
-def _intact(transport: Transport, store: str, contents: Mapping[str, Path]) -> set[str]:
-    """Which contents are there, by their hash; damaged ones are removed."""
-    found: set[str] = set()
-    script = f"mkdir -p {quoted_path(store)} && cd {quoted_path(store)} || exit 1\n{HASH}{CHECK}"
-    for first in range(0, len(contents), NAMES_PER_CALL):
-        names = list(contents)[first : first + NAMES_PER_CALL]
-        limit_s = _limit_s(contents[name] for name in names)
-        found.update(transport.checked("hash files", script, timeout_s=limit_s, stdin=" ".join(names).encode()).split())
-    return found
-
-
 def _send_missing(transport: Transport, store: str, missing: Mapping[str, Path]) -> None:
     """Send files; none of them has its final name yet."""
     folder, needed = quoted_path(store), sum(map(_size, missing.values())) + MARGIN_BYTES
@@ -164,11 +154,23 @@ def _send_missing(transport: Transport, store: str, missing: Mapping[str, Path])
     small = [digest for digest, path in missing.items() if _size(path) <= SMALL_BYTES]
     if len(small) < MIN_PACKED or transport.run("command -v tar >/dev/null", timeout_s=SHORT_S).rc:
         small = []
+    # packs of about PACK_BYTES, which is what a broken connection makes us send again
+    packs: dict[int, list[str]] = {}
+    total = 0
+    for digest in small:
+        total += _size(missing[digest]) + tarfile.BLOCKSIZE
+        packs.setdefault(total // PACK_BYTES, []).append(digest)
     with progress(f"sending to {transport.name}", len(missing)) as advance:
-        for pack in _packs(small, missing):
-            limit_s = _limit_s(missing[digest] for digest in pack)
-            unpack, content = f"cd {folder} && tar -xf -", _tar({f"{one}.new": missing[one] for one in pack})
-            transport.checked("unpack files", unpack, timeout_s=limit_s, stdin=content)
+        for pack in packs.values():
+            content = io.BytesIO()
+            with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+                for digest in pack:
+                    member = tarfile.TarInfo(f"{digest}.new")
+                    member.size, member.mode = _size(missing[digest]), 0o644
+                    with missing[digest].open("rb") as file:
+                        tar.addfile(member, file)
+            limit_s, unpack = _limit_s(missing[digest] for digest in pack), f"cd {folder} && tar -xf -"
+            transport.checked("unpack files", unpack, timeout_s=limit_s, stdin=content.getvalue())
             advance(len(pack))
         for digest, path in missing.items():
             if digest not in small:
@@ -194,24 +196,3 @@ def _free_kib(text: str) -> int:
 
 def _limit_s(paths: Iterable[Path]) -> float:
     return SHORT_S + sum(map(_size, paths)) / SLOWEST_BYTES_PER_S
-
-
-def _packs(small: Sequence[str], paths: Mapping[str, Path]) -> list[list[str]]:
-    """Groups of about PACK_BYTES, which is what a broken link makes us send again."""
-    ends, total = [], 0
-    for digest in small:
-        total += _size(paths[digest]) + tarfile.BLOCKSIZE
-        ends.append(total // PACK_BYTES)
-    pairs = zip(ends, small, strict=True)
-    return [[digest for _, digest in group] for _, group in groupby(pairs, key=lambda pair: pair[0])]
-
-
-def _tar(files: Mapping[str, Path]) -> bytes:
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, path in files.items():
-            member = tarfile.TarInfo(name)
-            member.size, member.mode = _size(path), 0o644
-            with path.open("rb") as file:
-                tar.addfile(member, file)
-    return made.getvalue()

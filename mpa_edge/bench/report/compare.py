@@ -1,4 +1,4 @@
-"""Two benchmarks compared: what changed by more than noise.
+"""Two benchmarks compared: what changed by more than noise; and the report as one JSON document.
 
 - a timing: the 95 % intervals of the medians lie apart, and the medians differ by more than 5 %
 - accuracy: the questions that both were asked, paired. The 95 % bootstrap interval of the difference (whole images are
@@ -13,12 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from mpa_edge.bench.report.read import BenchData
 from mpa_edge.bench.report.words import METRIC_NAMES, percent, plural, quantity, signed, size
 from mpa_edge.metrics.paired import bootstrap_ci95, mcnemar_p
-from mpa_edge.types import Record
 
 Outcome = Literal["regression", "improvement", "no clear change", "not compared"]
 LEAST_CHANGE = 0.05
@@ -29,7 +28,8 @@ TIMED = ("ttft_s", "vision_encode_s", "prefill_s", "preprocess_s", "tokens_per_s
 MORE_IS_BETTER = {"tokens_per_s"}
 
 
-class Change(Record):
+@dataclass(frozen=True)
+class Change:
     """One quantity before and after."""
 
     name: str
@@ -69,10 +69,21 @@ class Comparison:
 
 def compare(before: BenchData, after: BenchData) -> list[Change]:
     """Every quantity of two benchmarks, the most important first."""
-    latencies = (before.report.latency, after.report.latency)
-    timings = [name for name in TIMED if all(name in one and one[name].p50 is not None for one in latencies)]
+    old, new = before.report, after.report
+    both = (old.latency, new.latency)
+    timings = [name for name in TIMED if all(name in one and one[name].p50 is not None for one in both)]
+    lost = new.accuracy_verdict == "lost" and old.accuracy_verdict != "lost"
+    verdict = Change(
+        "verdict",
+        "verdict",
+        before=old.verdict,
+        after=new.verdict,
+        change="" if old.verdict == new.verdict else "changed",
+        outcome="regression" if lost else "no clear change",
+        why="the gain is lost, with 95 % confidence" if lost else "a word, not a measurement: see the accuracy",
+    )
     return [
-        _verdict(before, after),
+        verdict,
         _accuracy(before, after),
         *(_timing(name, before, after) for name in timings),
         _size("peak_bytes", "peak memory", before, after),
@@ -109,20 +120,6 @@ def _plain(value: object) -> str:
     return "unknown" if value is None else str(value)
 
 
-def _verdict(before: BenchData, after: BenchData) -> Change:
-    old, new = before.report, after.report
-    lost = new.accuracy_verdict == "lost" and old.accuracy_verdict != "lost"
-    return Change(
-        name="verdict",
-        title="verdict",
-        before=old.verdict,
-        after=new.verdict,
-        change="" if old.verdict == new.verdict else "changed",
-        outcome="regression" if lost else "no clear change",
-        why="the gain is lost, with 95 % confidence" if lost else "a word, not a measurement: see the accuracy",
-    )
-
-
 def _accuracy(before: BenchData, after: BenchData) -> Change:
     old = {row.id: row.scores[2] for row in before.answers}
     common = [row for row in after.answers if row.id in old]
@@ -141,15 +138,8 @@ def _accuracy(before: BenchData, after: BenchData) -> Change:
             f"{up} better and {down} worse of {plural(len(common), 'common question')}, "
             f"95 % interval {_points(low)} to {_points(high)} points"
         )
-    return Change(
-        name="accuracy",
-        title="accuracy",
-        before=percent(values[0]),
-        after=percent(values[1]),
-        change=change,
-        outcome=outcome,
-        why=why,
-    )
+    was, now = map(percent, values)
+    return Change("accuracy", "accuracy", before=was, after=now, change=change, outcome=outcome, why=why)
 
 
 def _points(share: float) -> str:
@@ -157,10 +147,10 @@ def _points(share: float) -> str:
 
 
 def _timing(name: str, before: BenchData, after: BenchData) -> Change:
-    """Intervals apart and more than 5 %.
+    """Worse or better if the intervals do not overlap and the medians differ by more than 5 %.
 
-    Beside it stands how base changed: it was timed in turns with the artifact and is the same model, so that it shows
-    the machine's part.
+    `why` adds how much base changed: the same model, timed in turns with the artifact, so its change comes from the
+    machine.
     """
     old, new = before.report.latency[name], after.report.latency[name]
     share = _share(old.p50, new.p50)
@@ -180,15 +170,8 @@ def _timing(name: str, before: BenchData, after: BenchData) -> Change:
     base, base_now = (one.report.base_latency.get(name) for one in (before, after))
     if not invalid and base and base_now and base.p50 and base_now.p50 is not None:
         why += f"; base changed by {signed(_share(base.p50, base_now.p50))}"
-    return Change(
-        name=name,
-        title=METRIC_NAMES[name],
-        before=quantity(old.p50, new.unit),
-        after=quantity(new.p50, new.unit),
-        change=change,
-        outcome=outcome,
-        why=why,
-    )
+    was, now = (quantity(value, new.unit) for value in (old.p50, new.p50))
+    return Change(name, METRIC_NAMES[name], before=was, after=now, change=change, outcome=outcome, why=why)
 
 
 def _size(name: str, title: str, before: BenchData, after: BenchData) -> Change:
@@ -201,7 +184,7 @@ def _size(name: str, title: str, before: BenchData, after: BenchData) -> Change:
         change, outcome, why = "", "not compared", "not measured in both"
     elif memory and (before.report.emulated or after.report.emulated):
         change, outcome, why = "", "not compared", "an emulator ran it"
-    return Change(name=name, title=title, before=size(old), after=size(new), change=change, outcome=outcome, why=why)
+    return Change(name, title, before=size(old), after=size(new), change=change, outcome=outcome, why=why)
 
 
 def _share(old: float | None, new: float | None) -> float:
@@ -211,3 +194,31 @@ def _share(old: float | None, new: float | None) -> float:
     (0.5, 0.0)
     """
     return (new - old) / old if old and new is not None else 0.0
+
+
+def report_document(
+    benches: Sequence[BenchData], comparisons: Sequence[Comparison] = (), alone: Sequence[str] = ()
+) -> dict[str, Any]:
+    """`benches` with bench.json, sweep and notes of each; `comparisons`; `regressions`, their number."""
+    return {
+        "schema_version": 1,
+        "benches": [
+            {
+                "bench": data.report.model_dump(mode="json"),
+                "sweep": data.sweep.model_dump(mode="json") if data.sweep else None,
+                "notes": list(data.notes),
+            }
+            for data in benches
+        ],
+        "comparisons": [
+            {
+                "before": one.before.title,
+                "after": one.after.title,
+                "changes": [vars(change) for change in one.changes],
+                "differences": list(one.differences),
+            }
+            for one in comparisons
+        ],
+        "without_counterpart": list(alone),
+        "regressions": sum(len(one.regressions) for one in comparisons),
+    }

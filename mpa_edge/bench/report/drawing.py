@@ -63,7 +63,7 @@ def tick_text(value: float, unit: str) -> str:
         return f"{100 * value:g} %"
     if unit == "s" and 0 < value < 1:
         return f"{1000 * value:g} ms"
-    return f"{value:g} {unit}" if value else f"0 {unit}"
+    return f"{value:g} {unit}"
 
 
 def accuracy_scale(report: BenchReport) -> Scale:
@@ -114,7 +114,7 @@ def stacks(report: BenchReport) -> dict[str, dict[str, Segment]]:
     """Model -> phase -> segment, artifact and base on one scale; those that were timed."""
     sides = {"artifact": phases(report.latency), "base": phases(report.base_latency)}
     longest = max(sum(side.values()) for side in sides.values())
-    numbers = {name: i for i, name in enumerate(dict.fromkeys([*sides["artifact"], *sides["base"]]), start=1)}
+    numbers = {name: i for i, name in enumerate(phase_names(sides), start=1)}
     made: dict[str, dict[str, Segment]] = {}
     for model, side in sides.items():
         start = 0.0
@@ -125,10 +125,9 @@ def stacks(report: BenchReport) -> dict[str, dict[str, Segment]]:
     return made
 
 
-def phase_names(found: Mapping[str, Mapping[str, Segment]]) -> list[str]:
-    """Every phase of all stacks, by number."""
-    numbers = {name: one.number for segments in found.values() for name, one in segments.items()}
-    return sorted(numbers, key=lambda name: numbers[name])
+def phase_names(sides: Mapping[str, Mapping[str, object]]) -> list[str]:
+    """Every phase of any model, in the order of their numbers; `sides`: model -> phase -> anything."""
+    return list(dict.fromkeys(name for side in sides.values() for name in side))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mpa_edge.bench.report import words
 from mpa_edge.bench.report.compare import Comparison
 from mpa_edge.bench.report.read import BenchData
-from mpa_edge.bench.report.view import budgets, median
+from mpa_edge.bench.report.view import budgets
 from mpa_edge.bench.results.records import BenchReport, Sweep
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ def _models(report: BenchReport) -> Table:
     for name, title in words.METRIC_NAMES.items():
         figure, base = report.latency.get(name), report.base_latency.get(name)
         if figure and figure.p50 is not None:
-            table.add_row(title, words.quantity(base.p50, base.unit) if base else "", "", median(report, name))
+            own = words.quantity(figure.p50, figure.unit)
+            table.add_row(title, words.quantity(base.p50, base.unit) if base else "", "", own)
     if report.timings != "valid":
         table.add_row("timings", *_cells("", "", report.timings))
     table.add_row("peak memory", "", "", words.size(report.memory.peak_bytes))

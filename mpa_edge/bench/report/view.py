@@ -13,23 +13,19 @@ from mpa_edge.metrics.gain import ModelAccuracy
 MODELS = ("base", "aligned", "artifact")
 DEEPEST = 4
 NO_VERDICT = "gives no verdict"
+BUDGET_NAMES = {"memory_bytes": "peak memory", "ttft_s": "time to first token", "tokens_per_s": "decoding speed"}
 BUDGET_CLASSES = {True: "holds", False: "lost", None: "inconclusive"}
 
 
-def median(report: BenchReport, metric: str) -> str:
-    """Median of the artifact."""
-    figure = report.latency.get(metric)
-    return words.quantity(figure.p50, METRICS[metric]) if figure else words.NONE
-
-
 def tiles(report: BenchReport) -> list[tuple[str, str, str]]:
-    """(name, value, remark) of the six figures that are asked for first."""
-    found, remarks = report.accuracy, {}
+    """(name, value, remark) of the six figures that a reader looks for first."""
+    found, times = report.accuracy, []
     lower = found.retained_gain_lower
-    for name in ("ttft_s", "tokens_per_s"):
+    for title, name in (("Time to first token", "ttft_s"), ("Decoding", "tokens_per_s")):
         figure = report.latency.get(name)
+        median = words.quantity(figure.p50, figure.unit) if figure else words.NONE
         interval = words.interval(figure) if figure and figure.ci95 else ""
-        remarks[name] = interval if report.timings == "valid" else NO_VERDICT
+        times.append((title, median, interval if report.timings == "valid" else NO_VERDICT))
     return [
         ("On-device accuracy", words.percent(found.artifact.value), words.percent_range(found.artifact.ci95)),
         (
@@ -37,8 +33,7 @@ def tiles(report: BenchReport) -> list[tuple[str, str, str]]:
             words.percent(found.retained_gain, 0),
             "no gain beyond noise" if lower is None else words.at_least(lower),
         ),
-        ("Time to first token", median(report, "ttft_s"), remarks["ttft_s"]),
-        ("Decoding", median(report, "tokens_per_s"), remarks["tokens_per_s"]),
+        *times,
         ("Peak memory", words.size(report.memory.peak_bytes), NO_VERDICT if report.emulated else ""),
         ("Size on disk", words.size(report.size_bytes), ""),
     ]
@@ -84,28 +79,29 @@ def budgets(report: BenchReport) -> list[tuple[str, str, str, str, str]]:
     """(name, limit, measured, class, outcome)."""
     rows = []
     for line in report.budgets:
+        limit, measured = (
+            words.size(value) if line.name == "memory_bytes" else words.quantity(value, METRICS[line.name])
+            for value in (line.limit, line.measured)
+        )
+        if line.met is None or line.by is None:
+            outcome = "not judged"
+        elif line.by > 1:
+            outcome = f"met, {words.rounded(1 + line.by)} times the limit"
+        else:
+            room = words.percent(abs(line.by), 0)
+            outcome = f"met, {room} to spare" if line.met else f"missed by {room}"
         bound = "at least" if line.name == "tokens_per_s" else "at most"
-        limit, measured = (words.budget_value(line, value) for value in (line.limit, line.measured))
-        kind, outcome = BUDGET_CLASSES[line.met], words.budget_word(line)
-        rows.append((words.BUDGET_NAMES[line.name], f"{bound} {limit}", measured, kind, outcome))
+        rows.append((BUDGET_NAMES[line.name], f"{bound} {limit}", measured, BUDGET_CLASSES[line.met], outcome))
     return rows
 
 
 def marks(row: AnswerRow) -> list[tuple[str, str, str, str]]:
     """(model, its answer, class, right or wrong in words) of one question."""
-    texts = (row.base, row.aligned, row.artifact)
-    return [(model, text, *_judged(score)) for model, text, score in zip(MODELS, texts, row.scores, strict=True)]
-
-
-def _judged(score: float) -> tuple[str, str]:
-    """(class, word) of a score.
-
-    >>> _judged(1.0), _judged(0.6), _judged(0.0)
-    (('right', 'right'), ('partly', 'partly right, 0.600'), ('wrong', 'wrong'))
-    """
-    if score >= 1:
-        return "right", "right"
-    return ("wrong", "wrong") if score <= 0 else ("partly", f"partly right, {words.rounded(score)}")
+    found = []
+    for model, text, score in zip(MODELS, (row.base, row.aligned, row.artifact), row.scores, strict=True):
+        kind = "right" if score >= 1 else "wrong" if score <= 0 else "partly"
+        found.append((model, text, kind, f"partly right, {words.rounded(score)}" if kind == "partly" else kind))
+    return found
 
 
 def environment(report: BenchReport) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from mpa_edge.bench.results.records import METRICS, BenchReport, BudgetLine, Figure, Sweep
+from mpa_edge.bench.results.records import BenchReport, Figure, Sweep
 
 NONE = "–"
 LONGEST_TEXT = 400
@@ -32,7 +32,6 @@ METRIC_NAMES = {
     "tokens_per_s": "decoding speed",
     "tokens": "tokens of an answer",
 }
-BUDGET_NAMES = {"memory_bytes": "peak memory", "ttft_s": "time to first token", "tokens_per_s": "decoding speed"}
 BYTE_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 
@@ -91,15 +90,13 @@ def size(value: float | None) -> str:
 
 
 def quantity(value: float | None, unit: str) -> str:
-    """A value with its unit, as people say it.
+    """A value with its unit, at a readable scale.
 
     >>> quantity(0.0123, "s"), quantity(2.5, "s"), quantity(0.004, "s/token"), quantity(31.26, "tokens/s")
     ('12.3 ms', '2.50 s', '4.00 ms/token', '31.3 tok/s')
     """
     if value is None:
         return NONE
-    if unit == "bytes":
-        return size(value)
     if unit in ("s", "s/token") and abs(value) < 1:
         return f"{rounded(1000 * value)} m{unit}"
     return f"{rounded(value)} {unit.replace('tokens/s', 'tok/s')}"
@@ -128,15 +125,6 @@ def signed(share: float) -> str:
         return "±0 %"
     digits = 0 if abs(share) >= 0.0995 else 1
     return f"{'−' if share < 0 else '+'}{100 * abs(share):.{digits}f} %"
-
-
-def p_value(p: float) -> str:
-    """A probability.
-
-    >>> p_value(0.0312), p_value(1e-9), p_value(1.0)
-    ('p = 0.031', 'p < 0.0001', 'p = 1')
-    """
-    return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
 
 
 def plural(n: int, word: str) -> str:
@@ -192,7 +180,7 @@ def sweep_sentence(sweep: Sweep) -> str:
 
 
 def headline(report: BenchReport) -> str:
-    """The verdict as people say it."""
+    """The verdict in a few words; of an invalid benchmark also what its accuracy says."""
     if report.verdict == "invalid":
         said = {"holds": "the gain holds", "lost": "the gain is lost", "inconclusive": "accuracy is not settled"}
         return f"{HEADLINES['invalid']}; {said[report.accuracy_verdict]}"
@@ -202,23 +190,20 @@ def headline(report: BenchReport) -> str:
 def summary(report: BenchReport) -> str:
     """What the verdict is based on, in two or three sentences."""
     found = report.accuracy
+    share, lower = found.retained_gain, found.retained_gain_lower
+    if share is None:
+        retained = "Alignment brought no gain here."
+    elif share <= 0:
+        retained = "Nothing of the gain is left."
+    else:
+        least = "" if lower is None else f", {at_least(lower)} with 95 % confidence" if lower > 0 else ", or none"
+        retained = f"{percent(share, 0)} of the gain is left{least}."
     text = (
         f"On {report.target}, {report.scheme} answers {percent(found.artifact.value)} of "
         f"{plural(found.artifact.n, 'question')} right. Before alignment it was {percent(found.base.value)}, "
         f"after it in full precision {percent(found.aligned.value)}."
     )
-    return f"{text} {retained(report)} {settling(report)}".strip()
-
-
-def retained(report: BenchReport) -> str:
-    """How much of the gain is left."""
-    share, lower = report.accuracy.retained_gain, report.accuracy.retained_gain_lower
-    if share is None:
-        return "Alignment brought no gain here."
-    if share <= 0:
-        return "Nothing of the gain is left."
-    least = "" if lower is None else f", {at_least(lower)} with 95 % confidence" if lower > 0 else ", or none"
-    return f"{percent(share, 0)} of the gain is left{least}."
+    return f"{text} {retained} {settling(report)}".strip()
 
 
 def at_least(lower: float) -> str:
@@ -248,28 +233,12 @@ def margin_sentence(report: BenchReport) -> str:
 
 
 def flips_sentence(report: BenchReport) -> str:
-    """Flips and McNemar's test."""
-    flips = report.accuracy.flips
+    """How many answers became right or wrong against base, with McNemar's test."""
+    flips, p = report.accuracy.flips, report.accuracy.p_mcnemar
     return (
         f"Against base, {plural(flips.gained, 'answer')} turned right and {flips.lost:,} turned wrong "
-        f"(McNemar's exact test, one-sided: {p_value(report.accuracy.p_mcnemar)})."
+        f"(McNemar's exact test, one-sided: {'p < 0.0001' if p < 0.0001 else f'p = {p:.2g}'})."
     )
-
-
-def budget_word(line: BudgetLine) -> str:
-    """Met or missed, by how much."""
-    if line.met is None or line.by is None:
-        return "not judged"
-    if line.by > 1:
-        return f"met, {rounded(1 + line.by)} times the limit"
-    room = percent(abs(line.by), 0)
-    return f"met, {room} to spare" if line.met else f"missed by {room}"
-
-
-def budget_value(line: BudgetLine, value: float | None) -> str:
-    """A limit or a measurement of a budget."""
-    unit = "bytes" if line.name == "memory_bytes" else METRICS[line.name]
-    return quantity(value, unit)
 
 
 def energy_sentence(report: BenchReport) -> str:

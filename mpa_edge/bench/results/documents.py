@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from mpa_edge.bench.device.protocol import JobOrder, Line
+from mpa_edge.bench.device.protocol import JobOrder, Line, Step, answered
 from mpa_edge.bench.measurement import Bench
-from mpa_edge.bench.results.build import answer_rows, busy, peak_memory, require_all
 from mpa_edge.bench.results.probe import Probe, WatchLine, known
 from mpa_edge.bench.results.records import (
     ANSWERS,
@@ -21,16 +20,19 @@ from mpa_edge.bench.results.records import (
     AnswerRow,
     BenchReport,
     EnergyResult,
+    MemoryResult,
     Timed,
 )
 from mpa_edge.bench.results.samples import pick
 from mpa_edge.bench.results.sensors import energy_of, environment, throttled
 from mpa_edge.bench.results.timing import drift, figures, in_rounds, loads, over_question_medians, timed
-from mpa_edge.bench.results.validity import budget_lines, cautions, invalid_reasons, overall
+from mpa_edge.bench.results.validity import budget_lines, cautions_of, invalid_reasons, overall
+from mpa_edge.errors import MpaError
 from mpa_edge.images.folder import open_image
+from mpa_edge.metrics import get_metric
 from mpa_edge.metrics.gain import MARGIN, accuracy_result, judge, not_worse
 from mpa_edge.runs.files import atomic_write, make_folder, write_bytes, write_json
-from mpa_edge.tasks import get_task
+from mpa_edge.tasks import Task, get_task
 from mpa_edge.types import Drop, Prediction, Record
 
 NOT_TIMED = ("reading and decoding the image file", "the first answer of each process, which warms it up")
@@ -75,12 +77,16 @@ def report_of(
     rounds, base_rounds = in_rounds(timings, "artifact"), in_rounds(timings, "base")
     latency = figures(rounds, loads(lines, "artifact"))
     memory = peak_memory(lines, "artifact")
-    invalid = why_invalid(bench, evidence)
+    sign = throttled(evidence.before, evidence.during, bench.target.thermal)
+    invalid = invalid_reasons(evidence.before, bench.target, sign)
+    drifts = {metric: drift(over_question_medians(rounds, metric)) for metric in ("ttft_s", "tpot_s")}
+    n_other_pixels = sum(line.kind == "answer" and line.values.get("same_pixels") is False for line in lines)
+    cautions = cautions_of(evidence.before, bench.target.thermal, drifts, n_other_pixels)
     energy, energy_reason = energy_of_artifact(evidence, bool(invalid))
     loaded = [line.values for line in lines if line.kind == "loaded" and line.variant == "artifact"]
     warm = () if any(values.get("cold") for values in loaded) else (MAYBE_WARM,)
     report = BenchReport(
-        run=bench.name,
+        run=bench.run.resolve().name,
         scheme=bench.scheme,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         bundle_sha256=bundle_sha256,
@@ -102,27 +108,55 @@ def report_of(
         energy_reason=energy_reason,
         budgets=budget_lines(bench.target.budgets, latency, memory, counts=not invalid),
         verdict=overall(judgement.verdict, bool(invalid)),
-        reasons=(*judgement.reasons, *invalid, *all_cautions(bench, evidence, rounds)),
+        reasons=(*judgement.reasons, *invalid, *cautions),
     )
     return report, rows, timings
 
 
-def why_invalid(bench: Bench, evidence: Evidence) -> tuple[str, ...]:
-    """Why timings, memory, energy and budgets do not count; empty where they do."""
-    reasons = invalid_reasons(evidence.before, throttled(evidence.before, evidence.during, bench.target.thermal))
-    machine, expected = known(evidence.before.machine), bench.target.architecture
-    if machine is None or expected in ("any", {"arm64": "aarch64"}.get(machine, machine)):
-        return reasons
-    return (*reasons, f"measured on {machine}, and target {bench.target.name} is {expected}")
+def require_all(steps: Sequence[Step], lines: Sequence[Line]) -> None:
+    """MpaError where a question has no answer: a comparison needs the same questions for all."""
+    have = answered(lines)
+    if n_missing := sum(step.key not in have for step in steps):
+        reasons = [str(line.values.get("reason", "unknown")) for line in lines if line.kind == "failed"]
+        why = f": {reasons[-1]}" if reasons else ""
+        raise MpaError(f"{n_missing} of {len(steps)} answers are missing{why}; rerun to resume")
 
 
-def all_cautions(bench: Bench, evidence: Evidence, rounds: Sequence[Timed]) -> tuple[str, ...]:
-    """What does not make a benchmark invalid, and should be known."""
-    drifts = {metric: drift(over_question_medians(rounds, metric)) for metric in ("ttft_s", "tpot_s")}
-    found = cautions(evidence.before, bench.target.thermal, drifts)
-    other = sum(line.kind == "answer" and line.values.get("same_pixels") is False for line in evidence.lines)
-    differing = f"in {other} answers the device decoded the image to other pixels than the host"
-    return (*found, differing) if other else found
+def answer_rows(
+    task: Task, base: Sequence[Prediction], aligned: Sequence[Prediction], lines: Iterable[Line]
+) -> list[AnswerRow]:
+    """One row for each question: the answers of base and aligned on the host, and that of the device."""
+    said = {
+        line.values["id"]: str(line.values["text"])
+        for line in lines
+        if line.kind == "answer" and line.variant == "artifact" and line.values["repetition"] == 0
+    }
+    score = get_metric(task.metric).score
+    return [
+        AnswerRow(
+            id=was.sample_id,
+            image=was.image_id,
+            question=was.question,
+            kind=was.kind,
+            answers=was.answers,
+            base=was.text,
+            aligned=could.text,
+            artifact=said[was.sample_id],
+            scores=(was.score, could.score, score(said[was.sample_id], was.answers)),
+        )
+        for was, could in zip(base, aligned, strict=True)
+    ]
+
+
+def peak_memory(lines: Iterable[Line], variant: str) -> MemoryResult:
+    """Largest peak of any process of a variant (artifact or base)."""
+    found = [line.values for line in lines if line.kind == "memory" and line.variant == variant]
+    known = [values for values in found if isinstance(values.get("peak_bytes"), int)]
+    if not known:
+        why = str(found[-1].get("method")) if found else "the process ended before it reported its memory"
+        return MemoryResult(peak_bytes=None, method=why)
+    largest = max(known, key=lambda values: int(values["peak_bytes"]))
+    return MemoryResult(peak_bytes=int(largest["peak_bytes"]), method=str(largest["method"]))
 
 
 def energy_of_artifact(evidence: Evidence, invalid: bool) -> tuple[EnergyResult | None, str]:
@@ -132,6 +166,19 @@ def energy_of_artifact(evidence: Evidence, invalid: bool) -> tuple[EnergyResult 
     spans, tokens = busy(evidence.lines, "artifact")
     starts = [line.values["uptime_s"] for line in evidence.lines if line.kind == "loaded" and "uptime_s" in line.values]
     return energy_of(evidence.during, spans, tokens, began_uptime_s=min(starts, default=None))
+
+
+def busy(lines: Sequence[Line], variant: str) -> tuple[list[tuple[float, float]], int]:
+    """((from, to) of each process of a variant that answered, tokens generated in all of them).
+
+    By the device's clock since boot, from the end of the load, the warm-up included; a killed process has no end.
+    """
+    loads = [line for line in lines if line.kind == "loaded" and "uptime_s" in line.values]
+    starts: Mapping[int, float] = {one.block: one.values["uptime_s"] + one.values.get("load_s", 0.0) for one in loads}
+    ends = [line for line in lines if line.kind == "memory" and line.variant == variant and "uptime_s" in line.values]
+    spans = {line.block: (starts[line.block], line.values["uptime_s"]) for line in ends if line.block in starts}
+    answers = [line for line in lines if line.kind == "answer" and line.variant == variant and line.block in spans]
+    return list(spans.values()), sum(int(line.values.get("tokens", 0)) for line in answers)
 
 
 def write_documents(

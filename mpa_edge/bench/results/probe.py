@@ -1,13 +1,14 @@
 """The output of export/runners/probe.sh, as records.
 
 Tolerant: a device may know less than the probe asks, or report it oddly. A value of another type than expected, or none
-at all, is an Unreadable; a missing list is empty. What no record names is ignored.
+at all, is an Unreadable; a missing list is empty. The records name what decides something; everything else is kept as
+the device sent it, for bench.json.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from contextlib import suppress
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
@@ -24,7 +25,7 @@ Known = TypeVar("Known")
 class Loose(BaseModel):
     """A record that keeps what is valid and makes an Unreadable of the rest."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="allow")
 
     @field_validator("*", mode="wrap")
     @classmethod
@@ -54,15 +55,7 @@ class Policy(Loose):
     name: Text = SILENT
     """policy0 and so on."""
     governor: Text = SILENT
-    """performance, schedutil, powersave and so on; only in the document, as the next three."""
-    cpus: Text = SILENT
-    """Their numbers."""
-    lowest_khz: Number = SILENT
-    """Of the hardware."""
-    highest_khz: Number = SILENT
-    """Of the hardware."""
-    now_khz: Number = SILENT
-    """At this moment."""
+    """performance, schedutil, powersave and so on."""
     allowed_khz: Number = SILENT
     """What the system allows at this moment; a thermal cap lowers it."""
 
@@ -73,9 +66,7 @@ class Cooling(Loose):
     type: Text = SILENT
     """A fan, or something that slows the processor."""
     now: Number = SILENT
-    """0: at rest."""
-    most: Number = SILENT
-    """Last step."""
+    """Its step; 0 is at rest."""
 
 
 class Throttling(Loose):
@@ -92,8 +83,6 @@ class Throttling(Loose):
 class Battery(Loose):
     """The first battery."""
 
-    capacity: Number = SILENT
-    """Percent."""
     status: Text = SILENT
     """Charging, Discharging, Not charging, Full."""
     current_ua: Number = SILENT
@@ -137,8 +126,6 @@ class Probe(WatchLine):
 
     machine: Text = SILENT
     """uname -m."""
-    kernel: Text = SILENT
-    """uname -r."""
     os: Text = SILENT
     """Name and version."""
     board: Text = SILENT
@@ -155,16 +142,8 @@ class Probe(WatchLine):
     """nproc."""
     power_mode: Text = SILENT
     """Its name."""
-    memory_kib: dict[str, Number] | Unreadable = SILENT
-    """MemTotal, MemAvailable, SwapTotal, SwapFree."""
-    swaps: tuple[dict[str, Any], ...] = ()
-    """Swap and zram devices."""
     load_average: tuple[float, float, float] | Unreadable = SILENT
     """Of 1, 5, 15 minutes."""
-    android: dict[str, Text] | Unreadable = SILENT
-    """getprop."""
-    python3: Text = SILENT
-    """Its version."""
     emulated: bool | Unreadable = SILENT
     """An emulator of another processor runs this system's programs."""
     emulated_why: Text = SILENT
@@ -189,10 +168,10 @@ def read_probe(text: str) -> Probe:
     >>> probe.cpu.reason, probe.cores.reason, probe.machine.reason
     ('denied', "the probe says 'four'", 'the probe does not say')
     """
-    made = list(documents(text))
+    made = _documents(text)
     if not made:
         start = " ".join(text.split())[:80] or "nothing"
-        raise MpaError(f"the device's probe said no JSON ({start}): run sh probe.sh there to see why")
+        raise MpaError(f"the device's probe printed no JSON ({start}): run sh probe.sh there to see why")
     return Probe.model_validate(made[-1])
 
 
@@ -202,15 +181,14 @@ def read_watch(text: str) -> list[WatchLine]:
     >>> [line.uptime_s for line in read_watch('{"uptime_s": 5.25}\\n{"uptime_s": 6')]
     [5.25]
     """
-    return [WatchLine.model_validate(made) for made in documents(text)]
+    return [WatchLine.model_validate(made) for made in _documents(text)]
 
 
-def documents(text: str) -> Iterator[dict[str, Any]]:
+def _documents(text: str) -> list[dict[str, Any]]:
     """JSON objects, one a line; other lines are left out."""
+    found = []
     for line in text.splitlines():
-        try:
-            made = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(made, dict):
-            yield made
+        with suppress(ValueError, RecursionError):
+            if isinstance(made := json.loads(line), dict):
+                found.append(made)
+    return found

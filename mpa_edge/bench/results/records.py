@@ -12,6 +12,7 @@ from mpa_edge.metrics.gain import AccuracyResult, Word
 from mpa_edge.types import Record
 
 BenchWord = Word | Literal["invalid"]
+BudgetName = Literal["memory_bytes", "ttft_s", "tokens_per_s"]
 BENCH, ANSWERS, TIMINGS, SWEEP = "bench.json", "answers.jsonl", "timings.jsonl", "sweep.json"
 THUMBNAILS = "thumbnails"
 # metric -> unit; each report has every metric, with n = 0 and nulls where the runtime does not report it
@@ -81,7 +82,7 @@ class EnergyResult(Record):
 class BudgetLine(Record):
     """One budget of the target against what was measured."""
 
-    name: Literal["memory_bytes", "ttft_s", "tokens_per_s"]
+    name: BudgetName
     """Key of the target's budgets."""
     limit: float
     """What the target allows (memory, time) or requires (speed)."""

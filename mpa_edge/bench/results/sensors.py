@@ -7,7 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from mpa_edge.bench.results.probe import Probe, WatchLine, known
+from pydantic_core import to_jsonable_python
+
+from mpa_edge.bench.device.protocol import parse_cores
+from mpa_edge.bench.results.probe import SILENT, Probe, WatchLine, known
 from mpa_edge.bench.results.records import EnergyResult, Environment, Unreadable
 from mpa_edge.bench.results.tegrastats import parse_rails, total_power_w
 from mpa_edge.config.target import Thermal
@@ -57,8 +60,7 @@ def count_cores(probe: Probe) -> int | None:
     """Cores that a program may use."""
     affinity = known(probe.affinity)
     if affinity and re.fullmatch(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", affinity):
-        ends = [each.partition("-")[::2] for each in affinity.split(",")]
-        return sum(int(last or first) - int(first) + 1 for first, last in ends)
+        return len(parse_cores(affinity))
     cores = known(probe.cores)
     return int(cores) if cores else None
 
@@ -77,14 +79,6 @@ def hottest(line: WatchLine) -> tuple[str, float] | None:
     return max(chosen.items(), key=lambda item: item[1], default=None)
 
 
-def _as_json(value: object) -> Any:
-    if isinstance(value, tuple | list):
-        return [_as_json(each) for each in value]
-    if isinstance(value, Mapping):
-        return {key: _as_json(each) for key, each in value.items()}
-    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
-
-
 # what a report shows beside the environment's own fields
 READINGS = (
     *("board", "kernel", "virtual", "emulated_why", "power_mode", "load_average", "memory_kib", "swaps"),
@@ -97,7 +91,7 @@ def environment(probe: Probe, loaded: Mapping[str, Any], transport: str) -> Envi
     threads = loaded.get("threads")
     features = (known(probe.cpu_features) or "").split()
     governors = sorted({str(known(each.governor)) for each in probe.frequencies if known(each.governor)})
-    readings = {name: getattr(probe, name) for name in READINGS} | {
+    readings = {name: getattr(probe, name, SILENT) for name in READINGS} | {
         "governor": ", ".join(governors) or Unreadable(reason="no cpufreq, or not allowed to read it"),
         "temperatures_c": {str(known(zone.type) or "?"): zone.temp_c for zone in probe.thermal_zones}
         or Unreadable(reason="no thermal zone"),
@@ -112,7 +106,7 @@ def environment(probe: Probe, loaded: Mapping[str, Any], transport: str) -> Envi
         backend=str(loaded.get("backend") or "unknown"),
         threads=threads if isinstance(threads, int) else None,
         transport=transport,
-        readings=_as_json(readings),
+        readings=to_jsonable_python(readings, inf_nan_mode="null", fallback=str),
     )
 
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 
 from mpa_edge.bench.results.records import BenchReport, Sweep, SweepPoint
-from mpa_edge.bench.results.validity import within_budgets
 from mpa_edge.config.target import ImageBudget, Target
 from mpa_edge.errors import MpaError
 
@@ -54,14 +53,11 @@ def settings(axes: Mapping[str, Sequence[str]], target: Target, cores: int) -> l
     for name in AXES:
         if name in axes:
             given = axes[name]
-            values[name] = ([*given] if name == "scheme" else [_count(name, one) for one in given]) or usual[name]
+            for text in given if name != "scheme" else ():
+                if not text.isdecimal() or not 1 <= int(text) <= 256:
+                    raise MpaError(f"--sweep: {name}={text} is no count: write whole numbers from 1 to 256")
+            values[name] = ([*given] if name == "scheme" else [int(text) for text in given]) or usual[name]
     return [dict(zip(values, each, strict=True)) for each in product(*values.values())]
-
-
-def _count(name: str, text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 256:
-        raise MpaError(f"--sweep: {name}={text} is no count: write whole numbers from 1 to 256")
-    return int(text)
 
 
 def budget_for(target: Target, tiles: int) -> ImageBudget:
@@ -89,7 +85,7 @@ def point_of(setting: Setting, report: BenchReport) -> SweepPoint:
         ttft_s=report.latency["ttft_s"].p50 if counts else None,
         tokens_per_s=report.latency["tokens_per_s"].p50 if counts else None,
         peak_bytes=report.memory.peak_bytes if counts else None,
-        within_budgets=within_budgets(report.budgets),
+        within_budgets=all(line.met is True for line in report.budgets),
         on_front=False,
     )
 
@@ -122,15 +118,6 @@ def front(points: Sequence[SweepPoint]) -> tuple[bool, ...]:
     return tuple(not any(beats(other, value) for other in values) for value in values)
 
 
-def overlap(a: tuple[float, float], b: tuple[float, float]) -> bool:
-    """Whether two intervals share a point.
-
-    >>> overlap((0.1, 0.3), (0.3, 0.5)), overlap((0.1, 0.2), (0.3, 0.5))
-    (True, False)
-    """
-    return a[0] <= b[1] and b[0] <= a[1]
-
-
 def recommend(points: Sequence[SweepPoint]) -> tuple[int | None, str]:
     """(index of the setting to use, the reason); None where none is within the budgets.
 
@@ -141,7 +128,8 @@ def recommend(points: Sequence[SweepPoint]) -> tuple[int | None, str]:
     if not allowed:
         return None, "no setting is within the budgets of the target" if points else "nothing was measured"
     best = max(allowed, key=lambda i: points[i].accuracy)
-    equal = [i for i in allowed if overlap(points[i].ci95, points[best].ci95)]
+    low, high = points[best].ci95
+    equal = [i for i in allowed if points[i].ci95[0] <= high and low <= points[i].ci95[1]]
     chosen = min(equal, key=lambda i: tuple(-goal for goal in goals(points[i])[1:]))
     ttft_s, figures = points[chosen].ttft_s, f"{points[chosen].accuracy:.1%}"
     if ttft_s is not None:

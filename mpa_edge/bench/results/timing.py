@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,30 +53,13 @@ def figure(samples: Sequence[float], unit: str) -> Figure:
     return Figure(unit=unit, n=len(samples), p50=p50, p90=p90, p99=p99, ci95=ci95)
 
 
-def decoding(values: Mapping[str, float]) -> dict[str, float]:
-    """Speed after the first token, where it is not reported: tpot_s = decode_s / (tokens - 1), and its inverse.
-
-    The first token belongs to the prefill: an answer of one token has no decoding speed.
-
-    >>> decoding({"decode_s": 2.0, "tokens": 5})
-    {'tpot_s': 0.5, 'tokens_per_s': 2.0}
-    >>> decoding({"decode_s": 2.0, "tokens": 1})
-    {}
-    """
-    decode_s, tokens = values.get("decode_s"), values.get("tokens", 0)
-    if decode_s is None or decode_s <= 0 or tokens <= 1:
-        return {}
-    return {"tpot_s": decode_s / (tokens - 1), "tokens_per_s": (tokens - 1) / decode_s}
-
-
 def timed(line: Line) -> Timed:
     """The timing of one answer line; what is no metric, not a number, or negative is left out.
 
     >>> timed(Line("answer", "base", 0, {"id": "q1", "repetition": 0, "ttft_s": 0.5, "tpot_s": None})).values
     {'ttft_s': 0.5}
     """
-    said = {key: float(value) for key, value in line.values.items() if is_duration(value)}
-    kept = {key: value for key, value in (decoding(said) | said).items() if key in METRICS}
+    kept = {key: float(line.values[key]) for key in METRICS if is_duration(line.values.get(key))}
     return Timed.model_validate(
         {"variant": line.variant, "id": line.values["id"], "repetition": line.values["repetition"], "values": kept}
     )

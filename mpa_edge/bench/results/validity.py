@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 from mpa_edge.bench.results.probe import Probe, known
-from mpa_edge.bench.results.records import BenchWord, BudgetLine, Figure, MemoryResult
+from mpa_edge.bench.results.records import BenchWord, BudgetLine, BudgetName, Figure, MemoryResult
 from mpa_edge.bench.results.sensors import count_cores, hottest
-from mpa_edge.config.target import Budgets, Thermal
+from mpa_edge.config.target import Budgets, Target, Thermal
 from mpa_edge.metrics.gain import Word
 
 # a larger share of all cores that other programs keep busy is reported
@@ -29,56 +28,47 @@ def budget_lines(
     >>> [(line.name, line.met, line.by) for line in made]
     [('memory_bytes', True, 0.5), ('ttft_s', None, None), ('tokens_per_s', None, None)]
     """
-    ttft_s, tokens_per_s = (latency[name].p50 if name in latency else None for name in ("ttft_s", "tokens_per_s"))
-    return (
-        budget_line("memory_bytes", budgets.memory_bytes, memory.peak_bytes if counts else None),
-        budget_line("ttft_s", budgets.ttft_s, ttft_s if counts else None),
-        budget_line("tokens_per_s", budgets.tokens_per_s, tokens_per_s if counts else None),
-    )
+    values: dict[BudgetName, float | None] = {
+        "memory_bytes": memory.peak_bytes,
+        "ttft_s": latency["ttft_s"].p50 if "ttft_s" in latency else None,
+        "tokens_per_s": latency["tokens_per_s"].p50 if "tokens_per_s" in latency else None,
+    }
+    lines = []
+    for name, value in values.items():
+        limit, measured, met, by = getattr(budgets, name), value if counts else None, None, None
+        if measured is not None:  # a speed must not be below its limit, all else not above
+            room = measured - limit if name == "tokens_per_s" else limit - measured
+            met, by = room >= 0, round(room / limit, 4)
+        lines.append(BudgetLine(name=name, limit=limit, measured=measured, met=met, by=by))
+    return tuple(lines)
 
 
-def budget_line(
-    name: Literal["memory_bytes", "ttft_s", "tokens_per_s"], limit: float, measured: float | None
-) -> BudgetLine:
-    """A limit and its measurement; a speed must not be below its limit, all else not above.
+def invalid_reasons(probe: Probe, target: Target, throttled: str | None = None) -> tuple[str, ...]:
+    """Why timings, memory, energy and budgets do not count; empty where they do. `throttled`: see `sensors.throttled`.
 
-    >>> budget_line("ttft_s", 2.0, 3.0).by, budget_line("tokens_per_s", 10.0, 15.0).by
-    (-0.5, 0.5)
-    """
-    if measured is None:
-        return BudgetLine(name=name, limit=limit, measured=None, met=None, by=None)
-    room = measured - limit if name == "tokens_per_s" else limit - measured
-    return BudgetLine(name=name, limit=limit, measured=measured, met=room >= 0, by=round(room / limit, 4))
-
-
-def within_budgets(lines: tuple[BudgetLine, ...]) -> bool:
-    """Whether every budget is met; one that cannot be judged is not."""
-    return all(line.met is True for line in lines)
-
-
-def invalid_reasons(probe: Probe, throttled: str | None = None) -> tuple[str, ...]:
-    """Why timings, memory and energy do not count; empty where they do. `throttled`: see `sensors.throttled`.
-
-    >>> invalid_reasons(Probe(emulated=True, emulated_why="qemu-aarch64 runs this shell"))
-    ('emulated: qemu-aarch64 runs this shell',)
-    >>> invalid_reasons(Probe(emulated=False), "tj at 91 C")
-    ('throttled: tj at 91 C',)
+    An emulator, a device that slowed itself down, or another architecture than the target's.
     """
     found = []
     if known(probe.emulated):
         found.append(f"emulated: {known(probe.emulated_why) or 'the probe does not say how it knows'}")
     if throttled:
         found.append(f"throttled: {throttled}")
+    machine = known(probe.machine)
+    if machine and target.architecture not in ("any", {"arm64": "aarch64"}.get(machine, machine)):
+        found.append(f"measured on {machine}, and target {target.name} is {target.architecture}")
     return tuple(found)
 
 
-def cautions(probe: Probe, thermal: Thermal, drifts: Mapping[str, float] | None = None) -> tuple[str, ...]:
+def cautions_of(
+    probe: Probe, thermal: Thermal, drifts: Mapping[str, float] | None = None, n_other_pixels: int = 0
+) -> tuple[str, ...]:
     """What a reader should know although timings count.
 
-    `probe`: the device before the job; `drifts`: metric -> `timing.drift`.
+    `probe`: the device before the job; `drifts`: metric -> `timing.drift`; `n_other_pixels`: answers for which the
+    device decoded the image to other pixels than the host.
 
-    >>> cautions(Probe(emulated=False, load_average=(1.5, 1.0, 1.0), affinity="0-1"), Thermal(start_below_c=None,
-    ...          throttle_at_c=None, cool_down_s=0))
+    >>> cautions_of(Probe(emulated=False, load_average=(1.5, 1.0, 1.0), affinity="0-1"), Thermal(start_below_c=None,
+    ...             throttle_at_c=None, cool_down_s=0))
     ('other programs were running: load average 1.50 on 2 cores before the start',)
     """
     found = []
@@ -97,6 +87,8 @@ def cautions(probe: Probe, thermal: Thermal, drifts: Mapping[str, float] | None 
     if known(probe.emulated) is None:
         found.append("whether it is emulated is not known")
     found += [f"{name} drifted by {share:+.0%} during the run" for name, share in (drifts or {}).items() if share]
+    if n_other_pixels:
+        found.append(f"in {n_other_pixels} answers the device decoded the image to other pixels than the host")
     return tuple(found)
 
 

@@ -19,7 +19,6 @@ class AdbTransport(Transport):
     def __init__(self, serial: str | None = None, root: str | None = None) -> None:
         self.root = root or ROOT
         self._forwards: dict[int, int] = {}
-        self._is_lost = False
         if serial and ":" in serial:
             adb("connect", serial)
         self._serial = only_device(adb("devices"), serial)
@@ -28,19 +27,16 @@ class AdbTransport(Transport):
     def _argv(self, command: str) -> list[str]:
         return ["adb", "-s", self._serial, "shell", "-T", command]
 
-    def _lost(self) -> None:
-        self._is_lost = True
-
     def _prepare(self) -> None:
         """After a break, reconnect to a device on the network, and forward the ports again."""
-        if not self._is_lost:
+        if not self._is_broken:
             return
         if ":" in self._serial:
             adb("disconnect", self._serial)
             adb("connect", self._serial)
         for host, device in self._forwards.items():
             adb("-s", self._serial, "forward", f"tcp:{host}", f"tcp:{device}")
-        self._is_lost = False
+        self._is_broken = False
 
     def _broken(self, complaint: str) -> MpaError:
         why = last_line(complaint, "the connection was cut")
@@ -52,7 +48,7 @@ class AdbTransport(Transport):
         self._prepare()
         done = adb("-s", self._serial, "forward", "tcp:0", f"tcp:{device_port}")
         if done.rc:
-            self._lost()
+            self._is_broken = True
             raise self._broken(done.stderr.decode(errors="replace"))
         host_port = int(done.stdout)
         self._forwards[host_port] = device_port

@@ -6,9 +6,8 @@ import os
 import re
 
 from mpa_edge.bench.transports.adb import AdbTransport
-from mpa_edge.bench.transports.local import LocalTransport
 from mpa_edge.bench.transports.ssh import Login, SshTransport
-from mpa_edge.bench.transports.transport import Transport
+from mpa_edge.bench.transports.transport import LocalTransport, Transport
 from mpa_edge.errors import MpaError
 
 WORD = r"[A-Za-z0-9_][A-Za-z0-9._-]*"

@@ -1,10 +1,12 @@
-"""What all connections share: scripts run in the device's own sh, files go through its cat, dd, wc and mv."""
+"""The base class of all connections: scripts run in the device's own sh, files go through its cat, dd, wc and mv."""
 
 from __future__ import annotations
 
+import os
 import posixpath
 import shlex
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, NoReturn
 
@@ -36,6 +38,8 @@ class Transport:
     root: str
     """Absolute folder on the device that holds the bundles."""
     patience_s: float = PATIENCE_S
+    _is_broken = False
+    """Whether the connection broke since `_prepare`."""
 
     def _argv(self, command: str) -> list[str]:
         """The program of this machine that has the device's sh run a script."""
@@ -47,9 +51,6 @@ class Transport:
     def _broken(self, complaint: str) -> MpaError:
         """The error for a command that did not run to its end."""
         raise NotImplementedError
-
-    def _lost(self) -> None:
-        """Called when the link broke."""
 
     def forward(self, device_port: int) -> AbstractContextManager[int]:
         """A port of this machine that leads to a port of the device."""
@@ -133,16 +134,37 @@ class Transport:
             argv = self._argv(f"exec sh -c {shlex.quote(WRAPPED)} sh {shlex.quote(command)}")
             done = call(argv, timeout_s=timeout_s, stdin=stdin, stdout=stdout, stall_s=stall_s)
         except TooSlowError as error:
-            self._lost()
+            self._is_broken = True
             limit_s = min(timeout_s, stall_s or timeout_s)
             raise LinkError(
                 f"{self.name} did not answer within {limit_s:.0f} s: check the connection, then rerun"
             ) from error
         stderr, mark, rc = done.stderr.rpartition(ENDED)
         if not mark or not rc.strip().isdigit():
-            self._lost()
+            self._is_broken = True
             raise self._broken(done.stderr.decode(errors="replace"))
         return Done(int(rc), done.stdout, stderr)
+
+
+class LocalTransport(Transport):
+    """The machine that mpa-edge runs on, as the device."""
+
+    name = "local"
+
+    def __init__(self, root: str | None = None) -> None:
+        usual = Path.home() / ".cache" / "mpa-edge" / "bench"
+        self.root = str(Path(root or os.environ.get("MPA_EDGE_BENCH_ROOT") or usual).absolute())
+
+    def _argv(self, command: str) -> list[str]:
+        return ["sh", "-c", command]
+
+    def _broken(self, complaint: str) -> MpaError:
+        return LinkError("a program on this machine was killed: rerun")
+
+    @contextmanager
+    def forward(self, device_port: int) -> Iterator[int]:
+        """The port itself."""
+        yield device_port
 
 
 def quoted_path(path: str) -> str:

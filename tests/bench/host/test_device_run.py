@@ -9,7 +9,7 @@ import pytest
 
 from mpa_edge.bench.host import device_run
 from mpa_edge.bench.host.device_run import choose_runner, cool_down, fetch, missing_modules
-from mpa_edge.bench.transports.local import LocalTransport
+from mpa_edge.bench.transports.transport import LocalTransport
 from mpa_edge.errors import MpaError
 
 
@@ -52,11 +52,13 @@ def test_no_python_at_all(here: LocalTransport) -> None:
 
 
 def test_a_server_is_taken_where_it_was_named_or_python_cannot(
-    here: LocalTransport, monkeypatch: pytest.MonkeyPatch
+    here: LocalTransport, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert choose(here, "gguf", server="/bin/sh") == ("/bin/sh", True)
-    with pytest.raises(MpaError, match="no program /nowhere/llama-server: build llama-server for it"):
-        choose(here, "gguf", server="/nowhere/llama-server")
+    (tmp_path / "text").write_text("no program")
+    for path in ("/nowhere/llama-server", str(tmp_path), str(tmp_path / "text")):
+        with pytest.raises(MpaError, match=f"on local, there is no program {path}: build llama-server for it"):
+            choose(here, "gguf", server=path)
     with pytest.raises(MpaError, match="llama-server runs GGUF, not onnx"):
         choose(here, "onnx", server="/bin/sh")
     monkeypatch.setattr(device_run.sys, "executable", "/nowhere/python3")

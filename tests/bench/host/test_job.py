@@ -17,9 +17,8 @@ import pytest
 
 from mpa_edge.bench.host.job import Job, Poll
 from mpa_edge.bench.transports.connect import connect
-from mpa_edge.bench.transports.local import LocalTransport
 from mpa_edge.bench.transports.process import LinkError
-from mpa_edge.bench.transports.transport import Transport
+from mpa_edge.bench.transports.transport import LocalTransport, Transport
 from mpa_edge.errors import MpaError
 from tests.bench.peers import AdbPeer, SshPeer, adbd, sshd, until
 

@@ -18,7 +18,7 @@ from PIL import Image
 from mpa_edge.bench.device.protocol import blocks, read_questions
 from mpa_edge.bench.host.llama_server_process import free_port, usable_cores
 from mpa_edge.bench.results.records import METRICS
-from mpa_edge.bench.transports.local import LocalTransport
+from mpa_edge.bench.transports.transport import LocalTransport
 from mpa_edge.errors import MpaError
 from mpa_edge.types import Request
 from mpa_edge.vlm import load
@@ -120,7 +120,7 @@ def test_what_was_answered_is_not_asked_again(device: LocalTransport, server: Pa
 DRIVER = """
 import sys
 from pathlib import Path
-from mpa_edge.bench.transports.local import LocalTransport
+from mpa_edge.bench.transports.transport import LocalTransport
 from tests.bench import llama_server_asked as asked
 from tests.bench.bundles import read_bundle
 asked.bundle = lambda: read_bundle(Path(sys.argv[4]))
@@ -234,15 +234,6 @@ def test_a_port_that_is_taken_is_not_chosen(device: LocalTransport, monkeypatch:
             with pytest.raises(MpaError, match="local has no free port for llama-server: end what listens there"):
                 free_port(device)
     assert free_port(device) == taken
-
-
-@pytest.mark.parametrize("place", ["nothing", "folder", "text"])
-def test_a_wrong_path_is_one_line(device: LocalTransport, tmp_path: Path, out: Path, place: str) -> None:
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "text").write_text("no program")
-    with pytest.raises(MpaError, match="on local, there is no program .*: build llama-server for it") as caught:
-        ask(device, order(IDS[0]), out, tmp_path / place)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", ["#!/bin/sh\necho 'no such option' >&2; exit 1\n", "\x7fELF of another machine\n"])

@@ -16,9 +16,8 @@ import pytest
 from mpa_edge.bench.host.job import Job
 from mpa_edge.bench.host.upload import PACK_BYTES, remove, send
 from mpa_edge.bench.transports.connect import connect
-from mpa_edge.bench.transports.local import LocalTransport
 from mpa_edge.bench.transports.process import Done, LinkError
-from mpa_edge.bench.transports.transport import BLOCK_BYTES, Transport
+from mpa_edge.bench.transports.transport import BLOCK_BYTES, LocalTransport, Transport
 from mpa_edge.errors import MpaError
 from tests.bench.peers import AdbPeer, SshPeer, adbd, sshd
 

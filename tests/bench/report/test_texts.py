@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from mpa_edge.bench.report import drawing, words
-from mpa_edge.bench.report.compare import compare_all
-from mpa_edge.bench.report.document import report_document
+from mpa_edge.bench.report.compare import compare_all, report_document
 from mpa_edge.bench.report.html import render_html
 from mpa_edge.bench.report.markdown import escaped, render_markdown
 from mpa_edge.bench.report.read import BenchData, read_bench

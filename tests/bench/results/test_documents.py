@@ -10,16 +10,25 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mpa_edge.bench.device.protocol import JobOrder, Line
+from mpa_edge.bench.device.protocol import JobOrder, Line, Step
 from mpa_edge.bench.measurement import Bench
 from mpa_edge.bench.report.read import read_bench
 from mpa_edge.bench.results import documents
-from mpa_edge.bench.results.documents import Evidence, report_of, write_documents
+from mpa_edge.bench.results.documents import (
+    Evidence,
+    answer_rows,
+    busy,
+    peak_memory,
+    report_of,
+    require_all,
+    write_documents,
+)
 from mpa_edge.bench.results.probe import Probe, WatchLine
 from mpa_edge.bench.results.records import METRICS, THUMBNAILS
 from mpa_edge.bench.results.timing import order
 from mpa_edge.config.library import load_recipe, load_target
 from mpa_edge.errors import MpaError
+from mpa_edge.tasks import get_task
 from mpa_edge.types import Prediction
 
 N = 120
@@ -39,19 +48,20 @@ def bench(target: str = "cpu") -> Bench:
 
 
 def said(right: Sequence[bool]) -> list[Prediction]:
-    return [
-        Prediction(
-            sample_id=name,
-            image_id=f"{name}.png",
-            kind=None,
-            question="?",
-            answers=("yes",),
-            model="m",
-            text="yes" if good else "no",
-            score=float(good),
-        )
-        for name, good in zip(IDS, right, strict=True)
-    ]
+    return [prediction(name, "yes" if good else "no", float(good)) for name, good in zip(IDS, right, strict=True)]
+
+
+def prediction(question: str, text: str, score: float, accepted: str = "yes") -> Prediction:
+    return Prediction(
+        sample_id=question,
+        image_id=f"{question}.png",
+        kind=None,
+        question="?",
+        answers=(accepted,),
+        model="m",
+        text=text,
+        score=score,
+    )
 
 
 def evidence(share_right: float, ttft_s: float = 0.1) -> Evidence:
@@ -129,3 +139,59 @@ def test_the_report_is_written_last_and_reads_back(tmp_path: Path, monkeypatch: 
     assert len(data.timings) == 160
     assert max(Image.open(folder / THUMBNAILS / "000.jpg").size) == documents.THUMBNAIL_PIXELS
     assert json.loads((folder / "answers.jsonl").read_text().splitlines()[0])["id"] == "q0"
+
+
+# --- from the lines of a job to rows and figures ----------------------------------------------------------------------
+
+
+def answer(question: str, text: str, variant: str = "artifact", repetition: int = 0, block: int = 0) -> Line:
+    values = {"id": question, "repetition": repetition, "text": text, "tokens": 3}
+    return Line("answer", variant, block, values)
+
+
+def test_the_first_answer_on_the_device_is_scored_beside_those_of_the_host() -> None:
+    lines = [answer("1", "red"), answer("2", "blue"), answer("1", "green", repetition=1), answer("2", "red", "base")]
+    base = [prediction("1", "blue", 0.0, "red"), prediction("2", "red", 1.0, "red")]
+    aligned = [prediction("1", "red", 1.0, "red"), prediction("2", "red", 1.0, "red")]
+    made = answer_rows(get_task("minicharts"), base, aligned, lines)
+    assert [(one.base, one.aligned, one.artifact, one.scores) for one in made] == [
+        ("blue", "red", "red", (0.0, 1.0, 1.0)),
+        ("red", "red", "blue", (1.0, 1.0, 0.0)),
+    ]
+
+
+def test_a_missing_answer_ends_with_the_runners_reason_and_what_to_do() -> None:
+    steps = [Step("artifact", "1"), Step("artifact", "1", 1), Step("base", "1")]
+    require_all(steps, [answer("1", "x"), answer("1", "x", repetition=1), answer("1", "x", "base")])
+    lines = [answer("1", "x"), Line("failed", "artifact", 0, {"reason": "killed by signal 9"})]
+    with pytest.raises(MpaError, match=r"2 of 3 answers are missing: killed by signal 9; rerun to resume"):
+        require_all(steps, lines)
+
+
+def test_memory_is_the_largest_of_a_variants_processes_or_says_why_not() -> None:
+    lines = [
+        Line("memory", "artifact", 0, {"peak_bytes": 5, "method": "VmHWM"}),
+        Line("memory", "artifact", 2, {"peak_bytes": 9, "method": "VmHWM"}),
+        Line("memory", "base", 1, {"peak_bytes": 99, "method": "VmHWM"}),
+    ]
+    assert (peak_memory(lines, "artifact").peak_bytes, peak_memory(lines, "artifact").method) == (9, "VmHWM")
+    denied = [Line("memory", "artifact", 0, {"peak_bytes": None, "method": "/proc is closed"})]
+    assert (peak_memory(denied, "artifact").peak_bytes, peak_memory(denied, "artifact").method) == (
+        None,
+        "/proc is closed",
+    )
+    assert peak_memory([], "artifact").peak_bytes is None
+
+
+def test_busy_times_belong_to_one_variant_and_count_its_tokens() -> None:
+    lines = [
+        Line("loaded", "artifact", 0, {"uptime_s": 8.0, "load_s": 2.0}),
+        answer("1", "x"),
+        answer("2", "x"),
+        Line("memory", "artifact", 0, {"uptime_s": 14.0}),
+        Line("loaded", "base", 1, {"uptime_s": 15.0}),
+        answer("1", "x", "base", 1, 1),
+        Line("memory", "base", 1, {"uptime_s": 19.0}),
+        Line("loaded", "artifact", 2, {"uptime_s": 20.0}),  # killed: it never said its end
+    ]
+    assert busy(lines, "artifact") == ([(10.0, 14.0)], 6)

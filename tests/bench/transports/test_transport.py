@@ -14,9 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpa_edge.bench.transports.local import LocalTransport
 from mpa_edge.bench.transports.process import Done, LinkError, patiently
-from mpa_edge.bench.transports.transport import BLOCK_BYTES, quoted_path
+from mpa_edge.bench.transports.transport import BLOCK_BYTES, LocalTransport, quoted_path
 from mpa_edge.errors import MpaError
 from tests.bench.peers import until
 
