@@ -53,21 +53,21 @@ class Bench:
     run: Path
     """The run folder."""
     recipe: Recipe
-    """How the run asks."""
+    """Recipe of the run: task, prompt, limits of images and answers."""
     target: Target
     """Budgets, threads, thermal rules."""
     scheme: str
     """Name of the scheme."""
     artifact: Path
-    """What was exported."""
+    """Folder of the exported model."""
     base: Path | None
-    """Base in the same scheme; None: nothing to compare timings with."""
+    """Folder of base exported in the same scheme; None: its timings are not measured."""
     reach: Reach = field(default_factory=Reach)
     """The device."""
     effort: Effort = field(default_factory=Effort)
     """How much is measured."""
     threads: int | None = None
-    """Of the runtime on the device; None: what the target asks for."""
+    """CPU threads of the runtime on the device; None: the target's."""
     label: str | None = None
     """Folder of the results below the target's; None: the scheme's name."""
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mpa_edge.bench.measurement import FOLDER, Bench, Effort, Reach
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mpa_edge.bench.measurement import Bench, Reach
     from mpa_edge.bench.results.records import Sweep
     from mpa_edge.config.recipe import Recipe
     from mpa_edge.config.scheme import Scheme
@@ -27,8 +27,6 @@ DEFAULT_TARGET = "cpu"
 
 def bench_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
     """RUN, and what is measured on which device."""
-    from mpa_edge.bench.measurement import Effort
-
     default = Effort()
 
     def number(name: str, default: int | None, text: str, least: int = 1) -> Callable[..., Any]:
@@ -94,8 +92,6 @@ def bench_of(
     label: str | None = None,
 ) -> Bench:
     """The benchmark of an export; `label`: folder of its results, None: the scheme's name."""
-    from mpa_edge.bench.measurement import Bench, Effort, Reach
-
     run, recipe = aligned_run(source)
     return Bench(
         run=run,
@@ -124,7 +120,6 @@ def exported(source: Source, scheme: Scheme, target: Target) -> Path:
 
 def exported_base(source: Source, artifact: Path, target: Target) -> Path:
     """The student before alignment, exported as the artifact was: same scheme, image budget and context."""
-    from mpa_edge.bench.measurement import FOLDER
     from mpa_edge.config.library import load_target
     from mpa_edge.config.scheme import Scheme
     from mpa_edge.exporters.pipeline import Order, run_export
@@ -159,7 +154,6 @@ def show_plan(asked: dict[str, Any], via: str = "hand") -> None:
 def sweep(axes_text: str, asked: dict[str, Any], reach: Reach, fresh: bool) -> tuple[Sweep, Path]:
     """Measure every possible setting, one after the other; the document that compares them, and its path."""
     from mpa_edge.bench.host.pipeline import run_bench
-    from mpa_edge.bench.measurement import FOLDER
     from mpa_edge.bench.report.read import read_bench
     from mpa_edge.bench.results.records import SWEEP
     from mpa_edge.bench.results.sweep import axes_of, point_of, settings, slug, sweep_of
@@ -205,7 +199,6 @@ def export_for(
     source: Source, target: Target, setting: dict[str, Any], schemes: tuple[str, ...]
 ) -> tuple[Scheme, Path]:
     """Scheme and export of a setting; each image budget has exports of its own. MpaError where it is not possible."""
-    from mpa_edge.bench.measurement import FOLDER
     from mpa_edge.bench.results.sweep import budget_for
     from mpa_edge.exporters.pipeline import choose_schemes
 

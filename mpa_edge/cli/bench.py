@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from mpa_edge.bench.measurement import Bench, Reach
 from mpa_edge.cli._bench import bench_arguments, open_benches, show_plan, sweep
 from mpa_edge.cli._options import dry_run_option, fresh_option, is_verbose, json_option, print_json, verbose_option
 from mpa_edge.cli._remote import fetched
 from mpa_edge.cli._stage import suppress_library_output
-
-if TYPE_CHECKING:
-    from mpa_edge.bench.measurement import Bench
 
 EXIT_LOST = 3
 
@@ -25,7 +23,7 @@ EXIT_LOST = 3
 @click.option("--python", metavar="PROGRAM", help="Python on the device.  [default: python3, or this one if local]")
 @click.option("--server", metavar="PATH", help="llama-server on the device, to be used instead of Python.")
 @click.option("--root", metavar="DIR", help="Working directory on the device.")
-@click.option("--results", type=click.Path(), metavar="DIR", help="Read the folder of a job that was run by hand.")
+@click.option("--results", type=click.Path(), metavar="DIR", help="Read the job folder of a manual run.")
 @click.option("--sweep", "axes", metavar="AXES", help="Try settings: threads, image_budget, scheme, threads=1:2.")
 @dry_run_option
 @fresh_option
@@ -56,8 +54,6 @@ def command(
       $ mpa-edge bench runs/mine --target phone --via adb://SERIAL --as gguf-q8_0 --dry-run
       $ mpa-edge bench runs/mine --sweep threads,scheme --dry-run
     """
-    from mpa_edge.bench.measurement import Reach
-
     reach = Reach(via, root, python, server)
     if dry_run:
         show_plan(asked, reach.via or "local")

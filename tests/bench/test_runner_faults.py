@@ -1,4 +1,4 @@
-"""What goes wrong on a device: broken models and packages, a killed process, a bundle that was carried by hand."""
+"""What goes wrong on a device: broken models and packages, a killed process, a bundle that was copied manually."""
 
 from __future__ import annotations
 

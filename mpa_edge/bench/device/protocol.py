@@ -1,4 +1,4 @@
-"""What goes to the device and what comes back: one order for a job, one JSON line for each event.
+"""The protocol between host and device: one order for a job, one JSON line for each event.
 
 Standard library only, for Python 3.10 or newer: this file runs on the device.
 """
@@ -26,7 +26,7 @@ class Step:
     variant: str
     """Key of `JobOrder.variants`."""
     id: str
-    """Of the question."""
+    """Id of the question."""
     repetition: int = 0
     """From 0; each (variant, id, repetition) is asked once."""
 

@@ -158,7 +158,7 @@ def make_bundle(
 
 
 def pack(bundle: Bundle, out: Path) -> None:
-    """A tar file of a bundle, to carry it by hand; the same bundle gives the same bytes."""
+    """A tar file of a bundle, for a device without a connection; the same bundle gives the same bytes."""
     top = f"mpa-edge-{bundle.sha256[:SHORT_DIGITS]}"
     names = sorted([*bundle.manifest.files, MANIFEST, SUMS])
     with (

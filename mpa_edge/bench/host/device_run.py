@@ -23,6 +23,7 @@ from mpa_edge.bench.device.protocol import (
 from mpa_edge.bench.device.runner import PACKAGES
 from mpa_edge.bench.host.job import Job
 from mpa_edge.bench.host.llama_server_run import LlamaServerRun
+from mpa_edge.bench.measurement import Reach
 from mpa_edge.bench.results.probe import read_probe
 from mpa_edge.bench.results.sensors import hottest
 from mpa_edge.bench.transports.transport import Transport, last_line
@@ -35,20 +36,18 @@ STALL_S = 1200.0
 FIND = "import importlib.util as u, sys; print(*(m for m in sys.argv[1:] if u.find_spec(m) is None))"
 
 
-def choose_runner(
-    transport: Transport, format_: str, *, python: str | None, server: str | None, fallback: str | None
-) -> tuple[str, bool]:
+def choose_runner(transport: Transport, format_: str, reach: Reach, fallback: str | None) -> tuple[str, bool]:
     """The program that answers there, and whether it is a llama-server rather than a Python with the runtime.
 
-    `server` was asked for; `fallback` is the target's own, used only where Python cannot answer. MpaError with what to
-    install where neither is there.
+    `fallback`: the target's llama-server, used only where Python cannot answer. MpaError with what to install where
+    neither is there.
     """
-    program = python or (sys.executable if transport.name == "local" else "python3")
+    program, server = reach.python or (sys.executable if transport.name == "local" else "python3"), reach.server
     if server is None:
         missing = missing_modules(transport, program, format_)
         if not missing:
             return program, False
-        if fallback is None or format_ != "gguf" or python is not None:
+        if fallback is None or format_ != "gguf" or reach.python is not None:
             extra = "onnx,gguf" if format_ == "hybrid" else format_
             other = ", or a llama-server with --server" if format_ == "gguf" else ""
             raise MpaError(

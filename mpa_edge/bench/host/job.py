@@ -36,7 +36,7 @@ class Poll:
     size: int
     """Bytes of out.jsonl there."""
     new: bytes
-    """What is behind the requested offset, at most 1 MiB."""
+    """Content of out.jsonl after the requested offset, at most 1 MiB."""
 
 
 class Job:
@@ -55,8 +55,8 @@ class Job:
     def start(self, command: str, copy: Path | None = None) -> State:
         """Start it, unless it is running or has ended with 0; returns the state that it had before.
 
-        copy: what `lines` has of out.jsonl. Lines that the device lost (it went off before they were on its disk) are
-        restored from the copy first, so that nothing is done twice.
+        copy: the host's copy of out.jsonl, which `lines` writes. Lines that the device lost (it lost power before they
+        were on its disk) are restored from it first, so that no question is asked twice.
         """
         if self.state() not in ("running", "ended"):
             self._transport.push(
@@ -78,7 +78,7 @@ class Job:
         return self.poll().state
 
     def poll(self, offset: int = NOTHING) -> Poll:
-        """The state, and what is behind `offset` of out.jsonl."""
+        """The state, and the content of out.jsonl after `offset`."""
         script = f"[ -f {self._home}/job.sh ] || {{ echo none - 0; exit; }}; exec sh {self._home}/job.sh"
         done = self._transport.run(f"{script} poll {self._home} {offset}", timeout_s=CALL_S)
         if done.rc:

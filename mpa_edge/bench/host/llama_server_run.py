@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,29 +30,23 @@ NOT_TIMED = (
 MAX_RECONNECTS, MAX_DEATHS = 20, 2
 
 
+@dataclass
 class LlamaServerRun:
     """One server after the other, each with one model; a server that died is replaced."""
 
-    def __init__(
-        self,
-        transport: Transport,
-        order: JobOrder,
-        *,
-        bundle: Path,
-        remote_bundle: str,
-        program: str,
-        job_root: str,
-    ) -> None:
-        """bundle: its folder here, from which the images are sent; remote_bundle: its folder on the device.
-
-        program: path of llama-server on the device; job_root: folder on the device for the servers' logs.
-        """
-        self.transport, self.order, self.bundle, self.remote_bundle = transport, order, bundle, remote_bundle
-        self.program, self.job_root = program, job_root
-        self.questions = read_questions(bundle)
-        self.failed = False
-        self._server: RemoteServer | None = None
-        self._deadly = 0
+    transport: Transport
+    order: JobOrder
+    bundle: Path
+    """Its folder here, from which the images are sent."""
+    remote_bundle: str
+    """Its folder on the device."""
+    program: str
+    """Path of llama-server on the device."""
+    job_root: str
+    """Folder on the device for the servers' logs."""
+    _server: RemoteServer | None = None
+    _failed = False
+    _deadly = 0
 
     def run(self, out: Path) -> bool:
         """Ask every question of the order that has no answer in `out` yet; whether all were answered.
@@ -59,6 +54,7 @@ class LlamaServerRun:
         MpaError where nothing can be asked (a model that does not load, a device out of reach): what was answered is in
         `out`, and a rerun resumes.
         """
+        self._questions = read_questions(self.bundle)
         self._n_cores = usable_cores(self.transport, self.order.cores)
         with Journal(out) as self.journal:
             stop_leftovers(self.transport, self.job_root)
@@ -74,7 +70,7 @@ class LlamaServerRun:
                 finally:
                     self._stop()
             self.journal.end()
-        return not self.failed
+        return not self._failed
 
     def _ask(self, step: Step, block: Sequence[Step]) -> None:
         """Record its answer, or why there is none. MpaError where too many questions kill their server."""
@@ -90,7 +86,7 @@ class LlamaServerRun:
                 self._stop()
             except MpaError as error:
                 reason = str(error)
-        self.failed = True
+        self._failed = True
         self._record("failed", id=step.id, repetition=step.repetition, reason=reason)
         self._deadly += deaths == MAX_DEATHS
         if self._deadly >= MAX_FAULTS:
@@ -101,7 +97,7 @@ class LlamaServerRun:
         """The answer, reconnecting where the link breaks. ServerEndedError, ServerSlowError: it needs a new server."""
         for _ in range(MAX_RECONNECTS):
             try:
-                values = answer(server.vlm, self.bundle, self.questions[step.id], step)
+                values = answer(server.vlm, self.bundle, self._questions[step.id], step)
                 server.watch()
                 return values | {"uptime_s": server.uptime_s()}
             except ServerSlowError:

@@ -1,4 +1,4 @@
-"""The whole benchmark: the host's answers, the bundle, the device's answers, the documents; bench.json comes last."""
+"""The whole benchmark: answers on the host, the bundle, answers on the device, the documents; bench.json is last."""
 
 from __future__ import annotations
 
@@ -59,13 +59,8 @@ def run_bench(bench: Bench, fresh: bool = False) -> Path:
             write_json(bench.results / JOB, job)
         local = make_folder(bench.results / DEVICE)
         with closing(connect(bench.reach.via, root=bench.reach.root)) as transport:
-            program, is_server = choose_runner(
-                transport,
-                read_artifact(bench.artifact).format,
-                python=bench.reach.python,
-                server=bench.reach.server,
-                fallback=bench.target.server,
-            )
+            format_ = read_artifact(bench.artifact).format
+            program, is_server = choose_runner(transport, format_, bench.reach, bench.target.server)
             if abandoned:
                 with suppress(MpaError):  # it may have been on another device
                     Job(transport, abandoned).stop()
@@ -85,7 +80,7 @@ def run_bench(bench: Bench, fresh: bool = False) -> Path:
 
 
 def read_results(bench: Bench, job: Path) -> Path:
-    """As `run_bench`, for the folder of a job that was run by hand and copied here."""
+    """As `run_bench`, for the folder of a job that was run manually and copied here."""
     if not (job / OUT).is_file():
         raise MpaError(f"{job} has no {OUT}: give the job's folder as bench.sh left it on the device")
     with run_lock(make_folder(bench.results)):
@@ -96,7 +91,7 @@ def read_results(bench: Bench, job: Path) -> Path:
         for name in (OUT, PROBE, PROBE_AFTER, WATCH):
             if (job / name).is_file():
                 shutil.copyfile(job / name, local / name)
-        return write_results(bench, comparison, order, bundle, host, "carried by hand")
+        return write_results(bench, comparison, order, bundle, host, "manual copy")
 
 
 def make(bench: Bench, folder: Path | None = None) -> Bundle:
@@ -106,7 +101,7 @@ def make(bench: Bench, folder: Path | None = None) -> Bundle:
 
 
 def prepare(bench: Bench, folder: Path | None = None) -> tuple[Comparison, JobOrder, Bundle]:
-    """The held-out questions, which model is asked which of them when, and everything that goes to the device.
+    """The held-out questions, the order in which the models answer them, and the bundle with everything for the device.
 
     The bundle is made in `folder`, else among the newest KEPT_BUNDLES of the run.
     """
@@ -160,7 +155,7 @@ def write_results(
     transport: str,
     not_timed: tuple[str, ...] = (),
 ) -> Path:
-    """All documents, from what the job left in the results' device/; the folder of the results."""
+    """Write all documents from the job's files in device/; returns the folder of the results."""
     local = bench.results / DEVICE
     if not (local / PROBE).is_file():
         raise MpaError(f"the job left no {PROBE}: run bench.sh of the bundle, not run.py alone")

@@ -94,7 +94,7 @@ done
 
 
 def send(transport: Transport, bundle: Path, files: Mapping[str, str], sha256: str) -> str:
-    """Bring a bundle to the device and return its folder there. Files that are there and intact are not sent again.
+    """Copy a bundle to the device and return its folder there. Files that are there and intact are not sent again.
 
     files: path inside the bundle -> SHA-256; sha256: of the whole. While a job of the bundle is running, its files are
     left alone. MpaError where the device is full, or what arrives is damaged again and again.

@@ -59,7 +59,7 @@ class Comparison:
     changes: tuple[Change, ...]
     """One for each quantity."""
     differences: tuple[str, ...]
-    """What else was not the same: machine, runtime, threads."""
+    """Other differences that may be the cause of a change: machine, runtime, threads."""
 
     @property
     def regressions(self) -> tuple[Change, ...]:
@@ -103,7 +103,7 @@ def compare_all(before: Sequence[BenchData], after: Sequence[BenchData]) -> tupl
 
 
 def differences(before: BenchData, after: BenchData) -> list[str]:
-    """What was not the same in two benchmarks apart from the model: it may be the cause of a change."""
+    """Differences between two benchmarks apart from the model, which may be the cause of a change."""
     old, new = before.report, after.report
     here, there = old.environment, new.environment
     used = ("machine", "cpu", "cores", "os", "runtime", "backend", "threads", "transport")
@@ -149,7 +149,7 @@ def _points(share: float) -> str:
 def _timing(name: str, before: BenchData, after: BenchData) -> Change:
     """Worse or better if the intervals do not overlap and the medians differ by more than 5 %.
 
-    `why` adds how much base changed: the same model, timed in turns with the artifact, so its change comes from the
+    `why` adds how much base changed: the same model, timed alternately with the artifact, so its change comes from the
     machine.
     """
     old, new = before.report.latency[name], after.report.latency[name]

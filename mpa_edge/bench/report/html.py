@@ -89,9 +89,9 @@ def _environment() -> Environment:
 
 
 def _shown(value: Any) -> Any:
-    """Every text passes here before it is escaped; what is markup already is ours.
+    """What a template shows for a value, before it is escaped; markup is passed through, as only this module makes it.
 
-    What a person or a model wrote goes through the filter `said` instead: its spaces stay what they are.
+    Texts of people and models go through the filter `said` instead, which leaves their spaces alone.
     """
     if not isinstance(value, str) or isinstance(value, Markup):
         return value

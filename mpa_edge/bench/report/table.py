@@ -10,7 +10,7 @@ from mpa_edge.bench.report import words
 from mpa_edge.bench.report.compare import Comparison
 from mpa_edge.bench.report.read import BenchData
 from mpa_edge.bench.report.view import budgets
-from mpa_edge.bench.results.records import BenchReport, Sweep
+from mpa_edge.bench.results.records import Sweep
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,7 +24,26 @@ def render_table(data: BenchData, width: int = WIDTH) -> str:
     report = data.report
     remarks = [*map(words.visible, report.reasons), *filter(None, [words.settling(report)])]
     head = f"{words.SIGNS[report.verdict]} {words.headline(report)}: {words.visible(data.title)}"
-    return "\n".join([head, *(f"  - {remark}" for remark in remarks), _drawn(_models(report), width)])
+    found = report.accuracy
+    table = _table("", "base", "aligned", report.scheme)
+    models = (found.base, found.aligned, found.artifact)
+    table.add_row("accuracy", *(words.percent(one.value) for one in models))
+    table.add_row("  95 % interval", *(words.percent_range(one.ci95) for one in models))
+    lower = found.retained_gain_lower
+    least = f", {words.at_least(lower)}" if lower is not None else ""
+    table.add_row("gain left", "", "", f"{words.percent(found.retained_gain, 0)}{least}")
+    for name, title in words.METRIC_NAMES.items():
+        figure, base = report.latency.get(name), report.base_latency.get(name)
+        if figure and figure.p50 is not None:
+            own = words.quantity(figure.p50, figure.unit)
+            table.add_row(title, words.quantity(base.p50, base.unit) if base else "", "", own)
+    if report.timings != "valid":
+        table.add_row("timings", *_cells("", "", report.timings))
+    table.add_row("peak memory", "", "", words.size(report.memory.peak_bytes))
+    table.add_row("size", "", "", words.size(report.size_bytes))
+    for name, limit, _, _, word in budgets(report):
+        table.add_row(f"budget: {name}", "", limit, word)
+    return "\n".join([head, *(f"  - {remark}" for remark in remarks), _drawn(table, width)])
 
 
 def render_comparison(comparison: Comparison, width: int = WIDTH) -> str:
@@ -67,30 +86,6 @@ def verdict_line(data: BenchData) -> str:
     report = data.report
     sign = words.SIGNS[report.verdict]
     return f"{sign} {report.verdict}: {words.visible(data.title)}, {words.percent(report.accuracy.artifact.value)}"
-
-
-def _models(report: BenchReport) -> Table:
-    """Rows of figures; base and aligned where they have them."""
-    found = report.accuracy
-    table = _table("", "base", "aligned", report.scheme)
-    models = (found.base, found.aligned, found.artifact)
-    table.add_row("accuracy", *(words.percent(one.value) for one in models))
-    table.add_row("  95 % interval", *(words.percent_range(one.ci95) for one in models))
-    lower = found.retained_gain_lower
-    least = f", {words.at_least(lower)}" if lower is not None else ""
-    table.add_row("gain left", "", "", f"{words.percent(found.retained_gain, 0)}{least}")
-    for name, title in words.METRIC_NAMES.items():
-        figure, base = report.latency.get(name), report.base_latency.get(name)
-        if figure and figure.p50 is not None:
-            own = words.quantity(figure.p50, figure.unit)
-            table.add_row(title, words.quantity(base.p50, base.unit) if base else "", "", own)
-    if report.timings != "valid":
-        table.add_row("timings", *_cells("", "", report.timings))
-    table.add_row("peak memory", "", "", words.size(report.memory.peak_bytes))
-    table.add_row("size", "", "", words.size(report.size_bytes))
-    for name, limit, _, _, word in budgets(report):
-        table.add_row(f"budget: {name}", "", limit, word)
-    return table
 
 
 def _table(*columns: str) -> Table:

@@ -156,7 +156,7 @@ def method(report: BenchReport) -> list[str]:
     lines = ["Every question was asked once for the accuracy, with greedy decoding."]
     ttft = report.latency.get("ttft_s")
     if ttft and ttft.n:
-        turns = ", in turns with base in the same scheme" if report.base_latency else ""
+        turns = ", alternating with base in the same scheme" if report.base_latency else ""
         lines.append(
             f"Timings: {words.plural(ttft.n, 'warm answer')} of the artifact{turns}; "
             "intervals are 95 % bootstrap intervals of the median."

@@ -1,4 +1,4 @@
-"""The documents of a benchmark, from what the host knows and what the device sent back."""
+"""The documents of a benchmark, built from the answers on the host and the results of the job on the device."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mpa_edge.bench.results.records import (
 from mpa_edge.bench.results.samples import pick
 from mpa_edge.bench.results.sensors import energy_of, environment, throttled
 from mpa_edge.bench.results.timing import drift, figures, in_rounds, loads, over_question_medians, timed
-from mpa_edge.bench.results.validity import budget_lines, cautions_of, invalid_reasons, overall
+from mpa_edge.bench.results.validity import budget_lines, cautions, invalid_reasons, overall
 from mpa_edge.errors import MpaError
 from mpa_edge.images.folder import open_image
 from mpa_edge.metrics import get_metric
@@ -42,22 +42,22 @@ THUMBNAIL_PIXELS = 320
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a job on a device sent back."""
+    """The results of a job on a device."""
 
     order: JobOrder
     """The questions."""
     lines: Sequence[Line]
-    """The answers."""
+    """All lines of out.jsonl."""
     before: Probe
     """The device when the job began."""
     during: Sequence[WatchLine]
     """The device while the job ran, and after it."""
     transport: str
-    """The link to it."""
+    """Name of the connection to it."""
     size_bytes: int
     """Of the artifact on it."""
     not_timed: tuple[str, ...] = ()
-    """What this runtime cannot say, besides NOT_TIMED."""
+    """What this runtime does not time, besides NOT_TIMED."""
 
 
 def report_of(
@@ -81,7 +81,7 @@ def report_of(
     invalid = invalid_reasons(evidence.before, bench.target, sign)
     drifts = {metric: drift(over_question_medians(rounds, metric)) for metric in ("ttft_s", "tpot_s")}
     n_other_pixels = sum(line.kind == "answer" and line.values.get("same_pixels") is False for line in lines)
-    cautions = cautions_of(evidence.before, bench.target.thermal, drifts, n_other_pixels)
+    warnings = cautions(evidence.before, bench.target.thermal, drifts, n_other_pixels)
     energy, energy_reason = energy_of_artifact(evidence, bool(invalid))
     loaded = [line.values for line in lines if line.kind == "loaded" and line.variant == "artifact"]
     warm = () if any(values.get("cold") for values in loaded) else (MAYBE_WARM,)
@@ -108,7 +108,7 @@ def report_of(
         energy_reason=energy_reason,
         budgets=budget_lines(bench.target.budgets, latency, memory, counts=not invalid),
         verdict=overall(judgement.verdict, bool(invalid)),
-        reasons=(*judgement.reasons, *invalid, *cautions),
+        reasons=(*judgement.reasons, *invalid, *warnings),
     )
     return report, rows, timings
 
@@ -185,25 +185,20 @@ def write_documents(
     report: BenchReport, answers: Sequence[AnswerRow], timings: Sequence[Timed], *, images: Path, folder: Path
 ) -> None:
     """All of them into a folder, bench.json last. `images`: the run's image folder."""
-    thumbnails = write_thumbnails(pick(answers), images, make_folder(folder / THUMBNAILS))
-    write_jsonl(folder / ANSWERS, [row.model_copy(update={"thumbnail": thumbnails.get(row.image)}) for row in answers])
-    write_jsonl(folder / TIMINGS, timings)
-    write_json(folder / BENCH, report)
-
-
-def write_thumbnails(rows: Iterable[AnswerRow], images: Path, folder: Path) -> dict[str, str]:
-    """A small JPEG of each image; image -> path relative to bench.json. One that cannot be read is left out."""
-    made: dict[str, str] = {}
-    for name in dict.fromkeys(row.image for row in rows):
-        opened = open_image(images / name)
-        if isinstance(opened, Drop):
+    make_folder(folder / THUMBNAILS)
+    thumbnails: dict[str, str] = {}
+    for image in dict.fromkeys(row.image for row in pick(answers)):
+        opened = open_image(images / image)
+        if isinstance(opened, Drop):  # its row has no thumbnail
             continue
         opened.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
         data = io.BytesIO()
         opened.save(data, "JPEG", quality=85)
-        made[name] = f"{THUMBNAILS}/{len(made):03}.jpg"
-        write_bytes(folder / Path(made[name]).name, data.getvalue())
-    return made
+        thumbnails[image] = f"{THUMBNAILS}/{len(thumbnails):03}.jpg"
+        write_bytes(folder / thumbnails[image], data.getvalue())
+    write_jsonl(folder / ANSWERS, [row.model_copy(update={"thumbnail": thumbnails.get(row.image)}) for row in answers])
+    write_jsonl(folder / TIMINGS, timings)
+    write_json(folder / BENCH, report)
 
 
 def write_jsonl(path: Path, rows: Iterable[Record]) -> None:

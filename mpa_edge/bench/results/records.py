@@ -95,7 +95,7 @@ class BudgetLine(Record):
 
 
 class Environment(Record):
-    """What was used, not what was asked. A value that cannot be read is an Unreadable."""
+    """What was actually used, not what was requested. A value that cannot be read is an Unreadable."""
 
     machine: str
     """Architecture of the processor, as uname -m."""
@@ -151,7 +151,7 @@ class BenchReport(Record):
     latency: dict[str, Figure]
     """Of the artifact; keys are those of METRICS."""
     base_latency: dict[str, Figure]
-    """Of base in the same scheme, in turns with the artifact; empty where there was none."""
+    """Of base in the same scheme, measured alternately; empty where there was none."""
     not_timed: tuple[str, ...]
     """What the figures leave out, in words."""
     timings: str

@@ -41,20 +41,16 @@ def pick(rows: Sequence[AnswerRow], n: int = SHOWN) -> list[AnswerRow]:
     Where rows have thumbnails, those are taken. Deterministic. A benchmark calls it to know which images to keep.
     """
     shown = [row for row in rows if row.thumbnail]
+    # those with a thumbnail first, then one of each kind of question, then the second of each
+    count: Counter[tuple[bool, str | None]] = Counter()
+    turns = []
+    for row in shown if len(shown) >= min(n, len(rows)) else rows:
+        bare = row.thumbnail is None
+        turns.append((bare, count[bare, row.kind], row))
+        count[bare, row.kind] += 1
     groups: dict[str, list[AnswerRow]] = {name: [] for name in ORDER}
-    for row in _in_turn(shown if len(shown) >= min(n, len(rows)) else rows):
+    for _, _, row in sorted(turns, key=lambda turn: turn[:2]):
         groups[story(row)].append(row)
     first = [row for name, most in ORDER.items() for row in groups[name][:most]]
     spare = [row for name, most in ORDER.items() for row in groups[name][most:]]
     return sorted([*first, *spare][:n], key=lambda row: list(ORDER).index(story(row)))
-
-
-def _in_turn(rows: Sequence[AnswerRow]) -> list[AnswerRow]:
-    """First one of each kind, then the second of each; with a thumbnail before those without."""
-    count: Counter[tuple[bool, str | None]] = Counter()
-    keyed = []
-    for row in rows:
-        kind = (row.thumbnail is None, row.kind)
-        keyed.append((row.thumbnail is None, count[kind], row))
-        count[kind] += 1
-    return [row for _, _, row in sorted(keyed, key=lambda one: one[:2])]

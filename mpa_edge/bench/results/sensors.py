@@ -123,7 +123,7 @@ def _signs(before: Probe, line: WatchLine, thermal: Thermal) -> Iterator[str]:
     was, now = (int(text, 16) if PI.fullmatch(text := known(one.throttling.pi) or "") else 0 for one in (before, line))
     new = now & 0xF | (now & ~was) >> 16 & 0xF
     if names := [name for bit, name in PI_BITS.items() if new >> bit & 1]:
-        yield f"the Raspberry Pi says: {', '.join(names)}"
+        yield f"the Raspberry Pi reports: {', '.join(names)}"
     # x86: cores that were slowed down
     first, count = known(before.throttling.counters), known(line.throttling.counters)
     if first is not None and count is not None and count > first:

@@ -22,7 +22,7 @@ Goals = tuple[float, float, float, float]
 
 
 def axes_of(text: str) -> dict[str, tuple[str, ...]]:
-    """What `--sweep` says: axis -> values, none where the target is to choose.
+    """The argument of `--sweep`: axis -> values; no values where the target chooses them.
 
     >>> axes_of("threads=1:2,scheme")
     {'threads': ('1', '2'), 'scheme': ()}
@@ -76,7 +76,7 @@ def slug(setting: Setting) -> str:
 
 
 def point_of(setting: Setting, report: BenchReport) -> SweepPoint:
-    """What one benchmark says of its setting; timings that do not count are null."""
+    """The figures of a setting from its benchmark; timings that do not count are null."""
     counts = report.timings == "valid"
     return SweepPoint(
         settings=setting,

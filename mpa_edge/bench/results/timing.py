@@ -87,13 +87,7 @@ def in_rounds(rows: Iterable[Timed], variant: str) -> list[Timed]:
 
 
 def figures(rows: Iterable[Timed], loads_s: Sequence[float] = ()) -> dict[str, Figure]:
-    """A figure for each of METRICS, of the rows of one variant; load_s has its own samples, one a cold process.
-
-    >>> rows = [Timed(variant="base", id="q", repetition=i, values={"ttft_s": 1.0 + i}) for i in range(3)]
-    >>> made = figures(rows, [2.5])
-    >>> made["ttft_s"].p50, made["load_s"].p50, made["tpot_s"].n
-    (2.0, 2.5, 0)
-    """
+    """A figure for each of METRICS, of the rows of one variant; load_s has its own samples, one a cold process."""
     kept = list(rows)
     found = {name: [row.values[name] for row in kept if name in row.values] for name in METRICS}
     return {
@@ -156,11 +150,6 @@ def over_question_medians(rows: Sequence[Timed], metric: str) -> list[float]:
     """Samples of a metric in the order of `rows`, each over its own question's median: what `drift` can compare.
 
     Questions differ in length; a question that came late must not look like a slow device.
-
-    >>> rows = [Timed(variant="base", id=i, repetition=r, values={"ttft_s": s}) for r, i, s in
-    ...         [(0, "a", 1.0), (0, "b", 4.0), (1, "a", 1.0), (1, "b", 4.0)]]
-    >>> over_question_medians(rows, "ttft_s")
-    [1.0, 1.0, 1.0, 1.0]
     """
     samples = [(row.id, row.values[metric]) for row in rows if metric in row.values]
     of: dict[str, list[float]] = {}

@@ -22,11 +22,6 @@ def budget_lines(
     """One line for each budget. `counts`: whether figures of this run may be judged (not emulated, not throttled).
 
     The median time to the first token is judged, as the target's budget is meant for a usual question.
-
-    >>> made = budget_lines(Budgets(memory_bytes=2_000_000, ttft_s=2.0, tokens_per_s=10.0), {},
-    ...                     MemoryResult(peak_bytes=1_000_000, method="VmHWM"), True)
-    >>> [(line.name, line.met, line.by) for line in made]
-    [('memory_bytes', True, 0.5), ('ttft_s', None, None), ('tokens_per_s', None, None)]
     """
     values: dict[BudgetName, float | None] = {
         "memory_bytes": memory.peak_bytes,
@@ -59,17 +54,13 @@ def invalid_reasons(probe: Probe, target: Target, throttled: str | None = None) 
     return tuple(found)
 
 
-def cautions_of(
+def cautions(
     probe: Probe, thermal: Thermal, drifts: Mapping[str, float] | None = None, n_other_pixels: int = 0
 ) -> tuple[str, ...]:
-    """What a reader should know although timings count.
+    """Warnings that do not invalidate timings.
 
     `probe`: the device before the job; `drifts`: metric -> `timing.drift`; `n_other_pixels`: answers for which the
     device decoded the image to other pixels than the host.
-
-    >>> cautions_of(Probe(emulated=False, load_average=(1.5, 1.0, 1.0), affinity="0-1"), Thermal(start_below_c=None,
-    ...             throttle_at_c=None, cool_down_s=0))
-    ('other programs were running: load average 1.50 on 2 cores before the start',)
     """
     found = []
     load, cores = known(probe.load_average), count_cores(probe)

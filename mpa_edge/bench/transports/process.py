@@ -27,9 +27,9 @@ class Done:
     rc: int
     """Its exit status."""
     stdout: bytes
-    """What it printed."""
+    """Its standard output."""
     stderr: bytes
-    """What it complained about."""
+    """Its standard error."""
 
 
 class LinkError(MpaError):

@@ -264,7 +264,6 @@ def test_a_folder_that_is_no_export(tmp_path: Path) -> None:
     with pytest.raises(MpaError, match=r"artifact.json is missing or damaged"):
         make_bundle(
             folder=tmp_path / "b",
-            target="cpu",
             artifact=tmp_path,
             base=None,
             questions=(),

@@ -9,6 +9,7 @@ import pytest
 
 from mpa_edge.bench.host import device_run
 from mpa_edge.bench.host.device_run import choose_runner, cool_down, fetch, missing_modules
+from mpa_edge.bench.measurement import Reach
 from mpa_edge.bench.transports.transport import LocalTransport
 from mpa_edge.errors import MpaError
 
@@ -27,9 +28,8 @@ def bare_python(tmp_path: Path) -> str:
     return str(program)
 
 
-def choose(here: LocalTransport, format_: str, **asked: str | None):
-    given = {"python": None, "server": None, "fallback": None} | asked
-    return choose_runner(here, format_, **given)
+def choose(here: LocalTransport, format_: str, fallback: str | None = None, **asked: str | None):
+    return choose_runner(here, format_, Reach(**asked), fallback)
 
 
 @pytest.mark.parametrize("format_", ["onnx", "gguf", "hybrid"])

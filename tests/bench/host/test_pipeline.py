@@ -185,7 +185,7 @@ def test_carried_by_hand(run: Path, tmp_path: Path) -> None:
     assert read.returncode == 0, read.stderr
     document = json.loads(read.stdout)
     assert (document["verdict"], document["bundle_sha256"]) == ("holds", bundle["sha256"])
-    assert document["environment"]["transport"] == "carried by hand"
+    assert document["environment"]["transport"] == "manual copy"
     assert answers(copied) == answers(run)
 
 

@@ -20,7 +20,7 @@ from mpa_edge.bench.results.sensors import (
     power_w,
     throttled,
 )
-from mpa_edge.bench.results.validity import cautions_of, invalid_reasons
+from mpa_edge.bench.results.validity import cautions, invalid_reasons
 from mpa_edge.config.library import load_target
 from mpa_edge.config.target import Thermal
 from mpa_edge.errors import MpaError
@@ -90,7 +90,7 @@ def test_no_answer_of_a_device_raises(value: Any) -> None:
     throttled(probe, watch, LIMITS)
     energy_of(watch, [(0.0, 1.0)], 1)
     invalid_reasons(probe, load_target("cpu"))
-    cautions_of(probe, LIMITS)
+    cautions(probe, LIMITS)
 
 
 def test_no_probe_is_an_error_with_its_first_words() -> None:

@@ -11,7 +11,7 @@ from mpa_edge.bench.results.records import MemoryResult
 from mpa_edge.bench.results.timing import figure
 from mpa_edge.bench.results.validity import (
     budget_lines,
-    cautions_of,
+    cautions,
     invalid_reasons,
     overall,
 )
@@ -73,7 +73,7 @@ def test_cautions_are_said_and_do_not_invalidate() -> None:
             "power_mode": "battery saver",
         }
     )
-    found = cautions_of(probe, LIMITS, {"ttft_s": 0.12, "tpot_s": 0.0})
+    found = cautions(probe, LIMITS, {"ttft_s": 0.12, "tpot_s": 0.0})
     assert len(found) == 6
     for word in (
         "load average 3.00 on 4",
@@ -85,8 +85,8 @@ def test_cautions_are_said_and_do_not_invalidate() -> None:
     ):
         assert sum(word in each for each in found) == 1
     assert invalid_reasons(probe, CPU) == ()
-    assert cautions_of(Probe(emulated=False), FREE) == ()
-    assert cautions_of(Probe(), FREE) == ("whether it is emulated is not known",)
+    assert cautions(Probe(emulated=False), FREE) == ()
+    assert cautions(Probe(), FREE) == ("whether it is emulated is not known",)
 
 
 def test_the_word_of_all() -> None:
