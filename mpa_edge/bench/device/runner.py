@@ -21,19 +21,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from mpa_edge.bench.device.protocol import (
-    ORDER,
-    OUT,
-    JobOrder,
-    Line,
-    Step,
-    answered,
-    blocks,
-    from_json,
-    read_lines,
-    read_questions,
-    to_line,
-)
+from mpa_edge.bench.device import protocol
+from mpa_edge.bench.device.protocol import JobOrder, Line, Step
 from mpa_edge.errors import MpaError
 
 RUN, WORKER, LOG = "run.py", "--worker", "worker.txt"
@@ -71,19 +60,19 @@ def run_job(folder: Path, bundle: Path) -> int:
     """Ask every question of the order that has no answer yet. MpaError where nothing can be asked at all."""
     if not folder.is_dir():
         raise MpaError(f"no folder {folder}: make it, the answers go there")
-    path = folder / ORDER if (folder / ORDER).exists() else bundle / ORDER
+    path = folder / protocol.ORDER if (folder / protocol.ORDER).exists() else bundle / protocol.ORDER
     try:
-        order = from_json(path.read_text(encoding="utf-8"))
+        order = protocol.from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise MpaError(f"{path} is missing or damaged: send the bundle and the job again") from error
-    questions = read_questions(bundle)
+    questions = protocol.read_questions(bundle)
     for step in order.steps:
         if step.id not in questions or step.variant not in order.variants:
             raise MpaError(f"the order asks {step.variant} for '{step.id}', which is not here: send the bundle again")
     require_packages(bundle, order)
-    with Journal(folder / OUT) as journal:
+    with Journal(folder / protocol.OUT) as journal:
         supervisor = Supervisor(bundle, folder, order, journal)
-        for block in blocks(journal.todo(order)):
+        for block in protocol.blocks(journal.todo(order)):
             supervisor.ask(block)
         journal.end()
     return 1 if supervisor.failed else 0
@@ -119,11 +108,11 @@ class Journal:
         if content and not content.endswith(b"\n"):
             # nothing is truncated: a reader that resumes at an offset must find the same bytes
             self._append(b"\n")
-        self.lines = list(read_lines(content.decode("utf-8", "replace").split("\n")))
+        self.lines = list(protocol.read_lines(content.decode("utf-8", "replace").split("\n")))
 
     def todo(self, order: JobOrder) -> list[Step]:
         """Steps of an order that have no answer yet."""
-        done = answered(self.lines)
+        done = protocol.answered(self.lines)
         return [step for step in order.steps if step.key not in done]
 
     def next_block(self) -> int:
@@ -132,7 +121,7 @@ class Journal:
 
     def write(self, line: Line) -> None:
         """Append a line. MpaError where the disk is full."""
-        self._append(to_line(line).encode())
+        self._append(protocol.to_line(line).encode())
         self.lines.append(line)
 
     def end(self) -> None:
@@ -238,7 +227,7 @@ class Worker:
         """The next line; None when the process has ended. TimeoutError where nothing comes in time."""
         self._socket.settimeout(timeout_s)
         with suppress(ConnectionResetError):
-            return next(read_lines([self._lines.readline().decode()]), None)
+            return next(protocol.read_lines([self._lines.readline().decode()]), None)
         return None
 
     def acknowledge(self) -> None:

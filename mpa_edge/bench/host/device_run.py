@@ -8,18 +8,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from mpa_edge.bench.device.protocol import (
-    ERRORS,
-    ORDER,
-    OUT,
-    PROBE,
-    PROBE_AFTER,
-    WATCH,
-    JobOrder,
-    Line,
-    read_lines,
-    to_json,
-)
+from mpa_edge.bench.device import protocol
+from mpa_edge.bench.device.protocol import JobOrder, Line
 from mpa_edge.bench.device.runner import PACKAGES
 from mpa_edge.bench.host.job import Job
 from mpa_edge.bench.host.llama_server_run import LlamaServerRun
@@ -112,14 +102,14 @@ def run_python(transport: Transport, order: JobOrder, python: str, *, remote: st
 
     remote: folder of the bundle there; folder: of the job there; local: of the job's files here.
     """
-    (local / ORDER).write_text(to_json(order), encoding="utf-8")
-    transport.push(local / ORDER, f"{folder}/{ORDER}", timeout_s=CHECK_S)
+    (local / protocol.ORDER).write_text(protocol.to_json(order), encoding="utf-8")
+    transport.push(local / protocol.ORDER, f"{folder}/{protocol.ORDER}", timeout_s=CHECK_S)
     job = Job(transport, folder)
-    job.start(shlex.join(["sh", f"{remote}/bench.sh", folder, python]), local / OUT)
+    job.start(shlex.join(["sh", f"{remote}/bench.sh", folder, python]), local / protocol.OUT)
     with progress(f"bench on {transport.name}", len(order.steps)) as advance:
-        for line in read_lines(job.lines(local / OUT, stall_s=STALL_S)):
+        for line in protocol.read_lines(job.lines(local / protocol.OUT, stall_s=STALL_S)):
             advance(line.kind == "answer")
-    for name in (PROBE, PROBE_AFTER, WATCH, ERRORS):
+    for name in (protocol.PROBE, protocol.PROBE_AFTER, protocol.WATCH, protocol.ERRORS):
         fetch(transport, f"{folder}/{name}", local / name)
     if rc := job.poll().rc:
         failed = [str(line.values.get("reason")) for line in read_out(local) if line.kind == "failed"]
@@ -134,22 +124,22 @@ def run_server(
 
     remote: folder of the bundle there, bundle: here; folder: of the job there; local: of the job's files here.
     """
-    if not (local / PROBE).is_file():
-        (local / PROBE).write_text(probe(transport, remote), encoding="utf-8")
+    if not (local / protocol.PROBE).is_file():
+        (local / protocol.PROBE).write_text(probe(transport, remote), encoding="utf-8")
     watch = Job(transport, f"{folder}/watch")
-    watch.start(f"sh {shlex.quote(remote)}/probe.sh watch >>{WATCH}")
+    watch.start(f"sh {shlex.quote(remote)}/probe.sh watch >>{protocol.WATCH}")
     run = LlamaServerRun(
         transport, order, bundle=bundle, remote_bundle=remote, program=server, job_root=f"{folder}/server"
     )
     try:
-        run.run(local / OUT)
+        run.run(local / protocol.OUT)
     finally:
         with suppress(MpaError):
             watch.stop()
-    fetch(transport, f"{folder}/watch/{WATCH}", local / WATCH)
-    (local / PROBE_AFTER).write_text(probe(transport, remote), encoding="utf-8")
+    fetch(transport, f"{folder}/watch/{protocol.WATCH}", local / protocol.WATCH)
+    (local / protocol.PROBE_AFTER).write_text(probe(transport, remote), encoding="utf-8")
 
 
 def read_out(local: Path) -> list[Line]:
     """All lines of a job."""
-    return list(read_lines((local / OUT).read_text(encoding="utf-8").split("\n")))
+    return list(protocol.read_lines((local / protocol.OUT).read_text(encoding="utf-8").split("\n")))

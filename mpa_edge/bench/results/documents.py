@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mpa_edge.bench.device.protocol import JobOrder, Line, Step, answered
 from mpa_edge.bench.measurement import Bench
-from mpa_edge.bench.results.probe import Probe, WatchLine, known
+from mpa_edge.bench.results.probe import Reading
 from mpa_edge.bench.results.records import (
     ANSWERS,
     BENCH,
@@ -48,9 +48,9 @@ class Evidence:
     """The questions."""
     lines: Sequence[Line]
     """All lines of out.jsonl."""
-    before: Probe
+    before: Reading
     """The device when the job began."""
-    during: Sequence[WatchLine]
+    during: Sequence[Reading]
     """The device while the job ran, and after it."""
     transport: str
     """Name of the connection to it."""
@@ -91,7 +91,7 @@ def report_of(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         bundle_sha256=bundle_sha256,
         target=bench.target.name,
-        emulated=known(evidence.before.emulated) is True,
+        emulated=evidence.before.get("emulated") is True,
         environment=environment(evidence.before, next(iter(loaded), {}), evidence.transport),
         accuracy=accuracy_result(before, after, on_device, images, seed=bench.recipe.seed),
         accuracy_verdict=judgement.verdict,

@@ -7,10 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from pydantic_core import to_jsonable_python
-
 from mpa_edge.bench.device.protocol import parse_cores
-from mpa_edge.bench.results.probe import SILENT, Probe, WatchLine, known
+from mpa_edge.bench.results.probe import Reading, items, number, text
 from mpa_edge.bench.results.records import EnergyResult, Environment, Unreadable
 from mpa_edge.bench.results.tegrastats import parse_rails, total_power_w
 from mpa_edge.config.target import Thermal
@@ -44,36 +42,35 @@ LEAST_READINGS = 3
 LEAST_CURRENT_UA = 20_000
 
 
-def cpu_name(probe: Probe) -> str:
+def cpu_name(probe: Reading) -> str:
     """Name of the processor, with the board's where the kernel has one; Arm's kernels give a number for each core.
 
-    >>> cpu_name(Probe(cpu_parts="0x41/0xd05 0x41/0xd41")), cpu_name(Probe(cpu_parts="0x51/0x001", board="Acme"))
+    >>> cpu_name({"cpu_parts": "0x41/0xd05 0x41/0xd41"}), cpu_name({"cpu_parts": "0x51/0x001", "board": "Acme"})
     ('Cortex-A55 + Cortex-A78', 'Arm core 0x51/0x001 (Acme)')
     """
-    parts, board = (known(probe.cpu_parts) or "").split(), known(probe.board)
+    parts, board = (text(probe, "cpu_parts") or "").split(), text(probe, "board")
     cores = " + ".join(ARM_CORES.get(each.partition("/")[2], f"Arm core {each}") for each in parts)
-    name = cores or known(probe.cpu) or "unknown"
+    name = cores or text(probe, "cpu") or "unknown"
     return f"{name} ({board})" if board and board not in name else name
 
 
-def count_cores(probe: Probe) -> int | None:
+def count_cores(probe: Reading) -> int | None:
     """Cores that a program may use."""
-    affinity = known(probe.affinity)
+    affinity = text(probe, "affinity")
     if affinity and re.fullmatch(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", affinity):
         return len(parse_cores(affinity))
-    cores = known(probe.cores)
+    cores = number(probe, "cores")
     return int(cores) if cores else None
 
 
-def hottest(line: WatchLine) -> tuple[str, float] | None:
+def hottest(line: Reading) -> tuple[str, float] | None:
     """(zone, degrees) of the hottest part of the processor; None where there is none to read.
 
     On Android the hardware layer has its own zones. Dead zones say 0, or some thousand. Where no zone is known to be
     the processor's, those count that are not known to be something else.
     """
-    service = known(line.thermal_service)
-    zones = (*line.thermal_zones, *(service.temperatures if service else ()))
-    named = {str(known(z.type) or "?"): t for z in zones if (t := known(z.temp_c)) and COLDEST_C < t < HOTTEST_C}
+    zones = [*items(line, "thermal_zones"), *items(line, "thermal_service", "temperatures")]
+    named = {text(z, "type") or "?": t for z in zones if (t := number(z, "temp_c")) and COLDEST_C < t < HOTTEST_C}
     rest = {name: temp_c for name, temp_c in named.items() if not OTHER.search(name)}
     chosen = {name: temp_c for name, temp_c in rest.items() if PROCESSOR.search(name)} or rest or named
     return max(chosen.items(), key=lambda item: item[1], default=None)
@@ -86,77 +83,78 @@ READINGS = (
 )
 
 
-def environment(probe: Probe, loaded: Mapping[str, Any], transport: str) -> Environment:
+def environment(probe: Reading, loaded: Mapping[str, Any], transport: str) -> Environment:
     """What was used. `loaded`: values of a line `loaded` of the job, which names the runtime; `transport`: the link."""
     threads = loaded.get("threads")
-    features = (known(probe.cpu_features) or "").split()
-    governors = sorted({str(known(each.governor)) for each in probe.frequencies if known(each.governor)})
-    readings = {name: getattr(probe, name, SILENT) for name in READINGS} | {
-        "governor": ", ".join(governors) or Unreadable(reason="no cpufreq, or not allowed to read it"),
-        "temperatures_c": {str(known(zone.type) or "?"): zone.temp_c for zone in probe.thermal_zones}
-        or Unreadable(reason="no thermal zone"),
+    features = (text(probe, "cpu_features") or "").split()
+    governors = sorted({name for each in items(probe, "frequencies") if (name := text(each, "governor"))})
+    temperatures_c = {text(zone, "type") or "?": zone.get("temp_c") for zone in items(probe, "thermal_zones")}
+    readings = {name: probe.get(name, {"value": None, "reason": "the probe does not say"}) for name in READINGS} | {
+        "governor": ", ".join(governors) or {"value": None, "reason": "no cpufreq, or not allowed to read it"},
+        "temperatures_c": temperatures_c or {"value": None, "reason": "no thermal zone"},
     }
     return Environment(
-        machine=known(probe.machine) or "unknown",
+        machine=text(probe, "machine") or "unknown",
         cpu=cpu_name(probe),
         cpu_features=tuple(sorted(set(features) & FEATURES)),
         cores=count_cores(probe) or 1,
-        os=known(probe.os) or "unknown",
+        os=text(probe, "os") or "unknown",
         runtime=str(loaded.get("runtime") or "unknown"),
         backend=str(loaded.get("backend") or "unknown"),
         threads=threads if isinstance(threads, int) else None,
         transport=transport,
-        readings=to_jsonable_python(readings, inf_nan_mode="null", fallback=str),
+        readings=readings,
     )
 
 
-def throttled(before: Probe, watch: Sequence[WatchLine], thermal: Thermal) -> str | None:
+def throttled(before: Reading, watch: Sequence[Reading], thermal: Thermal) -> str | None:
     """Why timings do not count: the first sign that the device slowed itself down while it was watched; else None.
 
-    `before`: the device when the job began. `watch`: lines since then; a second Probe, taken afterwards, counts as one.
+    `before`: the device when the job began. `watch`: lines since then, and the document after the job.
     """
     return next((sign for line in watch for sign in _signs(before, line, thermal)), None)
 
 
-def _signs(before: Probe, line: WatchLine, thermal: Thermal) -> Iterator[str]:
+def _signs(before: Reading, line: Reading, thermal: Thermal) -> Iterator[str]:
     # Raspberry Pi: a bit that is set now, or has been set since `before`
-    was, now = (int(text, 16) if PI.fullmatch(text := known(one.throttling.pi) or "") else 0 for one in (before, line))
+    bits = [text(one, "throttling", "pi") or "" for one in (before, line)]
+    was, now = (int(each, 16) if PI.fullmatch(each) else 0 for each in bits)
     new = now & 0xF | (now & ~was) >> 16 & 0xF
     if names := [name for bit, name in PI_BITS.items() if new >> bit & 1]:
         yield f"the Raspberry Pi reports: {', '.join(names)}"
     # x86: cores that were slowed down
-    first, count = known(before.throttling.counters), known(line.throttling.counters)
+    first, count = (number(one, "throttling", "counters") for one in (before, line))
     if first is not None and count is not None and count > first:
         yield f"the processor slowed down {count - first:.0f} times"
     # a cooling device that brakes the processor; fans may turn
-    for device in line.throttling.cooling:
-        if BRAKES.search(known(device.type) or "") and (known(device.now) or 0) > 0:
-            yield f"the kernel brakes with {known(device.type)}, step {known(device.now):.0f}"
+    for device in items(line, "throttling", "cooling"):
+        name, step = text(device, "type") or "", number(device, "now") or 0
+        if BRAKES.search(name) and step > 0:
+            yield f"the kernel brakes with {name}, step {step:.0f}"
     # Android's thermal service: 1, light throttling, is enough
-    service = known(line.thermal_service)
-    if service and (status := known(service.status)):
+    if status := number(line, "thermal_service", "status"):
         yield f"Android's thermal status is {status:.0f}"
     zone, limit_c = hottest(line), thermal.throttle_at_c
     if zone is not None and limit_c is not None and zone[1] >= limit_c:
         yield f"{zone[0]} at {zone[1]:.0f} C, and it slows down from {limit_c:.0f} C on"
     # the system allows a lower frequency than it did
-    caps = {known(each.name): known(each.allowed_khz) for each in before.frequencies}
-    for policy in line.frequencies:
-        cap, allowed = caps.get(known(policy.name)), known(policy.allowed_khz)
+    caps = {text(each, "name"): number(each, "allowed_khz") for each in items(before, "frequencies")}
+    for policy in items(line, "frequencies"):
+        cap, allowed = caps.get(text(policy, "name")), number(policy, "allowed_khz")
         if cap and allowed and allowed < cap:
-            yield f"{known(policy.name)} capped at {allowed / 1000:.0f} of {cap / 1000:.0f} MHz"
+            yield f"{text(policy, 'name')} capped at {allowed / 1000:.0f} of {cap / 1000:.0f} MHz"
 
 
-def power_w(line: WatchLine) -> tuple[float, str] | Unreadable:
+def power_w(line: Reading) -> tuple[float, str] | Unreadable:
     """(watts, their source) at one moment: rails of a Jetson, else a battery that is being drained."""
-    rails_mw = parse_rails(known(line.tegrastats) or "")
+    rails_mw = parse_rails(text(line, "tegrastats") or "")
     if rails_mw is not None:
         return total_power_w(rails_mw)
-    battery = known(line.battery)
-    if battery is None:
+    battery = line.get("battery")
+    if not isinstance(battery, dict) or "reason" in battery:
         return Unreadable(reason="no power rail and no battery to read")
-    current, voltage = known(battery.current_ua), known(battery.voltage_uv)
-    status, plug = known(battery.status), known(battery.plugged)
+    current, voltage = number(battery, "current_ua"), number(battery, "voltage_uv")
+    status, plug = text(battery, "status"), text(battery, "plugged")
     if status != "Discharging" or plug:
         return Unreadable(reason=f"the battery is not drained ({plug or status or 'status unknown'}): unplug it")
     if current is None or voltage is None:
@@ -167,7 +165,7 @@ def power_w(line: WatchLine) -> tuple[float, str] | Unreadable:
 
 
 def energy_of(
-    watch: Sequence[WatchLine],
+    watch: Sequence[Reading],
     spans: Sequence[tuple[float, float]],
     tokens: int,
     *,
@@ -179,12 +177,12 @@ def energy_of(
     is the median of the readings before `began_uptime_s`, when the first process began to load; without it, the lowest
     reading before the first span, as a load may lie between.
 
-    >>> watch = [WatchLine(uptime_s=t, tegrastats=f"RAM 1/2MB VDD_IN {mw}mW/1mW") for t, mw in
+    >>> watch = [{"uptime_s": t, "tegrastats": f"RAM 1/2MB VDD_IN {mw}mW/1mW"} for t, mw in
     ...          ((1, 4000), (2, 4000), (5, 9000), (6, 9000), (7, 9000))]
     >>> energy_of(watch, [(4.0, 8.0)], 10, began_uptime_s=3.0)[0].joules_per_token
     2.0
     """
-    taken = [(time, power_w(line)) for line in watch if (time := known(line.uptime_s)) is not None]
+    taken = [(time, power_w(line)) for line in watch if (time := number(line, "uptime_s")) is not None]
     powers = [(time, *power) for time, power in taken if not isinstance(power, Unreadable)]
     if not powers or tokens < 1 or not spans:
         reasons = [power.reason for _, power in taken if isinstance(power, Unreadable)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mpa_edge.bench.results.probe import Probe, known
+from mpa_edge.bench.results.probe import Reading, items, number, text
 from mpa_edge.bench.results.records import BenchWord, BudgetLine, BudgetName, Figure, MemoryResult
 from mpa_edge.bench.results.sensors import count_cores, hottest
 from mpa_edge.config.target import Budgets, Target, Thermal
@@ -12,7 +12,7 @@ from mpa_edge.metrics.gain import Word
 
 # a larger share of all cores that other programs keep busy is reported
 BUSY_SHARE = 0.3
-SLOW_GOVERNORS = ("powersave", "conservative")
+SLOW_GOVERNORS = ("conservative", "powersave")
 POWER_SAVERS = ("battery saver", "low-power", "quiet", "cool")
 
 
@@ -38,24 +38,24 @@ def budget_lines(
     return tuple(lines)
 
 
-def invalid_reasons(probe: Probe, target: Target, throttled: str | None = None) -> tuple[str, ...]:
+def invalid_reasons(probe: Reading, target: Target, throttled: str | None = None) -> tuple[str, ...]:
     """Why timings, memory, energy and budgets do not count; empty where they do. `throttled`: see `sensors.throttled`.
 
     An emulator, a device that slowed itself down, or another architecture than the target's.
     """
     found = []
-    if known(probe.emulated):
-        found.append(f"emulated: {known(probe.emulated_why) or 'the probe does not say how it knows'}")
+    if probe.get("emulated") is True:
+        found.append(f"emulated: {text(probe, 'emulated_why') or 'the probe does not say how it knows'}")
     if throttled:
         found.append(f"throttled: {throttled}")
-    machine = known(probe.machine)
+    machine = text(probe, "machine")
     if machine and target.architecture not in ("any", {"arm64": "aarch64"}.get(machine, machine)):
         found.append(f"measured on {machine}, and target {target.name} is {target.architecture}")
     return tuple(found)
 
 
 def cautions(
-    probe: Probe, thermal: Thermal, drifts: Mapping[str, float] | None = None, n_other_pixels: int = 0
+    probe: Reading, thermal: Thermal, drifts: Mapping[str, float] | None = None, n_other_pixels: int = 0
 ) -> tuple[str, ...]:
     """Warnings that do not invalidate timings.
 
@@ -63,19 +63,20 @@ def cautions(
     device decoded the image to other pixels than the host.
     """
     found = []
-    load, cores = known(probe.load_average), count_cores(probe)
-    if load is not None and cores is not None and load[0] > BUSY_SHARE * cores:
-        found.append(f"other programs were running: load average {load[0]:.2f} on {cores} cores before the start")
-    if slow := sorted({name for each in probe.frequencies if (name := known(each.governor)) in SLOW_GOVERNORS}):
+    load, cores = number(probe, "load_average", 0), count_cores(probe)
+    if load is not None and cores is not None and load > BUSY_SHARE * cores:
+        found.append(f"other programs were running: load average {load:.2f} on {cores} cores before the start")
+    governors = {text(each, "governor") for each in items(probe, "frequencies")}
+    if slow := [name for name in SLOW_GOVERNORS if name in governors]:
         found.append(f"the governor is {', '.join(slow)}: it may not have run at full speed")
     zone, limit_c = hottest(probe), thermal.start_below_c
     if zone is not None and limit_c is not None and zone[1] >= limit_c:
         found.append(f"it started at {zone[1]:.0f} C ({zone[0]}), above the target's limit of {limit_c:.0f} C")
-    if (mode := known(probe.power_mode)) in POWER_SAVERS:
+    if (mode := text(probe, "power_mode")) in POWER_SAVERS:
         found.append(f"the power mode is {mode}")
-    if kind := known(probe.virtual):
+    if kind := text(probe, "virtual"):
         found.append(f"it is a virtual machine ({kind}): other guests of its host may slow it down")
-    if known(probe.emulated) is None:
+    if not isinstance(probe.get("emulated"), bool):
         found.append("whether it is emulated is not known")
     found += [f"{name} drifted by {share:+.0%} during the run" for name, share in (drifts or {}).items() if share]
     if n_other_pixels:

@@ -23,7 +23,6 @@ from mpa_edge.bench.results.documents import (
     require_all,
     write_documents,
 )
-from mpa_edge.bench.results.probe import Probe, WatchLine
 from mpa_edge.bench.results.records import METRICS, THUMBNAILS
 from mpa_edge.bench.results.timing import order
 from mpa_edge.config.library import load_recipe, load_target
@@ -33,7 +32,7 @@ from mpa_edge.types import Prediction
 
 N = 120
 IDS = [f"q{i}" for i in range(N)]
-PROBE = Probe(machine="x86_64", emulated=False, affinity="0-1")
+PROBE = {"machine": "x86_64", "emulated": False, "affinity": "0-1"}
 
 
 def bench(target: str = "cpu") -> Bench:
@@ -94,7 +93,7 @@ def test_the_word_follows_the_answers_on_the_device(share: float, word: str) -> 
 
 
 def test_an_emulated_device_gives_an_accuracy_and_no_verdict_on_time() -> None:
-    emulated = Probe(machine="aarch64", emulated=True, emulated_why="qemu-aarch64")
+    emulated = {"machine": "aarch64", "emulated": True, "emulated_why": "qemu-aarch64"}
     report, _, _ = report_of(bench("jetson"), "0" * 64, BASE, ALIGNED, replace(evidence(0.8), before=emulated))
     assert (report.verdict, report.accuracy_verdict, report.emulated) == ("invalid", "holds", True)
     assert report.timings == "invalid: emulated: qemu-aarch64"
@@ -106,7 +105,7 @@ def test_an_emulated_device_gives_an_accuracy_and_no_verdict_on_time() -> None:
 
 
 def test_a_throttled_device_and_one_of_another_kind_are_invalid() -> None:
-    slowed = WatchLine.model_validate({"throttling": {"pi": "0x4"}})
+    slowed = {"throttling": {"pi": "0x4"}}
     report, _, _ = report_of(bench(), "0" * 64, BASE, ALIGNED, replace(evidence(0.8), during=[slowed]))
     assert report.verdict == "invalid"
     assert "throttled" in report.timings

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpa_edge.bench.results.probe import Probe
 from mpa_edge.bench.results.records import MemoryResult
 from mpa_edge.bench.results.timing import figure
 from mpa_edge.bench.results.validity import (
@@ -53,26 +52,24 @@ def test_met_and_by_agree(limit: float, measured: float) -> None:
 
 
 def test_emulated_and_throttled_runs_are_invalid() -> None:
-    probe = Probe(emulated=True, emulated_why="qemu-aarch64 runs this shell")
+    probe = {"emulated": True, "emulated_why": "qemu-aarch64 runs this shell"}
     assert invalid_reasons(probe, CPU, "tj at 91 C") == (
         "emulated: qemu-aarch64 runs this shell",
         "throttled: tj at 91 C",
     )
-    assert invalid_reasons(Probe(emulated=False), CPU) == invalid_reasons(Probe(), CPU) == ()
+    assert invalid_reasons({"emulated": False}, CPU) == invalid_reasons({}, CPU) == ()
 
 
 def test_cautions_are_said_and_do_not_invalidate() -> None:
-    probe = Probe.model_validate(
-        {
-            "emulated": False,
-            "load_average": [3.0, 1.0, 1.0],
-            "affinity": "0-3",
-            "virtual": "QEMU",
-            "frequencies": [{"governor": "powersave"}],
-            "thermal_zones": [{"type": "cpu", "temp_c": 62.0}],
-            "power_mode": "battery saver",
-        }
-    )
+    probe = {
+        "emulated": False,
+        "load_average": [3.0, 1.0, 1.0],
+        "affinity": "0-3",
+        "virtual": "QEMU",
+        "frequencies": [{"governor": "powersave"}],
+        "thermal_zones": [{"type": "cpu", "temp_c": 62.0}],
+        "power_mode": "battery saver",
+    }
     found = cautions(probe, LIMITS, {"ttft_s": 0.12, "tpot_s": 0.0})
     assert len(found) == 6
     for word in (
@@ -85,8 +82,8 @@ def test_cautions_are_said_and_do_not_invalidate() -> None:
     ):
         assert sum(word in each for each in found) == 1
     assert invalid_reasons(probe, CPU) == ()
-    assert cautions(Probe(emulated=False), FREE) == ()
-    assert cautions(Probe(), FREE) == ("whether it is emulated is not known",)
+    assert cautions({"emulated": False}, FREE) == ()
+    assert cautions({}, FREE) == ("whether it is emulated is not known",)
 
 
 def test_the_word_of_all() -> None:
