@@ -101,7 +101,7 @@ def test_no_answer_of_a_device_raises(value: Any) -> None:
 
 
 def test_no_probe_is_an_error_with_its_first_words() -> None:
-    with pytest.raises(MpaError, match=r"said no JSON \(sh: probe.sh: not found\): run"):
+    with pytest.raises(MpaError, match=r"printed no JSON \(sh: probe.sh: not found\): run"):
         read_probe("sh: probe.sh: not found\n")
     with pytest.raises(MpaError, match=r"\(nothing\)"):
         read_probe("")

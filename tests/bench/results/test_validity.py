@@ -44,7 +44,7 @@ def test_what_does_not_count_is_not_judged() -> None:
 
 @given(st.floats(0.01, 1e9), st.floats(0, 1e9))
 def test_met_and_by_agree(limit: float, measured: float) -> None:
-    budgets = Budgets(memory_bytes=1, ttft_s=limit, tokens_per_s=limit)
+    budgets = BUDGETS.model_copy(update={"ttft_s": limit, "tokens_per_s": limit})
     latency = {"ttft_s": figure([measured], "s"), "tokens_per_s": figure([measured], "tokens/s")}
     for made in budget_lines(budgets, latency, MEMORY, True)[1:]:
         assert made.by is not None
