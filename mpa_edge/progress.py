@@ -63,13 +63,8 @@ def _lines(title: str, total: int, done: int, note: Note) -> Iterator[Advance]:
         now = time.monotonic()
         if now - last >= PLAIN_EVERY_S or (n and now_done >= total):
             last = now
-            line = _line(title, now_done, total, (now_done - first) / max(now - started, 1e-9))
-            say(", ".join(filter(None, (line, note()))))
+            rate = (now_done - first) / max(now - started, 1e-9)
+            left = f"{(total - now_done) / rate:.0f} s left" if now_done < total and rate > 0 else ""
+            say(", ".join(filter(None, (f"{title} {now_done}/{total}", f"{rate:.1f}/s", left, note()))))
 
     yield advance
-
-
-def _line(title: str, done: int, total: int, rate_per_s: float) -> str:
-    """`annotate 300/1000, 12.5/s, 56 s left`."""
-    left = f", {(total - done) / rate_per_s:.0f} s left" if done < total and rate_per_s > 0 else ""
-    return f"{title} {done}/{total}, {rate_per_s:.1f}/s{left}"

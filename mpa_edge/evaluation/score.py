@@ -17,7 +17,7 @@ from mpa_edge.metrics.paired import bootstrap_ci95, mean
 from mpa_edge.progress import say
 from mpa_edge.questions import left_out
 from mpa_edge.runs.files import read_json, sha256_json, write_json
-from mpa_edge.runs.manifest import versions
+from mpa_edge.runs.log import versions
 from mpa_edge.runs.memory import peak_rss_bytes
 from mpa_edge.types import VLM, Prediction
 

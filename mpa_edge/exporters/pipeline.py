@@ -37,7 +37,8 @@ from mpa_edge.progress import say
 from mpa_edge.runs.files import require_free, sha256_json
 from mpa_edge.runs.isolation import run_isolated
 from mpa_edge.runs.lock import run_lock
-from mpa_edge.runs.manifest import StageClock, clear, prepare, versions
+from mpa_edge.runs.log import versions
+from mpa_edge.runs.manifest import StageClock, clear, prepare
 from mpa_edge.runs.memory import peak_rss_bytes
 from mpa_edge.vlm.transformers.checkpoint import load_processor
 

@@ -49,7 +49,11 @@ def run_isolated(
         outcome = ours.recv()
     except EOFError:
         process.join()
-        raise _died(function, process.exitcode) from None
+        name = function.__name__
+        if process.exitcode == -signal.SIGKILL:
+            full = f"{name} was killed, most likely because memory ran out: free memory, then rerun"
+            raise MachineError(full) from None
+        raise MpaError(f"{name} ended with code {process.exitcode}: rerun with -v") from None
     finally:
         if process.is_alive() and sys.exc_info()[0] is not None:
             process.kill()
@@ -125,13 +129,6 @@ def is_full(error: OSError) -> bool:
     (True, False)
     """
     return error.errno in FULL or (error.errno is None and " requested and " in str(error))
-
-
-def _died(function: Callable[..., Any], exit_code: int | None) -> MpaError:
-    name = function.__name__
-    if exit_code == -signal.SIGKILL:
-        return MachineError(f"{name} was killed, most likely because memory ran out: free memory, then rerun")
-    return MpaError(f"{name} ended with code {exit_code}: rerun with -v")
 
 
 @contextmanager

@@ -31,7 +31,23 @@ def run_lock(folder: Path) -> Iterator[None]:
     with disk_errors(folder, MB):
         descriptor = os.open(key / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        _acquire(descriptor, folder)
+        # children of a killed process get a moment to end
+        deadline = time.monotonic() + ORPHAN_WAIT_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+                alive = not owner.isdigit() or Path(f"/proc/{owner}").exists() or not Path("/proc/self").exists()
+                if alive or time.monotonic() > deadline:
+                    raise MpaError(
+                        f"{folder} is in use by process {owner}: wait for it, stop it, or choose another --out"
+                    ) from error
+                time.sleep(0.1)
+        with disk_errors(folder, MB):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         _held[key] = descriptor
         sweep(key)
         open_log(key)
@@ -39,26 +55,3 @@ def run_lock(folder: Path) -> Iterator[None]:
     finally:
         _held.pop(key, None)
         os.close(descriptor)
-
-
-def _acquire(descriptor: int, folder: Path) -> None:
-    """Take the flock and write our pid; children of a killed process get a moment to end."""
-    deadline = time.monotonic() + ORPHAN_WAIT_S
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError as error:
-            owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-            if _alive(owner) or time.monotonic() > deadline:
-                raise MpaError(
-                    f"{folder} is in use by process {owner}: wait for it, stop it, or choose another --out"
-                ) from error
-            time.sleep(0.1)
-    with disk_errors(folder, MB):
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-
-
-def _alive(pid: str) -> bool:
-    return not pid.isdigit() or Path(f"/proc/{pid}").exists() or not Path("/proc/self").exists()

@@ -116,13 +116,14 @@ def open_log(folder: Path) -> None:
     close_log()
     append_to(path)
     logger.info("command: %s", shlex.join(["mpa-edge", *sys.argv[1:]]))
-    logger.info("versions: %s", ", ".join(f"{name} {version}" for name, version in _versions().items()))
+    logger.info("versions: %s", ", ".join(f"{name} {version}" for name, version in versions(*LIBRARIES).items()))
     logger.debug("machine: %s, %s, %d cores, in %s", platform.node(), platform.platform(), os.cpu_count(), os.getcwd())
 
 
-def _versions() -> dict[str, str]:
-    found = {"mpa-edge": __version__, "python": platform.python_version()}
-    for name in LIBRARIES:
+def versions(*packages: str) -> dict[str, str]:
+    """Python, mpa-edge and the named distributions that are installed."""
+    found = {"python": platform.python_version(), "mpa-edge": __version__}
+    for name in packages:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found

@@ -6,21 +6,17 @@ Otherwise what is missing is redone; `prepare` decides which files can be kept.
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mpa_edge import __version__
 from mpa_edge.runs.files import make_folder, read_json, sha256_file, sha256_json, sweep, write_json
 from mpa_edge.runs.lock import LOCK
-from mpa_edge.runs.log import logger
+from mpa_edge.runs.log import logger, versions
 from mpa_edge.runs.write_hooks import tell
 
 MANIFEST = "manifest.json"
@@ -67,15 +63,6 @@ class Manifest(BaseModel):
     """Rows made, dropped, and whatever else the stage counts."""
     used: dict[str, str] = {}
     """Device and number format that were used, with `auto` resolved; empty if no model ran in this process."""
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """Python, mpa-edge and the named distributions that are installed."""
-    found = {"python": platform.python_version(), "mpa-edge": __version__}
-    for name in packages:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 def read_manifest(folder: Path) -> Manifest | None:
