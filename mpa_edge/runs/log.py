@@ -122,7 +122,7 @@ def open_log(folder: Path) -> None:
 
 def versions(*packages: str) -> dict[str, str]:
     """Python, mpa-edge and the named distributions that are installed."""
-    found = {"python": platform.python_version(), "mpa-edge": __version__}
+    found = {"mpa-edge": __version__, "python": platform.python_version()}
     for name in packages:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
