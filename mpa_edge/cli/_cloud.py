@@ -21,14 +21,16 @@ CLOUD = ("cloud", "hf_jobs", "cloud_name", "bucket", "gpus", "image_count", "sec
 OURS = ("source", "images", "out", "dry_run", "as_json", *CLOUD)
 """Parameters that say where the job runs; all others are passed to the align command of the job."""
 OPTIONS = (
-    click.option("--cloud", is_flag=True, help="Run it on a rented machine, with SkyPilot."),
-    click.option("--hf-jobs", is_flag=True, help="Run it as a Hugging Face Job."),
-    click.option("--cloud-name", metavar="NAME", help="Name of that job.  [default: the recipe's]"),
-    click.option("--bucket", metavar="URL", help="Bucket that keeps that run, e.g. s3://BUCKET/runs."),
-    click.option("--gpus", metavar="NAME[:N]", help="Machine for that job, instead of what the plan chooses."),
-    click.option("--image-count", type=click.IntRange(min=1), metavar="N", help="How many images --images URL has."),
-    click.option("--secret", "secrets", multiple=True, metavar="NAME", help="Environment variable that it needs."),
-    click.option("--on-demand", is_flag=True, help="No spot machines: dearer, never taken away."),
+    click.option("--cloud", is_flag=True, help="Run on a rented machine, with SkyPilot."),
+    click.option("--hf-jobs", is_flag=True, help="Run as a Hugging Face Job."),
+    click.option("--cloud-name", metavar="NAME", help="Name of the cloud job.  [default: the recipe's]"),
+    click.option("--bucket", metavar="URL", help="Bucket for the run folder of a cloud job, e.g. s3://BUCKET/runs."),
+    click.option("--gpus", metavar="NAME[:N]", help="GPU of the cloud job, instead of the one that the plan chooses."),
+    click.option("--image-count", type=click.IntRange(min=1), metavar="N", help="Number of images at --images URL."),
+    click.option(
+        "--secret", "secrets", multiple=True, metavar="NAME", help="Environment variable to pass to the cloud job."
+    ),
+    click.option("--on-demand", is_flag=True, help="Use on-demand instead of spot machines."),
 )
 
 
