@@ -165,7 +165,7 @@ def energy_of_artifact(evidence: Evidence, invalid: bool) -> tuple[EnergyResult 
         return None, "timings do not count, and energy is power over time"
     spans, tokens = busy(evidence.lines, "artifact")
     starts = [line.values["uptime_s"] for line in evidence.lines if line.kind == "loaded" and "uptime_s" in line.values]
-    return energy_of(evidence.during, spans, tokens, began_uptime_s=min(starts, default=None))
+    return energy_of(evidence.during, spans, tokens, min(starts, default=0.0))
 
 
 def busy(lines: Sequence[Line], variant: str) -> tuple[list[tuple[float, float]], int]:

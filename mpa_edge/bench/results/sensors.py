@@ -165,21 +165,16 @@ def power_w(line: Reading) -> tuple[float, str] | Unreadable:
 
 
 def energy_of(
-    watch: Sequence[Reading],
-    spans: Sequence[tuple[float, float]],
-    tokens: int,
-    *,
-    began_uptime_s: float | None = None,
+    watch: Sequence[Reading], spans: Sequence[tuple[float, float]], tokens: int, began_uptime_s: float
 ) -> tuple[EnergyResult | None, str]:
     """Energy of a variant's answers, and how it was read or why it was not.
 
     `spans`: (from, to) of its answers, by the device's clock since boot; `tokens`: generated in all of them. Idle power
-    is the median of the readings before `began_uptime_s`, when the first process began to load; without it, the lowest
-    reading before the first span, as a load may lie between.
+    is the median of the readings before `began_uptime_s`, when the first process began to load.
 
     >>> watch = [{"uptime_s": t, "tegrastats": f"RAM 1/2MB VDD_IN {mw}mW/1mW"} for t, mw in
     ...          ((1, 4000), (2, 4000), (5, 9000), (6, 9000), (7, 9000))]
-    >>> energy_of(watch, [(4.0, 8.0)], 10, began_uptime_s=3.0)[0].joules_per_token
+    >>> energy_of(watch, [(4.0, 8.0)], 10, 3.0)[0].joules_per_token
     2.0
     """
     taken = [(time, power_w(line)) for line in watch if (time := number(line, "uptime_s")) is not None]
@@ -190,14 +185,13 @@ def energy_of(
     sources = sorted({source for _, _, source in powers})
     if len(sources) > 1:
         return None, f"the source of the power changed ({', '.join(sources)})"
-    first = min(start for start, _ in spans) if began_uptime_s is None else began_uptime_s
     busy = [watts for time, watts, _ in powers if any(start <= time <= end for start, end in spans)]
-    before = [watts for time, watts, _ in powers if time < first]
+    before = [watts for time, watts, _ in powers if time < began_uptime_s]
     if len(busy) < LEAST_READINGS:
         return None, f"{len(busy)} readings while it answered are too few"
     if not before:
         return None, "no reading before it began, so idle power is not known"
-    mean_w, idle_w = fmean(busy), min(before) if began_uptime_s is None else median(before)
+    mean_w, idle_w = fmean(busy), median(before)
     if mean_w <= idle_w:
         return None, f"power did not rise while it answered ({mean_w:.2f} W, idle {idle_w:.2f} W)"
     joules = (mean_w - idle_w) * sum(end - start for start, end in spans)
