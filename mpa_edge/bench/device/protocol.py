@@ -38,20 +38,20 @@ class Step:
 
 @dataclass(frozen=True)
 class JobOrder:
-    """Everything that a job on the device has to know besides the bundle."""
+    """What a job on the device needs besides the bundle."""
 
     variants: dict[str, str]
     """artifact and base -> folder inside the bundle."""
     steps: tuple[Step, ...]
-    """In this order; consecutive steps of one variant share a process, which loads once and warms up once."""
+    """Asked in this order; consecutive steps of one variant share a process, which loads once and warms up once."""
     threads: int | None = None
-    """CPU threads; None: what the artifact asks for."""
+    """CPU threads; None: the setting of the artifact."""
     cores: str | None = None
     """Cores to pin to, in taskset's notation (4-7,9); None: not pinned."""
     warm_up: int = 1
     """Uncounted answers at the start of each process."""
     answer_timeout_s: float = 600.0
-    """A runner that takes longer for one answer counts as hung."""
+    """A process that takes longer for one answer counts as hung."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Line:
     kind: str
     """loaded | answer | memory | failed | end."""
     variant: str = ""
-    """Which model."""
+    """artifact or base."""
     block: int = 0
     """Number of the process, from 0."""
     values: dict[str, Any] = field(default_factory=dict)
@@ -70,12 +70,12 @@ class Line:
 
 
 def to_json(order: JobOrder) -> str:
-    """The order as a document; the same order gives the same bytes."""
+    """The order as JSON; the same order gives the same bytes."""
     return json.dumps(asdict(order), sort_keys=True, ensure_ascii=False, indent=1)
 
 
 def from_json(text: str) -> JobOrder:
-    """The order of a document."""
+    """Read an order from JSON."""
     made = json.loads(text)
     return JobOrder(**(made | {"steps": tuple(Step(**step) for step in made["steps"])}))
 
@@ -90,7 +90,7 @@ def to_line(line: Line) -> str:
 
 
 def read_lines(texts: Iterable[str]) -> Iterator[Line]:
-    """Whole lines; a torn one, as a kill leaves it at the end, is skipped."""
+    """Complete lines; an incomplete one, which a kill leaves at the end, is skipped."""
     for text in texts:
         try:
             made = json.loads(text)
@@ -100,7 +100,7 @@ def read_lines(texts: Iterable[str]) -> Iterator[Line]:
 
 
 def answered(lines: Iterable[Line]) -> set[tuple[str, str, int]]:
-    """Keys of the steps that have their answer."""
+    """Keys of the steps that have an answer."""
     return {(line.variant, line.values["id"], line.values["repetition"]) for line in lines if line.kind == "answer"}
 
 

@@ -231,7 +231,7 @@ class Worker:
         return None
 
     def acknowledge(self) -> None:
-        """Its last line is on disk."""
+        """Tell the worker that its last line is on disk."""
         self._send(b"\n")
 
     def _send(self, data: bytes) -> None:

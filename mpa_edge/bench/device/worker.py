@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# the host has checked every image against the run's own limit; no recipe can set a higher one than this
+# the highest limit that a recipe can set: the host has checked every image against the run's own limit
 MAX_PIXELS = 2 * 89_478_485
 ONNX, LLAMA = {"onnxruntime": "onnxruntime"}, {"llama_cpp": "llama-cpp-python"}
 # format -> module -> name of its package
@@ -185,7 +185,7 @@ def answer(model: VLM, bundle: Path, question: dict[str, Any], step: Step) -> di
 
 
 def pixel_hash(image: Image) -> str:
-    """Tells whether two machines decode an image to the same pixels: their JPEG libraries may differ."""
+    """Hash of the decoded pixels, to compare two machines: their JPEG libraries may differ."""
     return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:16]
 
 

@@ -46,10 +46,10 @@ DEVICE_CODE = (
 
 
 class Question(Record):
-    """One question as the device gets it: without its answers."""
+    """One question as it is sent to the device, without its accepted answers."""
 
     id: str
-    """Of the sample."""
+    """Id of the sample."""
     image: str
     """Path inside the folder of images."""
     prompt: str
@@ -59,10 +59,10 @@ class Question(Record):
 
 
 class BundleFile(Record):
-    """One file."""
+    """One file of a bundle."""
 
     sha256: str
-    """Of its content."""
+    """Hash of its content."""
     bytes: int
     """Its size."""
 
@@ -77,7 +77,7 @@ class BundleManifest(Record):
     files: dict[str, BundleFile]
     """Path inside the bundle -> file, without manifest.json and SHA256SUMS."""
     sha256: str
-    """Of the whole: of SHA256SUMS, which follows from `files`."""
+    """Hash of SHA256SUMS, which identifies the bundle."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,11 @@ class Bundle:
     folder: Path
     """Where it is."""
     manifest: BundleManifest
-    """What is in it."""
+    """Its manifest."""
 
     @property
     def sha256(self) -> str:
-        """Of the whole."""
+        """Hash that identifies the bundle."""
         return self.manifest.sha256
 
     @property
@@ -138,7 +138,7 @@ def make_bundle(
             path.relative_to(half).as_posix(): BundleFile(sha256=sha256_file(path), bytes=path.stat().st_size)
             for path in paths
         }
-        # as sha256sum writes it
+        # in the format of sha256sum
         sums = "".join(f"{file.sha256}  {name}\n" for name, file in sorted(files.items())).encode()
         manifest = BundleManifest(variants=order.variants, files=files, sha256=hashlib.sha256(sums).hexdigest())
         (half / SUMS).write_bytes(sums)
@@ -147,7 +147,7 @@ def make_bundle(
         if place.is_dir() and any(place.iterdir()):
             if not (place / SUMS).is_file():
                 raise MpaError(f"{place} contains something other than a bundle: choose another --out")
-            # removed under a name that the next run removes as well, should this one be killed
+            # if this run is killed in between, the next one removes what has such a name
             old = half.with_name(f"{half.name.removesuffix(HALF_SUFFIX)}-old.{os.getpid()}{HALF_SUFFIX}")
             os.replace(place, old)
             os.replace(half, place)
@@ -193,7 +193,7 @@ def half_made(folder: Path) -> Iterator[Path]:
         shutil.rmtree(half, ignore_errors=True)
 
 
-# --- what goes in -----------------------------------------------------------------------------------------------------
+# --- contents ---------------------------------------------------------------------------------------------------------
 
 
 def _add_model(folder: Path, source: Path) -> None:

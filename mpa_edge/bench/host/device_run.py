@@ -21,7 +21,7 @@ from mpa_edge.errors import MpaError
 from mpa_edge.progress import progress, say
 
 SHORT_S, CHECK_S = 30.0, 120.0
-# the longest silence of a job that still counts as work: a load, then one answer
+# a job that is silent for longer counts as hung: loading and one answer fit into this
 STALL_S = 1200.0
 FIND = "import importlib.util as u, sys; print(*(m for m in sys.argv[1:] if u.find_spec(m) is None))"
 

@@ -21,7 +21,7 @@ CALL_S = 30.0
 # stopping gives the processes three seconds to end by themselves; then starting waits for the new one
 START_S = 60.0
 MAX_RESTARTS = 3
-# an offset that no file reaches: only the state
+# beyond the end of any file: a poll returns only the state
 NOTHING = 1 << 50
 
 

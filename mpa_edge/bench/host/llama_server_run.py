@@ -32,7 +32,7 @@ MAX_RECONNECTS, MAX_DEATHS = 20, 2
 
 @dataclass
 class LlamaServerRun:
-    """One server after the other, each with one model; a server that died is replaced."""
+    """Answers an order through llama-server, one process for each block; a server that died is replaced."""
 
     transport: Transport
     order: JobOrder
@@ -49,7 +49,7 @@ class LlamaServerRun:
     _deadly = 0
 
     def run(self, out: Path) -> bool:
-        """Ask every question of the order that has no answer in `out` yet; whether all were answered.
+        """Ask every question of the order that has no answer in `out` yet. Returns whether all were answered.
 
         MpaError where nothing can be asked (a model that does not load, a device out of reach): what was answered is in
         `out`, and a rerun resumes.

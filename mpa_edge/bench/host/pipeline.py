@@ -95,7 +95,7 @@ def read_results(bench: Bench, job: Path) -> Path:
 
 
 def make(bench: Bench, folder: Path | None = None) -> Bundle:
-    """Only the bundle; in `folder`, else among those of the run."""
+    """Make only the bundle, in `folder` or among those of the run."""
     with run_lock(make_folder(bench.results)):
         return prepare(bench, folder)[2]
 
@@ -140,7 +140,7 @@ def prepare(bench: Bench, folder: Path | None = None) -> tuple[Comparison, JobOr
 
 
 def host_answers(bench: Bench, comparison: Comparison) -> Answers:
-    """What base and aligned answer in full precision, on this machine."""
+    """Answers of base and aligned in full precision, on this machine."""
     merged = bench.run / FOLDERS["merge"]
     base, aligned = (answers_of_run(comparison, bench.run, merged, name) for name in ("base", "aligned"))
     return base, aligned

@@ -23,7 +23,7 @@ SLOWEST_BYTES_PER_S = 200_000
 # files up to this size are sent together: one call for each of 500 images would take longer than the images
 SMALL_BYTES, PACK_BYTES, MIN_PACKED = 1 << 18, 8 << 20, 4
 NAMES_PER_CALL = 400
-# what the bench itself writes there
+# room for what the benchmark itself writes on the device
 MARGIN_BYTES = 16 << 20
 ROUNDS = 3
 SHA256 = re.compile(r"[0-9a-f]{64}")

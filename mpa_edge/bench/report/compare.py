@@ -23,7 +23,7 @@ Outcome = Literal["regression", "improvement", "no clear change", "not compared"
 LEAST_CHANGE = 0.05
 LEVEL = 0.05
 RESAMPLES = 2000
-# tpot_s is left out: it is tokens_per_s upside down
+# without tpot_s, the inverse of tokens_per_s
 TIMED = ("ttft_s", "vision_encode_s", "prefill_s", "preprocess_s", "tokens_per_s", "total_s", "load_s")
 MORE_IS_BETTER = {"tokens_per_s"}
 

@@ -17,7 +17,7 @@ STEPS = (1.0, 2.0, 5.0, 10.0)
 
 @dataclass(frozen=True)
 class Scale:
-    """A linear axis with round ends."""
+    """A linear axis with round limits."""
 
     low: float
     """Value at 0 %."""

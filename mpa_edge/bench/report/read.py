@@ -36,7 +36,7 @@ class BenchData:
     thumbnails: dict[str, str] = field(default_factory=dict)
     """`thumbnail` of a row -> data URI, for the ones that are there."""
     sweep: Sweep | None = None
-    """Of the target, where settings were swept."""
+    """Sweep of the target, if there is one."""
     notes: tuple[str, ...] = ()
     """What could not be read, in words."""
     has_log: bool = False

@@ -141,7 +141,7 @@ def readings(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, 
 
 
 def _plain(value: Any) -> str:
-    """A single reading.
+    """A single reading as text.
 
     >>> _plain(22705204.0), _plain(None), _plain(True)
     ('22705204', 'unknown', 'yes')

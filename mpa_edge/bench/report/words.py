@@ -10,7 +10,7 @@ from mpa_edge.bench.results.records import BenchReport, Figure, Sweep
 
 NONE = "–"
 LONGEST_TEXT = 400
-# cannot be seen, or reverse the text around them: shown by their number
+# characters that are invisible or reverse the text around them: shown by their code
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 JOINERS = {"\u200c", "\u200d"}
 PLAIN_SPACE = {"\n", "\t", "\r"}

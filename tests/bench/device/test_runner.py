@@ -53,7 +53,7 @@ def test_every_question_once_with_the_answers_of_the_host(bundles, at_home, tmp_
 
 
 @pytest.mark.parametrize("name", EXPORTS)
-def test_a_picture_is_looked_at_each_time(bundles, tmp_path, name) -> None:
+def test_an_image_is_opened_each_time(bundles, tmp_path, name) -> None:
     asked = ids(bundles[name])[0]
     order = JobOrder({"artifact": BOTH["artifact"]}, tuple(Step("artifact", asked, i) for i in range(4)), threads=1)
     folder = job(tmp_path / "job", order)

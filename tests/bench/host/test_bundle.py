@@ -57,7 +57,7 @@ def test_everything_is_in_the_manifest_and_sha256sum_agrees(tmp_path: Path) -> N
     assert read_bundle(bundle.folder) == bundle
 
 
-def test_another_question_picture_or_model_makes_another_hash(tmp_path: Path) -> None:
+def test_another_question_image_or_model_makes_another_hash(tmp_path: Path) -> None:
     before = small(tmp_path).sha256
     asked = image_questions(tmp_path / "images", ["a.png", "b.png"])
     other = [asked[0], asked[1].model_copy(update={"prompt": "Why?"})]
@@ -94,7 +94,7 @@ def test_weights_beside_a_graph_come_along(tmp_path: Path) -> None:
     assert weight_files(export, ["onnx/embed_tokens.onnx"]) == ["onnx/embed_tokens.onnx"]
 
 
-def test_names_of_pictures_are_made_safe_and_stay_apart(tmp_path: Path) -> None:
+def test_names_of_images_are_made_safe_and_stay_apart(tmp_path: Path) -> None:
     asked = image_questions(tmp_path / "images", ODD)
     same = Question(id='"\n', image=ODD[0], prompt='"\n\u2028', max_new_tokens=3)
     bundle = small(tmp_path, questions=[*asked, same])
@@ -116,9 +116,9 @@ def test_no_answer_goes_to_the_device(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(None, "unreadable file"), (b"no picture", "not an image"), (b"", "empty")]
+    ("content", "said"), [(None, "unreadable file"), (b"no image", "not an image"), (b"", "empty")]
 )
-def test_a_picture_that_cannot_be_used_is_refused_at_home(tmp_path: Path, content: bytes | None, said: str) -> None:
+def test_an_image_that_cannot_be_used_is_refused_on_the_host(tmp_path: Path, content: bytes | None, said: str) -> None:
     small(tmp_path)
     if content is not None:
         (tmp_path / "images" / "bad.png").write_bytes(content)
@@ -273,7 +273,7 @@ def test_a_folder_that_is_no_export(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pictures_inside_parquet_files_are_taken_out(tmp_path: Path) -> None:
+def test_images_inside_parquet_files_are_taken_out(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

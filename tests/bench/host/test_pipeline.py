@@ -220,8 +220,8 @@ def test_a_phone_without_python(tmp_path: Path) -> None:
     vlm = load(str(run / "exports" / "gguf-q8_0"), name="host", threads=1)
     (drawn,) = (run / "bench" / ".answers" / "questions").rglob("answers.jsonl")
     for row in read_bench(run / "bench" / "phone" / "gguf-q8_0").answers[:4]:
-        picture = Image.open(drawn.parent / row.image).convert("RGB")
-        (reply,) = vlm.answer([Request(picture, answer_prompt(get_task("minicharts"), row.question), 16)])
+        image = Image.open(drawn.parent / row.image).convert("RGB")
+        (reply,) = vlm.answer([Request(image, answer_prompt(get_task("minicharts"), row.question), 16)])
         assert reply.text == row.artifact
 
 

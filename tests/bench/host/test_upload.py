@@ -59,9 +59,9 @@ def made(tmp_path: Path):
 
 @pytest.fixture
 def bundle(made) -> Made:
-    pictures = {f"images/it's {n}.png": f"picture {n}".encode() * n for n in range(40)}
+    images = {f"images/it's {n}.png": f"image {n}".encode() * n for n in range(40)}
     odd = {"-rf": b"-", "a b/$(c);`d`/'\".bin": b"odd", "ü/*": b"star", "twice": b"same", "again": b"same"}
-    return made("bundle", {**pictures, **odd, "model.gguf": os.urandom(3 * BLOCK_BYTES + 5), "empty": b""})
+    return made("bundle", {**images, **odd, "model.gguf": os.urandom(3 * BLOCK_BYTES + 5), "empty": b""})
 
 
 class Counted(LocalTransport):
