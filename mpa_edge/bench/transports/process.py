@@ -78,33 +78,24 @@ def call(
             argv, stdin=stdin, stdout=out, stderr=complaints, start_new_session=True, env=os.environ | {"LC_ALL": "C"}
         )
         try:
-            _wait(process, timeout_s, stall_s, [stdin, out])
+            # the program shares the offsets of its files with us, which shows how far it is; that of /dev/null stays 0
+            descriptors = [stdin.fileno(), out.fileno()]
+            now = moved = time.monotonic()
+            deadline, seen = now + timeout_s, [os.lseek(each, 0, os.SEEK_CUR) for each in descriptors]
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, min(POLL_S, deadline - now) if stall_s else deadline - now))
+                    break
+                now, current = time.monotonic(), [os.lseek(each, 0, os.SEEK_CUR) for each in descriptors]
+                if current != seen:
+                    moved, seen = now, current
+                if now >= deadline or (stall_s and now - moved > stall_s):
+                    raise TooSlowError
         finally:
             end_group(process)
         kept.seek(0)
         complaints.seek(0)
         return Done(process.returncode, kept.read(), complaints.read())
-
-
-def _wait(process: subprocess.Popen[bytes], timeout_s: float, stall_s: float | None, files: list[IO[bytes]]) -> None:
-    """Wait for the end. Parent and child share the offset of a file, which shows how far the child is."""
-
-    def offsets() -> list[int]:
-        # a device file (/dev/null) has no useful offset, and reports 0
-        return [os.lseek(file.fileno(), 0, os.SEEK_CUR) for file in files]
-
-    now = time.monotonic()
-    deadline, moved, seen = now + timeout_s, now, offsets()
-    while True:
-        slice_s = min(POLL_S, deadline - now) if stall_s else deadline - now
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(max(slice_s, 0.0))
-            return
-        now, current = time.monotonic(), offsets()
-        if current != seen:
-            moved, seen = now, current
-        if now >= deadline or (stall_s and now - moved > stall_s):
-            raise TooSlowError
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
