@@ -74,18 +74,18 @@ def open_source(reference: str, out: str | None = None) -> Source:
         return Source(folder.resolve().name, merged, Path(out) if out else folder / EXPORTS, run=folder, recipe=recipe)
     found = Path(resolve(reference))
     if not found.is_dir():
-        found = _download(reference)
+        found = download(reference)
     name = folder.resolve().name if folder.is_dir() else reference.rpartition("/")[2].replace(":", "-")
     return Source(name, found, Path(out) if out else Path("runs") / name / EXPORTS)
 
 
-def _download(hub_id: str) -> Path:
-    """Files of a hub checkpoint: weights as safetensors only, no program code."""
+def download(hub_id: str, local_only: bool = False) -> Path:
+    """Files of a hub checkpoint: weights as safetensors only, no program code. `local_only`: only from the cache."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(DOWNLOADED)))
+        return Path(snapshot_download(hub_id, local_files_only=local_only, allow_patterns=list(DOWNLOADED)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MpaError(f"cannot get '{hub_id}' from the hub ({why}): check the id, or name a folder") from error

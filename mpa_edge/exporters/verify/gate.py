@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpa_edge.artifact import read_artifact
 from mpa_edge.errors import MachineError, MpaError, VerificationError
 from mpa_edge.exporters.budget import image_values
-from mpa_edge.exporters.source import DOWNLOADED, Source
+from mpa_edge.exporters.source import Source, download
 from mpa_edge.exporters.verify.parity import (
     Compared,
     Mismatch,
@@ -20,16 +19,16 @@ from mpa_edge.exporters.verify.parity import (
     compare,
     compare_with_base,
 )
-from mpa_edge.exporters.verify.probes import Probes, probes
-from mpa_edge.exporters.verify.reference import Reference, trace_checkpoint
+from mpa_edge.exporters.verify.probes import probes
+from mpa_edge.exporters.verify.reference import ProbeTrace, trace_checkpoint
 from mpa_edge.progress import say
 from mpa_edge.runs.isolation import run_isolated
 from mpa_edge.vlm import fingerprint, resolve
 
 if TYPE_CHECKING:
-    from mpa_edge.config.scheme import Scheme, Tolerance
+    from mpa_edge.config.scheme import Scheme
     from mpa_edge.config.target import ImageBudget
-    from mpa_edge.types import Trace, TraceableVLM
+    from mpa_edge.types import Trace
 
 HEADLINES: dict[Mismatch, str] = {
     "none": "it answers as another model does",
@@ -39,28 +38,8 @@ HEADLINES: dict[Mismatch, str] = {
 }
 NOT_RUN = "its runtime cannot run it"
 OTHER_PIXELS = "pixels: the vision encoder is given other numbers than the checkpoint's image processor makes"
-
-
-@dataclass(frozen=True)
-class References:
-    """What the checkpoint does on the probes."""
-
-    aligned: Reference
-    """The checkpoint itself."""
-    base: Reference | None
-    """The student before it was aligned; None where there is no such model, or it cannot be loaded."""
-
-
-@dataclass(frozen=True)
-class ExportTraces:
-    """What an export did on the probes."""
-
-    probes: list[Trace]
-    """One for each probe."""
-    blanks: list[Trace]
-    """One for each probe with a gray image."""
-    fixed: tuple[list[Trace], list[Trace]] | None
-    """Both again, from the checkpoint's own pixels; None where the pixels were equal, or the runtime hides them."""
+References = tuple[list[ProbeTrace], list[ProbeTrace] | None]
+"""Traces of the checkpoint, and of the student before it was aligned; None where that cannot be loaded."""
 
 
 def trace_references(source: Source, budget: ImageBudget | None, threads: int | None) -> References:
@@ -68,15 +47,15 @@ def trace_references(source: Source, budget: ImageBudget | None, threads: int | 
     aligned = run_isolated(trace_checkpoint, source, budget, threads, threads=threads)[0]
     base = base_of(source)
     if base is None or fingerprint(str(base)) == source.fingerprint:
-        return References(aligned, None)
+        return aligned, None
     try:
-        before = run_isolated(trace_checkpoint, replace(source, checkpoint=base), budget, threads, threads=threads)[0]
+        before = replace(source, checkpoint=base)
+        return aligned, run_isolated(trace_checkpoint, before, budget, threads, threads=threads)[0]
     except MachineError:
         raise
     except MpaError as error:
         say(f"{source.name}: not compared with the base model ({error})")
-        return References(aligned, None)
-    return References(aligned, before)
+        return aligned, None
 
 
 def verify(
@@ -92,35 +71,26 @@ def verify(
     `references` are the checkpoint's side (`trace_references`), the same for every scheme. Raises VerificationError
     with every reason where the export is not the same model, and MachineError where this machine cannot run it.
     """
-    aligned = references.aligned
+    aligned, base = references
     try:
-        traces = run_isolated(trace_export, source, folder, budget, threads, aligned, threads=threads)[0]
+        traces, fixed = run_isolated(trace_export, source, folder, budget, threads, aligned, threads=threads)[0]
     except MachineError:
         raise
     except (MpaError, RuntimeError) as error:  # a runtime's own exception arrives from its process as a RuntimeError
         raise failure(source, scheme, NOT_RUN, [f"run: {error}"]) from error
     image_id = int(source.config.get("image_token_id", source.config.get("image_token_index", -1)))
-    compared = compare_with_reference(aligned, traces.probes, traces.blanks, scheme.tolerance, image_id)
-    fixed = compare_with_reference(aligned, *traces.fixed, scheme.tolerance, image_id) if traces.fixed else None
+    originals = [one.trace for one in aligned]
+    compared = compare([*map(Pair, originals, traces)], scheme.tolerance, image_id)
     reasons = [OTHER_PIXELS] if compared.details.pixels_equal is False else []
     reasons += compared.reasons
     positions: dict[str, float] = {}
-    if references.base is not None:
-        after, before = ([one.trace for one in side.probes] for side in (aligned, references.base))
-        positions, found = compare_with_base(after, before, traces.probes)
+    if base is not None:
+        positions, found = compare_with_base(originals[:-1], [one.trace for one in base[:-1]], traces[:-1])
         reasons += found
     if reasons:
-        raise failure(source, scheme, HEADLINES[mismatch(compared, fixed)], reasons)
+        with_its_pixels = compare([*map(Pair, originals, fixed)], scheme.tolerance, image_id) if fixed else None
+        raise failure(source, scheme, HEADLINES[mismatch(compared, with_its_pixels)], reasons)
     return compared.parity, compared.details.model_copy(update={"toward_aligned": positions})
-
-
-def compare_with_reference(
-    known: Reference, traces: Sequence[Trace], blanks: Sequence[Trace], tolerance: Tolerance, image_id: int
-) -> Compared:
-    """The export's traces beside the checkpoint's."""
-    pairs = [Pair(one.trace, trace) for one, trace in zip(known.probes, traces, strict=True)]
-    grays = [(0, Pair(one.trace, trace)) for one, trace in zip(known.blanks, blanks, strict=True)]
-    return compare(pairs, grays, tolerance, image_id)
 
 
 def mismatch(compared: Compared, fixed: Compared | None) -> Mismatch:
@@ -153,37 +123,28 @@ def failure(source: Source, scheme: Scheme, headline: str, reasons: list[str]) -
 
 
 def trace_export(
-    source: Source, folder: Path, budget: ImageBudget | None, threads: int | None, known: Reference
-) -> ExportTraces:
-    """Run an exported folder on the probes, and again from the checkpoint's pixels where its own differ."""
+    source: Source, folder: Path, budget: ImageBudget | None, threads: int | None, known: list[ProbeTrace]
+) -> tuple[list[Trace], list[Trace] | None]:
+    """Run an exported folder on the probes, and again from the checkpoint's own pixels.
+
+    The second run is None where the pixels were equal, or where the runtime hides them or cannot take them.
+    """
     from mpa_edge.vlm import load
 
     artifact = read_artifact(folder)
-    asked = probes(image_values(source.checkpoint, budget), source.prompt, artifact.tokens.image)
+    batches = probes(image_values(source.checkpoint, budget), source.prompt, artifact.tokens.image)
     model: Any = load(str(folder), name=artifact.name, threads=threads)
     try:
-        traces = [trace for batch in asked.batches for trace in model.trace(batch)]
-        blanks = [model.trace([request])[0] for _, request in asked.blanks]
-        fixed = None
-        pairs = zip(traces, known.probes, strict=True)
-        if any(trace.pixels_sha256 not in (None, one.trace.pixels_sha256) for trace, one in pairs):
-            fixed = trace_from_pixels(model, asked, known)
+        traces = [trace for batch in batches for trace in model.trace(batch)]
+        if all(ours.pixels_sha256 in (None, one.trace.pixels_sha256) for ours, one in zip(traces, known, strict=True)):
+            return traces, None
+        pixels = iter([one.pixels for one in known])
+        try:
+            return traces, [trace for batch in batches for trace in model.trace(batch, [next(pixels) for _ in batch])]
+        except MpaError:
+            return traces, None
     finally:
         model.close()
-    return ExportTraces(traces, blanks, fixed)
-
-
-def trace_from_pixels(model: TraceableVLM, asked: Probes, known: Reference) -> tuple[list[Trace], list[Trace]] | None:
-    """All probes from the checkpoint's own pixels; None where the runtime cannot take them."""
-    pixels = [one.pixels for one in known.probes]
-    traces: list[Trace] = []
-    try:
-        for batch in asked.batches:
-            traces += model.trace(batch, pixels[len(traces) : len(traces) + len(batch)])
-        grays = zip(asked.blanks, known.blanks, strict=True)
-        return traces, [model.trace([request], [one.pixels])[0] for (_, request), one in grays]
-    except MpaError:
-        return None
 
 
 def base_of(source: Source) -> Path | None:
@@ -193,10 +154,7 @@ def base_of(source: Source) -> Path | None:
     student = resolve(source.recipe.student)
     if Path(student).is_dir():
         return Path(student)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     try:
-        return Path(snapshot_download(student, local_files_only=True, allow_patterns=list(DOWNLOADED)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, MpaError):
+        return download(student, local_only=True)
+    except MpaError:
         return None

@@ -121,20 +121,20 @@ class Compared:
     """The image embeddings are within the tolerance."""
 
 
-def compare(pairs: Sequence[Pair], blanks: Sequence[tuple[int, Pair]], tolerance: Tolerance, image_id: int) -> Compared:
+def compare(pairs: Sequence[Pair], tolerance: Tolerance, image_id: int) -> Compared:
     """Compare every probe with its original.
 
     Args:
-        pairs: The probes.
-        blanks: Probes with a gray image, each with the index of the pair whose image it replaces.
+        pairs: The probes; the last is the first one with a gray image.
         tolerance: Of the scheme.
         image_id: Id of the token that stands for one image embedding.
     """
+    *pairs, blank = pairs
     logit_std = float(np.mean([row.std() for pair in pairs for row in pair.reference.logits]))
     logit_diff = largest_logit_diff(pairs)
     greedy_prefix, clear, ties = prefix_shares(pairs, near_tie=tolerance.max_abs_logit_diff * logit_std)
-    change = blank_change([(pairs[i].artifact, pair.artifact) for i, pair in blanks])
-    wanted = blank_change([(pairs[i].reference, pair.reference) for i, pair in blanks])
+    change = blank_change(pairs[0].artifact, blank.artifact)
+    wanted = blank_change(pairs[0].reference, blank.reference)
     digests = [(pair.reference.pixels_sha256, pair.artifact.pixels_sha256) for pair in pairs]
     hidden = any(artifact is None for _, artifact in digests)
     parity = Parity(
@@ -206,13 +206,12 @@ def prefix_shares(pairs: Sequence[Pair], near_tie: float) -> tuple[float, float,
     return same / total if total else 0.0, (same + ties) / compared if compared else 0.0, ties
 
 
-def blank_change(pairs: Sequence[tuple[Trace, Trace]]) -> float:
-    """Largest change of a first-step logit from (image, gray image); 0 where a trace is empty or not finite."""
-    changes = [0.0]
-    for seen, blank in pairs:
-        if seen.logits[:1].shape == blank.logits[:1].shape and len(seen.logits):
-            changes.append(float(np.abs(seen.logits[0] - blank.logits[0]).max()))
-    return max((change for change in changes if np.isfinite(change)), default=0.0)
+def blank_change(seen: Trace, blank: Trace) -> float:
+    """Largest change of a first-step logit with a gray image; 0 where a trace is empty or not finite."""
+    if seen.logits[:1].shape != blank.logits[:1].shape or not len(seen.logits):
+        return 0.0
+    change = float(np.abs(seen.logits[0] - blank.logits[0]).max())
+    return change if np.isfinite(change) else 0.0
 
 
 def reasons(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,25 +15,11 @@ GRAY = (128, 128, 128)
 LONG, SHORT = 256, 64
 
 
-@dataclass(frozen=True)
-class Probes:
-    """What both models are asked."""
+def probes(image: dict[str, Any], prompt: Callable[[str], str], image_token: str) -> list[list[Request]]:
+    """Probes for an image processor with these values, in batches; the last is the first one with a gray image.
 
-    batches: tuple[tuple[Request, ...], ...]
-    """Two images alone, then a batch of two with other sizes and questions of different length."""
-    blanks: tuple[tuple[int, Request], ...]
-    """Probes with a gray image, each with the index of the original (counted through all batches)."""
-
-    @property
-    def requests(self) -> tuple[Request, ...]:
-        """All probes but the gray ones, in order."""
-        return tuple(request for batch in self.batches for request in batch)
-
-
-def probes(image: dict[str, Any], prompt: Callable[[str], str], image_token: str) -> Probes:
-    """Probes for an image processor with these values.
-
-    Three sizes: a wide and a tall one, cheap for models that split an image into tiles, and one of two rows of tiles.
+    Two images are asked about alone, two as a batch with other sizes and questions of different length. A wide and a
+    tall image are cheap for models that split an image into tiles; the third one has two rows of tiles.
     `prompt` adds what the run adds to each question; one question contains the image token, as a user's might.
     """
     wide, tall = drawn(LONG, SHORT, seed=1), drawn(SHORT, LONG, seed=2)
@@ -43,10 +28,10 @@ def probes(image: dict[str, Any], prompt: Callable[[str], str], image_token: str
     longer = prompt(f"How many red{image_token} shapes are there, and is the largest one left of 3 o'clock?")
     gray = Image.new("RGB", wide.size, GRAY)
     first, second, third, fourth, blank = (
-        Request(picture, question, MAX_NEW_TOKENS)
-        for picture, question in ((wide, longer), (middle, short), (wide, short), (tall, longer), (gray, longer))
+        Request(each, question, MAX_NEW_TOKENS)
+        for each, question in ((wide, longer), (middle, short), (wide, short), (tall, longer), (gray, longer))
     )
-    return Probes(batches=((first,), (second,), (third, fourth)), blanks=((0, blank),))
+    return [[first], [second], [third, fourth], [blank]]
 
 
 def two_rows(image: dict[str, Any]) -> tuple[int, int]:
@@ -64,11 +49,11 @@ def two_rows(image: dict[str, Any]) -> tuple[int, int]:
 
 
 def drawn(width: int, height: int, seed: int) -> Image.Image:
-    """A colored picture with edges of every direction: mirrored, turned, blurred or recolored it is a different one."""
+    """A colored image with edges in every direction: mirrored, rotated, blurred or recolored it is a different one."""
     x, y = np.linspace(0, 1, width)[None], np.linspace(0, 1, height)[:, None]
     ramps = (200 * x + 0 * y, 180 * y + 40 * x, 220 - 160 * x * y - 40 * y)
-    picture = Image.fromarray(np.stack(ramps, -1).astype(np.uint8), "RGB")
-    draw = ImageDraw.Draw(picture)
+    image = Image.fromarray(np.stack(ramps, -1).astype(np.uint8), "RGB")
+    draw = ImageDraw.Draw(image)
     step = 5 + seed
     for i in range(0, width, 2 * step):
         draw.line((i, 0, i + height // 3, height), fill=(10 * seed, 250 - i % 200, 90), width=1 + i % 3)
@@ -78,4 +63,4 @@ def drawn(width: int, height: int, seed: int) -> Image.Image:
         size = min(width, height) // 4
         draw.ellipse((*corner, corner[0] + 2 * size, corner[1] + size), fill=(red, green // 2, blue), outline="white")
     draw.rectangle((width * 2 // 3, 2, width - 3, height // 3), fill=(230, 30, 20), outline="black")
-    return picture
+    return image

@@ -36,23 +36,12 @@ class ProbeTrace:
     """What its image processor made of the image alone, under the names of the exported vision encoder's inputs."""
 
 
-@dataclass(frozen=True)
-class Reference:
-    """The checkpoint's side of the comparison."""
-
-    probes: tuple[ProbeTrace, ...]
-    """One for each probe."""
-    blanks: tuple[ProbeTrace, ...]
-    """One for each probe with a gray image."""
-
-
-def trace_checkpoint(source: Source, budget: ImageBudget | None, threads: int | None) -> Reference:
+def trace_checkpoint(source: Source, budget: ImageBudget | None, threads: int | None) -> list[ProbeTrace]:
     """Trace a checkpoint on the probes. Loads torch and the fp32 weights: call it in a process of its own."""
     image, own = image_values(source.checkpoint, budget), processor_values(source.checkpoint)
     model = Checkpoint(source.checkpoint, {key: image[key] for key in image if image[key] != own.get(key)}, threads)
-    asked = probes(image, source.prompt, str(model.processor.image_token))
-    traces = [found for batch in asked.batches for found in model.trace(batch)]
-    return Reference(tuple(traces), tuple(model.trace([request])[0] for _, request in asked.blanks))
+    batches = probes(image, source.prompt, str(model.processor.image_token))
+    return [found for batch in batches for found in model.trace(batch)]
 
 
 class Checkpoint:

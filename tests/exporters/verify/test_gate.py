@@ -525,5 +525,5 @@ def test_a_base_that_cannot_be_loaded_is_left_out(
     damaged = Path(shutil.copytree(STUDENT, tmp_path / "damaged"))
     (damaged / "model.safetensors").write_bytes(b"\xff" * 64)
     recipe = source.recipe.model_copy(update={"student": str(damaged)})  # type: ignore[union-attr]
-    assert gate.trace_references(replace(source, recipe=recipe), None, 1).base is None
+    assert gate.trace_references(replace(source, recipe=recipe), None, 1)[1] is None
     assert "mine: not compared with the base model (" in capsys.readouterr().err

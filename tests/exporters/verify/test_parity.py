@@ -34,7 +34,7 @@ def compared(
     """Each artifact beside trace(0); the gray image does to both what another seed does."""
     truth, gray = reference or trace(0), trace(99)
     pairs = [Pair(truth, artifact) for artifact in artifacts]
-    return compare(pairs, [(0, Pair(gray, blank or gray))], tolerance, IMAGE)
+    return compare([*pairs, Pair(gray, blank or gray)], tolerance, IMAGE)
 
 
 def only_reason(found: Compared) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from mpa_edge.config.target import ImageBudget
 from mpa_edge.exporters.source import Source
-from mpa_edge.exporters.verify.probes import Probes, probes
+from mpa_edge.exporters.verify.probes import probes
 from mpa_edge.exporters.verify.reference import Checkpoint, trace_checkpoint
 from mpa_edge.types import Request
 from mpa_edge.vlm.pixels.common import pixels_digest
@@ -26,7 +26,7 @@ NAMES = {
 }
 
 
-def asked(model: Checkpoint) -> Probes:
+def asked(model: Checkpoint) -> list[list[Request]]:
     return probes(model.processor.image_processor.to_dict(), lambda question: question, "<image>")
 
 
@@ -37,7 +37,7 @@ def test_a_trace_is_what_the_model_computes(which: str) -> None:
     import torch
 
     model = Checkpoint(checkpoint(which), {}, 1)
-    request = asked(model).requests[0]
+    request = asked(model)[0][0]
     [seen] = model.trace([request])
     inputs = model.inputs([request])
     assert list(seen.trace.input_ids) == inputs["input_ids"][0].tolist()
@@ -55,7 +55,7 @@ def test_a_trace_is_what_the_model_computes(which: str) -> None:
 def test_a_batch_is_its_rows(which: str) -> None:
     """Images of different sizes, questions of different length, padding on the left."""
     model = Checkpoint(checkpoint(which), {}, 1)
-    batch = asked(model).batches[-1]
+    batch = asked(model)[2]
     for seen, request in zip(model.trace(batch), batch, strict=True):
         [alone] = model.trace([request])
         assert seen.trace.input_ids == alone.trace.input_ids
@@ -67,7 +67,7 @@ def test_a_batch_is_its_rows(which: str) -> None:
 @pytest.mark.slow
 def test_the_budget_is_applied() -> None:
     source = Source("student", checkpoint("student"), Path("runs"))
-    image = asked(Checkpoint(source.checkpoint, {}, 1)).requests[0]
+    image = asked(Checkpoint(source.checkpoint, {}, 1))[0][0]
     whole = Checkpoint(source.checkpoint, {}, 1).trace([image])[0]
     tight = Checkpoint(source.checkpoint, {"size": {"longest_edge": 64}}, 1).trace([image])[0]
     assert len(tight.trace.vision) < len(whole.trace.vision)
@@ -77,8 +77,8 @@ def test_the_budget_is_applied() -> None:
 def test_another_budget_is_another_reference() -> None:
     source = Source("student", checkpoint("student"), Path("runs"))
     plain, tight = (trace_checkpoint(source, budget, 1) for budget in (None, ImageBudget(max_tiles=1, max_pixels=4096)))
-    assert [len(plain.probes), len(plain.blanks)] == [4, 1]
-    assert len(plain.probes[0].trace.vision) > len(tight.probes[0].trace.vision)
+    assert len(plain) == 5
+    assert len(plain[0].trace.vision) > len(tight[0].trace.vision)
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ def test_a_penalty_of_the_checkpoint_does_not_hide_behind_the_tokens() -> None:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         path.write_text(json.dumps(values | {"repetition_penalty": 9.0, "min_new_tokens": 7}), encoding="utf-8")
         model = Checkpoint(folder, {}, 1)
-        [seen] = model.trace([asked(model).requests[0]])
+        [seen] = model.trace([asked(model)[0][0]])
     assert seen.trace.tokens == tuple(seen.trace.logits.argmax(-1).tolist())
 
 
@@ -102,13 +102,13 @@ def test_the_probes_are_the_same_everywhere() -> None:
     """Images of three sizes; the same pixels on any machine, and no two alike."""
     image = {"max_image_size": {"longest_edge": 64}, "size": {"longest_edge": 128}}
     one, other = (probes(image, lambda question: question, "<image>") for _ in range(2))
-    digests = [[request.image.tobytes() for request in found.requests] for found in (one, other)]
+    digests = [[request.image.tobytes() for batch in found for request in batch] for found in (one, other)]
     assert digests[0] == digests[1]
-    assert len({request.image.size for request in one.requests}) == 3
-    assert [len(batch) for batch in one.batches] == [1, 1, 2]
-    assert len({len(request.prompt) for request in one.batches[-1]}) == 2
-    assert len({(request.image.tobytes(), request.prompt) for request in one.requests}) == 4
-    gray: Request = one.blanks[0][1]
+    assert [len(batch) for batch in one] == [1, 1, 2, 1]
+    *requests, gray = [request for batch in one for request in batch]
+    assert len({request.image.size for request in requests}) == 3
+    assert len({len(request.prompt) for request in one[2]}) == 2
+    assert len({(request.image.tobytes(), request.prompt) for request in requests}) == 4
     assert gray.image.getcolors() == [(gray.image.width * gray.image.height, (128, 128, 128))]
-    assert gray.image.size == one.requests[0].image.size
-    assert gray.prompt == one.requests[0].prompt
+    assert gray.image.size == requests[0].image.size
+    assert gray.prompt == requests[0].prompt
