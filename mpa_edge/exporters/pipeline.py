@@ -27,18 +27,17 @@ from mpa_edge.exporters.publish.manifest import (
     is_exported,
     outputs_of,
     read_export_manifest,
-    write_export_manifest,
 )
 from mpa_edge.exporters.sizes import disk_need_bytes
 from mpa_edge.exporters.source import Source
 from mpa_edge.exporters.verify.gate import References, trace_references, verify
 from mpa_edge.exporters.verify.parity import Parity
 from mpa_edge.progress import say
-from mpa_edge.runs.files import require_free, sha256_json
+from mpa_edge.runs.files import require_free, sha256_json, write_json
 from mpa_edge.runs.isolation import run_isolated
 from mpa_edge.runs.lock import run_lock
 from mpa_edge.runs.log import versions
-from mpa_edge.runs.manifest import StageClock, clear, prepare
+from mpa_edge.runs.manifest import MANIFEST, StageClock, clear, prepare
 from mpa_edge.runs.memory import peak_rss_bytes
 from mpa_edge.vlm.transformers.checkpoint import load_processor
 
@@ -199,7 +198,7 @@ def _make(order: Order, scheme: Scheme, building: Path, inputs: dict[str, str]) 
         peak_rss_bytes=max(context.peak_rss_bytes, peak_rss_bytes(), children_bytes),
     )
     write_card(order.source, artifact, manifest, building)
-    write_export_manifest(building, manifest)
+    write_json(building / MANIFEST, manifest)
     say(f"{scheme.name}: verified in {time.monotonic() - started:.0f} s")
 
 

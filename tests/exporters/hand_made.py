@@ -13,8 +13,9 @@ from mpa_edge.exporters.publish.manifest import (
     ExportManifest,
     entry,
     outputs_of,
-    write_export_manifest,
 )
+from mpa_edge.runs.files import write_json
+from mpa_edge.runs.manifest import MANIFEST
 
 PARITY = {
     "tokens_equal": True,
@@ -81,5 +82,5 @@ def export(folder: Path, scheme: Scheme, **changes: Any) -> Path:
         path.write_bytes(f"{part} {bits}".encode() * 200)
     write_artifact(folder, artifact_of(scheme))
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# mine\n", encoding="utf-8")
-    write_export_manifest(folder, manifest_of(scheme, folder, **changes))
+    write_json(folder / MANIFEST, manifest_of(scheme, folder, **changes))
     return folder

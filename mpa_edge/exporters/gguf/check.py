@@ -66,60 +66,42 @@ def check_gguf_possible(
         raise MpaError(f"llama.cpp needs more language layers than the {n_inner} that DeepStack feeds: {OTHER}")
     if tokenizer is not None and pre_tokenizer_name(tokenizer) is None:
         raise MpaError(f"llama.cpp has no pre-tokenizer with the rules of this tokenizer.json: {OTHER}")
-    if not vision:
-        return
+    if vision and (problem := vision_problem(kind, config, processor)):
+        raise MpaError(f"{problem}: {OTHER_VISION}")
+
+
+def vision_problem(kind: str, config: dict[str, Any], processor: dict[str, Any]) -> str | None:
+    """Why llama.cpp computes other image embeddings than the checkpoint; None where they are the same."""
+    vision = config.get("vision_config", {})
     if kind in QWEN:
-        _check_qwen(config["vision_config"])
-    elif kind in ("llava", "internvl"):
-        _check_llava(config) if kind == "llava" else _check_internvl(config)
+        depth, full = vision.get("depth", MIN_QWEN_DEPTH), vision.get("fullatt_block_indexes")
+        if depth < MIN_QWEN_DEPTH:
+            return f"llama.cpp needs {MIN_QWEN_DEPTH} vision layers of a Qwen model, this has {depth}"
+        if full and list(full) != list(range(full[0], full[-1] + 1, full[0] + 1)):
+            return f"llama.cpp takes full attention at every n-th vision layer only, not at {full}"
+        return None
+    if kind in ("llava", "internvl"):
+        tower, layer = vision.get("model_type", ""), config.get("vision_feature_layer", -2)
+        # the pinned llama.cpp appends a class token to the patches but removes the first row: one patch is lost
+        if kind == "llava" and tower != "siglip_vision_model":
+            return f"llama.cpp loses a patch of vision tower '{tower}' (SigLIP is correct)"
+        if kind == "internvl" and (vision.get("use_qk_norm") or vision.get("norm_type", "layer_norm") != "layer_norm"):
+            return "GGUF takes InternVL's 300M vision tower, not the one with RMS norms"
+        all_patches = "full" if kind == "llava" else "default"  # InternVL's "default" removes the class token
+        selected = config.get("vision_feature_select_strategy", all_patches)
+        if selected != all_patches or (kind == "llava" and not isinstance(layer, int)):
+            return "GGUF takes all patches of one vision layer, and this model does not"
         if (name := config.get("projector_hidden_act", "gelu")) != "gelu":
-            raise MpaError(f"llama.cpp's connector computes gelu, and projector_hidden_act is {name}: {OTHER_VISION}")
-    else:
-        _check_tiles(processor)
-
-
-def _check_tiles(processor: dict[str, Any]) -> None:
-    """llama.cpp always splits an image into tiles and adds an overview, whatever the processor is configured to do."""
+            return f"llama.cpp's connector computes gelu, and projector_hidden_act is {name}"
+        return None
+    # llama.cpp always splits an image into tiles and adds an overview, whatever the processor is configured to do
     tile = processor.get("max_image_size", {}).get("longest_edge", 0)
     edge = processor.get("size", {}).get("longest_edge", 0)
     if not processor.get("do_image_splitting", True):
-        raise MpaError(
-            f"llama.cpp splits images, and this processor does not (do_image_splitting: false): {OTHER_VISION}"
-        )
+        return "llama.cpp splits images, and this processor does not (do_image_splitting: false)"
     if edge <= tile:
-        raise MpaError(
-            f"llama.cpp splits images, and longest_edge {edge} leaves one tile of {tile}: {OTHER_VISION}, "
-            "or a target that allows more tiles"
-        )
-
-
-def _check_qwen(vision: dict[str, Any]) -> None:
-    depth = vision.get("depth", MIN_QWEN_DEPTH)
-    if depth < MIN_QWEN_DEPTH:
-        raise MpaError(
-            f"llama.cpp needs {MIN_QWEN_DEPTH} vision layers of a Qwen model, this has {depth}: {OTHER_VISION}"
-        )
-    full = vision.get("fullatt_block_indexes")
-    if full and list(full) != list(range(full[0], full[-1] + 1, full[0] + 1)):
-        raise MpaError(f"llama.cpp takes full attention at every n-th vision layer only, not at {full}: {OTHER_VISION}")
-
-
-def _check_llava(config: dict[str, Any]) -> None:
-    """The pinned llama.cpp appends a class token to the patches but removes the first row: one patch is lost."""
-    tower = config["vision_config"].get("model_type", "")
-    if tower != "siglip_vision_model":
-        raise MpaError(f"llama.cpp loses a patch of vision tower '{tower}' (SigLIP is correct): {OTHER_VISION}")
-    layer = config.get("vision_feature_layer", -2)
-    if not isinstance(layer, int) or config.get("vision_feature_select_strategy", "full") != "full":
-        raise MpaError(f"GGUF takes all patches of one vision layer, and this model does not: {OTHER_VISION}")
-
-
-def _check_internvl(config: dict[str, Any]) -> None:
-    vision = config["vision_config"]
-    if vision.get("use_qk_norm") or vision.get("norm_type", "layer_norm") != "layer_norm":
-        raise MpaError(f"GGUF takes InternVL's 300M vision tower, not the one with RMS norms: {OTHER_VISION}")
-    if config.get("vision_feature_select_strategy", "default") != "default":
-        raise MpaError(f"GGUF takes all patches of one vision layer, and this model does not: {OTHER_VISION}")
+        return f"llama.cpp splits images, and longest_edge {edge} leaves one tile of {tile} (a target may allow more)"
+    return None
 
 
 def text_architecture(config: dict[str, Any]) -> str:

@@ -50,7 +50,14 @@ def converter_folder() -> Path:
             disk_errors(cache, SDIST_BYTES),
             tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=cache) as temp,
         ):
-            archive = _sdist(Path(temp))
+            if named := os.environ.get(SDIST_VARIABLE):  # for a machine without network
+                archive = Path(named).expanduser()
+                if not archive.is_file():
+                    wanted = f"llama_cpp_python-{VERSION}.tar.gz"
+                    raise MpaError(f"{SDIST_VARIABLE} names '{named}', which is not a file: name {wanted}")
+            else:
+                require_free(Path(temp), SDIST_BYTES)
+                archive = download(Path(temp))
             if sha256_file(archive) != SDIST_SHA256:
                 raise MpaError(
                     f"'{archive.name}' is not the source package of llama-cpp-python {VERSION}: download it again"
@@ -60,18 +67,6 @@ def converter_folder() -> Path:
             (unpacked / DONE).touch()
             unpacked.rename(folder)
     return folder
-
-
-def _sdist(temp: Path) -> Path:
-    """The source package: a file that the user named, for a machine without network, or a download."""
-    named = os.environ.get(SDIST_VARIABLE)
-    if not named:
-        require_free(temp, SDIST_BYTES)
-        return download(temp)
-    path = Path(named).expanduser()
-    if not path.is_file():
-        raise MpaError(f"{SDIST_VARIABLE} names '{named}', which is not a file: name llama_cpp_python-{VERSION}.tar.gz")
-    return path
 
 
 def download(folder: Path) -> Path:
@@ -112,16 +107,11 @@ def extract(archive: Path, folder: Path) -> None:
                 total_bytes += member.size
                 if not member.isreg() or ".." in Path(name).parts or total_bytes > NEEDED_BYTES:
                     raise MpaError(f"'{archive.name}' holds an unsafe member '{name}': download it again")
-                _unpack(tar, member, folder / name)
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                if source := tar.extractfile(member):
+                    with source, (folder / name).open("wb") as target:
+                        shutil.copyfileobj(source, target)
     except (tarfile.TarError, EOFError) as error:
         raise MpaError(f"'{archive.name}' is damaged ({error}): download it again") from error
     if not (folder / WANTED[0]).is_file():
         raise MpaError(f"'{archive.name}' holds no converter: download it again")
-
-
-def _unpack(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
-    source = tar.extractfile(member)
-    if source is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with source, path.open("wb") as target:
-            shutil.copyfileobj(source, target)

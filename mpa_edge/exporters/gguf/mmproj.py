@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.budget import processor_values
 from mpa_edge.runs.files import read_json
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 # checkpoint -> llama.cpp, as regular expressions; the rest of the name (weight, bias) stays
 LLAVA_NAMES = {
@@ -75,8 +72,20 @@ def write_mmproj(checkpoint: Path, out: Path, precision: str, image: dict[str, A
         with safe_open(path, "pt") as file:
             for key in file.keys():  # noqa: SIM118 - it is not a dict
                 name = tensor_name(key, config["model_type"], depth)
-                if name is not None:
-                    _add_tensor(writer, name, file.get_tensor(key).to(torch.float32).numpy(), precision)
+                if name is None:
+                    continue
+                values = file.get_tensor(key).to(torch.float32).numpy()
+                if name == "v.class_embd":
+                    values = values.reshape(-1)
+                if name == "v.position_embd.weight" and values.ndim == 3:
+                    # llama.cpp puts the class token behind the patches: its position must move there too
+                    values = np.roll(values[0], -1, axis=0)
+                if values.ndim < 2 or precision == "f32" or any(part in name for part in FULL_PRECISION):
+                    writer.add_tensor(name, values)
+                    continue
+                fits = precision != "q8_0" or values.shape[-1] % BLOCK == 0
+                kind = gguf.GGMLQuantizationType[precision.upper() if fits else "F16"]
+                writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -140,19 +149,3 @@ def tensor_name(key: str, model_type: str, depth: int) -> str | None:
     if model_type == "llava" and UNUSED.match(short):
         return None
     raise MpaError(f"llama.cpp has no place for the vision tensor '{key}': use an onnx or a hybrid scheme")
-
-
-def _add_tensor(writer: Any, name: str, values: NDArray[np.float32], precision: str) -> None:
-    import gguf
-
-    if name == "v.class_embd":
-        values = values.reshape(-1)
-    if name == "v.position_embd.weight" and values.ndim == 3:
-        # llama.cpp puts the class token behind the patches: its position must move there too
-        values = np.roll(values[0], -1, axis=0)
-    if values.ndim < 2 or precision == "f32" or any(part in name for part in FULL_PRECISION):
-        writer.add_tensor(name, values)
-        return
-    fits = precision != "q8_0" or values.shape[-1] % BLOCK == 0
-    kind = gguf.GGMLQuantizationType[precision.upper() if fits else "F16"]
-    writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)

@@ -14,14 +14,7 @@ from mpa_edge.runs.isolation import run_isolated
 from mpa_edge.vlm.llama_cpp.gguf_header import Header, read_header
 
 # precision of a scheme -> the type that most tensors get
-DEFAULT_TYPES = {
-    "q8_0": "q8_0",
-    "q6_k": "q6_k",
-    "q5_k_m": "q5_k",
-    "q4_k_m": "q4_k",
-    "q4_0": "q4_0",
-    "q2_k": "q2_k",
-}
+DEFAULT_TYPES = {name: name.removesuffix("_m") for name in ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q2_k")}
 SUPER_BLOCK = 256
 LOG_LINES = 20
 

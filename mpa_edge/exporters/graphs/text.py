@@ -108,7 +108,11 @@ def decoder(model: Any) -> Graph:
     module = onnx_form(Decoder(language, model.lm_head, config))
     past_shape = (BATCH, config.num_key_value_heads, PAST, head_size(config))
     past = [torch.rand(past_shape) for _ in range(2 * config.num_hidden_layers)]
-    positions, position_axes = _positions(model.config.model_type)
+    positions = torch.arange(PAST, TOTAL).expand(BATCH, LENGTH).contiguous()
+    position_axes = {0: "batch_size", 1: "sequence_length"}
+    if model.config.model_type in MULTIMODAL_ROPE:
+        positions = positions.expand(3, BATCH, LENGTH).contiguous()
+        position_axes = {1: "batch_size", 2: "sequence_length"}
     parts = [f"{i}.{part}" for i in range(config.num_hidden_layers) for part in ("key", "value")]
     hidden = torch.rand(BATCH, LENGTH, (1 + n_inner) * config.hidden_size)
     return Graph(
@@ -135,10 +139,3 @@ def decoder(model: Any) -> Graph:
 def head_size(config: Any) -> int:
     """Width of one attention head."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
-def _positions(model_type: str) -> tuple[Tensor, dict[int, str]]:
-    one = torch.arange(PAST, TOTAL).expand(BATCH, LENGTH).contiguous()
-    if model_type in MULTIMODAL_ROPE:
-        return one.expand(3, BATCH, LENGTH).contiguous(), {1: "batch_size", 2: "sequence_length"}
-    return one, {0: "batch_size", 1: "sequence_length"}

@@ -106,7 +106,12 @@ class Recorder:
         self._recorded: dict[Component, list[Arrays]] = {"vision": [], "decoder": []}
         for component, recorded in self._recorded.items():
             graph = getattr(vlm, component)
-            graph.run = _recording(graph.run, recorded)
+
+            def run(feeds: Arrays, inner: Callable[[Arrays], Any] = graph.run, kept: list[Arrays] = recorded) -> Any:
+                kept.append(dict(feeds))
+                return inner(feeds)
+
+            graph.run = run
 
     def write(self, folder: Path) -> None:
         """Store what was fed since the last call: the image, and the answer as one pass over all its tokens."""
@@ -116,14 +121,6 @@ class Recorder:
         self.n += 1
         vision.clear()
         steps.clear()
-
-
-def _recording(run: Callable[[Arrays], Any], recorded: list[Arrays]) -> Callable[[Arrays], Any]:
-    def record(feeds: Arrays) -> Any:
-        recorded.append(dict(feeds))
-        return run(feeds)
-
-    return record
 
 
 def one_pass(steps: list[Arrays]) -> Arrays:

@@ -92,7 +92,7 @@ def _trace(graph: Graph) -> Any:
     n_named = sum(parameter.kind is not inspect.Parameter.VAR_POSITIONAL for parameter in parameters)
     if len(shapes) > n_named:
         shapes = [*shapes[:n_named], tuple(shapes[n_named:])]
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             graph.module.eval(),
             graph.sample,
@@ -113,14 +113,15 @@ def _trace(graph: Graph) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's notes about itself off the user's screen."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet() -> Iterator[None]:
+    """Silence exporters and quantizers, which report every node; importing some of them reconfigures logging."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(before)
+        logging.disable(logging.NOTSET)
+        root.handlers[:], root.level = handlers, level

@@ -31,7 +31,22 @@ def to_half(model: ModelProto, full_precision_io: list[str] | None) -> ModelProt
         op_block_list=DEFAULT_OP_BLOCK_LIST,
         node_block_list=sorted(full_precision_nodes(model)),
     )
-    _remove_detours(half)
+    # remove fp32 -> fp16 -> fp32 between two nodes that stayed fp32: it would round; the converter also writes the same
+    # Cast once for each node that reads it, and one is enough
+    nodes = list({node.output[0] if node.output else node.name: node for node in half.graph.node}.values())
+    narrowed = {node.output[0]: node.input[0] for node in nodes if _casts_to(node, TensorProto.FLOAT16)}
+    widened = {node.output[0]: node.input[0] for node in nodes if _casts_to(node, TensorProto.FLOAT)}
+    direct = {
+        name: narrowed[source]
+        for name, source in widened.items()
+        if name.endswith("_cast_to_fp32") and source in narrowed
+    }
+    for node in nodes:
+        for i, name in enumerate(node.input):
+            node.input[i] = direct.get(name, name)
+    read = {name for node in nodes for name in node.input} | {value.name for value in half.graph.output}
+    del half.graph.node[:]
+    half.graph.node.extend(node for node in nodes if node.op_type != "Cast" or node.output[0] in read)
     return half
 
 
@@ -63,27 +78,6 @@ def _ancestors(node: NodeProto, maker: dict[str, NodeProto], through: Iterable[s
         if through is None or current.op_type != SQUARE:
             waiting.extend(maker[name] for name in current.input if name in maker)
     return found
-
-
-def _remove_detours(model: ModelProto) -> None:
-    """Remove fp32 -> fp16 -> fp32 between two nodes that stayed fp32: it would round.
-
-    The converter also writes the same Cast once for each node that reads it; one is enough.
-    """
-    nodes = list({node.output[0] if node.output else node.name: node for node in model.graph.node}.values())
-    narrowed = {node.output[0]: node.input[0] for node in nodes if _casts_to(node, TensorProto.FLOAT16)}
-    widened = {node.output[0]: node.input[0] for node in nodes if _casts_to(node, TensorProto.FLOAT)}
-    direct = {
-        name: narrowed[source]
-        for name, source in widened.items()
-        if name.endswith("_cast_to_fp32") and source in narrowed
-    }
-    for node in nodes:
-        for i, name in enumerate(node.input):
-            node.input[i] = direct.get(name, name)
-    read = {name for node in nodes for name in node.input} | {value.name for value in model.graph.output}
-    del model.graph.node[:]
-    model.graph.node.extend(node for node in nodes if node.op_type != "Cast" or node.output[0] in read)
 
 
 def _casts_to(node: NodeProto, kind: int) -> bool:

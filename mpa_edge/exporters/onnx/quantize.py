@@ -16,15 +16,13 @@ accuracy.
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpa_edge.config.scheme import CalibrationConfig, Component, Scheme
 from mpa_edge.errors import MpaError, missing_package
+from mpa_edge.exporters.onnx.export import quiet
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -69,7 +67,7 @@ def quantize_component(
         raise missing_package(str(error.name), "export") from error
     if component == "embed":
         precision = EMBED_FALLBACK.get(precision, precision)
-    with files.work_folder(out) as folder, _quiet():
+    with files.work_folder(out) as folder, quiet():
         source = files.prepare(fp32, folder)
         model = _quantized(source, folder / "quantized.onnx", component, precision, scheme, calibration)
         notes = [] if precision in ("fp32", "fp16") else files.kept_wide(model, source, component)
@@ -84,7 +82,9 @@ def _quantized(
 ) -> ModelProto:
     """The quantized graph in memory. `scratch` is a file that a quantizer may write."""
     import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    from mpa_edge.exporters.onnx.files import is_large
     from mpa_edge.exporters.onnx.half import to_half
 
     if precision in ("fp32", "fp16"):
@@ -93,30 +93,21 @@ def _quantized(
         model = _blockwise(source, component, 2 if precision == "q2" else 4, scheme.block_size)
     else:
         if precision in ("int8", "q8"):
-            _dynamic(source, scratch, component)
+            is_table = component == "embed"  # looked up in uint8, then scaled
+            quantize_dynamic(
+                source,
+                scratch,
+                weight_type=QuantType.QUInt8 if is_table else QuantType.QInt8,
+                op_types_to_quantize=["Gather" if is_table else "MatMul"],
+                per_channel=not is_table,
+                use_external_data_format=is_large(source),
+            )
         else:
             _static(source, scratch, component, precision, scheme, calibration)
         # the quantizer is a cycle of objects that holds all weights: free it before they are read again
         gc.collect()
         model = onnx.load(scratch)
     return to_half(model, FULL_PRECISION_IO.get(component)) if precision in ("fp16", "q4f16") else model
-
-
-def _dynamic(source: Path, target: Path, component: Component) -> None:
-    """Weights in int8, activations quantized while running. Embeddings are looked up in uint8, then scaled."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    from mpa_edge.exporters.onnx.files import is_large
-
-    embed = component == "embed"
-    quantize_dynamic(
-        source,
-        target,
-        weight_type=QuantType.QUInt8 if embed else QuantType.QInt8,
-        op_types_to_quantize=["Gather" if embed else "MatMul"],
-        per_channel=not embed,
-        use_external_data_format=is_large(source),
-    )
 
 
 def _blockwise(source: Path, component: Component, bits: int, block_size: int) -> ModelProto:
@@ -169,16 +160,3 @@ def _static(
         use_external_data_format=is_large(source),
         extra_options={"ActivationSymmetric": precision == "qdq8", **STATIC_OPTIONS},
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence quantizers, which report every node; importing one of them configures logging for the whole program."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-        root.handlers[:], root.level = handlers, level

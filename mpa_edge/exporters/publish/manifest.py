@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from mpa_edge.config.scheme import Component
 from mpa_edge.errors import MpaError
 from mpa_edge.metrics.gain import Word
-from mpa_edge.runs.files import read_json, sha256_file, write_json
+from mpa_edge.runs.files import read_json, sha256_file
 from mpa_edge.runs.manifest import MANIFEST, output_files
 from mpa_edge.types import Record
 
@@ -130,8 +130,3 @@ def is_exported(folder: Path, inputs: Mapping[str, str]) -> bool:
     if manifest is None or manifest.inputs != dict(inputs):
         return False
     return all(file.is_in(folder) for file in manifest.outputs.values())
-
-
-def write_export_manifest(folder: Path, manifest: ExportManifest) -> None:
-    """Write it, atomically."""
-    write_json(folder / MANIFEST, manifest)

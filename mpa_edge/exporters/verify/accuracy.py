@@ -10,12 +10,14 @@ from mpa_edge.config.recipe import Recipe
 from mpa_edge.errors import MpaError
 from mpa_edge.evaluation.compare import answers_of, answers_of_run, open_comparison
 from mpa_edge.exporters.publish.card import write_card
-from mpa_edge.exporters.publish.manifest import AccuracyFigures, read_export_manifest, write_export_manifest
+from mpa_edge.exporters.publish.manifest import AccuracyFigures, finished
 from mpa_edge.exporters.source import Source
 from mpa_edge.metrics.gain import judge, retained_gain
 from mpa_edge.metrics.paired import bootstrap_ci95, mean
 from mpa_edge.progress import say
+from mpa_edge.runs.files import write_json
 from mpa_edge.runs.lock import run_lock
+from mpa_edge.runs.manifest import MANIFEST
 
 SCRATCH = ".accuracy"
 
@@ -40,9 +42,7 @@ def measure(source: Source, folders: Sequence[Path], n: int, threads: int | None
             for name in ("base", "aligned")
         )
         for folder in folders:
-            manifest = read_export_manifest(folder)
-            if manifest is None:
-                raise MpaError(f"{folder} is no finished export: run mpa-edge export again")
+            manifest = finished(folder)
             if manifest.accuracy and manifest.accuracy.questions_sha256 == spec.sha256:
                 say(f"{folder.name}: accuracy already measured on these {n} questions")
                 continue
@@ -62,4 +62,4 @@ def measure(source: Source, folders: Sequence[Path], n: int, threads: int | None
             )
             manifest = manifest.model_copy(update={"accuracy": figures})
             write_card(source, read_artifact(folder), manifest, folder)
-            write_export_manifest(folder, manifest)
+            write_json(folder / MANIFEST, manifest)

@@ -130,12 +130,12 @@ CHILD = """
 import sys, time
 from mpa_edge.exporters.gguf import fetch
 fetch.SDIST_SHA256 = sys.argv[1]
-unpack = fetch._unpack
+unpack = fetch.shutil.copyfileobj
 def slowly(*arguments):
     print("unpacking", flush=True)
     time.sleep(float(sys.argv[2]))
     unpack(*arguments)
-fetch._unpack = slowly
+fetch.shutil.copyfileobj = slowly
 print(fetch.converter_folder(), flush=True)
 """
 
