@@ -20,7 +20,6 @@ from mpa_edge.exporters.source import Source
 from mpa_edge.progress import say
 from mpa_edge.runs.files import atomic_write, disk_errors, link_or_copy, make_folder, read_json, sha256_file, write_json
 from mpa_edge.runs.isolation import run_isolated
-from mpa_edge.runs.manifest import INPUTS
 
 MADE = ".made.json"
 DATA = "_data"
@@ -97,14 +96,24 @@ def make_component(context: BuildContext, scheme: Scheme, component: Component, 
             for path in full.parent.glob(f"{full.name}*"):
                 link_or_copy(path, out.with_name(path.name))
             return []
-        calibration = _calibration(context, scheme) if precision.startswith("qdq") else None
+        calibration = None
+        if precision.startswith("qdq"):  # inputs of the graphs on the run's own images, recorded once
+            from mpa_edge.exporters.onnx.calibrate import calibrate
+
+            graphs = {name: _graph(context, name) for name in ("vision", "embed", "decoder")}
+            n = (scheme.calibration or CalibrationConfig()).n
+            calibration = context.parts / f"calibration-{n}"
+            if not (calibration / "done.json").is_file():
+                context.run(calibrate, context.source, graphs, make_folder(calibration), n, context.budget)
+                write_json(calibration / "done.json", {"n": n})
         return list(context.run(quantize_component, full, out, component, precision, scheme, calibration))
-    if component == "mmproj":
-        _copy(_gguf(context, "mmproj", precision), out)
+    if component == "mmproj" or precision == "f16":
+        part = _gguf(context, "mmproj" if component == "mmproj" else "language", precision)
+        # a file of its own: damage to one export must not reach another
+        with atomic_write(out, part.stat().st_size) as file, part.open("rb") as shared:
+            shutil.copyfileobj(shared, file, 1 << 20)
     elif precision in ("f32", "bf16"):
         _convert(context, "language", precision, out)
-    elif precision == "f16":
-        _copy(_gguf(context, "language", "f16"), out)
     else:
         return list(quantize_gguf(_gguf(context, "language", "f16"), out, precision, context.threads))
     return []
@@ -114,19 +123,6 @@ def _graph(context: BuildContext, component: Component) -> Path:
     """The full-precision ONNX graph of a component."""
     name = f"onnx/{component}/{Path(file_name('onnx', component, 'fp32')).name}"
     return context.part(name, lambda path: context.run(export_component, context.source.checkpoint, component, path))
-
-
-def _calibration(context: BuildContext, scheme: Scheme) -> Path:
-    """Inputs of the graphs on the run's own images, recorded once."""
-    from mpa_edge.exporters.onnx.calibrate import calibrate
-
-    graphs = {name: _graph(context, name) for name in ("vision", "embed", "decoder")}
-    n = (scheme.calibration or CalibrationConfig()).n
-    folder = context.parts / f"calibration-{n}"
-    if not (folder / "done.json").is_file():
-        context.run(calibrate, context.source, graphs, make_folder(folder), n, context.budget)
-        write_json(folder / "done.json", {"n": n})
-    return folder
 
 
 def _gguf(context: BuildContext, component: Literal["language", "mmproj"], precision: str) -> Path:
@@ -141,18 +137,6 @@ def _convert(context: BuildContext, component: Literal["language", "mmproj"], pr
     context.peak_rss_bytes = max(context.peak_rss_bytes, peak_bytes)
 
 
-def discard_parts(parts: Path) -> None:
-    """Remove the shared parts, the record of their inputs first: after a kill, nothing looks valid."""
-    (parts / INPUTS).unlink(missing_ok=True)
-    shutil.rmtree(parts, ignore_errors=True)
-
-
 def _hashes(path: Path) -> dict[str, str]:
     """Hash of a part, and of the weights beside it."""
     return {one.name: sha256_file(one) for one in (path, path.with_name(f"{path.name}{DATA}")) if one.is_file()}
-
-
-def _copy(path: Path, out: Path) -> None:
-    """A file of its own: damage to one export must not reach another."""
-    with atomic_write(out, path.stat().st_size) as file, path.open("rb") as source:
-        shutil.copyfileobj(source, file, 1 << 20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import resource
 import shutil
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from mpa_edge.config.library import load_scheme
-from mpa_edge.config.scheme import Scheme
+from mpa_edge.config.scheme import ONNX_COMPONENTS, Scheme
 from mpa_edge.config.target import ImageBudget, Target
-from mpa_edge.errors import MpaError, VerificationError
-from mpa_edge.exporters.build import MADE, BuildContext, build, discard_parts
-from mpa_edge.exporters.preflight import check_possible
+from mpa_edge.errors import MpaError, VerificationError, missing_package
+from mpa_edge.exporters.budget import image_values
+from mpa_edge.exporters.build import MADE, BuildContext, build
+from mpa_edge.exporters.gguf.check import check_gguf_possible
 from mpa_edge.exporters.publish.card import write_card
 from mpa_edge.exporters.publish.layout import write_layout
 from mpa_edge.exporters.publish.manifest import (
@@ -33,17 +35,29 @@ from mpa_edge.exporters.source import Source
 from mpa_edge.exporters.verify.gate import References, trace_references, verify
 from mpa_edge.exporters.verify.parity import Parity
 from mpa_edge.progress import say
-from mpa_edge.runs.files import require_free, sha256_json, write_json
+from mpa_edge.runs.files import read_json, require_free, sha256_json, write_json
 from mpa_edge.runs.isolation import run_isolated
 from mpa_edge.runs.lock import run_lock
 from mpa_edge.runs.log import versions
-from mpa_edge.runs.manifest import MANIFEST, StageClock, clear, prepare
+from mpa_edge.runs.manifest import INPUTS, MANIFEST, StageClock, clear, prepare
 from mpa_edge.runs.memory import peak_rss_bytes
 from mpa_edge.vlm.transformers.checkpoint import load_processor
 
 PARTS, BUILDING, OLD = ".parts", ".building-", ".old-"
 LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript", "gguf", "llama-cpp-python")
 DEFAULT_CONTEXT_TOKENS = 4096
+# format -> (package, extra of mpa-edge that installs it)
+NEEDS = {
+    "onnx": (
+        ("torch", "align"),
+        ("transformers", "align"),
+        ("onnx", "export"),
+        ("onnxruntime", "export"),
+        ("onnxscript", "export"),
+        ("tokenizers", "onnx"),
+    ),
+    "gguf": (("torch", "align"), ("transformers", "align"), ("gguf", "export"), ("llama_cpp", "gguf")),
+}
 
 
 @dataclass(frozen=True)
@@ -115,6 +129,33 @@ def choose_schemes(source: Source, names: Sequence[str], target: Target | None) 
     raise refusals[0]
 
 
+def check_possible(source: Source, scheme: Scheme, budget: ImageBudget | None = None) -> None:
+    """Raise MpaError with the reason where a scheme cannot be made of a checkpoint, or not on this machine."""
+    source.family  # noqa: B018  # raises where no family covers it
+    if not any(source.checkpoint.glob("*.safetensors")):
+        pickles = [path.name for path in source.checkpoint.glob("*.bin")]
+        why = f"only {pickles[0]}, a pickle that can run code" if pickles else "no weights"
+        raise MpaError(f"{source.checkpoint} holds {why}: use a checkpoint with .safetensors files")
+    formats = {"onnx" if component in ONNX_COMPONENTS else "gguf" for component in scheme.components}
+    for name in sorted(formats):
+        for package, extra in NEEDS[name]:
+            if importlib.util.find_spec(package) is None:
+                raise missing_package(package, extra)
+    if "gguf" in formats:
+        check_gguf_possible(
+            source.config,
+            image_values(source.checkpoint, budget),
+            read_json(source.checkpoint / "tokenizer.json"),
+            vision="mmproj" in scheme.components,
+            precisions=scheme.components.values(),
+        )
+    if scheme.calibration is not None and source.run is None:
+        raise MpaError(
+            f"scheme {scheme.name} is calibrated on a run's own images, and {source.name} is not a run: "
+            "name the run folder, or another scheme"
+        )
+
+
 def run_export(order: Order) -> list[Path]:
     """Make every scheme of an order; returns their folders. Finished exports that did not change are skipped."""
     exports, checkpoint = order.source.exports, order.source.checkpoint
@@ -128,7 +169,8 @@ def run_export(order: Order) -> list[Path]:
             require_free(exports, disk_need_bytes(order.source, missing))
             prepare(exports / PARTS, parts_inputs(order), order.fresh)
         folders = [export_scheme(order, scheme) for scheme in order.schemes]
-        discard_parts(exports / PARTS)
+        (exports / PARTS / INPUTS).unlink(missing_ok=True)  # first: after a kill, nothing looks valid
+        shutil.rmtree(exports / PARTS, ignore_errors=True)
     return folders
 
 
@@ -165,41 +207,38 @@ def export_scheme(order: Order, scheme: Scheme) -> Path:
             changed = ", ".join(sorted(key for key in inputs if earlier.inputs.get(key) != inputs[key]))
             say(f"{scheme.name}: made again because of changed {changed or 'files'}")
         prepare(building, inputs, order.fresh)
-        _make(order, scheme, building, inputs)
+        clock, started = StageClock(building), time.monotonic()
+        context = BuildContext(order.source, building, order.source.exports / PARTS, order.budget, order.threads)
+        files = build(context, scheme)
+        clock.tick()
+        artifact = write_layout(
+            order.source, scheme, building, order.budget, order.context_tokens, order.device_threads
+        )
+        try:
+            parity, details = verify(order.source, building, scheme, order.budget, order.threads, order.references)
+        except VerificationError:
+            clear(building)  # no file of a wrong export stays
+            building.rmdir()
+            raise
+        children_bytes = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        manifest = ExportManifest(
+            inputs=inputs,
+            scheme=scheme.model_dump(mode="json"),
+            target=order.target.name if order.target else None,
+            files={component: entry(building, name) for component, name in files.items()},
+            outputs=outputs_of(building),
+            notes=tuple(dict.fromkeys(context.notes)),
+            parity=parity.model_dump(mode="json"),
+            parity_details=details.model_dump(mode="json"),
+            versions=versions(*LIBRARIES),
+            seconds=round(clock.tick(), 3),
+            peak_rss_bytes=max(context.peak_rss_bytes, peak_rss_bytes(), children_bytes),
+        )
+        write_card(order.source, artifact, manifest, building)
+        write_json(building / MANIFEST, manifest)
+        say(f"{scheme.name}: verified in {time.monotonic() - started:.0f} s")
     publish(building, final)
     return final
-
-
-def _make(order: Order, scheme: Scheme, building: Path, inputs: dict[str, str]) -> None:
-    """Fill the folder of a scheme; its manifest is written last, behind the gate."""
-    clock, started = StageClock(building), time.monotonic()
-    context = BuildContext(order.source, building, order.source.exports / PARTS, order.budget, order.threads)
-    files = build(context, scheme)
-    clock.tick()
-    artifact = write_layout(order.source, scheme, building, order.budget, order.context_tokens, order.device_threads)
-    try:
-        parity, details = verify(order.source, building, scheme, order.budget, order.threads, order.references)
-    except VerificationError:
-        clear(building)  # no file of a wrong export stays
-        building.rmdir()
-        raise
-    children_bytes = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    manifest = ExportManifest(
-        inputs=inputs,
-        scheme=scheme.model_dump(mode="json"),
-        target=order.target.name if order.target else None,
-        files={component: entry(building, name) for component, name in files.items()},
-        outputs=outputs_of(building),
-        notes=tuple(dict.fromkeys(context.notes)),
-        parity=parity.model_dump(mode="json"),
-        parity_details=details.model_dump(mode="json"),
-        versions=versions(*LIBRARIES),
-        seconds=round(clock.tick(), 3),
-        peak_rss_bytes=max(context.peak_rss_bytes, peak_rss_bytes(), children_bytes),
-    )
-    write_card(order.source, artifact, manifest, building)
-    write_json(building / MANIFEST, manifest)
-    say(f"{scheme.name}: verified in {time.monotonic() - started:.0f} s")
 
 
 def publish(building: Path, final: Path) -> None:

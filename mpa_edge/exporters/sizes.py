@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any, Literal
 
 from mpa_edge.config.scheme import ONNX_COMPONENTS, Component, Scheme
@@ -115,23 +114,34 @@ def _gguf_bits(tensor: Tensor, component: Component, precision: str, source: Sou
     if not (tensor.is_matrix or is_table):
         return 32
     columns = tensor.shape[-1]
-    if component == "mmproj":
-        if precision == "q8_0" and columns % 32:  # rows that do not fit its blocks; Qwen's patch convolution stays f32
-            return 16 if len(tensor.shape) == 2 else 32
-        return GGUF_BITS[precision][0]
-    column = 1 if columns % 256 else 0
+    if component == "mmproj" and precision == "q8_0" and columns % 32:
+        # rows that do not fit its blocks; Qwen's patch convolution stays f32
+        return 16 if len(tensor.shape) == 2 else 32
     is_output = tensor.place == "head" or (is_table and is_tied(source.config))
     if is_output and GGUF_BITS[precision][0] < 6:
-        return GGUF_BITS["q6_k"][column]
-    return GGUF_BITS[precision][column]
+        precision = "q6_k"
+    return GGUF_BITS[precision][1 if columns % 256 else 0]
 
 
 # --- tensors of a checkpoint ------------------------------------------------------------------------------------------
 
 
 def tensors_of(source: Source, component: Component) -> list[Tensor]:
-    """The tensors of a component. A tied output matrix is in the ONNX decoder and in the table of embeddings."""
-    tensors = list(used(read_tensors(source.checkpoint), source.config))
+    """The tensors of a component, from the headers of the safetensors files. MpaError where a file is damaged.
+
+    A tied output matrix is in the ONNX decoder and in the table of embeddings.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    found = []
+    for path in sorted(source.checkpoint.glob("*.safetensors")):
+        try:
+            with safe_open(path, "numpy") as file:
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise MpaError(f"{path} is damaged ({error}): copy the checkpoint again") from error
+        found += [Tensor(name, shape, place_of(name)) for name, shape in shapes.items()]
+    tensors = list(used(found, source.config))
     if component in ("vision", "mmproj"):
         return [tensor for tensor in tensors if tensor.place == "vision"]
     if component == "language":
@@ -141,21 +151,6 @@ def tensors_of(source: Source, component: Component) -> list[Tensor]:
         return table
     head = [Tensor("lm_head.weight", one.shape, "head") for one in table] if is_tied(source.config) else []
     return [tensor for tensor in tensors if tensor.place in ("language", "head")] + head
-
-
-def read_tensors(checkpoint: Path) -> list[Tensor]:
-    """Every tensor in a checkpoint, from the headers of its safetensors files. MpaError where a file is damaged."""
-    from safetensors import SafetensorError, safe_open
-
-    found = []
-    for path in sorted(checkpoint.glob("*.safetensors")):
-        try:
-            with safe_open(path, "numpy") as file:
-                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise MpaError(f"{path} is damaged ({error}): copy the checkpoint again") from error
-        found += [Tensor(name, shape, place_of(name)) for name, shape in shapes.items()]
-    return found
 
 
 def place_of(name: str) -> Place:

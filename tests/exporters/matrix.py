@@ -19,7 +19,7 @@ from mpa_edge.config.library import load_recipe
 from mpa_edge.config.scheme import Scheme
 from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.exporters import build
-from mpa_edge.exporters.preflight import check_possible
+from mpa_edge.exporters.pipeline import check_possible
 from mpa_edge.exporters.publish.layout import write_layout
 from mpa_edge.exporters.source import Source
 from mpa_edge.exporters.verify import gate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +42,18 @@ def card(source: Source, artifact: Artifact, manifest: ExportManifest, folder: P
     precisions = manifest.scheme["components"]
     listed = ", ".join(f"{component} {precision}" for component, precision in precisions.items())
     of = f"of `{licences['base'].model}`, family {source.family.name}"
-    sections = (
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    figures = "`manifest.json` holds the sha256 of every file and all figures"
+    sections: tuple[Iterable[str], ...] = (
         [*_front_matter(source, artifact, licences["base"]), f"# {artifact.name}", ""],
         [f"{TITLES[artifact.format]} ({listed}) {of}.", *_training(source, manifest, licences), ""],
         ["## Licence", "", *_licence(licences, folder), ""],
         ["## Accuracy", "", *_accuracy(manifest), ""],
         ["## Files", "", *_files(source, manifest)],
         ["## Compared with the checkpoint", "", *_parity(manifest), ""],
-        ["## How to run it", "", *_use(source, artifact, manifest)],
-        ["## How it was made", "", _versions(manifest)],
+        ["## How to run it", "", "From inside this folder, with an `image.png` in it.", ""],
+        snippets(artifact, source.prompt(QUESTION), manifest.scheme["name"]),
+        ["## How it was made", "", f"By `mpa-edge export` ({versions}); {figures}."],
     )
     return "\n".join(line for section in sections for line in section).rstrip("\n") + "\n"
 
@@ -154,16 +157,3 @@ def _parity(manifest: ExportManifest) -> Iterator[str]:
         value = manifest.parity.get(key)
         if value is not None:
             yield f"| {words} | {('no', 'yes')[value] if isinstance(value, bool) else f'{value:.5g}'} |"
-
-
-def _use(source: Source, artifact: Artifact, manifest: ExportManifest) -> Iterator[str]:
-    yield "From inside this folder, with an `image.png` in it."
-    yield ""
-    for snippet in snippets(artifact, source.prompt(QUESTION), manifest.scheme["name"]):
-        yield from (f"### {snippet.title}", "", snippet.before, "")
-        yield from (f"```{snippet.language}", snippet.code.strip("\n"), "```", "")
-
-
-def _versions(manifest: ExportManifest) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
-    return f"By `mpa-edge export` ({versions}); `manifest.json` holds the sha256 of every file and all figures."

@@ -84,7 +84,16 @@ def _one_line_errors(repo_id: str, token: str) -> Iterator[None]:
         yield
     except HfHubHTTPError as error:
         # not `from error`: it holds the request with its headers
-        raise MpaError(_refusal(error.response.status_code, repo_id, first_line(error))) from None
+        status, answer = error.response.status_code, first_line(error)
+        if status >= 500:
+            raise MpaError(f"the hub has a problem (status {status}): rerun later") from None
+        known = {
+            401: "the hub does not know the token: set HF_TOKEN to a valid one with write access",
+            403: f"the token may not write to '{repo_id}': use a name of your own, or a token with write access",
+            404: f"no repository '{repo_id}' that this token can see: check the name and the token's rights",
+        }
+        other = f"the hub refused '{repo_id}' (status {status}: {answer}): check the name, the quota and the token"
+        raise MpaError(known.get(status, other)) from None
     except Exception as error:
         foreign = type(error).__module__.startswith(("httpx", "httpcore", "requests"))
         if not foreign and not isinstance(error, OSError | RuntimeError | ValueError):
@@ -95,15 +104,3 @@ def _one_line_errors(repo_id: str, token: str) -> Iterator[None]:
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-
-
-def _refusal(status: int, repo_id: str, answer: str) -> str:
-    if status >= 500:
-        return f"the hub has a problem (status {status}): rerun later"
-    known = {
-        401: "the hub does not know the token: set HF_TOKEN to a valid one with write access",
-        403: f"the token may not write to '{repo_id}': use a name of your own, or a token with write access",
-        404: f"no repository '{repo_id}' that this token can see: check the name and the token's rights",
-    }
-    other = f"the hub refused '{repo_id}' (status {status}: {answer}): check the name, the quota and the token"
-    return known.get(status, other)

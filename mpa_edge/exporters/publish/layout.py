@@ -80,7 +80,10 @@ def write_layout(
     files = {part: file_name(scheme.format, part, bits) for part, bits in scheme.components.items()}
     write_processor(processor, folder, budget)
     write_json(folder / "config.json", config | _javascript(scheme, config, folder, files))
-    _copy_unchanged(source.checkpoint, folder)
+    unchanged = [path for pattern in LICENCES for path in source.checkpoint.glob(pattern)]
+    for path in (*unchanged, source.checkpoint / "generation_config.json"):
+        if path.is_file():
+            write_bytes(folder / path.name, path.read_bytes())
     answers: dict[str, Any] = {}
     if source.recipe is not None:
         suffix = get_task(source.recipe.task).short_answer_suffix
@@ -134,14 +137,6 @@ def write_processor(processor: Any, folder: Path, budget: ImageBudget | None) ->
     words = read_json(folder / "tokenizer_config.json")
     words["chat_template"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     write_json(folder / "tokenizer_config.json", words)
-
-
-def _copy_unchanged(checkpoint: Path, folder: Path) -> None:
-    """Generation settings and licence texts."""
-    found = [path for pattern in LICENCES for path in checkpoint.glob(pattern)]
-    for path in sorted({*found, checkpoint / "generation_config.json"}):
-        if path.is_file():
-            write_bytes(folder / path.name, path.read_bytes())
 
 
 def _javascript(scheme: Scheme, config: dict[str, Any], folder: Path, files: dict[Component, str]) -> dict[str, Any]:

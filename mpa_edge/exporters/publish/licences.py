@@ -85,7 +85,11 @@ def licence_of(reference: str) -> Licence:
     if downloaded:
         name = f"{downloaded[1]}/{downloaded[2]}"
         text = text or _card_on_hub(name)
-    return _from_card(name, text) or _from_text(name, found)
+    if from_card := _from_card(name, text):
+        return from_card
+    texts = [_read(path)[:2000].lower() for path in sorted(found.glob("LICEN[SC]E*")) if path.is_file()]
+    known = next((licence for text in texts for words, licence in TEXTS.items() if words in text), "other")
+    return Licence(name, known if texts else UNKNOWN)
 
 
 def front_matter(card: str) -> dict[str, Any]:
@@ -114,13 +118,6 @@ def _from_card(name: str, card: str) -> Licence | None:
         return " ".join(str(value or "").replace("`", "").split())[:200]
 
     return Licence(name, plain(known.lower()), plain(head.get("license_name")), plain(head.get("license_link")))
-
-
-def _from_text(name: str, folder: Path) -> Licence:
-    """By the first words of a LICENSE file; `other` where they are not known."""
-    texts = [_read(path)[:2000].lower() for path in sorted(folder.glob("LICEN[SC]E*")) if path.is_file()]
-    known = next((licence for text in texts for words, licence in TEXTS.items() if words in text), "other")
-    return Licence(name, known if texts else UNKNOWN)
 
 
 def _read(path: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from mpa_edge.artifact import Artifact
 
@@ -17,21 +16,7 @@ NOT_IN_JAVASCRIPT = ("internvl",)
 IMAGE_FIRST = ("llava",)
 
 
-@dataclass(frozen=True)
-class Snippet:
-    """One way to run an export."""
-
-    title: str
-    """Where it runs."""
-    before: str
-    """What to install, as text."""
-    language: str
-    """Of the code."""
-    code: str
-    """Complete: it reads image.png beside the files and prints the answer."""
-
-
-def snippets(artifact: Artifact, prompt: str, scheme: str) -> Iterator[Snippet]:
+def snippets(artifact: Artifact, prompt: str, scheme: str) -> Iterator[str]:
     """Every way to run this export that is known to work."""
     yield mpa_edge_snippet(artifact, prompt, scheme)
     if artifact.format == "onnx" and artifact.model_type not in THREE_AXES:
@@ -42,7 +27,12 @@ def snippets(artifact: Artifact, prompt: str, scheme: str) -> Iterator[Snippet]:
         yield llama_cpp_snippet(artifact, prompt)
 
 
-def mpa_edge_snippet(artifact: Artifact, prompt: str, scheme: str) -> Snippet:
+def markdown(title: str, before: str, language: str, code: str) -> str:
+    """A section of the card: what to install, and a program that reads image.png beside the files."""
+    return f"### {title}\n\n{before}\n\n```{language}\n{code.strip()}\n```\n"
+
+
+def mpa_edge_snippet(artifact: Artifact, prompt: str, scheme: str) -> str:
     """Our own runtime: no torch, no transformers."""
     code = f"""
 from PIL import Image
@@ -55,10 +45,10 @@ image = Image.open("{IMAGE}").convert("RGB")
 (reply,) = model.answer([Request(image, {json.dumps(prompt)}, max_new_tokens={artifact.max_new_tokens})])
 print(reply.text)
 """
-    return Snippet("Python, mpa-edge", f"`pip install 'mpa-edge[{EXTRAS[artifact.format]}]'`", "python", code)
+    return markdown("Python, mpa-edge", f"`pip install 'mpa-edge[{EXTRAS[artifact.format]}]'`", "python", code)
 
 
-def onnxruntime_snippet(artifact: Artifact, prompt: str) -> Snippet:
+def onnxruntime_snippet(artifact: Artifact, prompt: str) -> str:
     """ONNX Runtime alone, with transformers' processor for the image."""
     words = " num2words" if artifact.model_type == "smolvlm" else ""
     code = f"""
@@ -99,10 +89,10 @@ while len(answer) < {artifact.max_new_tokens} and not set(answer) & {{{", ".join
 print(processor.tokenizer.decode(answer, skip_special_tokens=True).strip())
 """
     install = f"`pip install onnxruntime transformers torch torchvision pillow{words}`"
-    return Snippet("Python, ONNX Runtime", install, "python", code)
+    return markdown("Python, ONNX Runtime", install, "python", code)
 
 
-def javascript_snippet(artifact: Artifact, prompt: str, scheme: str) -> Snippet:
+def javascript_snippet(artifact: Artifact, prompt: str, scheme: str) -> str:
     """transformers.js, in node and browsers."""
     order = "image, text" if artifact.model_type in IMAGE_FIRST else "text, [image]"
     code = f"""
@@ -121,17 +111,17 @@ const output = await model.generate({{ ...inputs, max_new_tokens: {artifact.max_
 const answer = output.slice(null, [inputs.input_ids.dims.at(-1), null]);
 console.log(processor.batch_decode(answer, {{ skip_special_tokens: true }})[0].trim());
 """
-    return Snippet("JavaScript, transformers.js", "`npm install @huggingface/transformers`", "js", code)
+    return markdown("JavaScript, transformers.js", "`npm install @huggingface/transformers`", "js", code)
 
 
-def llama_cpp_snippet(artifact: Artifact, prompt: str) -> Snippet:
+def llama_cpp_snippet(artifact: Artifact, prompt: str) -> str:
     """llama.cpp's own program."""
     question = prompt.replace("'", "'\\''").replace("\n", " ")
     code = (
         f"\nllama-mtmd-cli -m {artifact.files['language']} --mmproj {artifact.files['mmproj']} \\\n"
         f"  --image {IMAGE} --temp 0 -c {artifact.context_tokens}{_pixel_limits(artifact)} -p '{question}'\n"
     )
-    return Snippet("llama.cpp", "Any llama.cpp from this year:", "sh", code)
+    return markdown("llama.cpp", "Any llama.cpp from this year:", "sh", code)
 
 
 def _pixel_limits(artifact: Artifact) -> str:
