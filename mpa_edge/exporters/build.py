@@ -10,13 +10,12 @@ from typing import Any, Literal
 
 from mpa_edge.config.scheme import ONNX_COMPONENTS, CalibrationConfig, Component, Scheme
 from mpa_edge.config.target import ImageBudget
-from mpa_edge.exporters.budget import image_values
 from mpa_edge.exporters.gguf.convert import convert
 from mpa_edge.exporters.gguf.quantize import quantize_gguf
 from mpa_edge.exporters.onnx.export import export_component
 from mpa_edge.exporters.onnx.quantize import quantize_component
 from mpa_edge.exporters.publish.layout import file_name
-from mpa_edge.exporters.source import Source
+from mpa_edge.exporters.source import Source, image_values
 from mpa_edge.progress import say
 from mpa_edge.runs.files import atomic_write, disk_errors, link_or_copy, make_folder, read_json, sha256_file, write_json
 from mpa_edge.runs.isolation import run_isolated

@@ -17,7 +17,6 @@ from mpa_edge.config.library import load_scheme
 from mpa_edge.config.scheme import ONNX_COMPONENTS, Scheme
 from mpa_edge.config.target import ImageBudget, Target
 from mpa_edge.errors import MpaError, VerificationError, missing_package
-from mpa_edge.exporters.budget import image_values
 from mpa_edge.exporters.build import MADE, BuildContext, build
 from mpa_edge.exporters.gguf.check import check_gguf_possible
 from mpa_edge.exporters.publish.card import write_card
@@ -31,7 +30,7 @@ from mpa_edge.exporters.publish.manifest import (
     read_export_manifest,
 )
 from mpa_edge.exporters.sizes import disk_need_bytes
-from mpa_edge.exporters.source import Source
+from mpa_edge.exporters.source import Source, image_values
 from mpa_edge.exporters.verify.gate import References, trace_references, verify
 from mpa_edge.exporters.verify.parity import Parity
 from mpa_edge.progress import say

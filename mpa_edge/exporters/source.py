@@ -1,7 +1,8 @@
-"""What is exported: the aligned model of a run, or a plain checkpoint folder."""
+"""What is exported: the aligned model of a run or a plain checkpoint folder, within a target's image budget."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from mpa_edge.config.library import load_recipe
 from mpa_edge.config.recipe import Recipe
+from mpa_edge.config.target import ImageBudget
 from mpa_edge.errors import MpaError
 from mpa_edge.families import Family, family_of
 from mpa_edge.runs.files import read_json
@@ -89,3 +91,45 @@ def download(hub_id: str, local_only: bool = False) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MpaError(f"cannot get '{hub_id}' from the hub ({why}): check the id, or name a folder") from error
+
+
+def processor_values(checkpoint: Path) -> dict[str, Any]:
+    """The image processor's configuration, flat, from whichever of its two files a checkpoint has."""
+    nested = read_json(checkpoint / "processor_config.json") or {}
+    flat = read_json(checkpoint / "preprocessor_config.json") or {}
+    return {**flat, **nested.get("image_processor", {})}
+
+
+def image_values(checkpoint: Path, budget: ImageBudget | None) -> dict[str, Any]:
+    """The same with a target's image budget applied."""
+    values = processor_values(checkpoint)
+    return values | within_budget(values, budget)
+
+
+def within_budget(image: dict[str, Any], budget: ImageBudget | None) -> dict[str, Any]:
+    """The keys of an image processor's configuration that must change to fit the budget; empty where it fits.
+
+    Models that split an image into tiles (Idefics3, SmolVLM) get a smaller longest edge: k x k tiles at most. Qwen2-VL
+    gets fewer pixels, InternVL fewer patches, models with one fixed size nothing.
+
+    >>> smolvlm = {"size": {"longest_edge": 2048}, "max_image_size": {"longest_edge": 512}}
+    >>> within_budget(smolvlm, ImageBudget(max_tiles=5, max_pixels=10**6))
+    {'size': {'longest_edge': 1024}}
+    >>> within_budget({"crop_to_patches": True, "max_patches": 12}, ImageBudget(max_tiles=4, max_pixels=10**6))
+    {'max_patches': 4}
+    >>> qwen = {"size": {"shortest_edge": 3136, "longest_edge": 12845056}, "merge_size": 2}
+    >>> within_budget(qwen, ImageBudget(max_tiles=4, max_pixels=602112))
+    {'size': {'shortest_edge': 3136, 'longest_edge': 602112}}
+    """
+    if budget is None:
+        return {}
+    size = image.get("size") or {}
+    if "max_image_size" in image:
+        edge = math.isqrt(budget.max_tiles) * image["max_image_size"]["longest_edge"]
+        return {"size": {"longest_edge": edge}} if edge < size["longest_edge"] else {}
+    if "merge_size" in image and size["longest_edge"] > budget.max_pixels:
+        shortest = min(size["shortest_edge"], budget.max_pixels)
+        return {"size": {"shortest_edge": shortest, "longest_edge": budget.max_pixels}}
+    if image.get("crop_to_patches") and image["max_patches"] > budget.max_tiles:
+        return {"max_patches": budget.max_tiles}
+    return {}

@@ -13,13 +13,12 @@ import pytest
 from mpa_edge.config.library import load_scheme, names
 from mpa_edge.config.scheme import Component, Scheme
 from mpa_edge.errors import MpaError
-from mpa_edge.exporters.budget import image_values
 from mpa_edge.exporters.gguf.convert import convert
 from mpa_edge.exporters.gguf.quantize import quantize_gguf
 from mpa_edge.exporters.onnx.quantize import quantize_component
 from mpa_edge.exporters.publish.layout import file_name
 from mpa_edge.exporters.sizes import Tensor, disk_need_bytes, forecast_bytes, fp32_bytes, size_table, used
-from mpa_edge.exporters.source import Source
+from mpa_edge.exporters.source import Source, image_values
 from mpa_edge.planning.records import known_models
 from mpa_edge.vlm import WEIGHTS
 from mpa_edge.vlm.llama_cpp.gguf_header import read_header

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mpa_edge.errors import MpaError
-from mpa_edge.exporters.budget import processor_values
 from mpa_edge.exporters.gguf.check import pre_tokenizer_name, text_architecture
 from mpa_edge.exporters.gguf.fetch import converter_folder
 from mpa_edge.exporters.gguf.mmproj import NAMES, write_mmproj
+from mpa_edge.exporters.source import processor_values
 from mpa_edge.runs.files import TEMP_SUFFIX, disk_errors, fsync_folder, make_folder, read_json, write_json
 from mpa_edge.runs.isolation import run_isolated
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mpa_edge.errors import MpaError
-from mpa_edge.exporters.budget import processor_values
+from mpa_edge.exporters.source import processor_values
 from mpa_edge.runs.files import read_json
 
 # checkpoint -> llama.cpp, as regular expressions; the rest of the name (weight, bias) stays

@@ -10,8 +10,7 @@ from mpa_edge.artifact import Artifact, PromptParts, Tokens, write_artifact
 from mpa_edge.config.scheme import Component, Format, Scheme
 from mpa_edge.config.target import ImageBudget
 from mpa_edge.errors import MpaError
-from mpa_edge.exporters.budget import within_budget
-from mpa_edge.exporters.source import Source
+from mpa_edge.exporters.source import Source, within_budget
 from mpa_edge.runs.files import read_json, write_bytes, write_json
 from mpa_edge.tasks import get_task
 from mpa_edge.vlm.pixels.config import image_config

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpa_edge.artifact import read_artifact
 from mpa_edge.errors import MachineError, MpaError, VerificationError
-from mpa_edge.exporters.budget import image_values
-from mpa_edge.exporters.source import Source, download
+from mpa_edge.exporters.source import Source, download, image_values
 from mpa_edge.exporters.verify.parity import (
     Compared,
     Mismatch,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpa_edge.exporters.budget import image_values, processor_values
+from mpa_edge.exporters.source import image_values, processor_values
 from mpa_edge.exporters.verify.probes import probes
 from mpa_edge.types import Request, Trace
 from mpa_edge.vlm.pixels.common import pixels_digest

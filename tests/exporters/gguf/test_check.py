@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from mpa_edge.errors import MpaError
-from mpa_edge.exporters.budget import processor_values
 from mpa_edge.exporters.gguf.check import check_gguf_possible
+from mpa_edge.exporters.source import processor_values
 from mpa_edge.runs.files import read_json
 from mpa_edge.vlm import WEIGHTS
 
