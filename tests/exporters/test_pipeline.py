@@ -194,7 +194,6 @@ def test_pickles_are_not_opened(source: Source) -> None:
 
 
 def test_a_missing_package_is_named(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-
     monkeypatch.setattr(pipeline.importlib.util, "find_spec", lambda name: None if name == "llama_cpp" else 1)
     with pytest.raises(MpaError, match=r"is missing: pip install 'mpa-edge\[gguf\]'"):
         choose_schemes(source, ("gguf-q8_0",), None)
