@@ -122,9 +122,7 @@ def _accuracy(manifest: ExportManifest) -> Iterator[str]:
         return
     low, high = figures.ci95
     yield f"{figures.n:,} held-out questions, strict metric of the task, greedy decoding."
-    yield ""
-    yield "| Model | Accuracy |"
-    yield "|---|---:|"
+    yield from ("", "| Model | Accuracy |", "|---|---:|")
     yield f"| base, fp32 | {figures.base:.1%} |"
     yield f"| aligned, fp32 | {figures.aligned:.1%} |"
     yield f"| **this export** | **{figures.artifact:.1%}** (95 % interval {low:.1%} to {high:.1%}) |"
@@ -135,8 +133,7 @@ def _accuracy(manifest: ExportManifest) -> Iterator[str]:
 
 
 def _files(source: Source, manifest: ExportManifest) -> Iterator[str]:
-    yield "| Component | File | Precision | MB | of fp32 |"
-    yield "|---|---|---|---:|---:|"
+    yield from ("| Component | File | Precision | MB | of fp32 |", "|---|---|---|---:|---:|")
     for component, file in manifest.files.items():
         size_bytes = component_bytes(manifest, component)
         share = size_bytes / fp32_bytes(source, component)
@@ -150,9 +147,7 @@ def _files(source: Source, manifest: ExportManifest) -> Iterator[str]:
 def _parity(manifest: ExportManifest) -> Iterator[str]:
     """Figures of the gate that every export passes."""
     yield "On fixed images of three sizes and a batch of two, against the checkpoint in fp32:"
-    yield ""
-    yield "| Figure | Value |"
-    yield "|---|---:|"
+    yield from ("", "| Figure | Value |", "|---|---:|")
     for key, words in PARITY.items():
         value = manifest.parity.get(key)
         if value is not None:
