@@ -125,5 +125,5 @@ class Job:
 
     @property
     def units_done(self) -> int:
-        """Where the progress bar starts: what earlier attempts did."""
+        """Where the progress bar starts: the share of the shards that are done."""
         return self.units - sum(self.sizes[shard] for shard in self.todo)

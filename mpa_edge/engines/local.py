@@ -23,7 +23,7 @@ def run_local(job: Job, written: Callable[[int], object]) -> Facts:
 
 
 def do_shards(job: Job, written: Callable[[int], object]) -> None:
-    """The same with a worker whose model is loaded, and stays loaded."""
+    """Like `run_local`, for a worker whose model is loaded already; it stays loaded."""
     budget, n_failed, tries = Budget(job), 0, job.config.shard_tries
     with progress(job.title, job.units, job.units_done, lambda: failed_tries(n_failed)) as advance:
         for shard in job.todo:

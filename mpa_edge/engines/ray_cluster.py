@@ -1,4 +1,4 @@
-"""Connecting to a Ray cluster, never to someone else's by accident, and how many actors fit into it."""
+"""Connect to a Ray cluster, never to another user's by accident, and compute how many actors fit into it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Resources = dict[str, float]
 
 
 def require_ray(address: str | None = None) -> None:
-    """Raise MpaError where Ray, or what it needs for such an address, is not installed."""
+    """Raise MpaError where Ray, or a package that it needs for this kind of address, is not installed."""
     for module in ("ray", "pandas", *(("grpc",) if (address or "").startswith(CLIENT) else ())):
         if find_spec(module) is None:
             raise missing_package(module, "ray")
@@ -81,7 +81,7 @@ def connected(engine: Engine) -> Iterator[Any]:
             for number, handler in handlers.items():  # Ray installs its own
                 signal.signal(number, handler)
         # Ray ends this process without a message as soon as the daemon of this machine is gone. A second process waits
-        # for the pipe to close, and writes the message unless it was told that all is well
+        # for the pipe to close, and writes the message unless it was told that this process ended normally
         command = [sys.executable, "-ISc", NOTIFIER, f"error: {GONE}\n"]
         with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as witness:
             try:
@@ -115,7 +115,7 @@ def _no_cluster(address: str, said: str) -> MpaError:
 
 
 def store_bytes() -> int:
-    """Size of the object store of our own cluster: a share of the memory, limited by the free shared memory."""
+    """Size of the object store of a local cluster: a share of the memory, limited by the free shared memory."""
     shared = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else STORE_MB[1] * MB  # noqa: S108
     wanted = min(STORE_SHARE * psutil.virtual_memory().total, 0.8 * shared, STORE_MB[1] * MB)
     return int(max(wanted, STORE_MB[0] * MB))

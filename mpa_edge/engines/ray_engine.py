@@ -188,7 +188,7 @@ class Rounds:
 
         nodes = [node for node in ray.nodes() if node["Alive"]]
         if len({node["NodeManagerAddress"] for node in nodes}) == 1 and not self._is_client:
-            return True  # they are all this machine
+            return True  # all nodes run on this machine
         there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
         look = ray.remote(os.path.isfile)
         asked = [look.options(num_cpus=0, scheduling_strategy=one).remote(str(path)) for one in there]
@@ -199,7 +199,7 @@ class Rounds:
 
 
 def cause_of(error: BaseException) -> str:
-    """The last line of an error of Ray's, which names the cause. Raises MpaError where only the user can fix it.
+    """The last line of an error from Ray, which names the cause. Raises MpaError where only the user can fix it.
 
     >>> cause_of(RuntimeError("The actor died." + chr(10) + "  it was killed by SIGKILL"))
     'RuntimeError: it was killed by SIGKILL'

@@ -20,7 +20,7 @@ DIED = "its worker died (killed, crashed, or out of memory)"
 
 @dataclass(frozen=True)
 class Event:
-    """Something that the waiting process must be told."""
+    """Something to report to the waiting process."""
 
     kind: Literal["done", "aside", "fatal"]
     """done: written; aside: failed too often; fatal: the user must fix something."""
@@ -38,7 +38,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Status:
-    """How a round stands."""
+    """The state of a round."""
 
     events: tuple[Event, ...]
     """Since the last poll."""
@@ -49,7 +49,7 @@ class Status:
     missing: int
     """Actors that died, whose shards may never come; 1 before the first one lives."""
     met: bool
-    """Whether there ever was an actor."""
+    """Whether any actor has started."""
 
 
 @dataclass
@@ -130,7 +130,7 @@ class Ledger:
         self._events.append(Event("fatal", text=text))
 
     def poll(self) -> Status:
-        """The events since the last call, and how the round stands."""
+        """The events since the last call, and the state of the round."""
         now = self.clock()
         self._actors = {name: one for name, one in self._actors.items() if now - one.beat < ALIVE_S}
         self._most = max(self._most, len(self._actors))

@@ -1,4 +1,4 @@
-"""Keys and values of an image in a language model: computed once, every question about the image starts after them.
+"""Keys and values of an image in a language model: computed once, reused for every question about the image.
 
 The image comes first in the prompt and attention only looks back, so keys and values up to the image's last token do
 not depend on the question.
