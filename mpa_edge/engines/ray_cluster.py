@@ -134,7 +134,8 @@ def fit_actors(nodes: Sequence[Resources], config: EngineConfig, device: str) ->
     useful = [node for node in nodes if node.get("CPU", 0) > 0 and (not gpus or node.get("GPU", 0) > 0)]
     whole = min((node["CPU"] for node in useful), default=1.0)
     cpus = config.cpus_per_actor or (1.0 if gpus or config.actors else whole)
-    room = sum(int(min(node["CPU"] / cpus, node["GPU"] / gpus if gpus else node["CPU"] / cpus)) for node in useful)
+    needs = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
+    room = sum(int(min(node[kind] / need for kind, need in needs.items())) for node in useful)
     if not room:
         raise MpaError(
             f"no machine of the Ray cluster has {gpus:g} GPUs and {cpus:g} CPUs for an actor: use other "
