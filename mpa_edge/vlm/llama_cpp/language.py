@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import ctypes
-import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +31,6 @@ _LOG_CALLBACKS: list[Any] = []
 """The library may call them at any time, so they live as long as the process."""
 
 
-@functools.cache
 def load_llama_cpp() -> Any:
     """The `llama_cpp` package; its log goes to `LOG` instead of the screen. MpaError where the package is missing."""
     try:
@@ -40,14 +38,15 @@ def load_llama_cpp() -> Any:
         from llama_cpp import mtmd_cpp
     except ModuleNotFoundError as error:
         raise missing_package("llama-cpp-python", "gguf") from error
+    if not _LOG_CALLBACKS:
 
-    @llama_cpp.llama_log_callback
-    def keep(_level: int, text: bytes, _user_data: Any) -> None:
-        LOG.append(text.decode("utf-8", "replace"))
+        @llama_cpp.llama_log_callback
+        def keep(_level: int, text: bytes, _user_data: Any) -> None:
+            LOG.append(text.decode("utf-8", "replace"))
 
-    _LOG_CALLBACKS.append(keep)
-    llama_cpp.llama_log_set(keep, ctypes.c_void_p())
-    mtmd_cpp.mtmd_helper_log_set(keep, ctypes.c_void_p())
+        _LOG_CALLBACKS.append(keep)
+        llama_cpp.llama_log_set(keep, ctypes.c_void_p())
+        mtmd_cpp.mtmd_helper_log_set(keep, ctypes.c_void_p())
     return llama_cpp
 
 

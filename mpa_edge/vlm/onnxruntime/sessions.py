@@ -135,11 +135,12 @@ class Decoder(Graph):
         """`text`: sizes of the language model. MpaError where the graph has others."""
         super().__init__(path, threads)
         self.cache_inputs = [name.replace(PRESENT, PAST) for name in self.outputs[1:]]
-        first = self.inputs[self.cache_inputs[0]].shape if self.cache_inputs else [None] * 4
-        sizes = [self.inputs["inputs_embeds"].shape[2], len(self.cache_inputs) // 2, first[1], first[3]]
+        sizes: list[Any] = []
+        if {*REQUIRED, *self.cache_inputs} <= set(self.inputs):
+            first = self.inputs[self.cache_inputs[0]].shape if self.cache_inputs else [None] * 4
+            sizes = [self.inputs["inputs_embeds"].shape[2], len(self.cache_inputs) // 2, first[1], first[3]]
         # exports made before there was DeepStack do not say embeds_size
-        expected = [{"embeds_size": text.get("hidden_size"), **text}.get(key) for key in SIZES]
-        if not {*REQUIRED, *self.cache_inputs} <= set(self.inputs) or sizes != expected:
+        if sizes != [{"embeds_size": text.get("hidden_size"), **text}.get(key) for key in SIZES]:
             raise MpaError(f"{path} does not fit artifact.json: copy the whole folder, or rerun mpa-edge export")
         # whether the values of a row do not depend on the other rows and tokens of the same run
         self.rows_are_independent = not has_dynamic_ranges(path)
