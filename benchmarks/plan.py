@@ -22,9 +22,7 @@ from common import command, write
 from PIL import Image
 
 from mpa_edge.config.library import load_recipe
-from mpa_edge.planning.estimate import DRAWN_PX, make_plan, this_machine
-from mpa_edge.planning.records import device_file
-from mpa_edge.planning.roofline import Machine
+from mpa_edge.planning.estimate import DRAWN_PX, as_machine, make_plan, this_machine
 from mpa_edge.runs.manifest import FOLDERS
 from mpa_edge.stages.pipeline import run_stages
 from mpa_edge.stages.run import Run, cpu_name
@@ -72,7 +70,7 @@ def main(images: int, questions: int, epochs: float, threads: int, out: Path | N
     values = {"images.render.n": images, "evaluate.n": questions, "level.epochs": epochs, "threads": threads}
     recipe = load_recipe("minicharts", [f"{key}={value}" for key, value in values.items()])
     device = this_machine(threads)
-    made = make_plan(recipe, None, lambda: [(Machine("here", device, device_file().efficiency["cpu"]), None)])
+    made = make_plan(recipe, None, lambda: [as_machine("here", device)])
     planned = {name: stage.seconds for name, stage in made.machines[0].stages.items()}
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder) / "run", recipe)

@@ -57,7 +57,7 @@ def table(machines: Sequence[MachinePlan]) -> list[str]:
         rows.append((one.machine.name, f"{short(one.memory_bytes)}B", *times, total, cost))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    prices = dict.fromkeys(one.price for one in machines if one.price)
+    prices = filter(None, dict.fromkeys(one.machine.device.price for one in machines))
     return lines + [f"{one.usd_per_hour:.2f} USD an hour: {one.offer}, {one.source}, {one.date}" for one in prices]
 
 

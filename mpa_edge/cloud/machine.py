@@ -11,10 +11,10 @@ from pathlib import Path
 from mpa_edge.config.library import load_yaml
 from mpa_edge.config.recipe import Recipe
 from mpa_edge.errors import MpaError
-from mpa_edge.planning.estimate import HOUR_S, MachinePlan, Machines, Plan, machines, make_plan
+from mpa_edge.planning.estimate import HOUR_S, MachinePlan, Plan, as_machine, machines, make_plan
 from mpa_edge.planning.memory import FLOAT_BYTES, LIBRARIES_BYTES
 from mpa_edge.planning.model_specs import BYTES_ON_DISK, UnknownModelError
-from mpa_edge.planning.records import Device, Record, device_file
+from mpa_edge.planning.records import Device, Record, find_device
 from mpa_edge.planning.roofline import Machine
 
 GB = 1e9
@@ -107,22 +107,27 @@ def needs(recipe: Recipe, images: str | None, provider: str, gpus: str | None, c
     return Needs((gpus,) if gpus else names, memory_gb, disk_gb, plan, chosen)
 
 
-def _candidates(recipe: Recipe, provider: str, gpus: str | None) -> Machines:
+def _candidates(recipe: Recipe, provider: str, gpus: str | None) -> list[Machine]:
     """The chosen machine if its speed is known, else all of the recipe's kind."""
     kind = "cpu" if recipe.device == "cpu" else "gpu"
     if provider == "hf":
-        chosen = {name: flavor.device for name, flavor in flavors().items() if gpus in (name, None)}
-        found = [Machine(name, device, device_file().efficiency[device.kind]) for name, device in chosen.items()]
-        return [(one, one.device.price) for one in found if gpus or one.device.kind == kind]
+        devices = {name: flavor.device for name, flavor in flavors().items()}
+        return [
+            as_machine(name, one) for name, one in devices.items() if name == gpus or (not gpus and one.kind == kind)
+        ]
     if gpus is None:
         return machines(["cpu"] if kind == "cpu" else list(SKY_NAMES))
     name, _, count = gpus.partition(":")
     known = [ours for ours, sky in SKY_NAMES.items() if sky == name]
-    # all GPUs are paid for, however many work
-    return [
-        (machine, price and price.model_copy(update={"usd_per_hour": int(count or 1) * price.usd_per_hour}))
-        for machine, price in (machines(known) if known else [])
-    ]
+    if not known:
+        return []
+    device = find_device(known[0])
+    if device.price:
+        # all GPUs are paid for, however many work
+        each = device.price.usd_per_hour
+        paid = device.price.model_copy(update={"usd_per_hour": int(count or 1) * each})
+        device = device.model_copy(update={"price": paid})
+    return [as_machine(known[0], device)]
 
 
 def _memory_gb(plan: Plan) -> int:

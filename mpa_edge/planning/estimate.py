@@ -35,7 +35,6 @@ SAMPLE = 32
 """Images of a folder that are opened for their sizes."""
 DRAWN_PX = (128, 64)
 """Images of the built-in generator."""
-Machines = Sequence[tuple[Machine, Price | None]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,6 @@ class MachinePlan:
     """A whole run on one machine."""
 
     machine: Machine
-    price: Price | None
     stages: dict[str, StagePlan]
     start_s: float
 
@@ -92,10 +90,10 @@ class MachinePlan:
     @property
     def usd(self) -> float | None:
         """For the machine and a hosted teacher; None if there is no price or the run does not fit."""
-        tokens = sum(stage.usd for stage in self.stages.values())
-        if not self.fits or (self.price is None and not tokens):
+        price, tokens = self.machine.device.price, sum(stage.usd for stage in self.stages.values())
+        if not self.fits or (price is None and not tokens):
             return None
-        return tokens + (self.seconds / HOUR_S * self.price.usd_per_hour if self.price else 0.0)
+        return tokens + (self.seconds / HOUR_S * price.usd_per_hour if price else 0.0)
 
 
 @dataclass(frozen=True)
@@ -185,25 +183,26 @@ def this_machine(threads: int | None = None, watch_s: float = 0.5) -> Device:
     )
 
 
-def machines(names: Sequence[str], threads: int | None = None, usd_per_hour: float | None = None) -> Machines:
-    """Machines by name, with prices. `here` is measured; no names: `here` and every GPU of devices.yaml.
+def as_machine(name: str, device: Device) -> Machine:
+    """A device with the efficiency of its kind."""
+    return Machine(name, device, device_file().efficiency[device.kind])
+
+
+def machines(names: Sequence[str], threads: int | None = None, usd_per_hour: float | None = None) -> list[Machine]:
+    """Machines by name. `here` is measured; no names: `here` and every GPU of devices.yaml.
 
     `usd_per_hour` replaces the list prices.
     """
-    file = device_file()
-    chosen = list(names) or [HERE, *(name for name, device in file.devices.items() if device.kind == "gpu")]
-    found = []
-    for name in dict.fromkeys(chosen):
-        device = this_machine(threads) if name == HERE else find_device(name)
-        price = device.price
-        if usd_per_hour is not None:
-            price = Price(usd_per_hour=usd_per_hour, offer="--price", source="you", date=datetime.date.today())
-        found.append((Machine(name, device, file.efficiency[device.kind]), price))
-    return found
+    names = names or [HERE, *(name for name, device in device_file().devices.items() if device.kind == "gpu")]
+    found = {name: this_machine(threads) if name == HERE else find_device(name) for name in names}
+    if usd_per_hour is not None:
+        yours = Price(usd_per_hour=usd_per_hour, offer="--price", source="you", date=datetime.date.today())
+        found = {name: device.model_copy(update={"price": yours}) for name, device in found.items()}
+    return [as_machine(name, device) for name, device in found.items()]
 
 
 def make_plan(
-    recipe: Recipe, images: str | Images | None, on: Callable[[], Machines], overrides: Sequence[str] = ()
+    recipe: Recipe, images: str | Images | None, on: Callable[[], Sequence[Machine]], overrides: Sequence[str] = ()
 ) -> Plan:
     """The plan of a recipe on the machines that `on` returns. UnknownModelError if the sizes of a model are not known.
 
@@ -217,10 +216,10 @@ def make_plan(
     disk = disk_bytes(recipe, counts, (teacher, student), found.drawn, what, assumed)
     by_teacher, by_student = (model.image_tokens(found.sizes) for model in (teacher, student))
     plan = Plan(recipe, found, counts, teacher, student, by_teacher, by_student, what, assumed, disk)
-    return replace(plan, machines=tuple(on_machine(plan, machine, price) for machine, price in on()))
+    return replace(plan, machines=tuple(on_machine(plan, machine) for machine in on()))
 
 
-def on_machine(plan: Plan, machine: Machine, price: Price | None = None) -> MachinePlan:
+def on_machine(plan: Plan, machine: Machine) -> MachinePlan:
     """All stages on one machine."""
     made, annotate, identify, n = plan.counts, plan.recipe.annotate, plan.recipe.identify, plan.counts.questions
     shards, teacher, student = made.images / annotate.shard_size, plan.teacher, plan.student
@@ -246,7 +245,7 @@ def on_machine(plan: Plan, machine: Machine, price: Price | None = None) -> Mach
     if n:
         size, models = plan.recipe.evaluate.batch_size, (teacher, student, student)
         stages["evaluate"] = _sum([ask(model, n, size, groups=n / CHUNK, per_image=1) for model in models])
-    return MachinePlan(machine, price or machine.device.price, stages, plan.assumed["start_s"])
+    return MachinePlan(machine, stages, plan.assumed["start_s"])
 
 
 def _sum(parts: Sequence[StagePlan]) -> StagePlan:
@@ -354,13 +353,12 @@ def as_document(plan: Plan) -> dict[str, Any]:
         "machines": [
             {
                 "device": one.machine.name,
-                "title": one.machine.device.title,
                 "fits": one.fits,
                 "memory_bytes": round(one.memory_bytes),
                 "hours": one.seconds / HOUR_S,
                 "usd": one.usd,
-                "price": one.price.model_dump(mode="json") if one.price else None,
                 "stages": {name: asdict(stage) for name, stage in one.stages.items()},
+                "peaks": one.machine.device.model_dump(mode="json"),
                 "efficiency": one.machine.efficiency.model_dump(),
             }
             for one in plan.machines

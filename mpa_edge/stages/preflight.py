@@ -11,10 +11,9 @@ from mpa_edge.engines.ray_cluster import require_ray
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.families import family_of
 from mpa_edge.planning.counts import can_evaluate
-from mpa_edge.planning.estimate import DRAWN_PX, Images, Plan, make_plan, sample_images
+from mpa_edge.planning.estimate import DRAWN_PX, Images, Plan, as_machine, make_plan, sample_images
 from mpa_edge.planning.model_specs import UnknownModelError
-from mpa_edge.planning.records import device_file
-from mpa_edge.planning.roofline import Machine
+from mpa_edge.planning.records import find_device
 from mpa_edge.runs.files import read_json, require_free
 from mpa_edge.runs.log import LOG_FILE
 from mpa_edge.runs.manifest import FOLDERS, RUN_FILE
@@ -76,14 +75,13 @@ def estimate(run: Run) -> Plan | None:
         images = sample_images(run.entries, run.recipe.images.max_pixels, str(run.images_folder))
     if not images.sizes:
         return None
-    known = device_file()
-    cpu = known.devices["cpu"].model_copy(update={"memory_bytes": psutil.virtual_memory().total})
+    cpu = find_device("cpu").model_copy(update={"memory_bytes": psutil.virtual_memory().total})
     recipe = run.recipe
     if is_server(recipe.teacher):
         # it takes nothing of this machine: the student, which is loaded anyway, stands in for it
         recipe = recipe.model_copy(update={"teacher": recipe.student})
     try:
-        return make_plan(recipe, images, lambda: [(Machine("cpu", cpu, known.efficiency["cpu"]), None)])
+        return make_plan(recipe, images, lambda: [as_machine("cpu", cpu)])
     except UnknownModelError:
         return None
 

@@ -23,7 +23,7 @@ def planned_now() -> dict[str, float]:
     peaks = {key: MEASURED["machine"][key] for key in ("flops", "memory_bandwidth", "memory_bytes")}
     device = Device(title="as measured", kind="cpu", source="docs/plan.json", **peaks)
     machine = Machine("here", device, device_file().efficiency["cpu"])
-    made = make_plan(load_recipe("minicharts", MEASURED["set"]), None, lambda: [(machine, None)])
+    made = make_plan(load_recipe("minicharts", MEASURED["set"]), None, lambda: [machine])
     return {name: stage.seconds for name, stage in made.machines[0].stages.items()}
 
 
@@ -59,5 +59,5 @@ def test_the_memory_is_within_a_quarter() -> None:
     runs = json.loads((ROOT / "docs" / "results.json").read_text(encoding="utf-8"))["runs"]
     measured = sum(run["peak_rss_bytes"] for run in runs) / len(runs)
     machine = Machine("cpu", device_file().devices["cpu"], device_file().efficiency["cpu"])
-    made = make_plan(load_recipe("minicharts"), None, lambda: [(machine, None)])
+    made = make_plan(load_recipe("minicharts"), None, lambda: [machine])
     assert made.machines[0].memory_bytes == pytest.approx(measured, rel=WITHIN)

@@ -109,9 +109,8 @@ def test_what_is_too_large_costs_nothing() -> None:
 
 
 def test_a_price_of_yours() -> None:
-    [(machine, price)] = machines(["h100"], usd_per_hour=2.0)
-    assert price is not None
-    made = make_plan(load_recipe("charts-served"), "1000", lambda: [(machine, price)]).machines[0]
+    mine = machines(["h100"], usd_per_hour=2.0)
+    made = make_plan(load_recipe("charts-served"), "1000", lambda: mine).machines[0]
     assert made.usd == pytest.approx(made.seconds / 3600 * 2.0)
 
 
