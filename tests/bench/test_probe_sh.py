@@ -42,7 +42,7 @@ def said(shell: Command, prefix: Path | None = None, first: Path | None = None) 
 
 
 def hidden(value: object) -> str:
-    """Reason of an Unreadable."""
+    """Reason of a value that could not be read."""
     assert isinstance(value, dict)
     assert set(value) == {"value", "reason"}
     assert value["value"] is None

@@ -46,15 +46,6 @@ class Figure(Record):
     """95 % bootstrap interval of the median; null below two samples."""
 
 
-class Unreadable(Record):
-    """A value that could not be read from the device."""
-
-    value: None = None
-    """Never 0."""
-    reason: str
-    """Why, in words."""
-
-
 class MemoryResult(Record):
     """Peak memory of the process that answered."""
 
@@ -95,7 +86,7 @@ class BudgetLine(Record):
 
 
 class Environment(Record):
-    """What was actually used, not what was requested. A value that cannot be read is an Unreadable."""
+    """What was actually used, not what was requested. What cannot be read is "unknown" or null."""
 
     machine: str
     """Architecture of the processor, as uname -m."""
@@ -116,7 +107,7 @@ class Environment(Record):
     transport: str
     """local, ssh HOST, adb SERIAL."""
     readings: dict[str, Any]
-    """Governor, power mode's name, temperatures, throttling, battery; Unreadable where a device does not show one."""
+    """Governor, power mode, temperatures, throttling, battery; {"value": null, "reason": "..."} for what is unknown."""
 
 
 class BenchReport(Record):

@@ -9,7 +9,7 @@ from typing import Any
 
 from mpa_edge.bench.device.protocol import parse_cores
 from mpa_edge.bench.results.probe import Reading, items, number, text
-from mpa_edge.bench.results.records import EnergyResult, Environment, Unreadable
+from mpa_edge.bench.results.records import EnergyResult, Environment
 from mpa_edge.bench.results.tegrastats import parse_rails, total_power_w
 from mpa_edge.config.target import Thermal
 
@@ -145,22 +145,22 @@ def _signs(before: Reading, line: Reading, thermal: Thermal) -> Iterator[str]:
             yield f"{text(policy, 'name')} capped at {allowed / 1000:.0f} of {cap / 1000:.0f} MHz"
 
 
-def power_w(line: Reading) -> tuple[float, str] | Unreadable:
-    """(watts, their source) at one moment: rails of a Jetson, else a battery that is being drained."""
+def power_w(line: Reading) -> tuple[float, str] | str:
+    """(watts, their source) at one moment, from the rails of a Jetson or a draining battery; or why there is none."""
     rails_mw = parse_rails(text(line, "tegrastats") or "")
     if rails_mw is not None:
         return total_power_w(rails_mw)
     battery = line.get("battery")
     if not isinstance(battery, dict) or "reason" in battery:
-        return Unreadable(reason="no power rail and no battery to read")
+        return "no power rail and no battery to read"
     current, voltage = number(battery, "current_ua"), number(battery, "voltage_uv")
     status, plug = text(battery, "status"), text(battery, "plugged")
     if status != "Discharging" or plug:
-        return Unreadable(reason=f"the battery is not drained ({plug or status or 'status unknown'}): unplug it")
+        return f"the battery is not drained ({plug or status or 'status unknown'}): unplug it"
     if current is None or voltage is None:
-        return Unreadable(reason="the battery does not say its current and voltage")
+        return "the battery does not say its current and voltage"
     if abs(current) < LEAST_CURRENT_UA:
-        return Unreadable(reason=f"a battery current of {current:.0f} uA is not plausible")
+        return f"a battery current of {current:.0f} uA is not plausible"
     return abs(current * 1e-6 * voltage * 1e-6), "battery current x voltage"
 
 
@@ -178,9 +178,9 @@ def energy_of(
     2.0
     """
     taken = [(time, power_w(line)) for line in watch if (time := number(line, "uptime_s")) is not None]
-    powers = [(time, *power) for time, power in taken if not isinstance(power, Unreadable)]
+    powers = [(time, *power) for time, power in taken if not isinstance(power, str)]
     if not powers or tokens < 1 or not spans:
-        reasons = [power.reason for _, power in taken if isinstance(power, Unreadable)]
+        reasons = [power for _, power in taken if isinstance(power, str)]
         return None, reasons[-1] if reasons else "nothing was read while it answered"
     sources = sorted({source for _, _, source in powers})
     if len(sources) > 1:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from mpa_edge.bench.results.records import Unreadable
-
 RAM = re.compile(r"\bRAM \d{1,9}/\d{1,9}MB")
 # now | now/average | now/average/peak, with mW or, up to JetPack 4, without; AGX Xavier and TX name rails without VDD_
 RAIL = re.compile(
@@ -36,8 +34,8 @@ def parse_rails(line: str) -> dict[str, int] | None:
     return {name: int(now) for name, now in RAIL.findall(line)} if RAM.search(line) else None
 
 
-def total_power_w(rails_mw: Mapping[str, int]) -> tuple[float, str] | Unreadable:
-    """(power of the module, the rails that make it up), or why there is none.
+def total_power_w(rails_mw: Mapping[str, int]) -> tuple[float, str] | str:
+    """(power of the module in W, the rails that make it up), or the reason why there is none.
 
     VDD_IN (Orin Nano, Orin NX, Xavier NX, TX2), POM_5V_IN (Nano) and VIN (Thor) are totals. AGX Orin and AGX Xavier
     have none: their disjoint rails are added, all of them or none. Source: NVIDIA's developer guide, Software-Based
@@ -53,5 +51,5 @@ def total_power_w(rails_mw: Mapping[str, int]) -> tuple[float, str] | Unreadable
         if all(name in rails_mw for name in names) and sum(rails_mw[name] for name in names) > 0:
             return sum(rails_mw[name] for name in names) / 1000, " + ".join(names)
     if not rails_mw:
-        return Unreadable(reason="tegrastats shows no power rail (most boards show them to root only)")
-    return Unreadable(reason=f"no rule for the sum of the rails {', '.join(sorted(rails_mw))}")
+        return "tegrastats shows no power rail (most boards show them to root only)"
+    return f"no rule for the sum of the rails {', '.join(sorted(rails_mw))}"

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpa_edge.bench.results.records import Unreadable
 from mpa_edge.bench.results.tegrastats import parse_rails, total_power_w
 
 # public forum posts, issue threads and test data of DataDog/datadog-agent, NVIDIA's guides; core lists shortened
@@ -101,7 +100,7 @@ def read(line: str) -> dict[str, int]:
 @pytest.mark.parametrize(("line", "expected"), GOLDEN.items())
 def test_golden(line: str, expected: tuple[float, str]) -> None:
     power = total_power_w(read(line))
-    assert not isinstance(power, Unreadable)
+    assert not isinstance(power, str)
     assert (pytest.approx(power[0]), power[1]) == expected
 
 
@@ -115,12 +114,12 @@ def test_a_negative_rail_is_kept_and_the_total_is_not_touched() -> None:
 
 def test_no_rail_or_unknown_rails_give_a_reason_and_no_number() -> None:
     bare = total_power_w(read("RAM 1/2MB CPU [1%@100]"))
-    assert isinstance(bare, Unreadable)
-    assert "root" in bare.reason
+    assert isinstance(bare, str)
+    assert "root" in bare
     part = total_power_w(read("RAM 1/2MB VDD_GPU_SOC 3588mW/3588mW VDD_CPU_CV 797mW/797mW"))
-    assert isinstance(part, Unreadable)
-    assert part.reason == "no rule for the sum of the rails VDD_CPU_CV, VDD_GPU_SOC"
-    assert isinstance(total_power_w(read("RAM 1/2MB VDD_IN 0mW/0mW")), Unreadable)
+    assert isinstance(part, str)
+    assert part == "no rule for the sum of the rails VDD_CPU_CV, VDD_GPU_SOC"
+    assert isinstance(total_power_w(read("RAM 1/2MB VDD_IN 0mW/0mW")), str)
 
 
 @pytest.mark.parametrize("text", ["", "tegrastats: command not found", "RAM", "CPU [1%@100]", "RAM 1343/76"])
