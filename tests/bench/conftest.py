@@ -28,7 +28,6 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     return {
         name: make_bundle(
             folder=home / name,
-            target="cpu",
             artifact=export("student"),
             base=export("student"),
             questions=asked,
