@@ -113,18 +113,6 @@ class VLM(Protocol):
         ...
 
 
-class TraceableVLM(VLM, Protocol):
-    """A VLM that lets one look inside, for the parity check of an export."""
-
-    def trace(self, requests: Sequence[Request], pixels: Sequence[Pixels] | None = None) -> list[Trace]:
-        """Greedy, all requests as one batch where the runtime has batches.
-
-        `pixels` takes the place of the model's own image processor, to tell a wrong picture from a wrong execution;
-        MpaError where the runtime cannot take them.
-        """
-        ...
-
-
 class Record(BaseModel):
     """Base of everything that is written to disk."""
 

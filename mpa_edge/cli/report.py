@@ -13,8 +13,7 @@ from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.runs.files import write_bytes
 
 if TYPE_CHECKING:
-    from mpa_edge.bench.report.compare import Comparison
-    from mpa_edge.bench.report.read import BenchData
+    pass
 
 
 @click.command("report")
@@ -55,7 +54,12 @@ def command(runs: tuple[str, ...], out: str | None, markdown: bool, as_json: boo
     found = (sides[1] if comparisons else [data for side in sides for data in side], comparisons, alone)
     path = Path(out or Path(runs[-1]) / "report.html")
     if out or not (markdown or as_json):
-        _write_html(path, *found)
+        from mpa_edge.bench.report.html import render_html
+
+        try:
+            write_bytes(path, render_html(*found).encode())
+        except OSError as error:
+            raise MpaError(f"cannot write {path} ({error.strerror}): choose another --out") from error
     if as_json:
         print_json(report_document(*found))
     elif markdown:
@@ -67,12 +71,3 @@ def command(runs: tuple[str, ...], out: str | None, markdown: bool, as_json: boo
     worse = sum(len(one.regressions) for one in comparisons)
     if fail_on_regression and worse:
         raise VerificationError(f"{runs[1]} is worse than {runs[0]} in {worse} ways: see what is marked above")
-
-
-def _write_html(path: Path, benches: list[BenchData], comparisons: list[Comparison], alone: list[str]) -> None:
-    from mpa_edge.bench.report.html import render_html
-
-    try:
-        write_bytes(path, render_html(benches, comparisons, alone).encode())
-    except OSError as error:
-        raise MpaError(f"cannot write {path} ({error.strerror}): choose another --out") from error

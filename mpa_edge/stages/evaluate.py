@@ -6,7 +6,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from mpa_edge.config.recipe import EvaluateConfig
 from mpa_edge.evaluation.answer_log import answer_all, open_log
 from mpa_edge.evaluation.predict import EvalSpec, question_set, questions_file, recipe_spec
 from mpa_edge.evaluation.score import accuracy_by_kind
@@ -59,11 +58,16 @@ def run_evaluate(run: Run, fresh: bool = False) -> None:
 def evaluate_inputs(run: Run) -> dict[str, str]:
     """Everything that the predictions depend on."""
     config = run.recipe.evaluate
+    if config.benchmark:  # wherever its files are
+        samples = question_set(config, Path()).samples
+        questions_sha256 = sha256_json({"split": config.split, "asked": [sample.model_dump() for sample in samples]})
+    else:
+        questions_sha256 = sha256_file(questions_file(config.questions)) if config.questions else "generator"
     return {
         "merge": run.outputs_of("merge"),
         "teacher": run.teacher_fingerprint,
         "student": run.student_fingerprint,
-        "questions": _questions_sha256(config),
+        "questions": questions_sha256,
         "config": sha256_json(
             {
                 "evaluate": config.model_dump(exclude={"batch_size", "questions", "benchmark", "data", "split"}),
@@ -73,14 +77,6 @@ def evaluate_inputs(run: Run) -> dict[str, str]:
             }
         ),
     }
-
-
-def _questions_sha256(config: EvaluateConfig) -> str:
-    """Of what is asked. Where the files of a benchmark are does not matter."""
-    if config.benchmark:
-        samples = question_set(config, Path()).samples
-        return sha256_json({"split": config.split, "asked": [sample.model_dump() for sample in samples]})
-    return sha256_file(questions_file(config.questions)) if config.questions else "generator"
 
 
 def questions(run: Run) -> QuestionSet:
