@@ -25,6 +25,7 @@ from mpa_edge.evaluation.compare import Comparison, answers_of_run, open_compari
 from mpa_edge.progress import say
 from mpa_edge.runs.files import make_folder, read_json, write_json
 from mpa_edge.runs.lock import run_lock
+from mpa_edge.runs.log import logger
 from mpa_edge.runs.manifest import FOLDERS, clear
 from mpa_edge.tasks import answer_prompt, get_task
 from mpa_edge.types import Prediction
@@ -174,6 +175,7 @@ def write_results(
         not_timed,
     )
     made = report_of(bench, bundle.sha256, *host, evidence)
+    logger.info("bench: %s on %s is %s", bench.scheme, bench.target.name, made[0].verdict)
     write_documents(*made, images=comparison.images, folder=bench.results)
     write_json(bench.results / JOB, {"inputs": bench.inputs(bundle.sha256), "done": True})
     return bench.results
