@@ -105,7 +105,11 @@ def test_kills_at_random_moments(forks, exported: Finished, tmp_path: Path) -> N
 @pytest.mark.parametrize("share", [0.1, 0.7])
 def test_ctrl_c_ends_in_one_line_and_nobody_works_on(forks, exported: Finished, tmp_path: Path, share: float) -> None:
     out = tmp_path / "exports"
-    ended = forks(*command(out), after_s=share * exported.seconds, sig=signal.SIGINT)
+    for part in (1.0, 0.5, 0.25):  # a busy machine may have made the measured export slow, and this one ends before
+        ended = forks(*command(out), after_s=part * share * exported.seconds, sig=signal.SIGINT)
+        if ended.rc:
+            break
+        shutil.rmtree(out)
     assert ended.rc == 130, ended.stderr
     assert ended.last == INTERRUPTED
     assert "Traceback" not in ended.stderr
