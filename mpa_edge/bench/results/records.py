@@ -52,7 +52,7 @@ class MemoryResult(Record):
     peak_bytes: int | None
     """Null where it could not be read."""
     method: str
-    """How it was read: VmHWM, max(VmHWM, VmRSS + VmSwap), MemAvailable drop; or why it was not."""
+    """How it was read: VmHWM, or max(VmHWM, VmRSS + VmSwap); or why it was not."""
 
 
 class EnergyResult(Record):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import shlex
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ WRAPPED = 'sh -c "$1"; printf "\\nmpa-edge ended with %s\\n" "$?" >&2'
 READ_ALL = 'exec sh -c "$(cat)" </dev/null'
 
 
-class Transport:
+class Transport(ABC):
     """A device that runs sh scripts; subclasses connect to it. Every call has a timeout.
 
     A call that a broken link interrupts is retried for `patience_s`; then it raises a LinkError.
@@ -41,22 +42,22 @@ class Transport:
     _is_broken = False
     """Whether the connection broke since `_prepare`."""
 
+    @abstractmethod
     def _argv(self, command: str) -> list[str]:
         """The program of this machine that has the device's sh run a script."""
-        raise NotImplementedError
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> None:  # noqa: B027  this machine needs nothing
         """Called before each call: restore a broken connection."""
 
+    @abstractmethod
     def _broken(self, complaint: str) -> MpaError:
         """The error for a command that did not run to its end."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, device_port: int) -> AbstractContextManager[int]:
         """A port of this machine that leads to a port of the device."""
-        raise NotImplementedError
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  nor does it keep anything open
         """End the connection. Safe to call twice."""
 
     def run(self, command: str, *, timeout_s: float, stdin: bytes | None = None, patient: bool = True) -> Done:
