@@ -28,6 +28,7 @@ AHEAD_BYTES = (MB, 384 * MB)
 CLIENT = "ray://"
 AUTO = "auto"
 CONNECT_S = 5.0
+CLIENT_TRIES = 3
 # read when Ray is imported: no usage statistics, output of its daemons stays in its own log files, and a cluster may
 # take its time to start the process that serves a client
 SETTINGS = {
@@ -66,17 +67,12 @@ def connected(engine: Engine) -> Iterator[Any]:
     if ray.is_initialized():
         raise MpaError("this process is already connected to a Ray cluster: call ray.shutdown() first")
     own: dict[str, Any] = {"num_cpus": max(2, len(os.sched_getaffinity(0))), "object_store_memory": store_bytes()}
-    options = {} if engine.address else {**own, "include_dashboard": False}
     handlers = {}
     if threading.current_thread() is threading.main_thread():
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         try:
-            ray.init(address=engine.address or "local", log_to_driver=False, logging_level="ERROR", **options)
-        except Exception as error:  # each kind of address raises its own errors
-            if engine.address:
-                raise _no_cluster(engine.address, reason_of(error)) from error
-            raise MpaError(f"Ray does not start on this machine ({reason_of(error)}): use --engine local") from error
+            _start(ray, engine, {} if engine.address else {**own, "include_dashboard": False})
         finally:
             for number, handler in handlers.items():  # Ray installs its own
                 signal.signal(number, handler)
@@ -91,6 +87,22 @@ def connected(engine: Engine) -> Iterator[Any]:
                     witness.communicate(b"alive")
     finally:
         ray.shutdown()
+
+
+def _start(ray: Any, engine: Engine, options: dict[str, Any]) -> None:
+    """Start a private cluster, or join the one of the address."""
+    tries = CLIENT_TRIES if (engine.address or "").startswith(CLIENT) else 1
+    for left in reversed(range(tries)):
+        try:
+            ray.init(address=engine.address or "local", log_to_driver=False, logging_level="ERROR", **options)
+        except Exception as error:  # each kind of address raises its own errors
+            # the head of a busy cluster gives the process that it starts for a client a limited time
+            if left and isinstance(error, ConnectionAbortedError):
+                continue
+            if engine.address:
+                raise _no_cluster(engine.address, reason_of(error)) from error
+            raise MpaError(f"Ray does not start on this machine ({reason_of(error)}): use --engine local") from error
+        return
 
 
 def _require_there(address: str) -> None:

@@ -72,6 +72,8 @@ def build(*cpus: int, **head: Any) -> Any:
     from mpa_edge.engines.ray_cluster import SETTINGS as QUIET
 
     os.environ.update(QUIET)
+    # a loaded machine needs longer than Ray's 30 s to start the process that serves a client
+    os.environ.setdefault("RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S", "180")
     from ray.cluster_utils import Cluster
 
     room = {"object_store_memory": 80_000_000}
