@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 Kind = Literal["recipes", "targets", "schemes"]
 FOLDERS: dict[Kind, str] = {"recipes": "recipes", "targets": "targets", "schemes": "export/schemes"}
 SINGULAR: dict[Kind, str] = {"recipes": "recipe", "targets": "target", "schemes": "scheme"}
-MAX_DOCUMENT_BYTES = 1_000_000
+MAX_DOCUMENT_BYTES = 64_000
 
 
 def root() -> Path:
@@ -50,7 +51,7 @@ def load_yaml(path: Path, label: str) -> Any:
     """Read a file of one YAML 1.2 document of plain values; `label` begins each MpaError."""
     try:
         if path.stat().st_size > MAX_DOCUMENT_BYTES:
-            raise MpaError(f"{label}: {path} is larger than 1 MB, so it is no {label.split()[0]}: give another file")
+            raise MpaError(f"{label}: {path} is larger than 64 kB, so it is no {label.split()[0]}: give another file")
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise MpaError(f"{label}: {path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
@@ -60,18 +61,31 @@ def load_yaml(path: Path, label: str) -> Any:
 
 
 def parse_yaml(text: str, label: str) -> Any:
-    """Plain values of a YAML 1.2 text. Raises MpaError with line and column."""
+    """Plain values of a YAML 1.2 text without aliases. Raises MpaError with line and column."""
     from ruamel.yaml import YAML
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+    from ruamel.yaml.error import MarkedYAMLError
+    from ruamel.yaml.events import AliasEvent
 
+    if len(text) > MAX_DOCUMENT_BYTES:
+        raise MpaError(f"{label}: more than 64 kB of YAML: give another file")
     try:
-        return YAML(typ="safe", pure=True).load(text)
+        # nine levels of aliases, a few hundred bytes, make a billion values
+        for event in YAML(typ="safe", pure=True).parse(text):
+            if isinstance(event, AliasEvent):
+                where = f"line {event.start_mark.line + 1}, column {event.start_mark.column + 1}"
+                raise MpaError(f"{label}: {where}: *{event.anchor} is a YAML alias: write its value out there")
+        document = YAML(typ="safe", pure=True).load(text)
+        # raises for integers too long to be shown, halves of a surrogate pair, and keys that are no plain values
+        json.dumps(document, default=str, ensure_ascii=False).encode()
+        return document
+    except MpaError:
+        raise
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         problem = " ".join(str(error.problem or error.context).split())
         raise MpaError(f"{label}: {where}{problem} (fix the YAML there)") from error
-    except (YAMLError, ValueError, RecursionError) as error:
+    except Exception as error:  # ruamel's own constructors raise KeyError, TypeError, IndexError ... for a wrong tag
         raise MpaError(f"{label}: not a YAML document ({' '.join(str(error).split())}): fix the file") from error
 
 

@@ -9,6 +9,8 @@ from mpa_edge.config.recipe import LevelConfig, Recipe
 from mpa_edge.errors import MpaError
 
 MINIMAL = "schema_version: 1\nname: mine\ntask: minicharts\nteacher: nursery:teacher\nstudent: nursery:student\n"
+# each level names the one before ten times
+BILLION_LAUGHS = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else 'x'] * 10)}]\n" for n in range(9)).encode()
 
 
 @pytest.fixture
@@ -89,7 +91,17 @@ def test_every_mistake_is_said(recipe) -> None:
         (b"\xff\xfe", "not UTF-8"),
         (b"", "the document is null: must be a section with keys schema_version"),
         (b"- 1", "the document is [1]: must be a section"),
-        (b"[" * 5000, "not a YAML document"),
+        (b"[" * 5000 + b"]" * 5000, "not a YAML document"),
+        (b"a: &a [1]\nb: *a\n", "line 2, column 4: *a is a YAML alias: write its value out there"),
+        (b"a: &a [*a]\n", "line 1, column 8: *a is a YAML alias"),
+        (BILLION_LAUGHS, "is a YAML alias"),
+        (b"seed: " + b"9" * 5000, "not a YAML document"),
+        (b"seed: 0x" + b"f" * 5000, "not a YAML document"),
+        (b'name: "\\ud800"', "not a YAML document"),
+        (b"[[1]]: 2", "not a YAML document"),
+        (b"seed: !!int ''", "not a YAML document"),
+        (b"seed: !!bool x", "not a YAML document"),
+        (b"#" * 70_000, "is larger than 64 kB"),
     ],
 )
 def test_broken_documents_are_one_line(tmp_path: Path, text: bytes, expected: str) -> None:

@@ -80,3 +80,4 @@ def test_a_folder_that_is_gone_is_unknown() -> None:
 
 def test_front_matter_is_data_and_no_program() -> None:
     assert front_matter("---\nlicense: !!python/object/apply:os.system ['true']\n---\n") == {}
+    assert front_matter("---\na: &a [x, x]\nb: &b [*a, *a]\nlicense: *b\n---\n") == {}
