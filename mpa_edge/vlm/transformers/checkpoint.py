@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.vlm.shared.prompts import without_special_tokens
+from mpa_edge.vlm.transformers.template_limits import require_bounded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -93,6 +94,7 @@ def load_processor(path: str) -> Any:
         processor.num_additional_image_tokens = int(of_model.vision_config.model_type == "clip_vision_model")
     if not processor.chat_template:
         raise MpaError(f"'{path}' has no chat template: put its chat_template.jinja into the folder")
+    require_bounded(processor.chat_template, path)
     return processor
 
 
