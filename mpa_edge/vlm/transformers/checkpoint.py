@@ -94,7 +94,7 @@ def load_processor(path: str) -> Any:
         processor.num_additional_image_tokens = int(of_model.vision_config.model_type == "clip_vision_model")
     if not processor.chat_template:
         raise MpaError(f"'{path}' has no chat template: put its chat_template.jinja into the folder")
-    require_bounded(processor.chat_template, path)
+    require_bounded(processor.chat_template, f"'{path}'")
     return processor
 
 

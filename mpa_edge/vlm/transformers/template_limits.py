@@ -63,7 +63,7 @@ def _main() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    print(_characters(template))
+    sys.stdout.write(str(_characters(template)))
 
 
 if __name__ == "__main__":
