@@ -46,7 +46,7 @@ from mpa_edge.bench.host.bundle import Bundle, Question, make_bundle
 from mpa_edge.bench.results.documents import peak_memory
 from mpa_edge.bench.results.timing import figures, in_rounds, loads, order, timed
 from mpa_edge.nursery.render import ANSWERS, render
-from mpa_edge.questions.own import read_samples
+from mpa_edge.questions.own import read_questions
 
 STUDENT, SHAPES, TARGET, THREADS = "student", "smolvlm-256m", "cpu", 1
 PAIRED = ("onnx-int8", "gguf-q8_0")
@@ -190,7 +190,7 @@ def bundle_of(export: Path, folder: Path, model: str, *, tiles: int, tokens: int
     write_artifact(endless, artifact.model_copy(update={"tokens": artifact.tokens.model_copy(update={"ends": ()})}))
     if model == STUDENT:
         render(images, 4, 11, "target", answers_per_image=2)
-        asked = [(s.id, s.image, s.question) for s in read_samples(images / ANSWERS)]
+        asked = [(s.id, s.image, s.question) for s in read_questions(images / ANSWERS).samples]
     else:
         images.mkdir()
         Image.effect_noise(PIXELS[tiles], 80).convert("RGB").save(images / "noise.png", compress_level=1)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from mpa_edge.cli import _registry
 from mpa_edge.cli._options import json_option, print_json, set_option, verbose_option
 from mpa_edge.config import library
 from mpa_edge.errors import MpaError
+from mpa_edge.metrics import cautions
 
 RUNS_ON = {"onnx": ("onnxruntime", "tensorrt"), "gguf": ("llama.cpp",)}
 NEEDS = {"onnx": ("onnx",), "gguf": ("gguf",), "hybrid": ("onnx", "gguf")}
@@ -35,6 +38,18 @@ def recipe_problems(name: str, overrides: tuple[str, ...]) -> list[str]:
             parse(recipe.teacher)
     except MpaError as error:
         found.append(str(error))
+    questions = recipe.evaluate.questions
+    if questions and Path(questions).expanduser().exists():
+        from mpa_edge.evaluation.predict import question_set
+
+        try:
+            asked = question_set(recipe.evaluate, Path()).samples
+        except MpaError as error:
+            return [*found, str(error)]
+        if recipe.task in tasks:
+            metric = _registry.modules("tasks")[recipe.task].metric
+            for line in cautions(metric, [sample.answers for sample in asked]):
+                click.echo(f"{questions}: {line}", err=True)
     return found
 
 

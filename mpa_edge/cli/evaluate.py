@@ -14,7 +14,7 @@ import click
 from mpa_edge.cli._options import is_verbose, print_json
 from mpa_edge.cli._stage import run_named_stages, stage_arguments, suppress_library_output
 from mpa_edge.errors import MpaError
-from mpa_edge.metrics import METRICS
+from mpa_edge.metrics import METRICS, cautions
 
 if TYPE_CHECKING:
     from mpa_edge.config.recipe import Recipe
@@ -180,7 +180,8 @@ def data_spec(
         if use_recipe_task:
             task = get_task(recipe.task)
             task = dataclasses.replace(task, metric=metric or task.metric)
-    for line in filter(None, (questions.note, left_out(questions.dropped))):
+    notes = cautions(task.metric, [sample.answers for sample in questions.samples])
+    for line in filter(None, (questions.note, left_out(questions.dropped), *notes)):
         click.echo(f"{questions.name}: {line}", err=True)
     return EvalSpec(
         questions,

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from pathlib import Path
 
 import click
 
 from mpa_edge.cli._options import json_option, print_json, verbose_option
 from mpa_edge.errors import MpaError
-from mpa_edge.metrics import METRICS, get_metric
+from mpa_edge.metrics import METRICS, cautions, get_metric
 from mpa_edge.metrics.rows import parse_rows, score_rows
 
 
-def lines_of(path: str) -> Iterator[bytes]:
-    """Lines of a file, or of stdin where the path is `-`."""
+def content_of(path: str) -> bytes:
+    """A file, or stdin where the path is `-`."""
     if path == "-":
-        yield from sys.stdin.buffer
-        return
+        return sys.stdin.buffer.read()
     try:
-        with open(path, "rb") as file:
-            yield from file
+        return Path(path).read_bytes()
     except OSError as error:
         raise MpaError(f"{path}: {error.strerror}: give a JSON lines file, or - for stdin") from None
 
@@ -48,7 +46,10 @@ def command(file: str, name: str, lenient: bool, as_json: bool) -> None:
     """
     source = "<stdin>" if file == "-" else file
     metric = get_metric(name)
-    report = score_rows(metric, parse_rows(lines_of(file), source), source, lenient=lenient)
+    rows = list(parse_rows(content_of(file), source))
+    report = score_rows(metric, rows, source, lenient=lenient)
+    for line in cautions(name, [row.answers for row in rows]):
+        click.echo(f"{source}: {line}", err=True)
     if as_json:
         return print_json(dataclasses.asdict(report))
     from rich.console import Console

@@ -70,9 +70,20 @@ def question_set(config: EvaluateConfig, drawn: Path) -> QuestionSet:
     if config.benchmark:
         return _benchmark_questions(config.benchmark, config.data or "", config.split, config.n)
     if config.questions:
-        return read_questions(questions_file(config.questions), config.n)
+        file = questions_file(config.questions)
+        status = file.stat()
+        return _own_questions(file, config.n, (status.st_size, status.st_mtime_ns, status.st_ino))
     folder = render(drawn, config.n, config.seed, config.style, answers_per_image=1)
     return replace(read_questions(folder / ANSWERS), name="generated questions")
+
+
+@functools.lru_cache(maxsize=1)
+def _own_questions(file: Path, n: int, _state: tuple[int, ...]) -> QuestionSet:
+    """Cached while the file stays as it is, so that what was left out is reported once."""
+    found = read_questions(file, n)
+    if found.dropped:
+        say(f"{file}: {left_out(found.dropped)}")
+    return found
 
 
 @functools.lru_cache(maxsize=1)

@@ -12,7 +12,7 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,6 +55,25 @@ METRICS: dict[str, Metric] = {
         Metric("exact-match", "Exact match", exact_match.score, exact_match.REFERENCE),
     )
 }
+
+
+def cautions(name: str, answers: Iterable[Sequence[str]]) -> list[str]:
+    """What a reader of a metric's scores must know about the accepted answers of the questions.
+
+    >>> cautions("vqa-accuracy", [["5"], ["5"] * 10])
+    ['1 of 2 questions have fewer than three answers, ... use another metric']
+    >>> cautions("anls", [["5"], [""]]), cautions("anls", [["5"]])
+    (['1 of 2 questions accept an empty answer, which makes silence right: leave them out'], [])
+    """
+    listed = list(answers)
+    few = sum(len(one) < vqa_accuracy.FULL_MATCHES for one in listed) if name == "vqa-accuracy" else 0
+    empty = sum(not all(answer.strip() for answer in one) for one in listed)
+    found = {
+        "have fewer than three answers, for which vqa-accuracy gives a right one 0 (one answer) or 33 % (two), as its "
+        "reference does: give ten answers, or use another metric": few,
+        "accept an empty answer, which makes silence right: leave them out": empty,
+    }
+    return [f"{n} of {len(listed)} questions {what}" for what, n in found.items() if n]
 
 
 def get_metric(name: str) -> Metric:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from mpa_edge.errors import MpaError
 from mpa_edge.images.parquet import image_column, parquet_row_bytes
@@ -26,6 +27,12 @@ def read_rows(benchmark: Benchmark, folder: Path, path: Path) -> Iterator[Row]:
     try:
         file = pq.ParquetFile(path, pre_buffer=False)
         columns = _columns(benchmark, path, file.schema_arrow.names)
+        for role in ("question", "answers"):
+            kind = file.schema_arrow.field(columns[role]).type
+            if not _holds_text(kind, plain=role == "question"):
+                raise MpaError(
+                    f"{path}: column {columns[role]} holds {kind}, not text: name the files of {benchmark.name}"
+                )
         batches = file.iter_batches(ROWS_AT_ONCE, columns=list(columns.values()))
         records = (record for batch in batches for record in batch.to_pylist())
         for number, record in enumerate(records):
@@ -35,6 +42,19 @@ def read_rows(benchmark: Benchmark, folder: Path, path: Path) -> Iterator[Row]:
     except (OSError, pa.ArrowException) as error:
         problem = " ".join(str(error).split())[:200]
         raise MpaError(f"{path} cannot be read as parquet ({problem}): download it again") from error
+
+
+def _holds_text(kind: Any, plain: bool) -> bool:
+    """Whether an arrow type is text; or, where it need not be `plain`, numbers, or lists or {"answer": text} of these."""
+    from pyarrow import types
+
+    while not plain and (types.is_list(kind) or types.is_large_list(kind) or types.is_struct(kind)):
+        if types.is_struct(kind) and kind.get_field_index("answer") < 0:
+            return False
+        kind = kind.field("answer").type if types.is_struct(kind) else kind.value_type
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return text or types.is_null(kind) or (not plain and (types.is_integer(kind) or types.is_floating(kind)))
 
 
 def _columns(benchmark: Benchmark, path: Path, names: Sequence[str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mpa_edge.errors import MpaError
+from mpa_edge.metrics.reading import no_character
 from mpa_edge.questions import MISSING, QuestionSet, share
 from mpa_edge.questions.benchmark import Benchmark, Row, Split, answers_of, text_of, unique
 from mpa_edge.questions.find import ImageFinder, find_files, find_parquet, local_data, read_document
@@ -92,6 +93,8 @@ def _samples(rows: Sequence[Row]) -> tuple[list[Numbered], list[Drop]]:
             drops.append(Drop("no question"))
         elif isinstance(answers, Drop):
             drops.append(answers)
+        elif no_character(sample_id, row.image, question, kind or "", *answers):
+            drops.append(Drop("damaged text"))
         else:
             samples.append((i, Sample(id=sample_id, image=row.image, question=question, answers=answers, kind=kind)))
     return samples, drops

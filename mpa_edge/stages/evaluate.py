@@ -9,6 +9,7 @@ from typing import Any
 from mpa_edge.evaluation.answer_log import answer_all, open_log
 from mpa_edge.evaluation.predict import EvalSpec, question_set, questions_file, recipe_spec
 from mpa_edge.evaluation.score import accuracy_by_kind
+from mpa_edge.metrics import cautions
 from mpa_edge.metrics.paired import bootstrap_ci95, flips, mcnemar_p, mean
 from mpa_edge.progress import say
 from mpa_edge.questions import QuestionSet
@@ -37,6 +38,8 @@ def run_evaluate(run: Run, fresh: bool = False) -> None:
     begin(STAGE, folder, inputs, fresh)
     clock = StageClock(folder)
     spec = recipe_spec(run.recipe, folder / QUESTIONS)
+    for line in cautions(run.task.metric, [sample.answers for sample in spec.questions.samples]):
+        say(f"evaluate: {line}")
     made = {name: _predictions(run, name, spec, clock) for name in MODELS}
     result = summarise(made, spec.bootstrap, spec.seed) | {"metric": run.task.metric}
     write_json(folder / RESULT, result)

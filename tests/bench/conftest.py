@@ -9,7 +9,7 @@ import pytest
 from mpa_edge.bench.host.bundle import Bundle, Question, make_bundle
 from mpa_edge.images.folder import open_image
 from mpa_edge.nursery.render import ANSWERS, render
-from mpa_edge.questions.own import read_samples
+from mpa_edge.questions.own import read_questions
 from mpa_edge.types import Request
 from mpa_edge.vlm import load
 from tests.bench.bundles import plain_order
@@ -23,7 +23,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     images = render(home / "images", 2, 3, "target", answers_per_image=2)
     asked = [
         Question(id=f"{i} 'ü'", image=one.image, prompt=one.question, max_new_tokens=8)
-        for i, one in enumerate(read_samples(images / ANSWERS))
+        for i, one in enumerate(read_questions(images / ANSWERS).samples)
     ]
     return {
         name: make_bundle(

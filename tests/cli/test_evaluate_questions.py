@@ -73,6 +73,27 @@ def test_own_questions_need_a_metric_where_no_run_says_one(tmp_path: Path, capsy
     assert "vqa-accuracy" in capsys.readouterr().out
 
 
+def test_few_answers_and_rows_without_one_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    official.write_image(tmp_path / "a.png")
+    path = tmp_path / "q.jsonl"
+    row = {"image": "a.png", "question": "What?"}
+    path.write_text("\n".join(json.dumps(row | {"answers": answers}) for answers in (["x"], [""], ["x"] * 10)))
+    assert run(M, "--data", path, "--metric", "vqa-accuracy", "--dry-run") == 0
+    said = capsys.readouterr()
+    assert said.out == f"ask {M} 2 questions of q.jsonl, vqa-accuracy\n"
+    dropped, few = said.err.splitlines()
+    assert dropped == "q.jsonl: left out: empty answer (1)"
+    assert few.startswith("q.jsonl: 1 of 2 questions have fewer than three answers")
+    recipe = tmp_path / "r.yaml"
+    names = "schema_version: 1\nname: r\ntask: okvqa\nteacher: nursery:teacher\nstudent: nursery:student\n"
+    recipe.write_text(f"{names}evaluate: {{questions: {path}}}\n")
+    assert exit_code(["check", str(recipe)]) == 0
+    assert "1 of 2 questions have fewer than three answers" in capsys.readouterr().err
+    path.write_text(path.read_text() + "\n{oops")
+    assert exit_code(["check", str(recipe)]) == 1
+    assert f"recipe 'r': {path}:4: not JSON" in capsys.readouterr().err
+
+
 def test_a_hub_that_is_not_there_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,7 +26,11 @@ def test_json_is_one_document_with_the_reference_scores(metric: str, capsys: pyt
     assert score("--metric", metric, str(path), "--json") == 0
     captured = capsys.readouterr()
     report = json.loads(captured.out)
-    assert captured.err == ""
+    cautions = {
+        "vqa-accuracy": "1500 questions have fewer than three answers",
+        "anls": "1500 questions accept an empty",
+    }
+    assert cautions.get(metric, "") in captured.err
     assert list(report) == ["metric", "n", "value", "scores"]
     assert (report["metric"], report["n"], report["scores"]) == (metric, len(expected), expected)
     assert report["value"] == pytest.approx(sum(expected) / len(expected), abs=1e-12)
@@ -80,7 +84,10 @@ def test_rows_that_are_fine(text: bytes, tmp_path: Path, capsys: pytest.CaptureF
         (ROW + b"\n" + b'{"answers": ["5"]', "p.jsonl:3: not JSON"),
         (b"[" * 100_000, "p.jsonl:1: not JSON"),
         (b'{"prediction": ' + b"9" * 5000 + b"}", "p.jsonl:1: not JSON"),
-        (ROW + b'{"answers": ["\xff"], "prediction": "5"}', "p.jsonl:2: not UTF-8 (byte 15): save the file as UTF-8"),
+        (
+            ROW + b'{"answers": ["\xff"], "prediction": "5"}',
+            "p.jsonl:2: not UTF-8 (byte 53 of the file is 0xff): save the file as UTF-8",
+        ),
         (b'[{"answers": ["5"], "prediction": "5"}]', "p.jsonl:1: the line is a list"),
         (b"null", "p.jsonl:1: the line is null"),
         (b'"x"', "p.jsonl:1: the line is text"),
@@ -145,3 +152,14 @@ def test_as_a_program_it_is_light(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert json.loads(done.stdout) == {"metric": "anls", "n": 1, "value": 1.0, "scores": [1.0]}
+
+
+def test_what_few_or_empty_answers_do_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(ROW * 2 + b'{"answers": ["5", "5", "5", ""], "prediction": "5"}\n')
+    assert score("--metric", "vqa-accuracy", str(path), "--json") == 0
+    few, empty = capsys.readouterr().err.splitlines()
+    assert few.startswith(f"{path}: 2 of 3 questions have fewer than three answers, for which vqa-accuracy gives")
+    assert empty == f"{path}: 1 of 3 questions accept an empty answer, which makes silence right: leave them out"
+    assert score("--metric", "exact-match", str(path), "--json") == 0
+    assert "fewer" not in capsys.readouterr().err

@@ -118,6 +118,47 @@ def test_files_of_something_else(columns: tuple[str, ...], said: str, tmp_path: 
         read("chartqa", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("column", "kind", "value"),
+    [
+        ("query", pa.list_(pa.string()), ["q?"]),
+        ("query", pa.binary(), b"q?"),
+        ("query", pa.int64(), 5),
+        ("label", pa.binary(), b"a"),
+        ("label", pa.list_(pa.binary()), [b"a"]),
+        ("label", pa.bool_(), True),
+        ("label", pa.struct({"text": pa.string()}), {"text": "a"}),
+        ("label", pa.map_(pa.string(), pa.string()), [("a", "b")]),
+    ],
+)
+def test_columns_of_other_types_are_named(column: str, kind: pa.DataType, value: object, tmp_path: Path) -> None:
+    schema = {"image": pa.binary(), "query": pa.string(), "label": pa.string()} | {column: kind}
+    row = {"image": official.encoded(), "query": "q?", "label": "a"} | {column: value}
+    official.parquet(tmp_path / "test-0.parquet", [row], schema)
+    with pytest.raises(MpaError, match=f"column {column} holds .*, not text: name the files of chartqa$"):
+        read("chartqa", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "answers"),
+    [
+        (pa.large_string(), "a", ("a",)),
+        (pa.dictionary(pa.int8(), pa.string()), "a", ("a",)),
+        (pa.list_(pa.int64()), [14], ("14",)),
+        (pa.list_(pa.struct({"answer": pa.string(), "id": pa.int64()})), [{"answer": "a", "id": 1}], ("a",)),
+    ],
+)
+def test_answers_of_the_types_that_hubs_use(
+    kind: pa.DataType, value: object, answers: tuple[str, ...], tmp_path: Path
+) -> None:
+    schema = {"image": pa.binary(), "query": pa.string(), "label": kind}
+    rows = [{"image": official.encoded(), "query": "q?", "label": value}, {"image": b"", "query": None, "label": None}]
+    official.parquet(tmp_path / "test-0.parquet", rows, schema)
+    found = read("chartqa", tmp_path)
+    assert [sample.answers for sample in found.samples] == [answers]
+    assert found.dropped == {"no question": 1}
+
+
 def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "test-0.parquet").write_bytes(b"PAR1 not really PAR1")
     with pytest.raises(MpaError, match=r"cannot be read as parquet .*: download it again$"):

@@ -11,7 +11,7 @@ from mpa_edge.config.library import load_recipe
 from mpa_edge.errors import MpaError
 from mpa_edge.evaluation import answer_log, predict
 from mpa_edge.evaluation.score import accuracy_by_kind
-from mpa_edge.questions.own import read_samples
+from mpa_edge.questions.own import read_questions
 from mpa_edge.runs.files import read_json, write_json
 from mpa_edge.runs.manifest import read_manifest
 from mpa_edge.runs.parquet import read_rows
@@ -75,19 +75,18 @@ def line(**changed) -> str:
         ("", "holds no question"),
         ("\n\n", "holds no question"),
         (line() + "\n{oops", ":2: not JSON"),
-        (line(answers=[]), ":1: answers is empty"),
-        (line(answers="7"), ":1: answers: input should be a valid tuple"),
-        (line(label="7"), ":1: label: extra inputs are not permitted"),
-        (line(id=1), ":1: id: input should be a valid string"),
-        ("[1]", ":1: row: input should be"),
-        (line() + "\n" + line(), "id '1' occurs more than once"),
+        (line(answers=[]), "holds no question, empty answer in 1 rows"),
+        (line(answers="7"), ":1: answers is text: write a list of texts"),
+        (line(id=True), ":1: id is a boolean"),
+        ("[1]", ":1: the line is a list"),
+        (line() + "\n" + line(), ":2: id '1' is also that of line 1"),
     ],
 )
 def test_a_questions_file_is_refused_with_its_line(tmp_path, text, said) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_text(text)
     with pytest.raises(MpaError) as caught:
-        read_samples(path)
+        read_questions(path)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -170,7 +169,7 @@ def test_a_kill_costs_one_chunk(shelf, run, monkeypatch) -> None:
 def test_line_separators_inside_a_question_do_not_end_the_line(tmp_path) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_text(json.dumps(json.loads(line(question="a\u2028b\x85c")), ensure_ascii=False) + "\r\n", "utf-8")
-    assert [sample.question for sample in read_samples(path)] == ["a\u2028b\x85c"]
+    assert [sample.question for sample in read_questions(path).samples] == ["a\u2028b\x85c"]
 
 
 def test_an_unreadable_image_is_an_error(shelf, run, images_folder) -> None:
