@@ -45,7 +45,7 @@ def read_rows(benchmark: Benchmark, folder: Path, path: Path) -> Iterator[Row]:
 
 
 def _holds_text(kind: Any, plain: bool) -> bool:
-    """Whether an arrow type is text; or, where it need not be `plain`, numbers, or lists or {"answer": text} of these."""
+    """Whether an arrow type is text; where it need not be `plain`, also a number, or a list or `answer` of these."""
     from pyarrow import types
 
     while not plain and (types.is_list(kind) or types.is_large_list(kind) or types.is_struct(kind)):
