@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from mpa_edge.config.scheme import Component, Format
 from mpa_edge.errors import MpaError
 from mpa_edge.runs.files import read_json, write_json
-from mpa_edge.types import Record
+from mpa_edge.runs.paths import inside, names_in
+from mpa_edge.types import Inside, Record
 
 ARTIFACT = "artifact.json"
 
@@ -54,7 +55,7 @@ class Artifact(Record):
     """Family of the student."""
     model_type: str
     """`model_type` of config.json."""
-    files: dict[Component, str]
+    files: dict[Component, Inside]
     """Component -> path inside the folder."""
     prompt: PromptParts
     """Text around the question."""
@@ -85,13 +86,12 @@ def is_artifact(folder: Path) -> bool:
 def read_artifact(folder: Path) -> Artifact:
     """The description of an exported model. MpaError where it is missing, damaged, or points outside its folder."""
     try:
-        artifact = Artifact.model_validate(read_json(folder / ARTIFACT))
+        with names_in(folder / ARTIFACT):
+            artifact = Artifact.model_validate(read_json(folder / ARTIFACT))
+            paths = [inside(folder, name) for name in artifact.files.values()]
     except ValidationError as error:
         raise MpaError(f"{folder / ARTIFACT} is missing or damaged: rerun mpa-edge export") from error
-    for name in artifact.files.values():
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise MpaError(f"{folder / ARTIFACT} names '{name}' outside its folder: do not use this export")
+    for path in paths:
         if not path.is_file():
             raise MpaError(f"{path} is missing: copy the whole folder, or rerun mpa-edge export")
     return artifact

@@ -11,6 +11,10 @@ class MpaError(Exception):
     exit_code: int = 1
 
 
+class OutsideError(MpaError):
+    """A name in a document leads out of the folder that it belongs to."""
+
+
 class MachineError(MpaError):
     """The machine lacks memory, disk space or a package; what was being made or checked is not at fault."""
 

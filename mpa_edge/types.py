@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from mpa_edge.errors import OutsideError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +20,26 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length", "filtered", "failed"]
 Verdict = Literal["gap", "parity", "unverified"]
+
+
+def is_inside(name: str) -> bool:
+    """Whether a path that stands in a document or a listing stays below the folder that it belongs to.
+
+    >>> [is_inside(name) for name in ("a/b.png", "", ".", "/etc/x.png", "../x.png", "a/../../x", "a\\0b")]
+    [True, False, False, False, False, False, False]
+    """
+    parts = name.split("/")
+    return bool(parts[0]) and "\0" not in name and ".." not in parts and any(part not in ("", ".") for part in parts)
+
+
+def _require_inside(name: str) -> str:
+    if not is_inside(name):
+        raise OutsideError(f"{name!r:.200} leads out of its folder: do not use this file, or correct the name")
+    return name
+
+
+Inside = Annotated[str, AfterValidator(_require_inside)]
+"""A path below the folder that a record belongs to; OutsideError where a record names another one."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +163,7 @@ class PseudoAnnotation(Record):
     """Stable across runs: made from image id, sample number and question."""
     image_id: str
     """First 16 hex digits of the sha256 of the image file."""
-    image: str
+    image: Inside
     """Path of the image, relative to the images folder."""
     question: str
     """The whole question, with its question mark."""
@@ -160,7 +182,7 @@ class ParityRecord(Record):
     """Id of the pseudo annotation."""
     image_id: str
     """First 16 hex digits of the sha256 of the image file."""
-    image: str
+    image: Inside
     """Path of the image, relative to the images folder."""
     question: str
     """The whole question, with its question mark."""

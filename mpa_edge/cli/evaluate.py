@@ -127,6 +127,8 @@ def evaluate_model(
                 server=recipe.teacher_server,
             )
             out_path = Path(out) if out else None
+            if out_path and out_path.is_symlink():  # a link that the user named, unlike one in a folder of somebody
+                out_path = out_path.resolve()
             result = run_eval(spec, Path(model).name, load_vlm, out_path, fingerprint(model), fresh)
     if dry_run:
         click.echo(f"ask {model} {len(questions.samples)} questions of {questions.name}, {spec.task.metric}")

@@ -18,6 +18,7 @@ from mpa_edge.cloud.job import Job, write_kit
 from mpa_edge.errors import MpaError
 from mpa_edge.runs.files import make_folder, write_bytes, write_json
 from mpa_edge.runs.log import redactor
+from mpa_edge.runs.paths import remove
 
 PROVIDERS = {"sky": skypilot, "hf": hfjobs}
 BESIDE = Path(sys.executable).parent
@@ -89,10 +90,10 @@ def launch(rendered: Rendered, program: str, show: Callable[[str], None]) -> lis
                 said.append(redact(line.rstrip("\n")))
                 show(said[-1])
     except OSError as error:
-        job.record.unlink()
+        remove(job.record)
         raise MpaError(f"cannot start {program} ({error.strerror}): install it again") from error
     if child.returncode != 0:
-        job.record.unlink()
+        remove(job.record)
         raise MpaError(f"{rendered.command[0]} ended with exit code {child.returncode}: fix what it reports, and rerun")
     known_as = job.name if job.provider == "sky" else hfjobs.job_id("\n".join(said)) or "JOB_ID"
     follow = [shlex.join(words) for words in PROVIDERS[job.provider].follow_words(known_as)]

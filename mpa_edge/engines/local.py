@@ -8,6 +8,7 @@ from mpa_edge.engines.job import Facts, Job
 from mpa_edge.engines.retries import AT_ONCE, Budget, failed_tries, poisoned_path, reason_of
 from mpa_edge.progress import progress
 from mpa_edge.runs.log import logger
+from mpa_edge.runs.paths import remove
 
 
 def run_local(job: Job, written: Callable[[int], object]) -> Facts:
@@ -27,7 +28,7 @@ def do_shards(job: Job, written: Callable[[int], object]) -> None:
     budget, n_failed, tries = Budget(job), 0, job.config.shard_tries
     with progress(job.title, job.units, job.units_done, lambda: failed_tries(n_failed)) as advance:
         for shard in job.todo:
-            poisoned_path(job.folder, shard).unlink(missing_ok=True)
+            remove(poisoned_path(job.folder, shard))
             item, reason = job.worker.item(shard), ""
             for n in range(1, tries + 1):
                 try:

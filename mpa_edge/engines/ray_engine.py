@@ -24,6 +24,7 @@ from mpa_edge.errors import MpaError
 from mpa_edge.progress import Advance, progress, say
 from mpa_edge.runs.files import make_folder, write_bytes
 from mpa_edge.runs.manifest import INPUTS
+from mpa_edge.runs.paths import inside, remove
 
 if TYPE_CHECKING:
     from mpa_edge.engines.ray_pool import ActorSpec
@@ -68,7 +69,7 @@ class Rounds:
         """Round after round, until every shard is done or set aside."""
         job, barren = self._job, 0
         for shard in job.todo:
-            poisoned_path(job.folder, shard).unlink(missing_ok=True)
+            remove(poisoned_path(job.folder, shard))
 
         def note() -> str:
             done = len(job.sizes) - len(self._left) - self._budget.n_aside
@@ -136,7 +137,9 @@ class Rounds:
                     self._budget.set_aside(event.shard, event.tries, event.text)
                 else:
                     for name, data in event.files:
-                        write_bytes(make_folder((job.folder.parent / name).parent) / Path(name).name, data)
+                        path = inside(job.folder.parent, name)
+                        make_folder(path.parent)
+                        write_bytes(path, data)
                     self._facts = merged(self._facts, event.facts)
                     self._written(event.shard)
                 advance(job.sizes[event.shard])

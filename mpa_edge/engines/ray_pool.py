@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import shutil
 import tempfile
 import threading
 import uuid
@@ -32,6 +31,8 @@ from mpa_edge.engines.job import Worker
 from mpa_edge.engines.ray_ledger import BEAT_S
 from mpa_edge.engines.retries import AT_ONCE, reason_of
 from mpa_edge.errors import MpaError
+from mpa_edge.runs.files import make_folder, write_bytes
+from mpa_edge.runs.paths import remove
 
 EXIT_CODE = 70
 TRIES_IN_PLACE = 2
@@ -219,15 +220,14 @@ def do_remotely(folder: Path, worker: Worker, shard: int, item: Any, images: Any
     """Do a shard in a folder that holds nothing but the `files` that it needs; returns the files that were written."""
     try:
         for name, data in files:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(data)
+            write_bytes(make_folder((folder / name).parent) / Path(name).name, data)
         for name in worker.files(shard):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            make_folder((folder / name).parent)
         worker.do(shard, item, images)
         return tuple((name, (folder / name).read_bytes()) for name in worker.files(shard))
     finally:
         for path in folder.iterdir():
-            shutil.rmtree(path, ignore_errors=True)
+            remove(path, quietly=True)
 
 
 def check_same(spec: ActorSpec) -> None:

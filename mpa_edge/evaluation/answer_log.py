@@ -23,6 +23,7 @@ from mpa_edge.evaluation.predict import EvalSpec, ask
 from mpa_edge.metrics import get_metric
 from mpa_edge.progress import progress
 from mpa_edge.runs.files import MB, disk_errors, make_folder, sha256_json
+from mpa_edge.runs.paths import open_in_place
 from mpa_edge.tasks import answer_prompt
 from mpa_edge.types import VLM, Drop, Prediction, Reply, Sample
 
@@ -110,7 +111,7 @@ def open_log(path: Path, spec: EvalSpec, fresh: bool = False) -> Iterator[Answer
 
 def _open_locked(path: Path) -> IO[bytes]:
     try:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b")
+        file = open(path, "r+b", opener=open_in_place)  # noqa: SIM115  closed by the caller
     except OSError as error:
         raise MpaError(f"cannot write {path} ({error.strerror}): choose another --out") from error
     try:

@@ -17,6 +17,7 @@ from mpa_edge.questions import QuestionSet, left_out
 from mpa_edge.questions.own import read_questions
 from mpa_edge.questions.published import read_benchmark
 from mpa_edge.runs.files import sha256_json
+from mpa_edge.runs.paths import inside, names_in
 from mpa_edge.tasks import Task, answer_prompt, get_benchmark, get_task
 from mpa_edge.types import VLM, Drop, Reply, Request, Sample
 
@@ -74,7 +75,11 @@ def question_set(config: EvaluateConfig, drawn: Path) -> QuestionSet:
         status = file.stat()
         return _own_questions(file, config.n, (status.st_size, status.st_mtime_ns, status.st_ino))
     folder = render(drawn, config.n, config.seed, config.style, answers_per_image=1)
-    return replace(read_questions(folder / ANSWERS), name="generated questions")
+    found = read_questions(folder / ANSWERS)
+    with names_in(folder / ANSWERS):
+        for sample in found.samples:
+            inside(folder, sample.image)
+    return replace(found, name="generated questions")
 
 
 @functools.lru_cache(maxsize=1)

@@ -19,6 +19,7 @@ from mpa_edge.exporters.source import Source, image_values
 from mpa_edge.progress import say
 from mpa_edge.runs.files import atomic_write, disk_errors, link_or_copy, make_folder, read_json, sha256_file, write_json
 from mpa_edge.runs.isolation import run_isolated
+from mpa_edge.runs.paths import remove
 
 MADE = ".made.json"
 DATA = "_data"
@@ -51,7 +52,7 @@ class BuildContext:
         made = read_json(self.parts / MADE) or {}
         if name not in made or made[name] != _hashes(path):
             for old in (path, path.with_name(f"{path.name}{DATA}")):
-                old.unlink(missing_ok=True)
+                remove(old)
             make(path)
             write_json(self.parts / MADE, made | {name: _hashes(path)})
         return path
@@ -61,12 +62,12 @@ class BuildContext:
         scratch = self.folder / ".scratch"
         weights_bytes = sum(path.stat().st_size for path in self.source.checkpoint.glob("*.safetensors"))
         with disk_errors(self.folder, weights_bytes):
-            shutil.rmtree(scratch, ignore_errors=True)  # of a step that was killed
+            remove(scratch)  # of a step that was killed
             make_folder(scratch)
             try:
                 result, peak_bytes = run_isolated(function, *arguments, threads=self.threads, scratch=scratch)
             finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+                remove(scratch, quietly=True)
         self.peak_rss_bytes = max(self.peak_rss_bytes, peak_bytes)
         return result
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import resource
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +38,7 @@ from mpa_edge.runs.lock import run_lock
 from mpa_edge.runs.log import versions
 from mpa_edge.runs.manifest import INPUTS, MANIFEST, StageClock, clear, prepare
 from mpa_edge.runs.memory import peak_rss_bytes
+from mpa_edge.runs.paths import inside, move, remove, require_plain
 from mpa_edge.vlm.transformers.checkpoint import load_processor
 
 PARTS, BUILDING, OLD = ".parts", ".building-", ".old-"
@@ -158,18 +157,20 @@ def check_possible(source: Source, scheme: Scheme, budget: ImageBudget | None = 
 def run_export(order: Order) -> list[Path]:
     """Make every scheme of an order; returns their folders. Finished exports that did not change are skipped."""
     exports, checkpoint = order.source.exports, order.source.checkpoint
+    for name in (PARTS, *(f"{kind}{scheme.name}" for scheme in order.schemes for kind in ("", BUILDING, OLD))):
+        require_plain(inside(exports, name))
     with run_lock(exports):
         for old in exports.glob(f"{OLD}*"):  # of a kill; the only copy stays until there is a new one
             if (exports / old.name.removeprefix(OLD)).exists():
-                shutil.rmtree(old, ignore_errors=True)
+                remove(old)
         missing = [s for s in order.schemes if order.fresh or not is_exported(exports / s.name, inputs_of(order, s))]
         if missing:
             run_isolated(check_processor, str(checkpoint))  # before the weights are worked on
             require_free(exports, disk_need_bytes(order.source, missing))
             prepare(exports / PARTS, parts_inputs(order), order.fresh)
         folders = [export_scheme(order, scheme) for scheme in order.schemes]
-        (exports / PARTS / INPUTS).unlink(missing_ok=True)  # first: after a kill, nothing looks valid
-        shutil.rmtree(exports / PARTS, ignore_errors=True)
+        remove(exports / PARTS / INPUTS)  # first: after a kill, nothing looks valid
+        remove(exports / PARTS, quietly=True)
     return folders
 
 
@@ -198,7 +199,7 @@ def export_scheme(order: Order, scheme: Scheme) -> Path:
     building = order.source.exports / f"{BUILDING}{scheme.name}"
     if not order.fresh and is_exported(final, inputs):
         say(f"{scheme.name}: done before, nothing changed")
-        shutil.rmtree(building, ignore_errors=True)  # of a run that was killed before it published
+        remove(building)  # of a run that was killed before it published
         return final
     if order.fresh or not is_exported(building, inputs):
         earlier = read_export_manifest(final)
@@ -217,7 +218,7 @@ def export_scheme(order: Order, scheme: Scheme) -> Path:
             parity, details = verify(order.source, building, scheme, order.budget, order.threads, order.references)
         except VerificationError:
             clear(building)  # no file of a wrong export stays
-            building.rmdir()
+            remove(building)
             raise
         children_bytes = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         manifest = ExportManifest(
@@ -244,12 +245,12 @@ def publish(building: Path, final: Path) -> None:
     """Give a verified folder its final name; a kill in between leaves the old one, or a folder that is complete."""
     old = final.with_name(f"{OLD}{final.name}")
     for name in (MADE, ".inputs.json", ".seconds.json"):
-        (building / name).unlink(missing_ok=True)
+        remove(building / name)
     if final.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(final, old)
-    os.replace(building, final)
-    shutil.rmtree(old, ignore_errors=True)
+        remove(old)
+        move(final, old)
+    move(building, final)
+    remove(old, quietly=True)
 
 
 def report_of(folder: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from mpa_edge.errors import MpaError
 from mpa_edge.families import Family, family_of
 from mpa_edge.runs.files import read_json
 from mpa_edge.runs.manifest import EXPORTS, FOLDERS, RECIPE_FILE, RUN_FILE, read_manifest
+from mpa_edge.runs.paths import require_plain
 from mpa_edge.tasks import answer_prompt, get_task
 from mpa_edge.vlm import fingerprint, resolve
 
@@ -69,6 +70,7 @@ def open_source(reference: str, out: str | None = None) -> Source:
     """
     folder = Path(reference).expanduser()
     if (folder / RUN_FILE).is_file():
+        require_plain(folder)
         merged = folder / FOLDERS["merge"]
         if read_manifest(merged) is None:
             raise MpaError(f"{folder} has no finished merge: run mpa-edge align --out {folder} first")

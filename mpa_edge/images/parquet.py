@@ -13,7 +13,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from mpa_edge.types import Drop
+from mpa_edge.types import Drop, is_inside
 
 REFERENCE = re.compile(r"(.+\.parquet)#(\d+)", re.DOTALL)
 COLUMNS = ("image", "images", "picture")
@@ -62,8 +62,8 @@ def cell_bytes(value: Any, folder: Path) -> bytes | Drop:
 
 def _file_bytes(folder: Path, name: Any) -> bytes | None:
     """The content of a relative path in the folder of the parquet file; nothing outside of it is read."""
-    inside = isinstance(name, str) and name and not Path(name).is_absolute() and ".." not in Path(name).parts
-    return (folder / name).read_bytes() if inside and (folder / name).is_file() else None
+    found = folder / name if isinstance(name, str) and is_inside(name) else None
+    return found.read_bytes() if found is not None and found.is_file() else None
 
 
 def image_column(names: list[str]) -> str | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mpa_edge.nursery import world
 from mpa_edge.nursery.draw import STYLES, paint
 from mpa_edge.runs.files import disk_errors, make_folder, read_json, write_bytes, write_json
+from mpa_edge.runs.paths import new_file, remove
 from mpa_edge.types import Sample
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ def render(folder: Path, n: int, seed: int, style: FileStyle, answers_per_image:
     _clear(folder, n, seed)
     samples: list[Sample] = []
     for picture in pictures(n, seed, style):
-        with disk_errors(folder, 1_000_000):
-            picture.image.save(folder / picture.name, compress_level=1)
+        with disk_errors(folder, 1_000_000), new_file(folder / picture.name) as file:
+            picture.image.save(file, "PNG", compress_level=1)
         samples += questions_of(picture, seed, answers_per_image)
     if answers_per_image:
         lines = [json.dumps(sample.model_dump(mode="json")) + "\n" for sample in samples]
@@ -71,11 +72,11 @@ def render(folder: Path, n: int, seed: int, style: FileStyle, answers_per_image:
 def _clear(folder: Path, n: int, seed: int) -> None:
     """Remove the mark, the answers, and the minicharts that will not be overwritten."""
     for path in (folder / MARK, folder / ANSWERS):
-        path.unlink(missing_ok=True)
+        remove(path)
     for path in folder.glob("minichart-*.png"):
         found = NAME.fullmatch(path.name)
         if found and not (int(found[1]) == seed and int(found[2]) < n):
-            path.unlink()
+            remove(path)
 
 
 def questions_of(picture: Picture, seed: int, n: int) -> list[Sample]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from mpa_edge.errors import MpaError
+from mpa_edge.types import is_inside
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_TIMEOUT_S = 10.0
@@ -73,16 +74,6 @@ def read_document(path: Path) -> Any:
         raise MpaError(f"{path} is not JSON ({error}): download it again") from error
 
 
-def inside(name: str) -> bool:
-    """Whether a path that stands in a file stays below its folder.
-
-    >>> [inside(name) for name in ("a/b.png", "", "/etc/x.png", "../x.png", "a\\0b")]
-    [True, False, False, False, False]
-    """
-    path = PurePosixPath(name)
-    return bool(path.parts) and "\0" not in name and not path.is_absolute() and ".." not in path.parts
-
-
 class ImageFinder:
     """Finds the images of a benchmark in any of the folders where they may be."""
 
@@ -94,7 +85,7 @@ class ImageFinder:
 
     def __call__(self, name: str) -> str | None:
         """Path of an image relative to the data folder; None where no folder has it."""
-        if not inside(name):
+        if not is_inside(name):
             return None
         found = next((root / name for root in self._roots if (root / name).is_file()), None)
         return found.relative_to(self._data).as_posix() if found else None

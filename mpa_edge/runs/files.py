@@ -16,6 +16,7 @@ from typing import IO, Any
 from pydantic import BaseModel
 
 from mpa_edge.errors import MachineError, MpaError
+from mpa_edge.runs.paths import copy, move, new_file, remove
 
 TEMP_SUFFIX = ".tmp"
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -117,25 +118,25 @@ def atomic_write(path: Path, need_bytes: int = MB) -> Iterator[IO[bytes]]:
     temp = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}{TEMP_SUFFIX}")
     try:
         with disk_errors(path.parent, need_bytes):
-            with temp.open("wb") as file:
+            with new_file(temp) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temp, path)
+            move(temp, path)
             fsync_folder(path.parent)
     finally:
-        temp.unlink(missing_ok=True)
+        remove(temp, quietly=True)
 
 
 def link_or_copy(path: Path, to: Path) -> None:
     """Give a file a second name, without a copy where the disk supports hard links."""
     temp = to.with_name(f".{to.name}{TEMP_SUFFIX}")
-    temp.unlink(missing_ok=True)
+    remove(temp)
     try:
         os.link(path, temp)
     except OSError:
-        shutil.copyfile(path, temp)
-    os.replace(temp, to)
+        copy(path, temp)
+    move(temp, to)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -162,5 +163,5 @@ def sweep(folder: Path) -> int:
     """Remove the temporary files that killed processes left in a folder tree; returns how many."""
     leftovers = list(folder.rglob(f".*{TEMP_SUFFIX}"))
     for path in leftovers:
-        path.unlink(missing_ok=True)
+        remove(path)
     return len(leftovers)

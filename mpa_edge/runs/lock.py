@@ -12,6 +12,7 @@ from pathlib import Path
 from mpa_edge.errors import MpaError
 from mpa_edge.runs.files import MB, disk_errors, make_folder, sweep
 from mpa_edge.runs.log import open_log
+from mpa_edge.runs.paths import open_in_place
 
 LOCK = ".lock"
 ORPHAN_WAIT_S = 5.0
@@ -29,7 +30,7 @@ def run_lock(folder: Path) -> Iterator[None]:
         yield
         return
     with disk_errors(folder, MB):
-        descriptor = os.open(key / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = open_in_place(key / LOCK)
     try:
         # children of a killed process get a moment to end
         deadline = time.monotonic() + ORPHAN_WAIT_S

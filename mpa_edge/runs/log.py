@@ -18,8 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
+from typing import Any
 
 from mpa_edge import __version__
+from mpa_edge.errors import MpaError
+from mpa_edge.runs.paths import move, open_in_place
 
 LOG_FILE = "run.log"
 MAX_BYTES = 2_000_000
@@ -60,15 +63,18 @@ class RunLogHandler(WatchedFileHandler):
     """Appends to run.log, which is renamed to run.log.1 (2, 3) when it is full; reopens it if another process did."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record. A full disk costs log lines, never the run."""
-        with suppress(OSError):
+        """Write one record. A full disk costs log lines, never the run; so does a link in the log's place."""
+        with suppress(OSError, MpaError):
             path = Path(self.baseFilename)
             if path.is_file() and path.stat().st_size > MAX_BYTES:
                 for n in range(KEPT_FILES - 1, 0, -1):
                     with suppress(FileNotFoundError):
-                        path.with_name(f"{LOG_FILE}.{n}").replace(path.with_name(f"{LOG_FILE}.{n + 1}"))
-                path.replace(path.with_name(f"{LOG_FILE}.1"))
+                        move(path.with_name(f"{LOG_FILE}.{n}"), path.with_name(f"{LOG_FILE}.{n + 1}"))
+                move(path, path.with_name(f"{LOG_FILE}.1"))
             super().emit(record)
+
+    def _open(self) -> Any:
+        return open(self.baseFilename, "a", encoding=self.encoding, errors=self.errors, opener=open_in_place)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Nothing on stderr: the run goes on without its log."""

@@ -6,7 +6,6 @@ Otherwise what is missing is redone; `prepare` decides which files can be kept.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mpa_edge.runs.files import make_folder, read_json, sha256_file, sha256_json, sweep, write_json
 from mpa_edge.runs.lock import LOCK
 from mpa_edge.runs.log import logger, versions
+from mpa_edge.runs.paths import inside, names_in, remove
 from mpa_edge.runs.write_hooks import tell
+from mpa_edge.types import Inside
 
 MANIFEST = "manifest.json"
 INPUTS = ".inputs.json"
@@ -49,7 +50,7 @@ class Manifest(BaseModel):
     """annotate, identify, level, merge or evaluate."""
     inputs: dict[str, str]
     """Everything the result depends on: name -> sha256."""
-    outputs: dict[str, str]
+    outputs: dict[Inside, str]
     """Every file of the folder: path inside it -> sha256."""
     config_sha256: str
     """Hash of the part of the recipe that the stage read."""
@@ -66,17 +67,18 @@ class Manifest(BaseModel):
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a stage folder; None where it is missing or damaged."""
+    """The manifest of a stage folder; None where it is missing or damaged. OutsideError where it names other files."""
     try:
-        return Manifest.model_validate(read_json(folder / MANIFEST))
+        with names_in(folder / MANIFEST):
+            return Manifest.model_validate(read_json(folder / MANIFEST))
     except ValidationError:
         return None
 
 
 def damaged(folder: Path, manifest: Manifest) -> list[str]:
     """Names of outputs that are missing or have changed."""
-    files = manifest.outputs.items()
-    return [name for name, digest in files if not (folder / name).is_file() or sha256_file(folder / name) != digest]
+    files = [(name, inside(folder, name), digest) for name, digest in manifest.outputs.items()]
+    return [name for name, path, digest in files if not path.is_file() or sha256_file(path) != digest]
 
 
 def is_done(folder: Path, inputs: Mapping[str, str]) -> bool:
@@ -95,8 +97,8 @@ def prepare(folder: Path, inputs: Mapping[str, str], fresh: bool = False) -> boo
     same = not fresh and read_json(folder / INPUTS) == dict(inputs)
     manifest = read_manifest(folder)
     for name in damaged(folder, manifest) if same and manifest else ():
-        (folder / name).unlink(missing_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
+        remove(inside(folder, name))
+    remove(folder / MANIFEST)
     if not same:
         clear(folder)
         write_json(folder / INPUTS, dict(inputs))
@@ -106,14 +108,10 @@ def prepare(folder: Path, inputs: Mapping[str, str], fresh: bool = False) -> boo
 def clear(folder: Path) -> None:
     """Remove everything inside a folder; the manifest first, so that no kill leaves it looking done."""
     for name in (MANIFEST, INPUTS):
-        (folder / name).unlink(missing_ok=True)
+        remove(folder / name)
     for path in folder.iterdir():
-        if path.name == LOCK:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        if path.name != LOCK:
+            remove(path)
 
 
 def output_files(folder: Path) -> list[Path]:

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from mpa_edge.errors import MpaError
 from mpa_edge.runs.files import write_bytes
+from mpa_edge.runs.paths import names_in
 from mpa_edge.types import Dropped
 
 if TYPE_CHECKING:
@@ -77,7 +78,14 @@ def read_rows(path: Path, model: type[Row]) -> list[Row]:
         raise MpaError(f"{path} cannot be read: delete it and rerun") from error
     if not table.schema.equals(schema_of(model)):
         raise MpaError(f"{path} holds other columns than {model.__name__}: run its stage again with --fresh")
-    return [model.model_validate(row) for row in table.to_pylist()]
+    try:
+        with names_in(path):
+            return [model.model_validate(row) for row in table.to_pylist()]
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise MpaError(
+            f"{path} is damaged ({'.'.join(map(str, first['loc']))}: {first['msg']}): delete it and rerun"
+        ) from error
 
 
 def write_part(folder: Path, shard: int, rows: Sequence[Row], dropped: Sequence[Dropped], model: type[Row]) -> None:

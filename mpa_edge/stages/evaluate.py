@@ -17,6 +17,7 @@ from mpa_edge.runs.files import sha256_file, sha256_json, write_json
 from mpa_edge.runs.log import logger
 from mpa_edge.runs.manifest import StageClock, finish, is_done
 from mpa_edge.runs.parquet import read_rows, write_rows
+from mpa_edge.runs.paths import remove
 from mpa_edge.stages.run import Run, begin, device_used, memory_counts
 from mpa_edge.stages.teacher import account, check_card, teacher_options, usage_counts
 from mpa_edge.tasks import answer_prompt
@@ -114,7 +115,7 @@ def _predictions(run: Run, name: str, spec: EvalSpec, clock: StageClock) -> list
                 answer_all(vlm, log, title=f"evaluate {name}", after_chunk=after_chunk)
         made = log.predictions(name)
     write_rows(path, made, Prediction)
-    log_path.unlink()
+    remove(log_path)
     return made
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import islice
@@ -18,6 +16,7 @@ from mpa_edge.progress import say
 from mpa_edge.runs.files import make_folder, sha256_json, write_json
 from mpa_edge.runs.isolation import disk_guard
 from mpa_edge.runs.manifest import StageClock, clear, finish, is_done
+from mpa_edge.runs.paths import copy, move, remove
 from mpa_edge.stages.level.stage import ADAPTER
 from mpa_edge.stages.run import Run, begin, memory_counts
 from mpa_edge.tasks import answer_prompt
@@ -57,8 +56,8 @@ def run_merge(run: Run, fresh: bool = False) -> None:
     difference = merge(resolve(run.recipe.student), adapter, building, partial(probe_inputs, run))
     # config.json last: nothing loads the folder before it is there
     for path in sorted(building.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
-        os.replace(path, folder / path.name)
-    shutil.rmtree(building)
+        move(path, folder / path.name)
+    remove(building)
     clock.tick()
     finish(
         folder,
@@ -220,5 +219,5 @@ def _copy_small_files(base: str, out: Path) -> None:
     excluded = {path.name for pattern in NOT_COPIED for path in folder.glob(pattern)}
     for path in (path for pattern in COPIED for path in folder.glob(pattern)):
         if path.is_file() and path.name not in excluded:
-            shutil.copyfile(path, out / (BASE_CARD if path.name == "README.md" else path.name))
+            copy(path, out / (BASE_CARD if path.name == "README.md" else path.name))
     write_json(out / "mpa_edge.json", {"base": Path(base).name, "method": "model parity alignment"})

@@ -17,6 +17,7 @@ from mpa_edge.planning.records import find_device
 from mpa_edge.runs.files import read_json, require_free
 from mpa_edge.runs.log import LOG_FILE
 from mpa_edge.runs.manifest import FOLDERS, RUN_FILE
+from mpa_edge.runs.paths import require_plain
 from mpa_edge.stages.evaluate import questions
 from mpa_edge.stages.level.precision import require_packages
 from mpa_edge.stages.run import Run
@@ -134,10 +135,11 @@ def preflight(run: Run, names: Sequence[str]) -> None:
 
 
 def _require_own_folder(folder: Path) -> None:
-    """MpaError if a folder holds files that are not of a run."""
+    """MpaError if a folder holds files that are not of a run, or links."""
     if folder.exists() and not folder.is_dir():
         raise MpaError(f"'{folder}' is a file: choose another --out")
     if folder.is_dir() and not (folder / RUN_FILE).is_file():
         foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith((".", LOG_FILE)))
         if foreign:
             raise MpaError(f"'{folder}' is not a run folder but holds files ({foreign[0]}): choose another --out")
+    require_plain(folder)

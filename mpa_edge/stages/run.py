@@ -34,6 +34,7 @@ from mpa_edge.runs.manifest import (
     read_manifest,
 )
 from mpa_edge.runs.memory import peak_rss_bytes
+from mpa_edge.runs.paths import require_plain
 from mpa_edge.runs.write_hooks import tell
 from mpa_edge.tasks import Task, get_benchmark, get_task
 from mpa_edge.vlm import fingerprint
@@ -167,6 +168,7 @@ def open_run(
     source = source or "minicharts"
     folder = Path(source)
     if (folder / RUN_FILE).is_file():
+        require_plain(folder)
         stored = read_json(folder / RUN_FILE)
         if not isinstance(stored, dict) or not {"images", "limit"} <= stored.keys():
             raise MpaError(f"{folder / RUN_FILE} is damaged: rerun mpa-edge align with the recipe and --out {folder}")

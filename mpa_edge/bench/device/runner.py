@@ -95,8 +95,10 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         """Open it and end a torn last line. MpaError where another runner writes it, or the disk is full."""
+        from mpa_edge.runs.paths import open_in_place
+
         self.path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._file = open_in_place(path, os.O_RDWR | os.O_APPEND)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -212,12 +214,14 @@ class Worker:
     """A process that answers one block. Its lines come through a socket, so it cannot outlive the runner."""
 
     def __init__(self, bundle: Path, log: Path, task: dict[str, Any]) -> None:
+        from mpa_edge.runs.paths import new_file
+
         self._log = log
         self._socket, theirs = socket.socketpair()
         self._lines = self._socket.makefile("rb")
         isolated = ["-I"] if sys.flags.isolated else []
         command = [sys.executable, "-B", *isolated, str(bundle / RUN), WORKER, str(theirs.fileno())]
-        with log.open("wb") as output, theirs:
+        with new_file(log) as output, theirs:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, pass_fds=[theirs.fileno()]
             )

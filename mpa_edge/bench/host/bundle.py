@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
+import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,10 +26,19 @@ from mpa_edge.config.library import root
 from mpa_edge.errors import MpaError
 from mpa_edge.images.folder import MAX_PIXELS, READ_SUFFIXES, open_image
 from mpa_edge.images.parquet import is_parquet_row, parquet_row_bytes
-from mpa_edge.runs.files import atomic_write, disk_errors, link_or_copy, make_folder, sha256_file, write_json
+from mpa_edge.runs.files import (
+    atomic_write,
+    disk_errors,
+    link_or_copy,
+    make_folder,
+    sha256_file,
+    write_bytes,
+    write_json,
+)
 from mpa_edge.runs.manifest import MANIFEST
+from mpa_edge.runs.paths import copy, inside, move, new_file, remove
 from mpa_edge.runs.wheel import build_zip, package_files
-from mpa_edge.types import Drop, Record
+from mpa_edge.types import Drop, Inside, Record
 
 SUMS, IMAGES, CODE = "SHA256SUMS", "images", "mpa_edge.zip"
 HALF_SUFFIX = ".half"
@@ -39,7 +48,8 @@ TOKENIZER_FILES = ("tokenizer.json",)
 # what the runner and the runtimes import on the device
 DEVICE_CODE = (
     *("__init__.py", "artifact.py", "errors.py", "types.py", "bench/__init__.py", "bench/device/*.py"),
-    *("config/__init__.py", "config/recipe.py", "config/scheme.py", "images/*.py", "runs/__init__.py", "runs/files.py"),
+    *("config/__init__.py", "config/recipe.py", "config/scheme.py", "images/*.py"),
+    *("runs/__init__.py", "runs/files.py", "runs/paths.py"),
     *("vlm/*.py", "vlm/shared/*.py", "vlm/pixels/*.py", "vlm/llama_cpp/*.py", "vlm/onnxruntime/*.py"),
     *("vlm/openai/__init__.py", "vlm/openai/reference.py"),
 )
@@ -72,9 +82,9 @@ class BundleManifest(Record):
 
     schema_version: Literal[1] = 1
     """Of this document."""
-    variants: dict[str, str]
+    variants: dict[str, Inside]
     """artifact, and base where there is one -> folder inside the bundle."""
-    files: dict[str, BundleFile]
+    files: dict[Inside, BundleFile]
     """Path inside the bundle -> file, without manifest.json and SHA256SUMS."""
     sha256: str
     """Hash of SHA256SUMS, which identifies the bundle."""
@@ -124,15 +134,16 @@ def make_bundle(
     the models inside.
     MpaError where an export or an image cannot be used, the disk is full, or something else is at `folder`.
     """
+    folder = folder.resolve() if folder.is_symlink() else folder  # as the user named it
     with half_made(folder / "bundle" if named_by_hash else folder) as half:
         _add_model(half / order.variants["artifact"], artifact)
         if base:
             _add_model(half / order.variants["base"], base)
         _add_questions(half, questions, images, max_pixels)
-        (half / CODE).write_bytes(build_zip(package_files(*DEVICE_CODE)))
+        write_bytes(half / CODE, build_zip(package_files(*DEVICE_CODE)))
         for source in sorted((root() / "export" / "runners").glob("[!.]*.*")):
-            shutil.copyfile(source, half / source.name)
-        (half / ORDER).write_text(to_json(order), encoding="utf-8")
+            copy(source, half / source.name)
+        write_bytes(half / ORDER, to_json(order).encode())
         paths = sorted(path for path in half.rglob("*") if path.is_file())
         files = {
             path.relative_to(half).as_posix(): BundleFile(sha256=sha256_file(path), bytes=path.stat().st_size)
@@ -141,7 +152,7 @@ def make_bundle(
         # in the format of sha256sum
         sums = "".join(f"{file.sha256}  {name}\n" for name, file in sorted(files.items())).encode()
         manifest = BundleManifest(variants=order.variants, files=files, sha256=hashlib.sha256(sums).hexdigest())
-        (half / SUMS).write_bytes(sums)
+        write_bytes(half / SUMS, sums)
         write_json(half / MANIFEST, manifest)
         place = folder / manifest.sha256[:SHORT_DIGITS] if named_by_hash else folder
         if place.is_dir() and any(place.iterdir()):
@@ -149,11 +160,11 @@ def make_bundle(
                 raise MpaError(f"{place} contains something other than a bundle: choose another --out")
             # if this run is killed in between, the next one removes what has such a name
             old = half.with_name(f"{half.name.removesuffix(HALF_SUFFIX)}-old.{os.getpid()}{HALF_SUFFIX}")
-            os.replace(place, old)
-            os.replace(half, place)
-            shutil.rmtree(old)
+            move(place, old)
+            move(half, place)
+            remove(old)
         else:
-            os.replace(half, place)
+            move(half, place)
     return Bundle(place, manifest)
 
 
@@ -181,16 +192,17 @@ def half_made(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder`, removed in the end; those of killed processes are removed as well."""
     make_folder(folder.parent)
     for left in folder.parent.glob(f".*{HALF_SUFFIX}"):
-        if not Path(f"/proc/{left.name.split('.')[-2]}").exists():
-            shutil.rmtree(left, ignore_errors=True)
+        owner = re.fullmatch(rf"\.{re.escape(folder.name)}\.(?:\d+-old\.)?(\d+){re.escape(HALF_SUFFIX)}", left.name)
+        if owner and not Path(f"/proc/{owner[1]}").exists():
+            remove(left, quietly=True)
     half = folder.parent / f".{folder.name}.{os.getpid()}{HALF_SUFFIX}"
-    shutil.rmtree(half, ignore_errors=True)
+    remove(half)
     try:
         with disk_errors(folder.parent, 0):
             half.mkdir()
             yield half
     finally:
-        shutil.rmtree(half, ignore_errors=True)
+        remove(half, quietly=True)
 
 
 # --- contents ---------------------------------------------------------------------------------------------------------
@@ -202,8 +214,8 @@ def _add_model(folder: Path, source: Path) -> None:
     small = [ARTIFACT, *(file for file in TOKENIZER_FILES if (source / file).is_file())]
     for file in dict.fromkeys([*small, *weight_files(source, artifact.files.values())]):
         to = folder / file
-        to.parent.mkdir(parents=True, exist_ok=True)
-        link_or_copy(source / file, to)
+        make_folder(to.parent)
+        link_or_copy(inside(source, file), to)
 
 
 def weight_files(source: Path, names: Iterable[str]) -> list[str]:
@@ -218,7 +230,7 @@ def weight_files(source: Path, names: Iterable[str]) -> list[str]:
 
 def _add_questions(half: Path, questions: Sequence[Question], images: Path, max_pixels: int) -> None:
     """questions.jsonl, and each image once, byte for byte, under a name made from its content."""
-    (half / IMAGES).mkdir()
+    make_folder(half / IMAGES)
     added: dict[str, dict[str, str]] = {}
     rows = []
     for question in questions:
@@ -232,9 +244,10 @@ def _add_questions(half: Path, questions: Sequence[Question], images: Path, max_
                 raise MpaError(f"{source}: {data.reason}; fix the image or remove its questions")
             suffix = source.suffix.lower() if source.suffix.lower() in READ_SUFFIXES else ""
             name = f"{IMAGES}/{hashlib.sha256(data).hexdigest()[:16]}{suffix}"
-            (half / name).write_bytes(data)
+            with new_file(half / name) as file:
+                file.write(data)
             # with the hash that tells whether the device decodes it to the same pixels
             added[question.image] = {"image": name, "pixels": pixel_hash(opened)}
         rows.append(question.model_dump() | added[question.image])
     text = "".join(json.dumps(row, ensure_ascii=True, sort_keys=True) + "\n" for row in rows)
-    (half / QUESTIONS).write_text(text, encoding="utf-8")
+    write_bytes(half / QUESTIONS, text.encode())

@@ -19,6 +19,8 @@ from mpa_edge.bench.results.sensors import hottest
 from mpa_edge.bench.transports.transport import Transport, last_line
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import progress, say
+from mpa_edge.runs.files import write_bytes
+from mpa_edge.runs.paths import remove
 
 SHORT_S, CHECK_S = 30.0, 120.0
 # a job that is silent for longer counts as hung: loading and one answer fit into this
@@ -92,7 +94,7 @@ def probe(transport: Transport, remote: str) -> str:
 
 def fetch(transport: Transport, source: str, target: Path) -> None:
     """Copy a file from the device, if it is there."""
-    target.unlink(missing_ok=True)
+    remove(target)
     if transport.run(f"test -f {shlex.quote(source)}", timeout_s=SHORT_S).rc == 0:
         transport.pull(source, target, timeout_s=CHECK_S)
 
@@ -102,7 +104,7 @@ def run_python(transport: Transport, order: JobOrder, python: str, *, remote: st
 
     remote: folder of the bundle there; folder: of the job there; local: of the job's files here.
     """
-    (local / protocol.ORDER).write_text(protocol.to_json(order), encoding="utf-8")
+    write_bytes(local / protocol.ORDER, protocol.to_json(order).encode())
     transport.push(local / protocol.ORDER, f"{folder}/{protocol.ORDER}", timeout_s=CHECK_S)
     job = Job(transport, folder)
     job.start(shlex.join(["sh", f"{remote}/bench.sh", folder, python]), local / protocol.OUT)
@@ -125,7 +127,7 @@ def run_server(
     remote: folder of the bundle there, bundle: here; folder: of the job there; local: of the job's files here.
     """
     if not (local / protocol.PROBE).is_file():
-        (local / protocol.PROBE).write_text(probe(transport, remote), encoding="utf-8")
+        write_bytes(local / protocol.PROBE, probe(transport, remote).encode())
     watch = Job(transport, f"{folder}/watch")
     watch.start(f"sh {shlex.quote(remote)}/probe.sh watch >>{protocol.WATCH}")
     run = LlamaServerRun(
@@ -137,7 +139,7 @@ def run_server(
         with suppress(MpaError):
             watch.stop()
     fetch(transport, f"{folder}/watch/{protocol.WATCH}", local / protocol.WATCH)
-    (local / protocol.PROBE_AFTER).write_text(probe(transport, remote), encoding="utf-8")
+    write_bytes(local / protocol.PROBE_AFTER, probe(transport, remote).encode())
 
 
 def read_out(local: Path) -> list[Line]:

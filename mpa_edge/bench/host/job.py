@@ -15,6 +15,8 @@ from mpa_edge.bench.transports.transport import Transport, last_line, quoted_pat
 from mpa_edge.config import library
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
+from mpa_edge.runs.files import make_folder
+from mpa_edge.runs.paths import open_in_place
 
 State = Literal["running", "ended", "dead", "none"]
 CALL_S = 30.0
@@ -111,7 +113,7 @@ class Job:
             poll = self.poll(offset)
             whole = poll.new[: poll.new.rfind(b"\n") + 1]
             if whole:
-                with copy.open("ab") as file:
+                with open(copy, "ab", opener=open_in_place) as file:
                     file.write(whole)
                     file.flush()
                     os.fsync(file.fileno())
@@ -147,13 +149,14 @@ class Job:
 
 def _cut_torn_line(copy: Path) -> int:
     """Remove the part of a line that a kill left; returns the bytes that remain. The folder is made."""
-    copy.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(copy.parent)
     if not copy.is_file():
         return 0
     content = copy.read_bytes()
     size = content.rfind(b"\n") + 1
     if size < len(content):
-        os.truncate(copy, size)
+        with open(copy, "r+b", opener=open_in_place) as file:
+            file.truncate(size)
     return size
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
+import re
 import uuid
 from contextlib import closing, suppress
 from pathlib import Path
+
+from pydantic import Field, ValidationError
 
 from mpa_edge.artifact import read_artifact
 from mpa_edge.bench.device.protocol import OUT, PROBE, PROBE_AFTER, WATCH, JobOrder
@@ -23,17 +25,41 @@ from mpa_edge.bench.transports.connect import connect
 from mpa_edge.errors import MpaError
 from mpa_edge.evaluation.compare import Comparison, answers_of_run, open_comparison
 from mpa_edge.progress import say
+from mpa_edge.runs import paths
 from mpa_edge.runs.files import make_folder, read_json, write_json
 from mpa_edge.runs.lock import run_lock
 from mpa_edge.runs.log import logger
 from mpa_edge.runs.manifest import FOLDERS, clear
 from mpa_edge.tasks import answer_prompt, get_task
-from mpa_edge.types import Prediction
+from mpa_edge.types import Prediction, Record
 
 JOB, BUNDLES = "job.json", "bundles"
 KEPT_BUNDLES = 5
 Answers = tuple[list[Prediction], list[Prediction]]
 """Of base and aligned in full precision, on this machine."""
+OUR_JOB = re.compile(r"[0-9a-f]{64}/jobs/[0-9a-f]{12}")
+"""Folder of a job, below the working directory on the device."""
+
+
+class JobRecord(Record):
+    """job.json."""
+
+    inputs: str = ""
+    """Hash of what was asked."""
+    done: bool = False
+    """Whether its results are written."""
+    id: str | None = Field(None, pattern=r"^[0-9a-f]{12}$")
+    """Of the job, made here."""
+    folder: str | None = None
+    """Of the job on the device; what is run there is only what lies in a folder of ours."""
+
+
+def read_job(folder: Path) -> JobRecord:
+    """The job that was started before; an empty record where there is none, or its file is damaged."""
+    try:
+        return JobRecord.model_validate(read_json(folder / JOB))
+    except ValidationError:
+        return JobRecord()
 
 
 def run_bench(bench: Bench, fresh: bool = False) -> Path:
@@ -44,25 +70,25 @@ def run_bench(bench: Bench, fresh: bool = False) -> Path:
     with run_lock(make_folder(bench.results)):
         comparison, order, bundle = prepare(bench)
         inputs = bench.inputs(bundle.sha256)
-        job = read_json(bench.results / JOB) or {}
-        if not fresh and job == {"inputs": inputs, "done": True} and (bench.results / BENCH).is_file():
+        job = read_job(bench.results)
+        if not fresh and job.done and job.inputs == inputs and (bench.results / BENCH).is_file():
             say(f"{bench.scheme}: measured before, nothing changed (--fresh measures again)")
             return bench.results
         # before the job: where the device is this machine, they would compete with it for the cores
         host = host_answers(bench, comparison)
-        abandoned = None
-        if not fresh and job.get("inputs") == inputs and job.get("id"):
+        abandoned, job_id = "", job.id
+        if not fresh and job.inputs == inputs and job_id:
             say("resuming the job that was started before")
         else:
-            abandoned = job.get("folder")
+            abandoned, job_id = job.folder or "", uuid.uuid4().hex[:12]
             clear(bench.results)
-            job = {"inputs": inputs, "id": uuid.uuid4().hex[:12]}
-            write_json(bench.results / JOB, job)
+            write_json(bench.results / JOB, {"inputs": inputs, "id": job_id})
         local = make_folder(bench.results / DEVICE)
         with closing(connect(bench.reach.via, root=bench.reach.root)) as transport:
             format_ = read_artifact(bench.artifact).format
             program, is_server = choose_runner(transport, format_, bench.reach, bench.target.server)
-            if abandoned:
+            root, _, ours = abandoned.partition(f"{transport.root}/")
+            if not root and OUR_JOB.fullmatch(ours):
                 with suppress(MpaError):  # it may have been on another device
                     Job(transport, abandoned).stop()
             files = {name: file.sha256 for name, file in bundle.manifest.files.items()}
@@ -70,8 +96,8 @@ def run_bench(bench: Bench, fresh: bool = False) -> Path:
             with suppress(MpaError):
                 remove(transport)  # old bundles would fill up the device
             cool_down(transport, remote, bench.target.thermal.start_below_c, bench.target.thermal.cool_down_s)
-            folder = f"{remote}/jobs/{job['id']}"
-            write_json(bench.results / JOB, {"inputs": inputs, "id": job["id"], "folder": folder})
+            folder = f"{remote}/jobs/{job_id}"
+            write_json(bench.results / JOB, {"inputs": inputs, "id": job_id, "folder": folder})
             if is_server:
                 run_server(transport, order, program, remote=remote, folder=folder, bundle=bundle.folder, local=local)
             else:
@@ -84,6 +110,7 @@ def read_results(bench: Bench, job: Path) -> Path:
     """As `run_bench`, for the folder of a job that was run manually and copied here."""
     if not (job / OUT).is_file():
         raise MpaError(f"{job} has no {OUT}: give the job's folder as bench.sh left it on the device")
+    paths.require_plain(job)
     with run_lock(make_folder(bench.results)):
         comparison, order, bundle = prepare(bench)
         host = host_answers(bench, comparison)
@@ -91,7 +118,7 @@ def read_results(bench: Bench, job: Path) -> Path:
         local = make_folder(bench.results / DEVICE)
         for name in (OUT, PROBE, PROBE_AFTER, WATCH):
             if (job / name).is_file():
-                shutil.copyfile(job / name, local / name)
+                paths.copy(job / name, local / name)
         return write_results(bench, comparison, order, bundle, host, "manual copy")
 
 
@@ -136,7 +163,7 @@ def prepare(bench: Bench, folder: Path | None = None) -> tuple[Comparison, JobOr
     )
     if folder is None:  # each bundle has a copy of the images
         for old in sorted(bundles.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime)[:-KEPT_BUNDLES]:
-            shutil.rmtree(old, ignore_errors=True)
+            paths.remove(old, quietly=True)
     return comparison, order, bundle
 
 

@@ -11,8 +11,9 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from mpa_edge.bench.results.records import ANSWERS, BENCH, SWEEP, TIMINGS, AnswerRow, BenchReport, Sweep, Timed
-from mpa_edge.errors import MpaError
+from mpa_edge.errors import MpaError, OutsideError
 from mpa_edge.runs.log import LOG_FILE
+from mpa_edge.runs.paths import inside, require_plain
 
 FOLDER = "bench"
 MAX_THUMBNAIL_BYTES = 300_000
@@ -53,7 +54,7 @@ def find_benches(run: Path) -> list[Path]:
     if not run.is_dir():
         raise MpaError(f"no folder {run}: give a run that was benchmarked, or make one with mpa-edge align")
     places = [run / BENCH, *sorted((run / FOLDER).glob(f"*/*/{BENCH}")), *sorted(run.glob(f"*/{BENCH}"))]
-    found = [path.parent for path in places if path.is_file()]
+    found = [inside(run, path.relative_to(run).as_posix()).parent for path in places if path.is_file()]
     if not found:
         raise MpaError(f"{run} has no benchmark yet: mpa-edge bench {run}")
     return list(dict.fromkeys(found))
@@ -61,6 +62,7 @@ def find_benches(run: Path) -> list[Path]:
 
 def read_bench(folder: Path) -> BenchData:
     """A benchmark folder. Missing or torn side files are noted; MpaError where bench.json itself cannot be used."""
+    require_plain(folder)
     report = _document(folder / BENCH, BenchReport)
     answers, answer_notes = _rows(folder / ANSWERS, AnswerRow)
     timings, timing_notes = _rows(folder / TIMINGS, Timed)
@@ -69,7 +71,7 @@ def read_bench(folder: Path) -> BenchData:
     notes = [*answer_notes, *timing_notes]
     if missing := len(names) - len(thumbnails):
         notes.append(f"{missing} of {len(names)} thumbnails are missing or cannot be shown")
-    path = folder.parent / SWEEP
+    path = inside(folder.parent, SWEEP)
     sweep = _document(path, Sweep) if path.is_file() else None
     above = folder.absolute().parents
     has_log = len(above) > 2 and above[1].name == FOLDER and (above[2] / LOG_FILE).is_file()
@@ -115,12 +117,12 @@ def _rows(path: Path, kind: type[Row]) -> tuple[list[Row], list[str]]:
 
 def data_uri(folder: Path, name: str) -> str | None:
     """A small JPEG or PNG below the folder as a data URI; None for anything else."""
-    path = folder / name
     try:
-        if not path.resolve().is_relative_to(folder.resolve()) or path.stat().st_size > MAX_THUMBNAIL_BYTES:
+        path = inside(folder, name)
+        if path.stat().st_size > MAX_THUMBNAIL_BYTES:
             return None
         data = path.read_bytes()
-    except (OSError, ValueError):
+    except (OSError, OutsideError):
         return None
     kind = next((kind for magic, kind in MAGIC.items() if data.startswith(magic)), None)
     return f"data:{kind};base64,{base64.b64encode(data).decode()}" if kind else None

@@ -13,6 +13,7 @@ from typing import IO, NoReturn
 
 from mpa_edge.bench.transports.process import Done, LinkError, TooSlowError, call, patiently
 from mpa_edge.errors import MpaError
+from mpa_edge.runs.paths import new_file
 
 PATIENCE_S = 600.0
 # smaller files are sent in one go; larger ones resume at a whole number of blocks
@@ -112,7 +113,7 @@ class Transport(ABC):
         """Copy a file from there."""
 
         def once() -> Done:
-            with target.open("wb") as file:
+            with new_file(target) as file:
                 return self._call(f"exec cat {quoted_path(source)}", timeout_s=timeout_s, stdout=file, stall_s=STALL_S)
 
         done = patiently(once, patience_s=self.patience_s)

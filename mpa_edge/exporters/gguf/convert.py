@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from mpa_edge.exporters.gguf.mmproj import NAMES, write_mmproj
 from mpa_edge.exporters.source import processor_values
 from mpa_edge.runs.files import TEMP_SUFFIX, disk_errors, fsync_folder, make_folder, read_json, write_json
 from mpa_edge.runs.isolation import run_isolated
+from mpa_edge.runs.paths import STAGED_SUFFIX, move, remove
 
 GgufComponent = Literal["language", "mmproj"]
 PRECISIONS: dict[GgufComponent, tuple[str, ...]] = {
@@ -58,8 +58,8 @@ def convert(
     make_folder(out.parent)
     temp = out.with_name(f".{out.name}.{os.getpid()}{TEMP_SUFFIX}")
     # beside the result, not in /tmp, so that the next run finds and removes what a kill leaves
-    folder = out.with_name(f".{out.name}.staged")
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = out.with_name(f".{out.name}{STAGED_SUFFIX}")
+    remove(folder)
     weights_bytes = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
     try:
         with disk_errors(out.parent, weights_bytes // 2):
@@ -68,11 +68,11 @@ def convert(
                 _, peak_bytes = run_isolated(write_mmproj, staged, temp, precision)
             else:
                 peak_bytes = _run_converter(staged, component, temp, precision)
-            os.replace(temp, out)
+            move(temp, out)
             fsync_folder(out.parent)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        temp.unlink(missing_ok=True)
+        remove(folder, quietly=True)
+        remove(temp, quietly=True)
     return peak_bytes
 
 

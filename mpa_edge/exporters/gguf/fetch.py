@@ -17,6 +17,7 @@ from pathlib import Path
 
 from mpa_edge.errors import MpaError
 from mpa_edge.runs.files import MB, disk_errors, make_folder, require_free, sha256_file
+from mpa_edge.runs.paths import move, remove
 
 VERSION = "0.3.36"
 SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
@@ -43,9 +44,9 @@ def converter_folder() -> Path:
         if (folder / DONE).is_file():
             return folder
         # what a killed process left
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         for leftover in cache.glob(f".{folder.name}.*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            remove(leftover, quietly=True)
         with (
             disk_errors(cache, SDIST_BYTES),
             tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=cache) as temp,
@@ -65,7 +66,7 @@ def converter_folder() -> Path:
             unpacked = Path(temp) / "unpacked"
             extract(archive, unpacked)
             (unpacked / DONE).touch()
-            unpacked.rename(folder)
+            move(unpacked, folder)
     return folder
 
 

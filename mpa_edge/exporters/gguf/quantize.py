@@ -11,6 +11,7 @@ from typing import Any
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.runs.files import TEMP_SUFFIX, disk_errors, fsync_folder, make_folder
 from mpa_edge.runs.isolation import run_isolated
+from mpa_edge.runs.paths import move, remove
 from mpa_edge.vlm.llama_cpp.gguf_header import Header, read_header
 
 # precision of a scheme -> the type that most tensors get
@@ -34,10 +35,10 @@ def quantize_gguf(source: Path, out: Path, precision: str, threads: int | None =
         with disk_errors(out.parent, need_bytes):
             run_isolated(_quantize, source, temp, precision, threads or os.cpu_count() or 1)
             header = read_header(temp)
-            os.replace(temp, out)
+            move(temp, out)
             fsync_folder(out.parent)
     finally:
-        temp.unlink(missing_ok=True)
+        remove(temp, quietly=True)
     return notes(header, precision)
 
 

@@ -6,7 +6,6 @@ answers, so image, prompt and positions are what a device will see.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,6 +20,7 @@ from mpa_edge.images.folder import open_image
 from mpa_edge.runs.files import link_or_copy, make_folder, read_json
 from mpa_edge.runs.manifest import FOLDERS, RENDERED, RUN_FILE
 from mpa_edge.runs.parquet import read_parts
+from mpa_edge.runs.paths import remove
 from mpa_edge.types import Drop, ParityRecord, Request
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def calibrate(
         raise MpaError(f"'{source.name}' has no questions to measure static ranges on: export a run, or use onnx-int8")
     rows, images = chosen_rows(source.run, n), images_folder(source.run, source.recipe)
     # a complete fp32 export, its weights shared with `graphs`
-    shutil.rmtree(folder / "model", ignore_errors=True)
+    remove(folder / "model")
     model = make_folder(folder / "model")
     for component, graph in graphs.items():
         target = make_folder((model / file_name("onnx", component, "fp32")).parent)
@@ -78,7 +78,7 @@ def calibrate(
             vlm.answer([Request(image, source.prompt(row.question), vlm.artifact.max_new_tokens)])
             recorder.write(folder)
     vlm.close()
-    shutil.rmtree(model)
+    remove(model)
     if recorder.n == 0:
         raise MpaError(f"no image of the run is left in {images}: put them back, or use onnx-int8")
 

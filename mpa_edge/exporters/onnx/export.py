@@ -7,7 +7,6 @@ import gc
 import inspect
 import logging
 import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from mpa_edge.config.scheme import Component
 from mpa_edge.errors import missing_package
+from mpa_edge.runs.files import make_folder
+from mpa_edge.runs.paths import move, remove
 
 if TYPE_CHECKING:
     from mpa_edge.exporters.graphs.modules import Graph
@@ -44,17 +45,17 @@ def export_component(checkpoint: Path, component: Component, out: Path) -> None:
     program = _trace(graph)
     n_bytes = sum(tensor.const_value.nbytes for tensor in program.model.graph.initializers.values())
     folder, data = out.parent / f".{out.name}.tmp{os.getpid()}", f"{out.name}_data"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     try:
         onnx_ir.save(program.model, folder / out.name, external_data=data)
         if n_bytes > files.EMBEDDED_BYTES:
-            os.replace(folder / data, out.parent / data)  # before the graph that names it
-            os.replace(folder / out.name, out)
+            move(folder / data, out.parent / data)  # before the graph that names it
+            move(folder / out.name, out)
         else:
             files.embed_weights(folder / out.name, folder / "whole")
-            os.replace(folder / "whole", out)
+            move(folder / "whole", out)
     finally:
-        shutil.rmtree(folder)
+        remove(folder)
 
 
 def load_part(checkpoint: Path, component: Component) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto
 from onnxruntime.quantization.onnx_model import ONNXModel
 
 from mpa_edge.runs.files import disk_errors, fsync_folder
+from mpa_edge.runs.paths import move, new_file, remove
 
 EMBEDDED_BYTES = 1_900_000_000
 """Weights above this go into a file of their own: protobuf is limited to 2 GB."""
@@ -26,13 +26,13 @@ COPIED_BYTES = 16_000_000
 def work_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` for intermediate files; what a killed process left there is removed first."""
     folder = out.parent / f".{out.name}.work"
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(folder)
     try:
         with disk_errors(out.parent, 2 * EMBEDDED_BYTES):
             folder.mkdir(parents=True)
             yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder, quietly=True)
 
 
 def prepare(path: Path, folder: Path) -> Path:
@@ -82,7 +82,7 @@ def publish(made: Path, out: Path) -> None:
     for path in sorted(made.parent.glob(f"{made.name}*"), reverse=True):
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(path, out.parent / path.name)
+        move(path, out.parent / path.name)
     fsync_folder(out.parent)
 
 
@@ -154,7 +154,7 @@ def embed_weights(graph: Path, out: Path) -> None:
         _field_head(onnx.GraphProto.INITIALIZER_FIELD_NUMBER, len(start) + n_bytes) for start, _, _, n_bytes in weights
     ]
     sizes = (len(head) + len(start) + n_bytes for head, (start, _, _, n_bytes) in zip(heads, weights, strict=True))
-    with out.open("wb") as file:
+    with new_file(out) as file:
         file.write(model.SerializeToString())
         file.write(_field_head(onnx.ModelProto.GRAPH_FIELD_NUMBER, len(body) + sum(sizes)) + body)
         for head, (start, location, offset, n_bytes) in zip(heads, weights, strict=True):

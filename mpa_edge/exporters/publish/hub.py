@@ -11,6 +11,7 @@ from pathlib import Path
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.publish.manifest import CARD, finished
 from mpa_edge.runs.manifest import MANIFEST
+from mpa_edge.runs.paths import inside
 
 TOKEN = "HF_TOKEN"
 HIDDEN = "[token]"
@@ -57,13 +58,13 @@ def to_upload(folder: Path) -> list[str]:
     """
     manifest = finished(folder)
     for name, file in manifest.outputs.items():
-        path = folder / name
-        if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+        path = inside(folder, name)
+        if not path.is_file():
             raise MpaError(f"{path} is missing: rerun mpa-edge export")
         if not file.is_in(folder):
             raise MpaError(f"{path} is not the file that was verified: rerun mpa-edge export")
-    inside = [name for name in manifest.outputs if not any(part.startswith(".") for part in Path(name).parts)]
-    return sorted({*inside, *(name for name in (CARD, MANIFEST) if (folder / name).is_file())})
+    shown = [name for name in manifest.outputs if not any(part.startswith(".") for part in Path(name).parts)]
+    return sorted({*shown, *(name for name in (CARD, MANIFEST) if (folder / name).is_file())})
 
 
 @contextmanager

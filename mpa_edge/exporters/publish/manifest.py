@@ -13,7 +13,8 @@ from mpa_edge.errors import MpaError
 from mpa_edge.metrics.gain import Word
 from mpa_edge.runs.files import read_json, sha256_file
 from mpa_edge.runs.manifest import MANIFEST, output_files
-from mpa_edge.types import Record
+from mpa_edge.runs.paths import inside, names_in
+from mpa_edge.types import Inside, Record
 
 CARD = "README.md"
 
@@ -21,7 +22,7 @@ CARD = "README.md"
 class FileEntry(Record):
     """One file."""
 
-    path: str
+    path: Inside
     """Inside the folder."""
     bytes: int
     """Size."""
@@ -30,7 +31,7 @@ class FileEntry(Record):
 
     def is_in(self, folder: Path) -> bool:
         """Whether the file is in a folder, unchanged."""
-        path = folder / self.path
+        path = inside(folder, self.path)
         return path.is_file() and path.stat().st_size == self.bytes and sha256_file(path) == self.sha256
 
 
@@ -72,7 +73,7 @@ class ExportManifest(Record):
     """Name of the target, where one was named."""
     files: dict[Component, FileEntry]
     """Component -> its main file."""
-    outputs: dict[str, FileEntry]
+    outputs: dict[Inside, FileEntry]
     """Every file of the folder by path; without the card, which is rewritten when accuracy is measured."""
     notes: tuple[str, ...]
     """Where the result is not what the scheme's name says, for example tensors that kept more bits."""
@@ -91,9 +92,10 @@ class ExportManifest(Record):
 
 
 def read_export_manifest(folder: Path) -> ExportManifest | None:
-    """The manifest of an export; None where it is missing or damaged."""
+    """The manifest of an export; None where it is missing or damaged. OutsideError where it names other files."""
     try:
-        return ExportManifest.model_validate(read_json(folder / MANIFEST))
+        with names_in(folder / MANIFEST):
+            return ExportManifest.model_validate(read_json(folder / MANIFEST))
     except ValidationError:
         return None
 

@@ -18,6 +18,7 @@ from mpa_edge.progress import say
 from mpa_edge.runs.files import write_json
 from mpa_edge.runs.lock import run_lock
 from mpa_edge.runs.manifest import MANIFEST
+from mpa_edge.runs.paths import inside, require_plain
 
 SCRATCH = ".accuracy"
 
@@ -35,7 +36,9 @@ def measure(source: Source, folders: Sequence[Path], n: int, threads: int | None
     Raises MpaError where the source is no run, has fewer questions, or an export is not finished.
     """
     with run_lock(source.exports):
-        comparison = open_comparison(recipe_of(source), n, source.exports / SCRATCH, threads)
+        scratch = inside(source.exports, SCRATCH)
+        require_plain(scratch)
+        comparison = open_comparison(recipe_of(source), n, scratch, threads)
         spec = comparison.spec
         base, aligned = (
             [row.score for row in answers_of_run(comparison, source.run, source.checkpoint, name)]

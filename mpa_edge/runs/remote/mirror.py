@@ -26,6 +26,7 @@ from mpa_edge.runs.files import make_folder, write_bytes
 from mpa_edge.runs.lock import run_lock
 from mpa_edge.runs.log import LOG_FILE
 from mpa_edge.runs.manifest import CLOCK, COMPLETE, INPUTS, MANIFEST, RENDERED, RUN_FILE
+from mpa_edge.runs.paths import inside, open_in_place, remove, require_plain
 from mpa_edge.runs.remote.lease import LEASE_S, Lease
 from mpa_edge.runs.remote.stores import Store, Stored
 from mpa_edge.runs.write_hooks import WATCHERS
@@ -63,6 +64,7 @@ def working_copy(url: str, work: str | Path | None = None, lease_s: float = LEAS
     """
     folder = make_folder(Path(work) if work else work_folder(url))
     with run_lock(folder):
+        require_plain(folder)
         store = Store(url)
         mirror, lease = Mirror(store, folder), Lease(store, lease_s)
         lease.take()
@@ -157,7 +159,7 @@ class Mirror:
             n for n in here if n not in there and (n in same or _part_of(n) in other_inputs) and _part_of(n) in theirs
         ]
         for name in sorted(gone, key=_order):
-            (self.folder / name).unlink(missing_ok=True)
+            remove(inside(self.folder, name))
         for name in [name for name in same if name not in there]:
             self._note(name, None)
         if wanted:
@@ -166,7 +168,7 @@ class Mirror:
         begun = log.read_bytes() if LOG_FILE in wanted and log.is_file() else b""
         self._fetch(sorted(wanted, key=_order), there)
         if begun:  # what this process has logged so far follows the log of earlier ones
-            with log.open("ab") as file:
+            with open(log, "ab", opener=open_in_place) as file:
                 file.write(begun)
 
     def push(self) -> None:
@@ -235,7 +237,7 @@ class Mirror:
                     name = os.path.relpath(entry.path, self.folder)
                     if entry.is_dir(follow_symlinks=False):
                         waiting += [Path(entry.path)] if is_mirrored(f"{name}/x") else []
-                    elif entry.is_file() and is_mirrored(name):
+                    elif entry.is_file(follow_symlinks=False) and is_mirrored(name):
                         with suppress(FileNotFoundError):
                             status = entry.stat()
                             found[name] = (status.st_size, status.st_mtime_ns)
@@ -263,7 +265,7 @@ class Mirror:
         self._same.pop(name, None)
         if one is not None:
             self._same[name] = one
-        with (self.folder / JOURNAL).open("a", encoding="utf-8") as file:
+        with open(self.folder / JOURNAL, "a", encoding="utf-8", opener=open_in_place) as file:
             file.write(_line(name, one) + "\n")
 
 

@@ -17,8 +17,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mpa_edge.errors import MpaError
+from mpa_edge.errors import MpaError, OutsideError
 from mpa_edge.runs.files import TEMP_SUFFIX, disk_errors, make_folder
+from mpa_edge.runs.paths import inside, move, remove
+from mpa_edge.types import is_inside
 
 URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 RETRY_S = 60.0
@@ -64,6 +66,8 @@ class Store:
         """No request is made yet. MpaError for an unknown kind of URL, or if its package is missing."""
         self.url, self._retry_s = url.rstrip("/"), retry_s
         self._fs, self._root = _opened(self.url)
+        protocol = self._fs.protocol
+        self._is_local = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
     def listing(self) -> dict[str, Stored]:
         """Every object in the folder: path inside it -> size and fingerprint; empty if there is none."""
@@ -78,7 +82,7 @@ class Store:
         start = len(self._root) + 1
         found = self._retried(look)
         names = ((path[start:], info) for path, info in found.items() if path[start:] and not path.endswith("/"))
-        return {_inside(self.url, name): _stored(info) for name, info in names}
+        return {self._checked(name): _stored(info) for name, info in names}
 
     def read(self, name: str) -> bytes | None:
         """Content of one object; None if it does not exist."""
@@ -121,14 +125,27 @@ class Store:
         """Delete objects in this order, so that a kill leaves a known rest. Missing ones are no error."""
         for name in names:
 
-            def remove(path: str = self._path(name)) -> None:
+            def delete(path: str = self._path(name)) -> None:
                 with suppress(FileNotFoundError):
                     self._fs.rm_file(path)
 
-            self._retried(remove)
+            self._retried(delete)
+
+    def _checked(self, name: str) -> str:
+        """The name of an object; MpaError for one that leads out of the folder."""
+        try:
+            if not is_inside(name):
+                raise OutsideError
+            if self._is_local:
+                inside(Path(self._root), name)
+        except OutsideError as error:
+            raise MpaError(
+                f"{self.url} contains {name!r:.200}, a path outside of its folder: remove that object first"
+            ) from error
+        return name
 
     def _path(self, name: str) -> str:
-        return f"{self._root}/{name}"
+        return f"{self._root}/{self._checked(name)}"
 
     def _piped(self, name: str, data: bytes, mode: str) -> None:
         self._make_parent(name)
@@ -136,8 +153,7 @@ class Store:
 
     def _make_parent(self, name: str) -> None:
         """Object stores need no folders, and making one could create a bucket."""
-        protocol = self._fs.protocol
-        if "file" in ((protocol,) if isinstance(protocol, str) else protocol):
+        if self._is_local:
             self._fs.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
 
     def _put(self, folder: Path, name: str) -> Stored | None:
@@ -158,20 +174,20 @@ class Store:
         return self._retried(copied)
 
     def _get(self, folder: Path, name: str) -> bool:
-        target = folder / name
+        target = inside(folder, name)
         temp = target.with_name(f".{target.name}.{os.getpid()}{TEMP_SUFFIX}")
 
         def copied() -> bool:
             with disk_errors(folder, 0):
                 self._fs.get_file(self._path(name), str(temp))
-                os.replace(temp, target)
+                move(temp, target)
             return True
 
         make_folder(target.parent)
         try:
             return self._retried(copied)
         finally:
-            temp.unlink(missing_ok=True)
+            remove(temp, quietly=True)
 
     def _retried(self, action: Callable[[], Made]) -> Made:
         """Retry until it works or time is up; what a retry cannot fix is raised at once."""
@@ -236,17 +252,6 @@ def _missing(url: str, error: ImportError) -> MpaError:
     package = known_implementations.get(scheme, {}).get("class", "").partition(".")[0]
     package = {"s3fs": "s3fs", "gcsfs": "gcsfs", "adlfs": "adlfs"}.get(package, error.name or package)
     return MpaError(f"{scheme}:// needs a package that is missing: pip install {package}")
-
-
-def _inside(url: str, name: str) -> str:
-    """The name of an object as a path inside a folder; MpaError if it points outside.
-
-    >>> _inside("s3://b/x", "1-annotate/part-00000.parquet")
-    '1-annotate/part-00000.parquet'
-    """
-    if name.startswith("/") or "\0" in name or ".." in name.split("/"):
-        raise MpaError(f"{url} contains {name!r}, a path outside of its folder: remove that object first")
-    return name
 
 
 def _stored(info: dict[str, Any]) -> Stored:

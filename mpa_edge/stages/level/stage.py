@@ -6,14 +6,13 @@ a peft adapter.
 
 from __future__ import annotations
 
-import shutil
-
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
 from mpa_edge.runs.files import sha256_json, write_json
 from mpa_edge.runs.log import logger
 from mpa_edge.runs.manifest import StageClock, finish, is_done
 from mpa_edge.runs.parquet import read_parts
+from mpa_edge.runs.paths import remove
 from mpa_edge.stages.level.ddp import world_size
 from mpa_edge.stages.level.interpolate import interpolate
 from mpa_edge.stages.level.precision import precision_used
@@ -47,7 +46,7 @@ def run_level(run: Run, fresh: bool = False) -> None:
     interpolate(folder / ADAPTER, resolve(run.recipe.student), run.recipe.level.strength)
     write_json(folder / LOSSES, outcome.losses)
     clock.tick()
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    remove(folder / CHECKPOINTS, quietly=True)
     counts = {
         "train": len(selection.train),
         "replayed": selection.replayed,

@@ -22,6 +22,7 @@ from mpa_edge.progress import Advance, progress, say
 from mpa_edge.runs.files import make_folder, read_json, write_json
 from mpa_edge.runs.isolation import disk_guard
 from mpa_edge.runs.manifest import COMPLETE, StageClock
+from mpa_edge.runs.paths import move, remove
 from mpa_edge.stages.level.dataset import AnswerCollator, as_rows
 from mpa_edge.stages.level.ddp import broadcast, process_errors, rank, world_size
 from mpa_edge.stages.level.precision import computes_in_bf16, load_student
@@ -135,7 +136,7 @@ def learn(training: Training, clock: StageClock | None) -> Outcome:
             if rank() == 0:
                 with _replaced(training.out) as building:
                     trainer.save_model(str(building))
-                    (building / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nobody should load
+                    remove(building / "training_args.bin")  # a pickle, which nobody should load
     state = trainer.state
     best = _step_of(state.best_model_checkpoint) or state.global_step
     return Outcome(_curve(state.log_history), state.global_step, best)
@@ -255,7 +256,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     found = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*")}
     for path in found.values():
         if not (path / COMPLETE).is_file():
-            shutil.rmtree(path)
+            remove(path)
     complete = {step: path for step, path in found.items() if path.is_dir()}
     return complete[max(complete)] if complete else None
 
@@ -303,6 +304,6 @@ def _replaced(out: Path) -> Iterator[Path]:
     """A new folder to fill, which replaces `out` when the block has ended without an error."""
     building = out.with_name(f".{out.name}")
     for folder in (building, out):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
     yield building
-    os.replace(building, out)
+    move(building, out)
