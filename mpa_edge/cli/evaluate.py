@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -126,9 +127,8 @@ def evaluate_model(
                 batch_size=recipe.evaluate.batch_size,
                 server=recipe.teacher_server,
             )
-            out_path = Path(out) if out else None
-            if out_path and out_path.is_symlink():  # a link that the user named, unlike one in a folder of somebody
-                out_path = out_path.resolve()
+            # a link that the user names is followed
+            out_path = Path(os.path.realpath(out) if os.path.islink(out) else out) if out else None
             result = run_eval(spec, Path(model).name, load_vlm, out_path, fingerprint(model), fresh)
     if dry_run:
         click.echo(f"ask {model} {len(questions.samples)} questions of {questions.name}, {spec.task.metric}")
