@@ -35,6 +35,8 @@ SIZES = {
     "qwen2_5_vl": (112, 168),
     "qwen3_vl": (128, 192),
     "llava": (112, 112),
+    "llava:clip": (112, 112),
+    "llava:clip:full": (112, 112),
 }
 # these make an overview, and the client scales with another filter: only an image of one colour stays the same
 OVERVIEW = ("student", "idefics3", "smolvlm")

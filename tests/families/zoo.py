@@ -212,12 +212,14 @@ def _qwen_eyes(model_type: str, depth: int | None, hidden: int) -> dict[str, Any
     return {**shared, "patch_size": 14, "window_size": 112, "fullatt_block_indexes": [depth // 2 - 1, depth - 1]}
 
 
-def _llava(*, tower: str = "siglip", tied: bool = False, depth: int = 3, hidden: int = HIDDEN) -> tuple[Any, Any]:
+def _llava(
+    *, tower: str = "siglip", strategy: str = "", tied: bool = False, depth: int = 3, hidden: int = HIDDEN
+) -> tuple[Any, Any]:
     """One image of 112 px, 64 tokens; a SigLIP tower as in TinyLLaVA, or a CLIP tower with its class token."""
     import transformers
 
     names = text.tokenizer("smollm", text.LLAVA_SPECIALS, bos="<s>", eos="</s>", pad="<pad>", unk_token="<unk>")
-    strategy = "full" if tower == "siglip" else "default"
+    strategy = strategy or ("full" if tower == "siglip" else "default")
     config = transformers.LlavaConfig(
         text_config={"model_type": "llama", **_text(names, hidden=hidden, tied=tied)},
         vision_config={

@@ -25,11 +25,11 @@ STUDENT, TEACHER = "student", "teacher"
 
 @functools.cache
 def checkpoint(which: str) -> Path:
-    """Folder of a built-in model, or of a model type of the zoo, or of `llava:clip`."""
+    """Folder of a built-in model, or of a model type of the zoo, or of `llava:clip` or `llava:clip:full`."""
     if which in (STUDENT, TEACHER):
         return Path(resolve(f"nursery:{which}"))
-    model_type, _, tower = which.partition(":")
-    return zoo.checkpoint(model_type, **({"tower": tower} if tower else {}))
+    model_type, *options = which.split(":")
+    return zoo.checkpoint(model_type, **dict(zip(("tower", "strategy"), options, strict=False)))
 
 
 @functools.cache

@@ -123,8 +123,12 @@ def write_processor(processor: Any, folder: Path, budget: ImageBudget | None) ->
     """Tokenizer, chat template, and image processor within the budget, in two files.
 
     transformers 5 nests the image processor in processor_config.json; transformers.js and older programs read
-    preprocessor_config.json, and the chat template from tokenizer_config.json.
+    preprocessor_config.json, and the chat template from tokenizer_config.json. transformers.js does not know that
+    LLaVA may drop its class token: the number of image tokens is written as one that it reads.
     """
+    if getattr(processor, "vision_feature_select_strategy", None) == "default":
+        processor.vision_feature_select_strategy = "full"
+        processor.num_additional_image_tokens -= 1
     processor.save_pretrained(folder)
     nested = read_json(folder / "processor_config.json")
     image = nested["image_processor"]

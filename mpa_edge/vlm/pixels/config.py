@@ -39,7 +39,7 @@ SETTINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "qwen3_vl": QWEN,
     "siglip": (
         ("do_center_crop", "crop_size", "do_pad"),
-        ("image_token", "patch_size", "vision_feature_select_strategy", "num_additional_image_tokens"),
+        ("image_token", "patch_size", "num_additional_image_tokens"),
     ),
     "internvl": (
         ("min_patches", "max_patches"),

@@ -22,8 +22,6 @@ def prepare(config: dict[str, Any], image: Image) -> Prepared:
     height, width = values.shape[-2:]
     n_image_tokens = (height // config["patch_size"]) * (width // config["patch_size"])
     n_image_tokens += config["num_additional_image_tokens"]
-    if config["vision_feature_select_strategy"] == "default":  # the class token is dropped
-        n_image_tokens -= 1
     return Prepared({"pixel_values": values}, config["image_token"] * n_image_tokens)
 
 

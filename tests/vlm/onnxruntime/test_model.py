@@ -17,11 +17,12 @@ from mpa_edge.exporters.verify.probes import drawn
 from mpa_edge.exporters.verify.reference import Checkpoint, ProbeTrace
 from mpa_edge.types import Reply, Request, Trace
 from mpa_edge.vlm.onnxruntime.model import OnnxVLM
+from tests.families import zoo
 from tests.vlm import exported
 
 pytestmark = pytest.mark.slow
 
-EVERY = ("student", "idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava:clip", "internvl")
+EVERY = ("student", *zoo.MODEL_TYPES, "llava:clip", "llava:clip:full")
 WIDE, TALL, MIDDLE = drawn(256, 64, seed=1), drawn(70, 150, seed=2), drawn(200, 180, seed=3)
 ASKED = (
     Request(WIDE, "How many red shapes are there, and is the largest one left of 3 o'clock?", 16),

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mpa_edge.errors import MpaError
+from mpa_edge.exporters.publish.layout import write_processor
 from mpa_edge.vlm import pixels
 from mpa_edge.vlm.pixels.config import image_config
 from mpa_edge.vlm.transformers import checkpoint
@@ -67,7 +68,7 @@ def config_of(folder: Path) -> dict[str, Any]:
     """What an export of a checkpoint says of its image processor, after a way through artifact.json."""
     processor = checkpoint.load_processor(str(folder))
     with tempfile.TemporaryDirectory() as export:
-        processor.save_pretrained(export)
+        write_processor(processor, Path(export), None)
         shutil.copy(folder / "config.json", export)
         return json.loads(json.dumps(image_config(Path(export), processor)))
 
