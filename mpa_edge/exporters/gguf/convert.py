@@ -16,6 +16,7 @@ from mpa_edge.errors import MpaError
 from mpa_edge.exporters.gguf.check import pre_tokenizer_name, text_architecture
 from mpa_edge.exporters.gguf.fetch import converter_folder
 from mpa_edge.exporters.gguf.mmproj import NAMES, write_mmproj
+from mpa_edge.exporters.gguf.template import gguf_template
 from mpa_edge.exporters.source import processor_values
 from mpa_edge.runs.files import TEMP_SUFFIX, disk_errors, fsync_folder, make_folder, read_json, write_json
 from mpa_edge.runs.isolation import run_isolated
@@ -28,7 +29,7 @@ PRECISIONS: dict[GgufComponent, tuple[str, ...]] = {
 }
 CONVERT_TIMEOUT_S = 3600
 DRIVER = Path(__file__).with_name("driver.py")
-LINKED = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json", "chat_template.jinja")
+LINKED = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 COPIED = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 # these keys can name Python files that came with the checkpoint; the converter never gets one
 CODE_KEYS = ("auto_map", "custom_pipelines")
@@ -63,7 +64,8 @@ def convert(
     weights_bytes = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
     try:
         with disk_errors(out.parent, weights_bytes // 2):
-            staged = stage(checkpoint, folder / (checkpoint.resolve().name or "model"), image)
+            template = run_isolated(gguf_template, str(checkpoint))[0] if component == "language" else None
+            staged = stage(checkpoint, folder / (checkpoint.resolve().name or "model"), image, template)
             if component == "mmproj" and read_json(staged / "config.json")["model_type"] in NAMES:
                 _, peak_bytes = run_isolated(write_mmproj, staged, temp, precision)
             else:
@@ -112,11 +114,13 @@ def last_message(stderr: str) -> str:
 # --- the staged copy --------------------------------------------------------------------------------------------------
 
 
-def stage(checkpoint: Path, folder: Path, image: dict[str, Any] | None = None) -> Path:
+def stage(
+    checkpoint: Path, folder: Path, image: dict[str, Any] | None = None, template: str | None = None
+) -> Path:
     """Fill `folder` with what the converter needs: weights as links, small files as it expects them.
 
-    `image` holds image processor values that replace the checkpoint's. MpaError where config.json, the weights or the
-    image processor are missing.
+    `image` holds image processor values that replace the checkpoint's, `template` is the chat template for llama.cpp.
+    MpaError where config.json, the weights or the image processor are missing.
     """
     config, processor = read_json(checkpoint / "config.json"), processor_values(checkpoint)
     weights = sorted(checkpoint.glob("*.safetensors"))
@@ -132,6 +136,9 @@ def stage(checkpoint: Path, folder: Path, image: dict[str, Any] | None = None) -
     for name in COPIED:
         if (checkpoint / name).is_file():
             write_json(folder / name, without_code(read_json(checkpoint / name)))
+    if template is not None:  # the converter reads this file first
+        words = read_json(folder / "tokenizer_config.json") or {}
+        write_json(folder / "tokenizer_config.json", words | {"chat_template": template})
     write_json(folder / "config.json", staged_config(config))
     write_json(folder / "preprocessor_config.json", without_code(processor) | (image or {}))
     return folder

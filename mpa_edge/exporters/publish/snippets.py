@@ -115,11 +115,12 @@ console.log(processor.batch_decode(answer, {{ skip_special_tokens: true }})[0].t
 
 
 def llama_cpp_snippet(artifact: Artifact, prompt: str) -> str:
-    """llama.cpp's own program."""
-    question = prompt.replace("'", "'\\''").replace("\n", " ")
+    """llama.cpp's own program, which reads backslashes in a prompt as escapes."""
+    question = prompt.replace("\\", r"\\").replace("\n", r"\n").replace("'", "'\\''")
     code = (
         f"\nllama-mtmd-cli -m {artifact.files['language']} --mmproj {artifact.files['mmproj']} \\\n"
-        f"  --image {IMAGE} --temp 0 -c {artifact.context_tokens}{_pixel_limits(artifact)} -p '{question}'\n"
+        f"  --jinja --image {IMAGE} --temp 0 -c {artifact.context_tokens} -n {artifact.max_new_tokens}"
+        f"{_pixel_limits(artifact)} \\\n  -p '{question}'\n"
     )
     return markdown("llama.cpp", "Any llama.cpp from this year:", "sh", code)
 

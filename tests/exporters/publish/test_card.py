@@ -18,12 +18,17 @@ from mpa_edge.config.scheme import Scheme, Tolerance
 from mpa_edge.exporters.publish.card import card, write_card
 from mpa_edge.exporters.publish.licences import front_matter
 from mpa_edge.exporters.source import Source, open_source
+from mpa_edge.exporters.verify.probes import drawn
+from mpa_edge.exporters.verify.reference import Checkpoint
 from mpa_edge.nursery.render import render
 from mpa_edge.runs.files import write_json
 from mpa_edge.runs.manifest import FOLDERS, Manifest
+from mpa_edge.types import Request
 from mpa_edge.vlm import WEIGHTS
 from tests.exporters import hand_made
+from tests.exporters.gguf.test_convert import SIZES
 from tests.exporters.javascript import client
+from tests.exporters.llama_programs import mtmd_cli
 from tests.vlm.exported import STUDENT, checkpoint, onnx_folder
 from tests.vlm.llama_exported import gguf_folder, hybrid_folder
 
@@ -187,11 +192,13 @@ def _bits(artifact: Artifact) -> dict[str, str]:
     return {part: "fp32" if name.endswith(".onnx") else known[part] for part, name in artifact.files.items()}
 
 
-def said(folder: Path, command: list[str]) -> str:
+def said(folder: Path, command: list[str], programs: Path | None = None) -> str:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    if programs is not None:
+        environment["PATH"] = f"{programs}:{os.environ['PATH']}"
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=240)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode(errors="replace").strip()
 
 
 def python_answers(folder: Path) -> list[str]:
@@ -233,12 +240,30 @@ def test_the_snippets_of_gguf_and_hybrid_exports_run(tmp_path: Path) -> None:
     assert answers[0] == answers[1] != ""
 
 
+@pytest.mark.peer
+@pytest.mark.usefixtures("_known_question")
+@pytest.mark.parametrize("which", [STUDENT, "idefics3", "llava", "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_the_command_of_a_gguf_export_gives_transformers_answer(tmp_path: Path, which: str) -> None:
+    """By llama.cpp's own program, which renders the template that is in the file."""
+    folder, artifact = place(tmp_path, gguf_folder(which), which)
+    image = drawn(*SIZES.get(which, (224, 168)), seed=3)
+    image.save(folder / "image.png")
+    [code] = blocks((folder / "README.md").read_text(encoding="utf-8"), "sh")
+    answer = said(folder, ["sh", "-c", code], mtmd_cli().parent)
+    reference = Checkpoint(checkpoint(which), {}, 1)
+    [seen] = reference.trace([Request(image, "How many bars are there?", artifact.max_new_tokens)])
+    wanted = reference.processor.tokenizer.decode(seen.trace.tokens, skip_special_tokens=which == STUDENT).strip()
+    assert len(seen.trace.tokens) > 1
+    # the program keeps its cache in 16 bits, and a random model says another thing at the next near tie
+    assert answer[:12] == wanted[:12]
+
+
 def test_the_command_of_llama_cpp_is_one_line_of_shell(tmp_path: Path) -> None:
-    """A question with a quote in it stays one word."""
+    """A question with a quote in it stays one word, and llama.cpp reads backslashes as escapes."""
     from mpa_edge.exporters.publish.snippets import llama_cpp_snippet
 
     artifact = hand_made.artifact_of(load_scheme("gguf-q4_0"))
-    [code] = blocks(llama_cpp_snippet(artifact, "What's it?\nAnswer 'yes'."), "sh")
+    [code] = blocks(llama_cpp_snippet(artifact, "What's it?\nAnswer 'yes' or \\no."), "sh")
     script = code.replace("llama-mtmd-cli", f"{sys.executable} -c 'import sys, json; print(json.dumps(sys.argv[1:]))'")
     words = json.loads(said(tmp_path, ["sh", "-c", script]))
-    assert words[-2:] == ["-p", "What's it? Answer 'yes'."]
+    assert words[-2:] == ["-p", r"What's it?\nAnswer 'yes' or \\no."]
