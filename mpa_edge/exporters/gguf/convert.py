@@ -114,9 +114,7 @@ def last_message(stderr: str) -> str:
 # --- the staged copy --------------------------------------------------------------------------------------------------
 
 
-def stage(
-    checkpoint: Path, folder: Path, image: dict[str, Any] | None = None, template: str | None = None
-) -> Path:
+def stage(checkpoint: Path, folder: Path, image: dict[str, Any] | None = None, template: str | None = None) -> Path:
     """Fill `folder` with what the converter needs: weights as links, small files as it expects them.
 
     `image` holds image processor values that replace the checkpoint's, `template` is the chat template for llama.cpp.

@@ -61,7 +61,11 @@ def template_problem(checkpoint: str, metadata: dict[str, Any]) -> str | None:
     if not template:
         return "the file has none, and llama.cpp's programs then use ChatML"
     processor = load_processor(checkpoint)
-    bos, shown, wanted = str(processor.tokenizer.bos_token), client_prompt(processor, template), wanted_prompt(processor)
+    bos, shown, wanted = (
+        str(processor.tokenizer.bos_token),
+        client_prompt(processor, template),
+        wanted_prompt(processor),
+    )
     # llama.cpp: sentencepiece vocabularies add a start token unless told otherwise
     if metadata.get("tokenizer.ggml.add_bos_token", metadata.get("tokenizer.ggml.model") == "llama"):
         shown = bos + shown.removeprefix(bos)

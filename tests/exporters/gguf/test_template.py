@@ -67,7 +67,10 @@ def test_a_marker_of_a_server_is_taken_as_it_is() -> None:
     ("changes", "problem"),
     [
         ({"tokenizer.chat_template": None}, "the file has none, and llama.cpp's programs then use ChatML"),
-        ({"tokenizer.chat_template": "{% for m in messages %}{{ m['content'] }}{% endfor %}"}, "llama.cpp's programs write"),
+        (
+            {"tokenizer.chat_template": "{% for m in messages %}{{ m['content'] }}{% endfor %}"},
+            "llama.cpp's programs write",
+        ),
         ({"tokenizer.chat_template": "{{ nothing.there.at.all }}"}, "llama.cpp's programs write ''"),
         ({"tokenizer.ggml.add_bos_token": True}, None),  # it is there already
     ],
