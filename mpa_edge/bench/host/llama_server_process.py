@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import secrets
 import shlex
 import time
@@ -14,7 +15,7 @@ from mpa_edge.bench.device.memory import PeakMemory, kib_fields
 from mpa_edge.bench.device.protocol import parse_cores
 from mpa_edge.bench.host.job import Job
 from mpa_edge.bench.transports.process import LinkError, patiently
-from mpa_edge.bench.transports.transport import Transport, last_line
+from mpa_edge.bench.transports.transport import Transport, enter_below, last_line, quoted_path
 from mpa_edge.errors import MpaError
 from mpa_edge.vlm.llama_cpp.server import LlamaServer, LlamaServerVLM, ServerGoneError
 
@@ -27,6 +28,10 @@ TICKS_PER_S = 100
 # the batch sizes of vlm.llama_cpp.language, and no flash attention, as there
 BATCH_TOKENS, COMPUTED_TOKENS, MAX_IMAGE_TOKENS = 512, 256, 65_536
 PID = "server.pid"
+# the folder of a server below its root, as we name it
+FOLDER = re.compile(r"server-[0-9a-f]{16}")
+# $p: the process that a server's folder names, else nothing
+READ_PID = f'p=; read -r p <{PID}; case $p in 0* | 1 | *[!0-9]*) p= ;; esac'
 
 
 class ServerEndedError(MpaError):
@@ -79,8 +84,8 @@ def free_port(transport: Transport) -> int:
     """A port of the device that nobody listens on, as far as its /proc shows. MpaError where there is none."""
     table = transport.run("cat /proc/net/tcp /proc/net/tcp6 2>/dev/null", timeout_s=SHORT_S).stdout.decode()
     sockets = [row.split() for row in table.splitlines()]
-    taken = {int(row[1].rpartition(":")[2], 16) for row in sockets if row[3:4] == ["0A"]}  # LISTEN
-    free = [port for port in range(*PORTS) if port not in taken]
+    taken = {row[1].rpartition(":")[2].upper() for row in sockets if row[3:4] == ["0A"]}  # LISTEN
+    free = [port for port in range(*PORTS) if f"{port:04X}" not in taken]
     if not free:
         raise MpaError(f"{transport.name} has no free port for llama-server: end what listens there, then rerun")
     return random.choice(free)
@@ -113,7 +118,8 @@ class RemoteServer:
         self._looked, self._since_boot_s = 0.0, 0.0
         self._way = ExitStack()
         self.port, self.alias = free_port(transport), f"mpa-edge-{secrets.token_hex(8)}"
-        self.folder = f"{root}/server-{self.alias[-16:]}"
+        self._root, self._name = root, f"server-{self.alias[-16:]}"
+        self.folder = f"{root}/{self._name}"
         self.job = Job(transport, self.folder)
         try:
             self.job.start(self._script(model_folder, threads, cores))
@@ -198,18 +204,24 @@ class RemoteServer:
 
     def look(self) -> float:
         """Sample its memory and cores; returns the age of its process in seconds. ServerEndedError where it is gone."""
-        pid = f"$(cat {shlex.quote(f'{self.folder}/{PID}')})"
-        text = self._run(f"cat /proc/uptime && cat /proc/{pid}/stat && cat /proc/{pid}/status || echo gone")
+        read = f"cd {quoted_path(self.folder)} && {{ {READ_PID}; }} && cat /proc/uptime"
+        text = self._run(f'{read} && cat "/proc/${{p:-none}}/stat" "/proc/$p/status" || echo gone')
         if not text or text.splitlines()[-1] == "gone":
             raise ServerEndedError(self.transport.name, "its process is gone")
-        uptime, stat, *status = text.splitlines()
-        uptime_s = float(uptime.split()[0])
+        try:
+            uptime, stat, *status = text.splitlines()
+            uptime_s = float(uptime.split()[0])
+            # the name in brackets may hold blanks; the start time is field 22, the 20th after it
+            age_s = uptime_s - int(stat.rpartition(")")[2].split()[19]) / TICKS_PER_S
+        except (ValueError, IndexError) as error:
+            raise MpaError(
+                f"{self.transport.name} says nothing usable in /proc of llama-server: use Python there, with --python"
+            ) from error
         self.memory.add(kib_fields(status))
         allowed = allowed_cores(status)
         self.cores = sorted(parse_cores(allowed)) if allowed else []
         self._looked, self._since_boot_s = time.monotonic(), uptime_s - time.monotonic()
-        # the name in brackets may hold blanks; the start time is field 22, the 20th after it
-        return uptime_s - int(stat.rpartition(")")[2].split()[19]) / TICKS_PER_S
+        return age_s
 
     def watch(self) -> None:
         """Take a sample if the last one is some seconds old: the system may swap it out and keep no peak of that."""
@@ -231,24 +243,28 @@ class RemoteServer:
         """Stop it and remove its folder; on a device out of reach, `stop_leftovers` does it later."""
         self.disconnect()
         with suppress(LinkError):
-            remove(self.transport, self.folder, patient=False)
+            remove(self.transport, self._root, self._name, patient=False)
 
 
-def remove(transport: Transport, folder: str, *, patient: bool = True) -> None:
-    """Stop the server of a folder, and remove the folder."""
-    place = shlex.quote(folder)
+def remove(transport: Transport, root: str, name: str, *, patient: bool = True) -> None:
+    """Stop the server of the folder `name` below `root`, and remove the folder. ValueError where it is not ours."""
+    if not FOLDER.fullmatch(name):
+        raise ValueError(name)
+    # job.sh marked what it started: a number that another process has got since is not taken for it
+    ours = f'grep -qF "MPA_EDGE_JOB=("{quoted_path(f"{root}/{name}")}")" "/proc/$p/environ"'
     # it has nothing to save, and job.sh takes its time, while there is a server for each block of questions
     wait = 'for i in 1 2 3 4 5 6 7 8 9; do kill -0 "$p" || exit; sleep 0.1; done; kill -KILL "$p"'
-    end = f'(read -r p <{place}/{PID} && kill "$p" && {wait}) 2>/dev/null'
-    stop = f"[ ! -f {place}/job.sh ] || sh {place}/job.sh stop {place}"
-    transport.run(f"{end}; {stop}; rm -rf {place}", timeout_s=2 * SHORT_S, patient=patient)
+    end = f'({READ_PID}; [ -n "$p" ] && {ours} && kill "$p" && {wait}) 2>/dev/null'
+    stop = f"[ ! -f job.sh ] || sh job.sh stop {quoted_path(f'{root}/{name}')}"
+    script = f'{enter_below(transport.root, f"{root}/{name}")}; {end}; {stop}; cd / && rm -rf "$here"'
+    transport.run(script, timeout_s=2 * SHORT_S, patient=patient)
 
 
 def stop_leftovers(transport: Transport, root: str) -> None:
-    """Stop the servers that a killed client left behind below `root`."""
-    command = f'for d in {shlex.quote(root)}/server-*/; do [ -d "$d" ] && printf \'%s\\n\' "${{d%/}}"; done; true'
-    for folder in transport.run(command, timeout_s=SHORT_S).stdout.decode().splitlines():
-        remove(transport, folder)
+    """Stop the servers that a killed client left behind below `root`: only in folders with a name of ours."""
+    listed = transport.run(f"ls -1 {quoted_path(root)} 2>/dev/null", timeout_s=SHORT_S).stdout.decode(errors="replace")
+    for name in filter(FOLDER.fullmatch, listed.splitlines()):
+        remove(transport, root, name)
 
 
 def listed_devices(text: str) -> str:

@@ -94,7 +94,7 @@ def run_bench(bench: Bench, fresh: bool = False) -> Path:
             files = {name: file.sha256 for name, file in bundle.manifest.files.items()}
             remote = send(transport, bundle.folder, files, bundle.sha256)
             with suppress(MpaError):
-                remove(transport)  # old bundles would fill up the device
+                remove(transport, bundle.sha256)  # old bundles would fill up the device
             cool_down(transport, remote, bench.target.thermal.start_below_c, bench.target.thermal.cool_down_s)
             folder = f"{remote}/jobs/{job_id}"
             write_json(bench.results / JOB, {"inputs": inputs, "id": job_id, "folder": folder})

@@ -1,7 +1,8 @@
 """Send a bundle to the device by content: only what is missing is sent, and what arrived is hashed there.
 
 ROOT/files/SHA256 holds each content once, for all bundles; ROOT/HASH is a bundle of hard links into it (copies where
-the file system has no links) with a `.complete` mark. A content gets its final name only after it was hashed there.
+the file system has no links) with a `.complete` mark, which lists its contents. A content gets its final name only
+after it was hashed there. Nothing is removed that does not have a name of ours: 64 hexadecimal digits.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from mpa_edge.bench.transports.transport import Transport, quoted_path
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import progress
 
-KEPT_BUNDLES = 3
+# besides the one in use
+KEPT_BUNDLES = 2
 SHORT_S = 60.0
 # slower than any device worth benchmarking; sets the time limit of a call
 SLOWEST_BYTES_PER_S = 200_000
@@ -38,11 +40,13 @@ hash() {
 import hashlib, sys
 for name in sys.argv[1:]:
     print(hashlib.sha256(open(name, "rb").read()).hexdigest(), "", name)' "$@"
+    elif command -v openssl >/dev/null 2>&1; then openssl dgst -sha256 -r "$@" | sed 's/ [*]/  /'
     else echo 'no program for SHA-256 there: install coreutils or python3' >&2; return 1; fi
 }
 """
-# $1: folder of a bundle; whether one of its jobs is running
+# ours: whether $1 is a SHA-256; runs: whether a job of the bundle $1 is running
 RUNS = """
+ours() { case $1 in *[!0-9a-f]*) false ;; *) [ ${#1} -eq 64 ] ;; esac; }
 runs() {
     for one in "$1"/jobs/*/job.sh "$1"/jobs/*/*/job.sh "$1"/jobs/*/*/*/job.sh; do
         [ -f "$one" ] || continue
@@ -62,6 +66,7 @@ done
 sums=$(hash "$@") || exit 1
 echo "$sums" | while read -r hex found; do
     name=${found%.new}
+    ours "$name" || continue
     if [ "$hex" != "$name" ]; then rm -f "$found"
     elif [ "$found" != "$name" ]; then mv -f "$found" "$name"
     fi
@@ -70,26 +75,42 @@ done
 """
 # stdin: SHA256 PATH; $bundle gets them, each complete from the first moment; exit 2 where a content is missing
 LINK = """
+mkdir -p "$bundle" && : >"$bundle/.listed" || exit 1
 while IFS= read -r line; do
     content=files/${line%% *}
     path=$bundle/${line#* }
     [ -f "$content" ] || exit 2
+    echo "${line%% *}" >>"$bundle/.listed" || exit 1
     [ "$content" -ef "$path" ] && continue
     mkdir -p "${path%/*}" || exit 1
     ln -f "$content" "$path" 2>/dev/null && continue
-    cp -f "$content" "$path.new" && mv -f "$path.new" "$path" || exit 1
+    cmp -s "$content" "$path" 2>/dev/null && continue
+    cp -f "$content" "$path.new" && mv -f "$path.new" "$path" || { rm -f "$path.new"; exit 1; }
 done
-rm -f "$bundle/.complete" && : >"$bundle/.complete"
+mv -f "$bundle/.listed" "$bundle/.complete"
 """
-# the newest $keep bundles stay, and those with a running job; contents that no bundle links to and old .part files go
+# the newest $keep bundles stay, and those with a running job; contents that no bundle lists and old .new files go.
+# $current was just sent, whatever the device's clock says about it
 CLEAN = """
-ls -dt */.complete 2>/dev/null | while IFS= read -r mark; do
-    bundle=${mark%/.complete}
+ls -dt ./*/.complete 2>/dev/null | while IFS=/ read -r _ bundle _; do
+    ours "$bundle" && [ ! -L "$bundle" ] || continue
+    [ "$bundle" != "$current" ] || continue
     keep=$((keep - 1))
     if [ "$keep" -lt 0 ] && ! runs "$bundle"; then rm -rf "$bundle"; fi
 done
-[ ! -d files ] || find files -type f -links 1 ! -name '*.*' -exec rm -f {} +
-[ ! -d files ] || find files -type f -name '*.*' -mtime +0 -exec rm -f {} +
+for bundle in *; do
+    if ours "$bundle" && [ ! -L "$bundle" ] && [ ! -e "$bundle/.complete" ] && ! runs "$bundle"; then
+        rm -rf "$bundle"
+    fi
+done
+[ -d files ] && [ ! -L files ] || exit 0
+listed=$(cat ./*/.complete 2>/dev/null)
+for content in files/*; do
+    name=${content#files/}
+    ours "$name" || continue
+    case $listed in *"$name"*) ;; *) rm -f "$content" ;; esac
+done
+find files -type f -name '*.new*' -mtime +0 -exec rm -f {} +
 """
 
 
@@ -112,7 +133,7 @@ def send(transport: Transport, bundle: Path, files: Mapping[str, str], sha256: s
         return folder
     contents = {digest: bundle / path for path, digest in files.items()}
     link = f"cd {quoted_path(transport.root)} && bundle={sha256} || exit 1{LINK}"
-    check = f"mkdir -p {quoted_path(store)} && cd {quoted_path(store)} || exit 1\n{HASH}{CHECK}"
+    check = f"mkdir -p {quoted_path(store)} && cd {quoted_path(store)} || exit 1\n{HASH}{RUNS}{CHECK}"
     for attempt in range(ROUNDS + 1):
         intact: set[str] = set()
         for first in range(0, len(contents), NAMES_PER_CALL):
@@ -135,21 +156,27 @@ def send(transport: Transport, bundle: Path, files: Mapping[str, str], sha256: s
     )
 
 
-def remove(transport: Transport, keep: int = KEPT_BUNDLES) -> None:
-    """Remove all bundles from the device but the newest and those with a running job, and the files only they used."""
-    script = f"cd {quoted_path(transport.root)} 2>/dev/null || exit 0\nkeep={keep}{RUNS}{CLEAN}"
+def remove(transport: Transport, current: str = "", keep: int = KEPT_BUNDLES) -> None:
+    """Remove all bundles from the device but `current` (its SHA-256), the `keep` newest others and those with a running
+    job, and the files that only they used.
+    """
+    script = f"cd {quoted_path(transport.root)} 2>/dev/null || exit 0\nkeep={keep} current={current}{RUNS}{CLEAN}"
     transport.checked(f"clean up {transport.root}", script, timeout_s=SHORT_S)
 
 
 def _send_missing(transport: Transport, store: str, missing: Mapping[str, Path]) -> None:
     """Send files; none of them has its final name yet."""
-    folder, needed = quoted_path(store), sum(map(_size, missing.values())) + MARGIN_BYTES
-    ask = f"cd {folder} && df -Pk . && du -k ./*.part 2>/dev/null || true"
-    free = 1024 * _free_kib(transport.checked("report its free space", ask, timeout_s=SHORT_S))
-    if free < needed:
+    folder, missing_bytes = quoted_path(store), sum(map(_size, missing.values()))
+    try_link = ": >try.new && { ln try.new tried.new 2>/dev/null || echo 'no links'; }; rm -f try.new tried.new"
+    ask = f"cd {folder} && {{ {try_link}; df -Pk .; du -k ./*.part 2>/dev/null; true; }}"
+    said = transport.checked("report its free space", ask, timeout_s=SHORT_S)
+    # without links, the bundle itself is a copy
+    needed = missing_bytes * (2 if said.startswith("no links") else 1) + MARGIN_BYTES
+    free = _free_kib(said)
+    if free is not None and 1024 * free < needed:
         raise MpaError(
-            f"{transport.name} has {free >> 20} MiB free below {transport.root}, "
-            f"and {needed >> 20} MiB are needed: free some space there"
+            f"{transport.name} has {free >> 10} MiB free below {transport.root}, "
+            f"and {needed >> 20} MiB are needed: free some space there, or choose another folder with --root"
         )
     small = [digest for digest, path in missing.items() if _size(path) <= SMALL_BYTES]
     if len(small) < MIN_PACKED or transport.run("command -v tar >/dev/null", timeout_s=SHORT_S).rc:
@@ -169,7 +196,7 @@ def _send_missing(transport: Transport, store: str, missing: Mapping[str, Path])
                     member.size, member.mode = _size(missing[digest]), 0o644
                     with missing[digest].open("rb") as file:
                         tar.addfile(member, file)
-            limit_s, unpack = _limit_s(missing[digest] for digest in pack), f"cd {folder} && tar -xf -"
+            limit_s, unpack = _limit_s(missing[digest] for digest in pack), f"cd {folder} && tar -xomf -"
             transport.checked("unpack files", unpack, timeout_s=limit_s, stdin=content.getvalue())
             advance(len(pack))
         for digest, path in missing.items():
@@ -182,16 +209,15 @@ def _size(path: Path) -> int:
     return path.stat().st_size
 
 
-def _free_kib(text: str) -> int:
-    """Free space by df, plus what partly sent files already take, by du.
+def _free_kib(text: str) -> int | None:
+    """Free space by df, plus what partly sent files already take, by du; None where df does not say.
 
     >>> _free_kib("Filesystem 1024-blocks Used Free Capacity Mounted on\\n/dev/a 9 2 7 22% /my disk\\n3 ./a.part\\n")
     10
     """
-    words = text.partition("\n")[2].split()
-    percent = next(index for index, word in enumerate(words) if word.endswith("%"))
-    parts = [line.split()[0] for line in text.splitlines() if line.endswith(".part")]
-    return int(words[percent - 1]) + sum(int(kib) for kib in parts)
+    parts = sum(int(kib) for kib in re.findall(r"^(\d{1,15})\s+\S+[.]part$", text, re.MULTILINE))
+    found = re.search(r"\s(\d{1,15})\s+\d{1,3}%\s", text)
+    return int(found[1]) + parts if found else None
 
 
 def _limit_s(paths: Iterable[Path]) -> float:

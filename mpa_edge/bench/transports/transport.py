@@ -180,6 +180,15 @@ def quoted_path(path: str) -> str:
     return shlex.quote(path)
 
 
+def enter_below(root: str, folder: str) -> str:
+    """The start of a script that works in `folder`, in $here; it ends where that is not there, or is not below `root`.
+
+    Neither a link nor a name with `..` leads out of `root`.
+    """
+    enter = f"cd -P {quoted_path(root)} && root=$(pwd -P) && cd -P {quoted_path(folder)} && here=$(pwd -P) || exit 0"
+    return f'{{ {enter}; }} 2>/dev/null; case $here in "${{root%/}}"/?*) ;; *) exit 0 ;; esac'
+
+
 def last_line(text: str | bytes, otherwise: str = "no message") -> str:
     """The last line of a program's output that is not blank, shortened.
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from mpa_edge.bench.device.protocol import blocks, read_questions
-from mpa_edge.bench.host.llama_server_process import free_port, usable_cores
+from mpa_edge.bench.host.llama_server_process import READ_PID, free_port, remove, stop_leftovers, usable_cores
 from mpa_edge.bench.results.records import METRICS
 from mpa_edge.bench.transports.transport import LocalTransport
 from mpa_edge.errors import MpaError
@@ -24,6 +24,7 @@ from mpa_edge.types import Request
 from mpa_edge.vlm import load
 from tests.bench.llama_server import program
 from tests.bench.llama_server_asked import IDS, answers, ask, bundle, lines, order
+from tests.bench.peers import run
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -219,6 +220,58 @@ def test_it_runs_on_the_cores_that_it_is_given(device: LocalTransport, server: P
     assert usable_cores(device, None) == len(os.sched_getaffinity(0))
     with pytest.raises(MpaError, match=r"cores 900 are not available here, only \d.*: change cpu.cores of the target"):
         ask(device, order(IDS[2], cores="900"), out, server)
+
+
+# --- what a device says is no argument --------------------------------------------------------------------------------
+
+
+def test_only_folders_of_ours_are_removed(device: LocalTransport, tmp_path: Path) -> None:
+    root, outside = Path(device.root, "jobs", "one"), tmp_path / "outside"
+    digits = "0123456789abcdef"
+    ours = root / f"server-{digits}"
+    kept = [root / name for name in ("server-1", f"server-{digits}0", "server-a\nb", f"server-{digits[:-1]}G", "other")]
+    for folder in (ours, outside, *kept):
+        folder.mkdir(parents=True)
+        (folder / "job.sh").write_text(f"touch {tmp_path}/ran\n")
+    (ours / "job.sh").unlink()
+    (root / f"server-{digits[::-1]}").symlink_to(outside)
+    (Path(device.root) / "b").mkdir()
+    stop_leftovers(device, str(root))
+    assert not ours.exists()
+    assert all((folder / "job.sh").exists() for folder in (outside, *kept))
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(ValueError, match="other"):
+        remove(device, str(root), "other")
+
+
+def test_a_root_that_is_a_link_elsewhere_is_left_alone(device: LocalTransport, tmp_path: Path) -> None:
+    (tmp_path / "outside" / "server-0123456789abcdef").mkdir(parents=True)
+    Path(device.root, "jobs").mkdir(parents=True)
+    Path(device.root, "jobs", "one").symlink_to(tmp_path / "outside")
+    stop_leftovers(device, f"{device.root}/jobs/one")
+    stop_leftovers(device, f"{device.root}/../outside")
+    assert (tmp_path / "outside" / "server-0123456789abcdef").is_dir()
+
+
+@pytest.mark.parametrize("pid", ["{sleeper}", "{sleeper} 1", "$(kill {sleeper})", ""])
+def test_a_process_that_only_a_file_names_is_not_killed(device: LocalTransport, pid: str) -> None:
+    folder = Path(device.root, "jobs", "server-0123456789abcdef")
+    folder.mkdir(parents=True)
+    with subprocess.Popen(["sleep", "60"]) as sleeper:
+        (folder / "server.pid").write_text(pid.format(sleeper=sleeper.pid) + "\n")
+        stop_leftovers(device, str(folder.parent))
+        assert sleeper.poll() is None
+        assert not folder.exists()
+        sleeper.kill()
+
+
+@pytest.mark.parametrize(
+    ("content", "taken"),
+    [("123\n", "123"), ("-1\n", ""), ("0", ""), ("1\n", ""), ("007\n", ""), ("12 34\n", ""), ("; ls\n", ""), ("", "")],
+)
+def test_a_process_is_named_by_a_number(tmp_path: Path, content: str, taken: str) -> None:
+    (tmp_path / "server.pid").write_text(content)
+    assert run("sh", "-c", f'cd {tmp_path}; {READ_PID}; printf %s "$p"') == taken
 
 
 # --- nothing can be asked ---------------------------------------------------------------------------------------------

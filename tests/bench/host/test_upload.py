@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -19,7 +20,7 @@ from mpa_edge.bench.transports.connect import connect
 from mpa_edge.bench.transports.process import Done, LinkError
 from mpa_edge.bench.transports.transport import BLOCK_BYTES, LocalTransport, Transport
 from mpa_edge.errors import MpaError
-from tests.bench.peers import AdbPeer, SshPeer, adbd, sshd
+from tests.bench.peers import AdbPeer, SshPeer, adbd, program, run, sshd
 
 pytestmark = pytest.mark.slow  # processes that are waited for, stopped and killed
 
@@ -190,7 +191,7 @@ def without(tmp_path: Path, *names: str) -> str:
     return str(tools)
 
 
-HASHERS = ["sha256sum", "toybox", "busybox", "shasum", "python3"]
+HASHERS = ["sha256sum", "toybox", "busybox", "shasum", "python3", "openssl"]
 
 
 @pytest.mark.parametrize("hasher", [name for name in HASHERS if name != "shasum"])
@@ -243,6 +244,57 @@ def test_old_bundles_go_with_what_only_they_used(device: Counted, made) -> None:
     assert set(os.listdir(device.root)) == {"files", "of somebody else"}
 
 
+def test_what_has_no_name_of_ours_is_never_removed(device: Counted, made, tmp_path: Path) -> None:
+    small_bundle(made, "one").send(device)
+    outside = tmp_path / "outside"
+    strange = [Path(device.root, name) for name in ("x\n-rf", "-rf", "a" * 63, "A" * 64, "of somebody")]
+    for folder in (*strange, outside):
+        folder.mkdir()
+        (folder / ".complete").touch()
+        (folder / "kept").touch()
+    Path(device.root, "f" * 64).symlink_to(outside)
+    Path(device.root, "files", "of somebody").touch()
+    remove(device, keep=0)
+    for folder in (*strange, outside):
+        assert (folder / "kept").exists()
+    assert Path(device.root, "files", "of somebody").exists()
+    assert os.listdir(f"{device.root}/files") == ["of somebody"]
+
+
+def test_a_clock_that_jumped_back_does_not_cost_the_bundle_that_was_just_sent(device: Counted, made) -> None:
+    bundles = [small_bundle(made, f"b{n}") for n in range(5)]
+    for one in bundles[:4]:
+        one.send(device)
+    remote = bundles[4].send(device)
+    os.utime(remote / ".complete", (0, 0))
+    remove(device, bundles[4].sha256, keep=2)
+    assert bundles[4].is_at(remote)
+    assert len(os.listdir(device.root)) == 4
+
+
+def test_what_a_broken_link_left_of_a_bundle_goes(device: Counted, made) -> None:
+    one, other = small_bundle(made, "one"), small_bundle(made, "other")
+    one.send(device)
+    (other.send(device) / ".complete").unlink()
+    remove(device, one.sha256)
+    assert set(os.listdir(device.root)) == {"files", one.sha256}
+
+
+@pytest.mark.parametrize("hasher", ["sha256sum", "python3"])
+def test_a_program_that_greets_does_not_name_what_is_removed(
+    device: Counted, bundle: Made, tmp_path: Path, hasher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = without(tmp_path, *HASHERS)
+    real = shutil.which(hasher)
+    Path(tools, hasher).write_text(f'#!/bin/sh\necho "Welcome ../of-the-user"\nexec {real} "$@"\n')
+    Path(tools, hasher).chmod(0o755)
+    monkeypatch.setenv("PATH", tools)
+    Path(device.root).mkdir()
+    Path(device.root, "of-the-user").touch()
+    assert bundle.is_at(bundle.send(device))
+    assert Path(device.root, "of-the-user").exists()
+
+
 def test_cleaning_an_empty_device_does_nothing(device: Counted) -> None:
     remove(device)
     assert not Path(device.root).exists()
@@ -283,6 +335,50 @@ def test_a_device_that_is_too_small_is_told_before(tmp_path: Path, bundle: Made,
         assert set(os.listdir(small / "files")) == before
     finally:
         subprocess.run(["umount", small], check=True)
+
+
+@pytest.fixture
+def exfat(tmp_path: Path) -> Iterator[Path]:
+    """A memory card: no hard links, no owners, times in steps of two seconds."""
+    image, card = tmp_path / "image", tmp_path / "card"
+    image.touch()
+    os.truncate(image, 64 << 20)
+    card.mkdir()
+    run(program("mkfs.exfat"), image)
+    loop = run(program("losetup"), "-f", "--show", image).strip()
+    try:
+        run(program("mount.exfat-fuse"), loop, card)
+        try:
+            yield card
+        finally:
+            run("umount", card)
+    finally:
+        run(program("losetup"), "-d", loop)
+
+
+@pytest.mark.peer
+def test_without_hard_links_nothing_is_sent_twice_either(exfat: Path, made) -> None:
+    device = Counted(exfat / "root")
+    images = {f"images/{n}.png": os.urandom(3000) for n in range(80)}
+    one = made("one", {**images, "model.gguf": os.urandom(5 * BLOCK_BYTES), "order.json": b"1"})
+    other = made("other", {path: (one.folder / path).read_bytes() for path in one.files} | {"order.json": b"2"})
+    for bundle in (one, other, one):
+        remote = bundle.send(device)
+        remove(device, bundle.sha256)
+        assert bundle.is_at(remote)
+    assert device.sent_bytes < sum(path.stat().st_size for path in one.folder.rglob("*.*")) + 200_000
+    before = (remote / "model.gguf").stat().st_mtime
+    (remote / "images" / "7.png").write_bytes(b"damaged")
+    device.sent_bytes = 0
+    assert one.is_at(one.send(device))
+    assert device.sent_bytes < 30_000
+    assert (remote / "model.gguf").stat().st_mtime == before  # what is right is not written again
+    large = made("large", {"model.gguf": os.urandom(20 * BLOCK_BYTES)})
+    with pytest.raises(MpaError, match=r"has 4\dMiB free|has \d\d MiB free below .*, and 56 MiB are needed"):
+        large.send(device)
+    remove(device, keep=0)
+    assert os.listdir(device.root) == ["files"]
+    assert os.listdir(f"{device.root}/files") == []
 
 
 @pytest.fixture(scope="module")
