@@ -17,8 +17,8 @@ SBIN = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 WAIT_S = 20.0
 # bash reads ~/.bashrc for a command that comes by ssh, unless SHLVL says that another shell did: this machine's is no
 # device's, and one that is killed in the middle can leave locks behind
+HERE = "\nSetEnv SHLVL=9"
 SSHD = """
-SetEnv SHLVL=9
 ListenAddress 127.0.0.1
 Port {port}
 HostKey {folder}/host_key
@@ -101,6 +101,8 @@ class SshPeer:
     folder: Path
     port: int
     process: subprocess.Popen | None = field(default=None, repr=False)
+    login: tuple[str, Path] | None = None
+    """Its user's shell and home, in a namespace with an /etc/passwd of its own; None: those of this machine."""
 
     @property
     def via(self) -> str:
@@ -114,6 +116,13 @@ class SshPeer:
 
     def start(self) -> None:
         argv = [program("sshd"), "-D", "-e", "-f", self.folder / "sshd_config"]
+        if self.login:
+            shell, home = self.login
+            rows = [row.split(":") for row in Path("/etc/passwd").read_text().splitlines()]
+            rows = [[*row[:5], str(home), shell] if row[2] == str(os.geteuid()) else row for row in rows]
+            (self.folder / "passwd").write_text("".join(":".join(row) + "\n" for row in rows))
+            mount = f'mount --bind "{self.folder}/passwd" /etc/passwd && exec "$@"'
+            argv = ["unshare", "--mount", "sh", "-c", mount, "sh", *argv]
         log = (self.folder / "sshd.log").open("ab")
         self.process = subprocess.Popen(argv, stderr=log, start_new_session=True)
         until(lambda: listens("127.0.0.1", self.port))
@@ -140,16 +149,21 @@ class SshPeer:
 
 
 @contextmanager
-def sshd(folder: Path) -> Iterator[SshPeer]:
-    """An OpenSSH server on loopback that knows one throw-away key; its files are in `folder`."""
+def sshd(folder: Path, *lines: str, shell: str = "", home: Path | None = None) -> Iterator[SshPeer]:
+    """An OpenSSH server on loopback that knows one throw-away key; its files are in `folder`.
+
+    lines: of its configuration, in front of ours. shell, home: of its user, as a login on a device has them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-    peer = SshPeer(folder, free_port())
+    peer = SshPeer(folder, free_port(), login=(shell, home or Path.home()) if shell else None)
     peer.new_host_key()
     run(program("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", folder / "user_key")
     shutil.copy(folder / "user_key.pub", folder / "authorized_keys")
-    (folder / "sshd_config").write_text(SSHD.format(port=peer.port, folder=folder))
+    (folder / "sshd_config").write_text(
+        "\n".join(lines) + (HERE if not shell else "") + SSHD.format(port=peer.port, folder=folder)
+    )
     user = run("whoami").strip()
     (folder / "config").write_text(CLIENT.format(port=peer.port, folder=folder, user=user))
     peer.trust()

@@ -31,7 +31,7 @@ PID = "server.pid"
 # the folder of a server below its root, as we name it
 FOLDER = re.compile(r"server-[0-9a-f]{16}")
 # $p: the process that a server's folder names, else nothing
-READ_PID = f'p=; read -r p <{PID}; case $p in 0* | 1 | *[!0-9]*) p= ;; esac'
+READ_PID = f"p=; read -r p <{PID}; case $p in 0* | 1 | *[!0-9]*) p= ;; esac"
 
 
 class ServerEndedError(MpaError):
@@ -254,7 +254,7 @@ def remove(transport: Transport, root: str, name: str, *, patient: bool = True) 
     ours = f'grep -qF "MPA_EDGE_JOB=("{quoted_path(f"{root}/{name}")}")" "/proc/$p/environ"'
     # it has nothing to save, and job.sh takes its time, while there is a server for each block of questions
     wait = 'for i in 1 2 3 4 5 6 7 8 9; do kill -0 "$p" || exit; sleep 0.1; done; kill -KILL "$p"'
-    end = f'({READ_PID}; [ -n "$p" ] && {ours} && kill "$p" && {wait}) 2>/dev/null'
+    end = f'({READ_PID}; [ -n "$p" ] && {ours} && kill "$p" && {{ {wait}; }}) 2>/dev/null'
     stop = f"[ ! -f job.sh ] || sh job.sh stop {quoted_path(f'{root}/{name}')}"
     script = f'{enter_below(transport.root, f"{root}/{name}")}; {end}; {stop}; cd / && rm -rf "$here"'
     transport.run(script, timeout_s=2 * SHORT_S, patient=patient)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -38,6 +39,9 @@ class AdbTransport(Transport):
             adb("-s", self._serial, "forward", f"tcp:{host}", f"tcp:{device}")
         self._is_broken = False
 
+    def _link_works(self) -> bool:
+        return adb("-s", self._serial, "get-state").stdout.strip() == b"device"
+
     def _broken(self, complaint: str) -> MpaError:
         why = last_line(complaint, "the connection was cut")
         return LinkError(f"device {self._serial} does not answer ({why}): plug it in, and check adb devices")
@@ -50,7 +54,7 @@ class AdbTransport(Transport):
         if done.rc:
             self._is_broken = True
             raise self._broken(done.stderr.decode(errors="replace"))
-        host_port = int(done.stdout)
+        host_port = int(re.findall(rb"\d{1,5}", done.stdout)[-1])
         self._forwards[host_port] = device_port
         try:
             yield host_port

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO, TypeVar
+from typing import TypeVar
 
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
@@ -54,32 +54,22 @@ def patiently(action: Callable[[], T], *, patience_s: float) -> T:
         wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
 
-def call(
-    argv: list[str],
-    *,
-    timeout_s: float,
-    stdin: bytes | IO[bytes] | None = None,
-    stdout: IO[bytes] | None = None,
-    stall_s: float | None = None,
-) -> Done:
+def call(argv: list[str], *, timeout_s: float, stdin: bytes = b"", stall_s: float | None = None) -> Done:
     """Run a program to its end. TooSlowError after `timeout_s`, or where no byte moved for `stall_s`.
 
     Files, not pipes: a helper that the program leaves behind (adb's server) cannot make us wait for it.
     Raises FileNotFoundError where there is no such program.
     """
     with contextlib.ExitStack() as stack:
-        text, kept, complaints = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
-        if stdin is None or isinstance(stdin, bytes):
-            text.write(stdin or b"")
-            text.seek(0)
-            stdin = text
-        out = stdout or kept
+        given, out, complaints = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
+        given.write(stdin)
+        given.seek(0)
         process = subprocess.Popen(
-            argv, stdin=stdin, stdout=out, stderr=complaints, start_new_session=True, env=os.environ | {"LC_ALL": "C"}
+            argv, stdin=given, stdout=out, stderr=complaints, start_new_session=True, env=os.environ | {"LC_ALL": "C"}
         )
         try:
-            # the program shares the offsets of its files with us, which shows how far it is; that of /dev/null stays 0
-            descriptors = [stdin.fileno(), out.fileno()]
+            # the program shares the offsets of its files with us, which shows how far it is
+            descriptors = [given.fileno(), out.fileno()]
             now = moved = time.monotonic()
             deadline, seen = now + timeout_s, [os.lseek(each, 0, os.SEEK_CUR) for each in descriptors]
             while True:
@@ -93,9 +83,9 @@ def call(
                     raise TooSlowError
         finally:
             end_group(process)
-        kept.seek(0)
+        out.seek(0)
         complaints.seek(0)
-        return Done(process.returncode, kept.read(), complaints.read())
+        return Done(process.returncode, out.read(), complaints.read())
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpa_edge.bench.transports.process import LinkError, call, end_group
-from mpa_edge.bench.transports.transport import SHORT_S, Transport, last_line
+from mpa_edge.bench.transports.faults import LINK, fix_of
+from mpa_edge.bench.transports.process import Done, LinkError, call, end_group
+from mpa_edge.bench.transports.transport import SHORT_S, Transport, last_line, printable
 from mpa_edge.errors import MpaError
 
 CONNECT_S = 10
@@ -31,8 +33,12 @@ OPTIONS = {
     "PermitLocalCommand": "no",
     "RequestTTY": "no",
     "ControlPersist": "no",
+    "RemoteCommand": "none",
+    "LogLevel": "ERROR",
 }
-HOME_ROOT = 'printf %s "$HOME/.cache/mpa-edge/bench"'
+# runs as long as its input is open, which is as long as we run
+HOLD = "{sh} -c 'unset TMOUT; while read -r line; do :; done'"
+LINK_RC, CUT = 255, "the connection was cut"
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class Login:
 class SshTransport(Transport):
     """A device with an ssh server. The shared connection is restored whenever it is gone."""
 
+    shells = ("/bin/sh", "sh")
+
     def __init__(self, login: Login, root: str | None = None) -> None:
         self.name = f"ssh {login.host}"
         self._host = login.host
@@ -65,17 +73,23 @@ class SshTransport(Transport):
         # a socket's path may have about 100 bytes: $TMPDIR can be longer than that
         self._folder = Path(tempfile.mkdtemp(prefix="mpe-", dir="/tmp" if Path("/tmp").is_dir() else None))  # noqa: S108
         try:
-            self.root = root or self.checked("name its home folder", HOME_ROOT, timeout_s=SHORT_S)
+            self.root = root or self._home_root()
         except BaseException:
             self.close()
             raise
+
+    def _home_root(self) -> str:
+        home = self.checked("name its home folder", 'printf %s "${HOME:-$(cd && pwd)}"', timeout_s=SHORT_S)
+        if not home.startswith("/") or "\ufffd" in home or not home.isprintable():
+            raise MpaError(f"{self.name} has no usable home folder ({printable(home)}): name another with --root")
+        return f"{home.rstrip('/')}/.cache/mpa-edge/bench"
 
     def _ssh(self, *words: str) -> list[str]:
         return ["ssh", *self._options, "-S", str(self._folder / "s"), *words]
 
     def _argv(self, command: str) -> list[str]:
         # only through the shared connection: where that is gone, a call must fail now, not after its own timeout
-        only_shared = ("-o", "ControlMaster=no", "-o", "ProxyCommand=exec false")
+        only_shared = ("-o", "ControlMaster=no", "-o", f"ProxyCommand=echo {CUT} >&2")
         return self._ssh("-T", *only_shared, "--", self._host, command)
 
     def _prepare(self) -> None:
@@ -86,8 +100,8 @@ class SshTransport(Transport):
         socket_file, log_file = self._folder / "s", self._folder / "log"
         socket_file.unlink(missing_ok=True)
         with log_file.open("wb") as log:
-            # its `cat` ends when we do, however we end: no connection is left behind
-            argv = self._ssh("-T", "-o", "ControlMaster=yes", *forwards, "--", self._host, "exec cat")
+            hold = HOLD.format(sh=self.shells[0])
+            argv = self._ssh("-T", "-o", "ControlMaster=yes", *forwards, "--", self._host, hold)
             try:
                 master = self._master = subprocess.Popen(
                     argv,
@@ -101,18 +115,35 @@ class SshTransport(Transport):
                 raise MpaError("ssh is missing: install it (apt install openssh-client)") from error
         deadline = time.monotonic() + CONNECT_S + 5
         while not socket_file.exists():
+            if master.poll() not in (None, LINK_RC):
+                return  # its login ended: the next command is told why
             if master.poll() is not None or time.monotonic() > deadline:
                 end_group(master)
                 raise self._broken(log_file.read_text(errors="replace"))
             time.sleep(0.02)
         self._was_connected = True
 
+    def _link_works(self) -> bool:
+        master = self._master
+        if master is None:
+            return False
+        with suppress(subprocess.TimeoutExpired):  # a connection that was cut ends in a moment
+            return 0 <= master.wait(0.5) != LINK_RC
+        return True
+
+    def _login_says(self, done: Done) -> str:
+        if self._master is not None and self._master.poll() is not None:  # its command did not even hold the connection
+            argv = self._ssh("-T", "-o", "ControlPath=none", "--", self._host, HOLD.format(sh=self.shells[0]))
+            done = call(argv, timeout_s=SHORT_S)
+        return super()._login_says(done)
+
     def _broken(self, complaint: str) -> MpaError:
         """A LinkError only if it worked before: a refused login or an unknown host key does not improve by waiting."""
-        kind = LinkError if self._was_connected else MpaError
-        return kind(
-            f"{self._host} cannot be reached ({last_line(complaint, 'the connection was cut')}): "
-            f"run ssh {self._host} by hand until it logs in without a question, then rerun"
+        complaint = CUT if CUT in complaint else complaint
+        fix = fix_of(complaint, LINK, "run ssh {host} by hand until it logs in without a question")
+        is_lasting = not self._was_connected or re.search(LINK[0][0], complaint)
+        return (MpaError if is_lasting else LinkError)(
+            f"{self._host} cannot be reached ({last_line(complaint, CUT)}): {fix.format(host=self._host)}, then rerun"
         )
 
     @contextmanager

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
+import secrets
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import NoReturn
 
+from mpa_edge.bench.transports.faults import DEVICE, LOGIN, LOGIN_ELSE, fix_of
 from mpa_edge.bench.transports.process import Done, LinkError, TooSlowError, call, patiently
 from mpa_edge.errors import MpaError
 from mpa_edge.runs.paths import new_file
@@ -21,12 +24,23 @@ BLOCK_BYTES = 1 << 20
 # a transfer that moves no byte for this long is broken off
 STALL_S = 20.0
 SHORT_S = 30.0
-# old Android devices take commands of at most 4 kB: longer ones go in as input
-LONGEST_COMMAND = 3000
-# a program uses the same status for its own failures and the command's (ssh 255, adb 1): this line tells them apart
-ENDED = b"\nmpa-edge ended with "
-WRAPPED = 'sh -c "$1"; printf "\\nmpa-edge ended with %s\\n" "$?" >&2'
-READ_ALL = 'exec sh -c "$(cat)" </dev/null'
+# of a large file, in one call
+PIECE_BYTES = 32 << 20
+# What every login shell understands (sh, tcsh, fish, rbash): one word with plain quotes. The script comes as input, and
+# the command's own input behind it: dd takes no byte more than it is told, and a script that was cut does not end with
+# its mark. What a login prints stands in front of the marks or behind them. A program uses the same exit status for its
+# own failures and the command's (ssh 255, adb 1): hence the status is printed.
+COMMAND = (
+    "{sh} -c '"
+    "PATH=${{PATH:+$PATH:}}/usr/local/bin:/usr/bin:/bin:/system/bin; LC_ALL=C; export PATH LC_ALL; umask u=rwx; "
+    "unset TMOUT CDPATH TAR_OPTIONS GREP_OPTIONS BLOCKSIZE BLOCK_SIZE DF_BLOCK_SIZE; unset -f cd ls cp mv rm cat; "
+    "s=$(dd bs=1 count={size} 2>/dev/null); case $s in *#{mark}) ;; *) exit 97 ;; esac; "
+    "echo >&2; echo errors {mark} >&2; echo; echo begins {mark}; "
+    '{sh} -c "$s"; s=$?; echo; echo ends {mark} $s; echo >&2; echo no more errors {mark} >&2'
+    "'"
+)
+# commands in a row that do not run to their end although the link works: this does not improve by waiting
+MAX_CUTS = 3
 
 
 class Transport(ABC):
@@ -40,19 +54,27 @@ class Transport(ABC):
     root: str
     """Absolute folder on the device that holds the bundles."""
     patience_s: float = PATIENCE_S
+    shells: tuple[str, ...] = ("sh",)
+    """Paths of the device's sh; the first counts, those that do not work are left out."""
     _is_broken = False
     """Whether the connection broke since `_prepare`."""
+    _cuts: int | None = None
+    """Commands in a row that did not run to their end although the link works; None: none ever ran."""
 
     @abstractmethod
     def _argv(self, command: str) -> list[str]:
-        """The program of this machine that has the device's sh run a script."""
+        """The program of this machine that has the device's login shell run a command."""
 
     def _prepare(self) -> None:  # noqa: B027  this machine needs nothing
         """Called before each call: restore a broken connection."""
 
     @abstractmethod
     def _broken(self, complaint: str) -> MpaError:
-        """The error for a command that did not run to its end."""
+        """The error for a command that did not run to its end because of the link."""
+
+    def _link_works(self) -> bool:
+        """Whether the link works, after a command that did not run to its end."""
+        return False
 
     @abstractmethod
     def forward(self, device_port: int) -> AbstractContextManager[int]:
@@ -78,21 +100,23 @@ class Transport(ABC):
 
     def refused(self, what: str, done: Done) -> NoReturn:
         """Raise the MpaError of a command that failed on the device while it was to do `what`."""
-        text = " ".join(done.stderr.decode(errors="replace").split())[-300:]
-        raise MpaError(
-            f"{self.name} cannot {what} ({text or f'exit {done.rc}'}): check space and permissions there, then rerun"
-        )
+        text = printable(done.stderr)[-300:]
+        fix = fix_of(text, DEVICE, "check space and permissions there")
+        raise MpaError(f"{self.name} cannot {what} ({text or f'exit {done.rc}'}): {fix}, then rerun")
 
     def push(self, source: Path, target: str, *, timeout_s: float) -> None:
         """Copy a file there; `target` appears complete, its folder is made.
 
         Resumes with `target`.part, which must be of the same file: `upload.send` checks the content there.
         """
-        done = patiently(lambda: self._push(source, target, timeout_s), patience_s=self.patience_s)
+        done = None
+        while done is None:
+            done = patiently(lambda: self._push(source, target, timeout_s), patience_s=self.patience_s)
         if done.rc:
             self.refused(f"write {target}", done)
 
-    def _push(self, source: Path, target: str, timeout_s: float) -> Done:
+    def _push(self, source: Path, target: str, timeout_s: float) -> Done | None:
+        """Send a file, or the next piece of a large one; None where more is to be sent."""
         folder, size = quoted_path(posixpath.dirname(target)), source.stat().st_size
         names = f't={quoted_path(target)}; p="$t.part"; mkdir -p {folder} || exit 1;'
         # $p gets its name only if the link did not break before the last byte
@@ -100,65 +124,91 @@ class Transport(ABC):
         if size <= BLOCK_BYTES:
             script = f'{names} p="$p.$$"; cat >"$p" && {finish}'
             return self._call(script, timeout_s=timeout_s, stdin=source.read_bytes(), stall_s=STALL_S)
-        found = self._call(f'{names} wc -c <"$p" 2>/dev/null || echo 0', timeout_s=SHORT_S).stdout.split()
-        there = int(found[0]) if found else 0
+        found = re.match(rb"\s*(\d{1,15})\s", self._call(f'{names} wc -c <"$p"', timeout_s=SHORT_S).stdout)
+        there = int(found[1]) if found else 0
         block, clear = (there // BLOCK_BYTES, "") if there <= size else (0, 'rm -f "$p"; ')
-        # dd writes at a fixed place: bytes of a broken attempt that are still on their way can only repeat themselves
-        script = f'{names} {clear}dd of="$p" bs={BLOCK_BYTES} seek={block} conv=notrunc && {finish}'
         with source.open("rb") as file:
             file.seek(block * BLOCK_BYTES)
-            return self._call(script, timeout_s=timeout_s, stdin=file, stall_s=STALL_S)
+            piece = file.read(PIECE_BYTES)
+        end = block * BLOCK_BYTES + len(piece)
+        # dd writes at a fixed place: bytes of a broken attempt that are still on their way can only repeat themselves
+        write = f'dd of="$p" bs={BLOCK_BYTES} seek={block} conv=notrunc'
+        check = finish if end == size else f'[ "$(wc -c <"$p")" -ge {end} ]'
+        done = self._call(f"{names} {clear}{write} && {check}", timeout_s=timeout_s, stdin=piece, stall_s=STALL_S)
+        return done if done.rc or end == size else None
 
     def pull(self, source: str, target: Path, *, timeout_s: float) -> None:
         """Copy a file from there."""
-
-        def once() -> Done:
-            with new_file(target) as file:
-                return self._call(f"exec cat {quoted_path(source)}", timeout_s=timeout_s, stdout=file, stall_s=STALL_S)
-
-        done = patiently(once, patience_s=self.patience_s)
+        script = f"exec cat {quoted_path(source)}"
+        done = patiently(lambda: self._call(script, timeout_s=timeout_s, stall_s=STALL_S), patience_s=self.patience_s)
         if done.rc:
             self.refused(f"read {source}", done)
+        with new_file(target) as file:
+            file.write(done.stdout)
 
     def _call(
-        self,
-        command: str,
-        *,
-        timeout_s: float,
-        stdin: bytes | IO[bytes] | None = None,
-        stdout: IO[bytes] | None = None,
-        stall_s: float | None = None,
+        self, command: str, *, timeout_s: float, stdin: bytes | None = None, stall_s: float | None = None
     ) -> Done:
-        self._prepare()
-        if stdin is None and len(command) > LONGEST_COMMAND:
-            command, stdin = READ_ALL, command.encode()
-        try:
-            argv = self._argv(f"exec sh -c {shlex.quote(WRAPPED)} sh {shlex.quote(command)}")
-            done = call(argv, timeout_s=timeout_s, stdin=stdin, stdout=stdout, stall_s=stall_s)
-        except TooSlowError as error:
-            self._is_broken = True
-            limit_s = min(timeout_s, stall_s or timeout_s)
-            raise LinkError(
-                f"{self.name} did not answer within {limit_s:.0f} s: check the connection, then rerun"
-            ) from error
-        stderr, mark, rc = done.stderr.rpartition(ENDED)
-        if not mark or not rc.strip().isdigit():
-            self._is_broken = True
+        mark = secrets.token_hex(8)
+        script = f"{command}\n#{mark}".encode()
+        while True:
+            self._prepare()
+            words = COMMAND.format(sh=self.shells[0], size=len(script), mark=mark)
+            try:
+                done = call(self._argv(words), timeout_s=timeout_s, stdin=script + (stdin or b""), stall_s=stall_s)
+            except TooSlowError as error:
+                self._is_broken = True
+                limit_s = min(timeout_s, stall_s or timeout_s)
+                raise (MpaError if self._cuts is None else LinkError)(
+                    f"{self.name} did not answer within {limit_s:.0f} s: check the connection, its load, and what its "
+                    "login starts, then rerun"
+                ) from error
+            rest = done.stdout.partition(f"\nbegins {mark}".encode())[2]
+            output, _, status = rest.rpartition(f"\nends {mark} ".encode())
+            if rest.startswith(b"\r"):
+                raise MpaError(
+                    f"{self.name} runs commands in a terminal, which changes what they print: take script, tmux or "
+                    "ForceCommand out of its startup files and sshd_config"
+                )
+            if ended := re.match(rb"(\d{1,3})\s", status):
+                self._cuts = 0
+                errors = done.stderr.partition(f"\nerrors {mark}\n".encode())[2]
+                errors = errors.rpartition(f"\nno more errors {mark}\n".encode())[0]
+                return Done(int(ended[1]), output[1:], errors)
+            self._cut(done)
+
+    def _cut(self, done: Done) -> None:
+        """After a command that did not run to its end: raise the error, or return to have it tried with another sh."""
+        self._is_broken = True
+        if not self._link_works():
             raise self._broken(done.stderr.decode(errors="replace"))
-        return Done(int(rc), done.stdout, stderr)
+        if len(self.shells) > 1 and self._cuts is None:
+            self.shells = self.shells[1:]
+            return
+        text = self._login_says(done)
+        worked, self._cuts = self._cuts is not None, (self._cuts or 0) + 1
+        raise (LinkError if worked and self._cuts < MAX_CUTS else MpaError)(
+            f"{self.name} can be reached, but its login runs no command to its end ({text or 'it says nothing'}): "
+            f"{fix_of(text, LOGIN, LOGIN_ELSE)}, then rerun"
+        )
+
+    def _login_says(self, done: Done) -> str:
+        """What a login said instead of running a command, on one line."""
+        return printable(done.stderr + b" " + done.stdout)[-300:]
 
 
 class LocalTransport(Transport):
     """The machine that mpa-edge runs on, as the device."""
 
     name = "local"
+    _cuts = 0
 
     def __init__(self, root: str | None = None) -> None:
         usual = Path.home() / ".cache" / "mpa-edge" / "bench"
         self.root = str(Path(root or os.environ.get("MPA_EDGE_BENCH_ROOT") or usual).absolute())
 
     def _argv(self, command: str) -> list[str]:
-        return ["sh", "-c", command]
+        return shlex.split(command)
 
     def _broken(self, complaint: str) -> MpaError:
         return LinkError("a program on this machine was killed: rerun")
@@ -196,5 +246,15 @@ def last_line(text: str | bytes, otherwise: str = "no message") -> str:
     ('b.', 'no message')
     """
     decoded = text if isinstance(text, str) else text.decode(errors="replace")
-    lines = [line.strip() for line in decoded.splitlines() if line.strip()]
+    lines = [line for each in decoded.splitlines() if (line := printable(each))]
     return lines[-1][:200] if lines else otherwise
+
+
+def printable(text: str | bytes) -> str:
+    r"""A program's output on one line, without what could control a terminal.
+
+    >>> printable(b"a\x1b[31m \r\n b\xff")
+    'a [31m b\ufffd'
+    """
+    decoded = text if isinstance(text, str) else text.decode(errors="replace")
+    return " ".join("".join(one if one.isprintable() else " " for one in decoded).split())

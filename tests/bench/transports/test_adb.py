@@ -104,6 +104,7 @@ def test_a_device_that_restarts_is_found_again(way: AdbTransport, device: AdbPee
 
 
 def test_a_black_hole_is_noticed(way: AdbTransport, device: AdbPeer) -> None:
+    way.run("true", timeout_s=10)
     device.cut()
     started = time.monotonic()
     try:

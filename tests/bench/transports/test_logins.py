@@ -1,0 +1,163 @@
+"""Logins as devices have them, behind OpenSSH's own server: other shells, startup files that print, odd homes."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from mpa_edge.bench.transports.connect import connect
+from mpa_edge.bench.transports.process import LinkError
+from mpa_edge.bench.transports.ssh import SshTransport
+from mpa_edge.errors import MpaError
+from tests.bench.peers import program, sshd
+
+pytestmark = pytest.mark.peer
+
+Log = Callable[..., SshTransport]
+WORDS = ["it's", 'a "b"', "$(c)", "`d`", "e\nf", "-g", "ü", "\\", "!", "!!", "~", "*", "a\tb", "%s", ""]
+GREETING = "echo Welcome to my board; echo 'begins ends 0'; echo warning >&2\n"
+
+
+@pytest.fixture
+def log_in(tmp_path: Path) -> Iterator[Log]:
+    """log_in(shell, {startup file: text}, line of sshd_config...) -> a connection."""
+    with ExitStack() as stack:
+
+        def log(shell: str, files: dict[str, str] | None = None, *lines: str, home: str = "home") -> SshTransport:
+            place = tmp_path / home
+            for name, text in (files or {}).items():
+                (place / name).parent.mkdir(parents=True, exist_ok=True)
+                (place / name).write_text(text)
+            place.mkdir(exist_ok=True)
+            peer = stack.enter_context(sshd(tmp_path / "sshd", *lines, shell=shell, home=place))
+            way = connect(peer.via, ssh_config=peer.config_file)
+            stack.callback(way.close)
+            assert way.root == f"{place}/.cache/mpa-edge/bench"
+            return way
+
+        yield log
+
+
+def works(way: SshTransport, tmp_path: Path) -> None:
+    """Scripts, streams, exit codes and files of any size come through as they are."""
+    way.patience_s = 0.0
+    done = way.run("cat; echo no >&2; exit 255", timeout_s=10, stdin=b"\0\xff\r\nends")
+    assert (done.rc, done.stdout, done.stderr) == (255, b"\0\xff\r\nends", b"no\n")
+    assert way.run("exit 3", timeout_s=10).stdout == b""
+    done = way.run("printf '%s\\0' " + " ".join(map(shlex.quote, WORDS)), timeout_s=10)
+    assert done.stdout.decode().split("\0")[:-1] == WORDS
+    for size in (100, 3_000_001):
+        source, back = tmp_path / "source", tmp_path / "back"
+        source.write_bytes(os.urandom(size))
+        way.push(source, f"{way.root}/new\nline", timeout_s=20)
+        way.pull(f"{way.root}/new\nline", back, timeout_s=20)
+        assert back.read_bytes() == source.read_bytes()
+
+
+ZSH, TCSH, FISH = ".zshenv", ".cshrc", ".config/fish/config.fish"
+LOGINS: dict[str, tuple[str, dict[str, str]]] = {
+    "bash that prints": ("bash", {".bashrc": GREETING}),
+    "bash that prints at its end": ("bash", {".bashrc": "trap 'echo bye; echo ends; echo bye >&2' EXIT\n"}),
+    "bash with options": (
+        "bash",
+        {".bashrc": "set -euC; set -o nounset; export SHELLOPTS; export TMOUT=1 CDPATH=/:~\n"},
+    ),
+    "bash with traces": ("bash", {".bashrc": "export SHELLOPTS; set -x\n"}),
+    "bash with aliases": (
+        "bash",
+        {
+            ".bashrc": "shopt -s expand_aliases; alias cd='echo cd' sh='echo sh' dd=false\n"
+            "cat() { echo mine; }\nexport -f cat\n"
+        },
+    ),
+    "bash without PATH": ("bash", {".bashrc": "export PATH=\n"}),
+    "bash of another locale": ("bash", {".bashrc": "export LANG=tr_TR.UTF-8 LC_ALL=de_DE.UTF-8 BLOCKSIZE=1M\n"}),
+    "bash with a strict umask": ("bash", {".bashrc": "umask 777\n"}),
+    "bash with a large greeting": (
+        "bash",
+        {".bashrc": "i=0; while [ $i -lt 20000 ]; do echo MOTD $i; i=$((i+1)); done\n"},
+    ),
+    "restricted bash": ("rbash", {".bashrc": GREETING}),
+    "dash": ("dash", {}),
+    "mksh": ("mksh", {}),
+    "zsh that prints": ("zsh", {ZSH: GREETING + "setopt noclobber nounset\n"}),
+    "tcsh": ("tcsh", {}),
+    "tcsh that prints": (
+        "tcsh",
+        {TCSH: "echo Welcome; alias sh 'echo alias'; alias cd 'cd \\!*; ls'\nset noclobber\n"},
+    ),
+    "fish that prints": ("fish", {FISH: "echo Welcome; alias sh 'echo alias'; echo warning >&2\n"}),
+}
+
+
+@pytest.mark.parametrize("login", LOGINS)
+def test_any_login_shell_runs_what_we_send(log_in: Log, tmp_path: Path, login: str) -> None:
+    shell, files = LOGINS[login]
+    works(log_in(program(shell), files), tmp_path)
+
+
+def test_a_home_with_blanks_and_umlauts(log_in: Log, tmp_path: Path) -> None:
+    works(log_in(program("tcsh"), home="the ~user's höme; $(touch x)"), tmp_path)
+
+
+def test_a_login_with_one_stream(log_in: Log) -> None:
+    way = log_in(program("bash"), {".bashrc": "exec 2>&1\n"})
+    assert way.run("cat", timeout_s=10, stdin=b"\0\xff\nends").stdout == b"\0\xff\nends"
+
+
+def test_a_forced_command_that_runs_ours(log_in: Log, tmp_path: Path) -> None:
+    works(log_in(program("bash"), {}, 'ForceCommand logger x; echo hello; eval "$SSH_ORIGINAL_COMMAND"'), tmp_path)
+
+
+NO_LOGINS = {
+    "nologin": ("/usr/sbin/nologin", "", "", "not available.*: give its user a plain shell"),
+    "false": ("/bin/false", "", "", "it says nothing.*: take what ends, replaces or reads"),
+    "an early end": ("bash", "exit 0\n", "", "it says nothing.*: take what ends"),
+    "another shell": ("bash", "echo hi; exec cat\n", "", r"\(.*hi.*\): take what ends"),
+    "no sh": ("bash", "exec /nowhere/sh\n", "", "No such file.*: install a POSIX sh"),
+    "a forced command": ("bash", "", "ForceCommand echo only for backups", "only for backups.*ForceCommand"),
+    "a terminal": (
+        "bash",
+        "",
+        'ForceCommand script -qec "$SSH_ORIGINAL_COMMAND" /dev/null',
+        "runs commands in a terminal",
+    ),
+    "sessions": ("bash", "", "MaxSessions 1", "set MaxSessions in its sshd_config to 2"),
+}
+
+
+@pytest.mark.parametrize("login", NO_LOGINS)
+def test_a_login_that_runs_nothing_is_told_at_once(log_in: Log, login: str) -> None:
+    shell, bashrc, line, says = NO_LOGINS[login]
+    with pytest.raises(MpaError, match=says) as caught:
+        log_in(shell if shell.startswith("/") else program(shell), {".bashrc": bashrc}, line)
+    assert not isinstance(caught.value, LinkError)
+    assert str(caught.value).isprintable()
+
+
+def test_a_login_that_breaks_later_is_not_waited_for(log_in: Log, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("mpa_edge.bench.transports.process.FIRST_WAIT_S", 0.01)
+    way = log_in(program("bash"))
+    (tmp_path / "home" / ".bashrc").write_text("echo broken; exit 1\n")
+    with pytest.raises(MpaError, match="can be reached, but its login runs no command to its end .*broken") as caught:
+        way.run("true", timeout_s=10)
+    assert not isinstance(caught.value, LinkError)
+    (tmp_path / "home" / ".bashrc").unlink()
+    assert way.run("echo back", timeout_s=10).stdout == b"back\n"
+
+
+def test_a_script_that_was_cut_does_not_run(log_in: Log, tmp_path: Path, monkeypatch) -> None:
+    import mpa_edge.bench.transports.transport as module
+
+    way = log_in(program("bash"))
+    monkeypatch.setattr("mpa_edge.bench.transports.process.FIRST_WAIT_S", 0.01)
+    real = module.call
+    monkeypatch.setattr(module, "call", lambda argv, *, stdin, **given: real(argv, stdin=stdin[:-20], **given))
+    with pytest.raises(MpaError):
+        way.run(f"touch {tmp_path}/ran; # and more of it", timeout_s=10)
+    assert not (tmp_path / "ran").exists()
