@@ -32,7 +32,8 @@ PIECE_BYTES = 32 << 20
 # own failures and the command's (ssh 255, adb 1): hence the status is printed.
 COMMAND = (
     "{sh} -c '"
-    "PATH=${{PATH:+$PATH:}}/usr/local/bin:/usr/bin:/bin:/system/bin; LC_ALL=C; export PATH LC_ALL; umask u=rwx; "
+    "command -v dd >/dev/null 2>&1 || PATH=${{PATH:+$PATH:}}/usr/local/bin:/usr/bin:/bin:/system/bin; "
+    "LC_ALL=C; export PATH LC_ALL; umask u=rwx; "
     "unset TMOUT CDPATH TAR_OPTIONS GREP_OPTIONS BLOCKSIZE BLOCK_SIZE DF_BLOCK_SIZE; unset -f cd ls cp mv rm cat; "
     "s=$(dd bs=1 count={size} 2>/dev/null); case $s in *#{mark}) ;; *) exit 97 ;; esac; "
     "echo >&2; echo errors {mark} >&2; echo; echo begins {mark}; "
