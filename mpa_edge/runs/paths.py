@@ -57,7 +57,7 @@ def require_plain(root: Path) -> None:
 
 
 def _not_plain(path: str | Path, *, is_link: bool) -> MpaError:
-    what = "a link, and what it leads to may not be yours" if is_link else "neither a file nor a folder"
+    what = "a link, and what it leads to may not be yours" if is_link else "no ordinary file"
     return MpaError(f"{path} is {what}: delete it, or put a copy of what you need in its place")
 
 
@@ -105,7 +105,7 @@ def open_in_place(path: str | Path, flags: int = os.O_RDWR) -> int:
     try:
         descriptor = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise _not_plain(path, is_link=error.errno == errno.ELOOP) from error
         raise
     status = os.fstat(descriptor)
