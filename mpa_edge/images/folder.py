@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from mpa_edge.errors import MpaError
+from mpa_edge.images.decode import decode, unfit, without_metadata
 from mpa_edge.images.index import DUPLICATE, ImageEntry, ImageIndex
 from mpa_edge.images.parquet import is_parquet_row, parquet_row_bytes
 from mpa_edge.runs.files import atomic_write, sha256_stream
@@ -38,7 +39,8 @@ OTHER_SUFFIXES = frozenset(
     for name in "heic heif svg ico psd jxl jp2 eps tga dds exr hdr raw dng xcf".split()  # noqa: SIM905
 )
 MAX_PIXELS = 89_478_485
-MAX_ASPECT = 200
+MAX_FILE_BYTES = 2**30
+DAMAGED = "damaged image"
 ID_DIGITS = 16
 TICK_NS = 2_000_000_000  # file systems and network shares store times in steps of up to two seconds
 FileState = list[int]
@@ -195,6 +197,8 @@ def _open_regular(path: str | Path) -> BufferedReader | Drop:
         drop = Drop("not a regular file", "folder" if stat.S_ISDIR(status.st_mode) else "pipe, socket or device")
     elif status.st_size == 0:
         drop = Drop("empty file")
+    elif status.st_size > MAX_FILE_BYTES:
+        drop = Drop("file too large", f"{status.st_size} bytes")
     if drop is None:
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
@@ -204,12 +208,10 @@ def _open_regular(path: str | Path) -> BufferedReader | Drop:
 def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image | Drop:
     """The image as RGB, upright, first frame, transparency on white; or why it cannot be used.
 
-    16-bit depth is scaled to 8. A file with more than `max_pixels` pixels is dropped before it is decoded.
+    16-bit depth is scaled to 8. A file with more than `max_pixels` pixels, or one that would take minutes or gigabytes,
+    is dropped before it is decoded.
     `FILE.parquet#ROW` is the image in a row of a parquet file (`images.parquet`).
     """
-    from PIL import Image as PILImage
-    from PIL import UnidentifiedImageError
-
     opened: BinaryIO | Drop
     if is_parquet_row(path):
         data = parquet_row_bytes(path)
@@ -218,13 +220,25 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image | Drop:
         opened = _open_regular(path)
     if isinstance(opened, Drop):
         return opened
+    with opened:
+        image = _decoded(opened, max_pixels)
+        if isinstance(image, Drop) and image.reason == DAMAGED and (pixels_only := without_metadata(opened)):
+            return _decoded(pixels_only, max_pixels)
+        return image
+
+
+def _decoded(file: BinaryIO, max_pixels: int) -> Image | Drop:
+    """The image in a file, or why it cannot be used."""
+    from PIL import Image as PILImage
+    from PIL import UnidentifiedImageError
+
     PILImage.init()
     formats = [name for name in FORMATS if name in PILImage.OPEN]  # open refuses names that this Pillow does not know
     try:
-        with opened, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a decoder's warning either becomes a Drop or does not matter
-            with PILImage.open(opened, formats=formats) as image:
-                return _bad_size(image.size, max_pixels) or _decode(image)
+            with PILImage.open(file, formats=formats) as image:
+                return unfit(image, file, max_pixels) or decode(image, file)
     except PILImage.DecompressionBombError:
         return Drop("too many pixels", "the file announces more than Pillow would ever decode")
     except UnidentifiedImageError:
@@ -232,64 +246,4 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image | Drop:
     except MemoryError:
         raise
     except Exception as error:  # a damaged file can raise anything in a decoder, and must cost one image, not the run
-        return Drop("damaged image", f"{type(error).__name__}: {' '.join(str(error).split())}"[:200])
-
-
-def _bad_size(size: tuple[int, int], max_pixels: int) -> Drop | None:
-    """What is wrong with (width, height) in pixels, as the header states it.
-
-    >>> _bad_size((60_000, 60_000), 89_478_485)
-    Drop(reason='too many pixels', detail='60000x60000')
-    """
-    width, height = size
-    if width < 1 or height < 1:
-        return Drop("damaged image", f"{width}x{height} pixels")
-    if width * height > max_pixels:
-        return Drop("too many pixels", f"{width}x{height}")
-    if max(size) > MAX_ASPECT * min(size):
-        return Drop("too narrow", f"{width}x{height}: image processors refuse such shapes")
-    return None
-
-
-def _decode(image: Image) -> Image:
-    """First frame, upright, RGB."""
-    from PIL import ImageOps
-
-    image.seek(0)
-    image.load()
-    try:
-        image = ImageOps.exif_transpose(image)
-    except Exception:  # broken metadata, intact pixels: keep their orientation
-        image.info.pop("exif", None)
-    return to_rgb(image)
-
-
-def to_rgb(image: Image) -> Image:
-    """Any Pillow mode to 8-bit RGB; transparency is composited on white."""
-    from PIL import Image as PILImage
-
-    if image.mode.startswith(("I", "F")):
-        return _scaled_to_8_bit(image).convert("RGB")
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        return PILImage.alpha_composite(PILImage.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    if image.mode == "LAB":
-        from PIL import ImageCms
-
-        transform = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
-        converted = ImageCms.applyTransform(image, transform)
-        return image.convert("L").convert("RGB") if converted is None else converted
-    return image.convert("RGB") if image.mode != "RGB" else image.copy()
-
-
-def _scaled_to_8_bit(image: Image) -> Image:
-    """16-bit, 32-bit and float greyscale to 8 bits: Pillow's own convert would clip it to white."""
-    import numpy as np
-    from PIL import Image as PILImage
-
-    grey = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    top = float(grey.max())
-    full = 65535.0 if image.mode.startswith("I;16") or 255 < top <= 65535 else max(top, 255.0)
-    if image.mode == "F" and top <= 1.0:
-        full = 1.0
-    return PILImage.fromarray((grey.clip(0, full) * (255.0 / full)).round().astype(np.uint8), mode="L")
+        return Drop(DAMAGED, f"{type(error).__name__}: {' '.join(str(error).split())}"[:200])

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from mpa_edge.nursery.render import render
 from mpa_edge.runs.manifest import read_manifest
 from mpa_edge.runs.parquet import read_dropped
+from tests.images.test_decode import progressive
 
 pytestmark = pytest.mark.slow
 
@@ -38,6 +39,7 @@ def break_everything(folder: Path, sound: Path) -> None:
     bomb(folder / "b-bomb.png")
     (folder / "b-text.png").write_text("I am not an image\n")
     (folder / "b-folder.png").mkdir()
+    (folder / "b-scans.jpg").write_bytes(progressive(1000, 1000))
     (folder / "b-link.png").symlink_to("nowhere.png")
     (folder / "b-vector.svg").write_text("<svg/>")
     (folder / "notes.txt").write_text("not looked at\n")
@@ -64,6 +66,7 @@ def test_broken_files_are_counted_and_cost_nothing_else(forks, set_arguments, tm
         "b-bomb.png": "too many pixels",
         "b-text.png": "not an image",
         "b-folder.png": "not a regular file",
+        "b-scans.jpg": "too costly to decode",
         "b-link.png": "unreadable file",
         "b-vector.svg": "unsupported image type",
         "z-copy.png": "duplicate image",
