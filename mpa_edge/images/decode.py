@@ -134,23 +134,17 @@ def to_rgb(image: Image, white: float = 0.0) -> Image:
         return image._new(image.im)  # an image without its file
     if image.mode.startswith(("I", "F")):
         white = _white(image, white)
-    rgb: Image | None = None
+    if image.width * image.height <= STRIP_PIXELS:
+        return _to_rgb(image, white)
+    rgb = PILImage.new("RGB", image.size)
     for top, strip in _strips(image):
-        part = _to_rgb(strip, white)
-        if part.height == image.height:
-            return part
-        rgb = rgb or PILImage.new("RGB", image.size)
-        rgb.paste(part, (0, top))
-    assert rgb is not None  # noqa: S101  (an image has pixels)
+        rgb.paste(_to_rgb(strip, white), (0, top))
     return rgb
 
 
 def _strips(image: Image) -> Iterator[tuple[int, Image]]:
     """(first row, the rows) of each million pixels."""
     rows = max(1, STRIP_PIXELS // image.width)
-    if rows >= image.height:
-        yield 0, image
-        return
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
