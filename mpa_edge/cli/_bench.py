@@ -79,6 +79,8 @@ def open_benches(asked: dict[str, Any], reach: Reach | None = None) -> list[Benc
 
     source, target = open_run(asked["run"], asked["target"])
     schemes = choose_schemes(source, asked["schemes"], target)
+    if not asked["schemes"]:
+        schemes = schemes[:1]
     return [bench_of(source, target, scheme, exported(source, scheme, target), asked, reach) for scheme in schemes]
 
 

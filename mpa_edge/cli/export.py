@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -26,6 +27,15 @@ VERDICTS = {"holds": "is kept", "lost": "is lost", "inconclusive": "may be kept 
 @click.option("--target", metavar="TARGET", help="Device or class of devices.  [default: cpu, where no --as is given]")
 @click.option("--as", "schemes", multiple=True, metavar="SCHEME", help="Quantization scheme; may be given repeatedly.")
 @click.option("--accuracy", type=click.IntRange(min=1), metavar="N", help="Ask base, aligned and export N questions.")
+@click.option("--choose", is_flag=True, help="Take the smallest scheme that keeps the accuracy within --margin.")
+@click.option(
+    "--margin",
+    type=click.FloatRange(min=0, min_open=True, max=100),
+    default=1.0,
+    show_default=True,
+    metavar="POINTS",
+    help="Accuracy that --choose may lose, in percentage points.",
+)
 @click.option("--out", type=click.Path(), metavar="DIR", help="Where exports go.  [default: RUN/exports]")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: every core]")
 @click.option("--push-to-hub", "repo", metavar="REPO", help="Upload to the hub; the token is read from HF_TOKEN.")
@@ -39,6 +49,8 @@ def command(
     target: str | None,
     schemes: tuple[str, ...],
     accuracy: int | None,
+    choose: bool,
+    margin: float,
     out: str | None,
     threads: int | None,
     repo: str | None,
@@ -49,29 +61,38 @@ def command(
     """Export a model as quantized ONNX or GGUF files, verified against the checkpoint.
 
     RUN is a folder that align made; a plain CHECKPOINT folder (or hub id) works as well. Without --as, the target's
-    first scheme that fits the model is made. Exit code 3: an export is not the same model, and was removed.
+    schemes are tried in order until one is the same model; with --choose in order of size, until one also keeps the
+    accuracy on the run's held-out questions. Exit code 3: an export is not the same model, and was removed.
 
     \b
     Examples:
       $ mpa-edge export runs/mine --target jetson --dry-run
       $ mpa-edge export runs/mine --as onnx-int8 --as gguf-q8_0 --accuracy 100
+      $ mpa-edge export runs/mine --target phone --choose
       $ mpa-edge export nursery:student --as onnx-fp16 --out exports/student
     """
     from mpa_edge.config.library import load_target
     from mpa_edge.exporters.pipeline import Order, choose_schemes, report_of, run_export
+    from mpa_edge.exporters.sizes import forecast_bytes
     from mpa_edge.exporters.source import open_source
     from mpa_edge.exporters.verify.accuracy import measure, recipe_of
 
+    if choose and schemes:
+        raise click.UsageError("--choose takes the schemes of a target: leave out --as")
     opened = open_source(source, out)
     chosen = load_target(target or DEFAULT_TARGET) if target or not schemes else None
-    order = Order(opened, choose_schemes(opened, schemes, chosen), chosen, threads, fresh)
+    order = Order(opened, choose_schemes(opened, schemes, chosen), chosen, threads, fresh, first=not schemes)
+    if choose:
+        recipe_of(opened)
+        by_size = sorted(order.schemes, key=lambda scheme: sum(forecast_bytes(opened, scheme).values()))
+        order = replace(order, schemes=tuple(by_size), margin=margin / 100, questions=accuracy)
     if dry_run:
         return show_plan(order, as_json)
     with suppress_library_output(is_verbose()):
         if accuracy:
             recipe_of(order.source)
         folders = run_export(order)
-        if accuracy:
+        if accuracy and not choose:
             measure(order.source, folders, accuracy, order.threads)
         links = upload(folders, repo) if repo else []
     if as_json:
@@ -92,7 +113,7 @@ def show_plan(order: Order, as_json: bool) -> None:
     from mpa_edge.exporters.sizes import disk_need_bytes, forecast_bytes, size_table
 
     sizes = {scheme.name: forecast_bytes(order.source, scheme) for scheme in order.schemes}
-    disk_bytes = disk_need_bytes(order.source, order.schemes)
+    disk_bytes = disk_need_bytes(order.source, order.schemes[:1] if order.first else order.schemes)
     target = order.target.name if order.target else None
     if as_json:
         plan = {
@@ -106,6 +127,8 @@ def show_plan(order: Order, as_json: bool) -> None:
     click.echo(f"source    {order.source.checkpoint} ({order.source.family.title})")
     click.echo(f"exports   {order.source.exports}")
     click.echo(f"target    {target or 'none'}")
+    if order.first:
+        click.echo(f"schemes   the first of {', '.join(sizes)} that passes")
     click.echo(size_table(order.source, sizes, title="size, about, MB"))
     click.echo(f"disk      about {disk_bytes / 1e6:,.0f} MB while it runs")
     return None
@@ -123,6 +146,8 @@ def show_result(order: Order, folders: list[Path], links: list[str]) -> None:
     }
     click.echo(size_table(order.source, sizes))
     for folder, manifest in manifests.items():
+        for refusal in manifest.refused:
+            click.echo(f"{refusal.scheme}: refused, {refusal.reason}")
         for line in result_lines(manifest):
             click.echo(f"{folder.name}: {line}")
         click.echo(f"{folder.name}: verified, in {folder}")

@@ -44,13 +44,16 @@ class Comparison:
 
 
 def open_comparison(
-    recipe: Recipe, n: int, scratch: Path, threads: int | None = None, option: str = "--accuracy"
+    recipe: Recipe, n: int | None, scratch: Path, threads: int | None = None, option: str = "--accuracy"
 ) -> Comparison:
-    """`n` held-out questions of a run. MpaError where there are fewer; it names the `option` that asks for as many."""
-    config = recipe.evaluate.model_copy(update={"n": n})
+    """`n` held-out questions of a run, None: those of its evaluation.
+
+    MpaError where there are fewer than `n`; it names the `option` that asks for as many.
+    """
+    config = recipe.evaluate if n is None else recipe.evaluate.model_copy(update={"n": n})
     spec = recipe_spec(recipe.model_copy(update={"evaluate": config}), make_folder(scratch) / "questions")
     n_found = len(spec.questions.samples)
-    if n_found < n:
+    if n is not None and n_found < n:
         raise MpaError(f"only {n_found} questions in {config.questions or config.data}: use {option} {n_found}")
     return Comparison(recipe, spec, scratch, threads)
 

@@ -6,11 +6,16 @@ import importlib.util
 import resource
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from mpa_edge import __version__
+from mpa_edge.artifact import read_artifact
 from mpa_edge.config.library import load_scheme
 from mpa_edge.config.scheme import ONNX_COMPONENTS, Scheme
 from mpa_edge.config.target import ImageBudget, Target
@@ -20,7 +25,9 @@ from mpa_edge.exporters.gguf.check import check_gguf_possible
 from mpa_edge.exporters.publish.card import write_card
 from mpa_edge.exporters.publish.layout import write_layout
 from mpa_edge.exporters.publish.manifest import (
+    AccuracyFigures,
     ExportManifest,
+    Refusal,
     entry,
     finished,
     is_exported,
@@ -29,6 +36,7 @@ from mpa_edge.exporters.publish.manifest import (
 )
 from mpa_edge.exporters.sizes import disk_need_bytes
 from mpa_edge.exporters.source import Source, image_values
+from mpa_edge.exporters.verify.accuracy import measure
 from mpa_edge.exporters.verify.gate import References, trace_references, verify
 from mpa_edge.exporters.verify.parity import Parity
 from mpa_edge.progress import say
@@ -41,7 +49,7 @@ from mpa_edge.runs.memory import peak_rss_bytes
 from mpa_edge.runs.paths import inside, move, remove, require_plain
 from mpa_edge.vlm.transformers.checkpoint import load_processor
 
-PARTS, BUILDING, OLD = ".parts", ".building-", ".old-"
+PARTS, BUILDING, OLD, REFUSED = ".parts", ".building-", ".old-", "refused.json"
 LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript", "gguf", "llama-cpp-python")
 DEFAULT_CONTEXT_TOKENS = 4096
 # format -> (package, extra of mpa-edge that installs it)
@@ -72,6 +80,12 @@ class Order:
     """CPU threads of the export itself."""
     fresh: bool = False
     """Make finished exports again."""
+    first: bool = False
+    """Only the first scheme is wanted that passes: the others are alternatives."""
+    margin: float | None = None
+    """Accuracy, 0 to 1, that an alternative may lose against aligned on held-out questions; None: not measured."""
+    questions: int | None = None
+    """How many of them are asked; None: as many as the recipe's evaluation."""
 
     @property
     def budget(self) -> ImageBudget | None:
@@ -97,7 +111,7 @@ class Order:
 
 
 def choose_schemes(source: Source, names: Sequence[str], target: Target | None) -> tuple[Scheme, ...]:
-    """The named schemes, or the target's first that this model can take; with the precisions that the target sets.
+    """The named schemes, or all of the target's that this model can take; with the precisions that the target sets.
 
     Raises MpaError with the reason where a named scheme, or every one of the target's, is not possible.
     """
@@ -109,22 +123,25 @@ def choose_schemes(source: Source, names: Sequence[str], target: Target | None) 
                 return scheme.model_copy(update={"components": dict(choice.components)})
         return scheme
 
+    budget = target.image if target else None
     if names or target is None:
-        chosen = tuple(resolved(name) for name in dict.fromkeys(names))
+        chosen = [resolved(name) for name in dict.fromkeys(names)]
         for scheme in chosen:
-            check_possible(source, scheme, target.image if target else None)
-        return chosen
-    refusals = []
+            check_possible(source, scheme, budget)
+        return tuple(chosen)
+    chosen, refusals = [], []
     for choice in target.schemes:
         scheme = resolved(choice.name)
         try:
-            check_possible(source, scheme, target.image)
+            check_possible(source, scheme, budget)
         except MpaError as error:
             refusals.append(error)
             say(f"{scheme.name}: not possible for this model ({error})")
             continue
-        return (scheme,)
-    raise refusals[0]
+        chosen.append(scheme)
+    if not chosen:
+        raise refusals[0]
+    return tuple(chosen)
 
 
 def check_possible(source: Source, scheme: Scheme, budget: ImageBudget | None = None) -> None:
@@ -155,7 +172,11 @@ def check_possible(source: Source, scheme: Scheme, budget: ImageBudget | None = 
 
 
 def run_export(order: Order) -> list[Path]:
-    """Make every scheme of an order; returns their folders. Finished exports that did not change are skipped."""
+    """Make every scheme of an order, or its first that passes; returns their folders.
+
+    Finished exports that did not change are skipped. Raises VerificationError where a scheme is not the same model, or
+    no alternative passes.
+    """
     exports, checkpoint = order.source.exports, order.source.checkpoint
     for name in (PARTS, *(f"{kind}{scheme.name}" for scheme in order.schemes for kind in ("", BUILDING, OLD))):
         require_plain(inside(exports, name))
@@ -164,14 +185,70 @@ def run_export(order: Order) -> list[Path]:
             if (exports / old.name.removeprefix(OLD)).exists():
                 remove(old)
         missing = [s for s in order.schemes if order.fresh or not is_exported(exports / s.name, inputs_of(order, s))]
-        if missing:
+        if missing and not (order.first and order.schemes[0] not in missing):
             run_isolated(check_processor, str(checkpoint))  # before the weights are worked on
-            require_free(exports, disk_need_bytes(order.source, missing))
+            require_free(exports, disk_need_bytes(order.source, missing[:1] if order.first else missing))
             prepare(exports / PARTS, parts_inputs(order), order.fresh)
-        folders = [export_scheme(order, scheme) for scheme in order.schemes]
+        folders = [export_first(order)] if order.first else [export_scheme(order, scheme) for scheme in order.schemes]
         remove(exports / PARTS / INPUTS)  # first: after a kill, nothing looks valid
         remove(exports / PARTS, quietly=True)
     return folders
+
+
+def export_first(order: Order) -> Path:
+    """The first scheme of an order that is the same model and, where a margin is given, loses no more than that.
+
+    What is refused is kept in `refused.json`, so that a rerun does not make it again. VerificationError with every
+    reason where none is left.
+    """
+    path = order.source.exports / REFUSED
+    before = {} if order.fresh else {one.key: one for one in read_refused(path)}
+    refused: list[Refusal] = []
+    for scheme in order.schemes:
+        asked = {**inputs_of(order, scheme), "margin": order.margin, "n": order.questions, "version": __version__}
+        key, final = sha256_json(asked), order.source.exports / scheme.name
+        if key in before:
+            refused.append(before[key])
+            say(f"{scheme.name}: refused before ({before[key].reason}); --fresh tries it again")
+            continue
+        was_there, folder = is_exported(final, inputs_of(order, scheme)), None
+        try:
+            folder = export_scheme(order, scheme)
+            if order.margin is not None:
+                measure(order.source, [folder], order.questions, order.threads)
+                require_within(finished(folder).accuracy, order.margin)
+        except VerificationError as error:
+            reason = str(error).removeprefix(f"{scheme.name}: ")
+            accuracy = finished(folder).accuracy if folder else None
+            refused.append(Refusal(key=key, scheme=scheme.name, reason=reason, accuracy=accuracy))
+            write_json(path, [one.model_dump(mode="json") for one in refused])
+            say(f"{scheme.name}: refused: {reason}")
+            if folder and not was_there:
+                remove(folder)
+            continue
+        manifest = finished(folder)
+        if manifest.refused != tuple(refused):
+            manifest = manifest.model_copy(update={"refused": tuple(refused)})
+            write_card(order.source, read_artifact(folder), manifest, folder)
+            write_json(folder / MANIFEST, manifest)
+        return folder
+    raise VerificationError("\n".join(["no scheme passes:", *(f"{one.scheme}: {one.reason}" for one in refused)]))
+
+
+def require_within(figures: AccuracyFigures | None, margin: float) -> None:
+    """Raise VerificationError where an export may have lost more accuracy than the margin, at 95 % confidence."""
+    if figures and figures.loss_upper >= margin:
+        raise VerificationError(
+            f"it may lose {100 * figures.loss_upper:.1f} points of accuracy (aligned {figures.aligned:.1%}, exported "
+            f"{figures.artifact:.1%} on {figures.n} questions, one-sided 95 %), {100 * margin:g} are allowed"
+        )
+
+
+def read_refused(path: Path) -> list[Refusal]:
+    """What was refused before; nothing where the file is missing or damaged."""
+    with suppress(ValidationError):
+        return TypeAdapter(list[Refusal]).validate_python(read_json(path) or [], strict=False)
+    return []
 
 
 def check_processor(checkpoint: str) -> None:
@@ -264,6 +341,7 @@ def report_of(folder: Path) -> dict[str, Any]:
         "parity": {name: manifest.parity[name] for name in Parity.model_fields},
         "accuracy": accuracy and accuracy.model_dump(include={"base", "aligned", "artifact", "n"}),
         "retained_gain": accuracy.retained_gain if accuracy else None,
+        "refused": [one.model_dump(include={"scheme", "reason"}) for one in manifest.refused],
         "seconds": manifest.seconds,
         "peak_rss_bytes": manifest.peak_rss_bytes,
     }

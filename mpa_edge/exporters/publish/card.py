@@ -48,7 +48,7 @@ def card(source: Source, artifact: Artifact, manifest: ExportManifest, folder: P
         [*_front_matter(source, artifact, licences["base"]), f"# {artifact.name}", ""],
         [f"{TITLES[artifact.format]} ({listed}) {of}.", *_training(source, manifest, licences), ""],
         ["## Licence", "", *_licence(licences, folder), ""],
-        ["## Accuracy", "", *_accuracy(manifest), ""],
+        ["## Accuracy", "", *_accuracy(manifest), *_refused(manifest), ""],
         ["## Files", "", *_files(source, manifest)],
         ["## Compared with the checkpoint", "", *_parity(manifest), ""],
         ["## How to run it", "", "From inside this folder, with an `image.png` in it.", ""],
@@ -130,6 +130,21 @@ def _accuracy(manifest: ExportManifest) -> Iterator[str]:
         why = "; ".join(figures.reasons)
         yield ""
         yield f"It keeps {figures.retained_gain:.0%} of the gain. Verdict: **{figures.verdict}** ({why})."
+
+
+def _refused(manifest: ExportManifest) -> Iterator[str]:
+    if not manifest.refused:
+        return
+    yield from (
+        "",
+        "Schemes that were tried before this one:",
+        "",
+        "| Scheme | Accuracy | Refused because |",
+        "|---|---:|---|",
+    )
+    for one in manifest.refused:
+        accuracy = f"{one.accuracy.artifact:.1%}" if one.accuracy else "not measured"
+        yield f"| {one.scheme} | {accuracy} | {' '.join(one.reason.split())} |"
 
 
 def _files(source: Source, manifest: ExportManifest) -> Iterator[str]:

@@ -48,6 +48,8 @@ class AccuracyFigures(Record):
     """Questions."""
     ci95: tuple[float, float]
     """95 % bootstrap interval of the artifact's accuracy, clustered by image."""
+    loss_upper: float
+    """Upper 95 % bound of aligned - artifact (one-sided)."""
     retained_gain: float | None
     """(artifact - base) / (aligned - base); null where there was no gain to keep."""
     verdict: Word
@@ -56,6 +58,19 @@ class AccuracyFigures(Record):
     """Why."""
     questions_sha256: str
     """Of the questions: other questions are measured anew."""
+
+
+class Refusal(Record):
+    """A scheme that was tried before the one that was chosen."""
+
+    key: str
+    """SHA-256 of everything that the decision depends on."""
+    scheme: str
+    """Its name."""
+    reason: str
+    """Why it was refused."""
+    accuracy: AccuracyFigures | None
+    """Null where it was refused before its accuracy was measured."""
 
 
 class ExportManifest(Record):
@@ -83,6 +98,8 @@ class ExportManifest(Record):
     """What lies behind them."""
     accuracy: AccuracyFigures | None = None
     """Null until it is measured."""
+    refused: tuple[Refusal, ...] = ()
+    """Schemes that were tried before this one."""
     versions: dict[str, str]
     """Python, mpa-edge and the libraries that did the work."""
     seconds: float

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from mpa_edge.artifact import read_artifact
 from mpa_edge.config.recipe import Recipe
 from mpa_edge.errors import MpaError
@@ -12,7 +14,7 @@ from mpa_edge.evaluation.compare import answers_of, answers_of_run, open_compari
 from mpa_edge.exporters.publish.card import write_card
 from mpa_edge.exporters.publish.manifest import AccuracyFigures, finished
 from mpa_edge.exporters.source import Source
-from mpa_edge.metrics.gain import judge, retained_gain
+from mpa_edge.metrics.gain import bounds, judge, retained_gain
 from mpa_edge.metrics.paired import bootstrap_ci95, mean
 from mpa_edge.progress import say
 from mpa_edge.runs.files import write_json
@@ -30,8 +32,10 @@ def recipe_of(source: Source) -> Recipe:
     return source.recipe
 
 
-def measure(source: Source, folders: Sequence[Path], n: int, threads: int | None = None) -> None:
-    """Ask base, aligned and each export the same `n` questions; the figures go into each export's manifest and card.
+def measure(source: Source, folders: Sequence[Path], n: int | None, threads: int | None = None) -> None:
+    """Ask base, aligned and each export the same `n` questions, None: those of the recipe's evaluation.
+
+    The figures go into each export's manifest and card.
 
     Raises MpaError where the source is no run, has fewer questions, or an export is not finished.
     """
@@ -47,7 +51,7 @@ def measure(source: Source, folders: Sequence[Path], n: int, threads: int | None
         for folder in folders:
             manifest = finished(folder)
             if manifest.accuracy and manifest.accuracy.questions_sha256 == spec.sha256:
-                say(f"{folder.name}: accuracy already measured on these {n} questions")
+                say(f"{folder.name}: accuracy already measured on these {len(comparison.samples)} questions")
                 continue
             made = answers_of(comparison, str(folder), folder.name)
             exported, images = [row.score for row in made], [row.image_id for row in made]
@@ -58,6 +62,7 @@ def measure(source: Source, folders: Sequence[Path], n: int, threads: int | None
                 artifact=mean(exported),
                 n=len(made),
                 ci95=bootstrap_ci95(exported, images, resamples=spec.bootstrap, seed=spec.seed),
+                loss_upper=-bounds(np.asarray(exported) - np.asarray(aligned), images)[0],
                 retained_gain=retained_gain(mean(base), mean(aligned), mean(exported)),
                 verdict=judgement.verdict,
                 reasons=judgement.reasons,
