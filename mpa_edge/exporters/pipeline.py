@@ -185,7 +185,9 @@ def run_export(order: Order) -> list[Path]:
             if (exports / old.name.removeprefix(OLD)).exists():
                 remove(old)
         missing = [s for s in order.schemes if order.fresh or not is_exported(exports / s.name, inputs_of(order, s))]
-        if missing and not (order.first and order.schemes[0] not in missing):
+        if order.first and order.margin is None and order.schemes[0] not in missing:
+            missing = []  # the alternatives are not needed
+        if missing:
             run_isolated(check_processor, str(checkpoint))  # before the weights are worked on
             require_free(exports, disk_need_bytes(order.source, missing[:1] if order.first else missing))
             prepare(exports / PARTS, parts_inputs(order), order.fresh)
@@ -202,12 +204,11 @@ def export_first(order: Order) -> Path:
     reason where none is left.
     """
     path = order.source.exports / REFUSED
-    before = {} if order.fresh else {one.key: one for one in read_refused(path)}
-    refused: list[Refusal] = []
+    before, refused = {one.key: one for one in read_refused(path)}, list[Refusal]()
     for scheme in order.schemes:
         asked = {**inputs_of(order, scheme), "margin": order.margin, "n": order.questions, "version": __version__}
         key, final = sha256_json(asked), order.source.exports / scheme.name
-        if key in before:
+        if key in before and not order.fresh:
             refused.append(before[key])
             say(f"{scheme.name}: refused before ({before[key].reason}); --fresh tries it again")
             continue
@@ -221,7 +222,8 @@ def export_first(order: Order) -> Path:
             reason = str(error).removeprefix(f"{scheme.name}: ")
             accuracy = finished(folder).accuracy if folder else None
             refused.append(Refusal(key=key, scheme=scheme.name, reason=reason, accuracy=accuracy))
-            write_json(path, [one.model_dump(mode="json") for one in refused])
+            before[key] = refused[-1]
+            write_json(path, [one.model_dump(mode="json") for one in before.values()])
             say(f"{scheme.name}: refused: {reason}")
             if folder and not was_there:
                 remove(folder)

@@ -13,7 +13,7 @@ from mpa_edge.config.library import load_scheme, load_target
 from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.exporters import build, pipeline
 from mpa_edge.exporters.pipeline import Order, choose_schemes, run_export
-from mpa_edge.exporters.publish.manifest import is_exported, read_export_manifest
+from mpa_edge.exporters.publish.manifest import finished, is_exported, read_export_manifest
 from mpa_edge.exporters.source import Source, open_source
 from mpa_edge.exporters.verify.parity import Parity, ParityDetails
 from mpa_edge.runs.files import read_json
@@ -42,6 +42,7 @@ class Factory:
         self.made: list[str] = []
         self.breaks_at: str | None = None
         self.wrong = False
+        self.broken: set[str] = set()
 
     def component(self, shop: Any, scheme: Any, component: str, out: Path) -> list[str]:
         if component == self.breaks_at:
@@ -51,8 +52,8 @@ class Factory:
         out.write_bytes(component.encode())
         return [f"{component}: as it is"]
 
-    def verify(self, *_: Any, **__: Any) -> tuple[Parity, ParityDetails]:
-        if self.wrong:
+    def verify(self, _: Source, __: Path, scheme: Any, *___: Any) -> tuple[Parity, ParityDetails]:
+        if self.wrong or scheme.name in self.broken:
             raise VerificationError("not the same model: token ids differ; export again")
         return SAME, ParityDetails.model_construct()
 
@@ -145,10 +146,10 @@ def test_a_kill_while_it_gets_its_name(
                 raise KeyboardInterrupt
         real(a, b)
 
-    monkeypatch.setattr(pipeline.os, "replace", replace)
+    monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(KeyboardInterrupt):
         run_export(order(source, "onnx-int8", fresh=True))
-    monkeypatch.setattr(pipeline.os, "replace", real)
+    monkeypatch.setattr(os, "replace", real)
     asked = order(source, "onnx-int8")
     run_export(asked)
     assert is_exported(source.exports / "onnx-int8", pipeline.inputs_of(asked, asked.schemes[0]))
@@ -158,11 +159,40 @@ def test_a_kill_while_it_gets_its_name(
 
 def test_the_target_chooses_and_changes_bits(source: Source) -> None:
     target = load_target("cpu")
-    (scheme,) = choose_schemes(source, (), target)
-    assert scheme.name == target.schemes[0].name
-    assert scheme.components == target.schemes[0].components
+    chosen = choose_schemes(source, (), target)
+    assert [one.name for one in chosen] == [choice.name for choice in target.schemes]
+    assert chosen[0].components == target.schemes[0].components
     named = choose_schemes(source, ("onnx-fp16", "onnx-fp16", "gguf-q8_0"), target)
     assert [one.name for one in named] == ["onnx-fp16", "gguf-q8_0"]
+
+
+def test_the_first_alternative_that_is_the_same_model_is_kept(
+    source: Source, factory: Factory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    factory.broken = {"onnx-int8"}
+    asked = order(source, "onnx-int8", "gguf-q8_0", "onnx-fp16", first=True)
+    (folder,) = run_export(asked)
+    assert folder.name == "gguf-q8_0"
+    assert visible(source.exports) == ["gguf-q8_0", "refused.json"]
+    (refusal,) = finished(folder).refused
+    assert (refusal.scheme, refusal.accuracy) == ("onnx-int8", None)
+    assert f"| onnx-int8 | not measured | {refusal.reason} |" in (folder / "README.md").read_text()
+    assert "onnx-int8: refused: not the same model: token ids differ" in capsys.readouterr().err
+    made = list(factory.made)
+    assert run_export(asked) == [folder]
+    assert factory.made == made
+    assert "onnx-int8: refused before (not the same model" in capsys.readouterr().err
+    run_export(order(source, "onnx-int8", "gguf-q8_0", first=True, fresh=True))
+    assert len([one for one in factory.made if one.startswith("onnx-int8")]) == 6
+
+
+def test_every_reason_is_given_where_no_alternative_passes(source: Source, factory: Factory) -> None:
+    factory.broken = {"onnx-int8", "gguf-q8_0"}
+    with pytest.raises(VerificationError) as error:
+        run_export(order(source, "onnx-int8", "gguf-q8_0", first=True))
+    head, *reasons = str(error.value).splitlines()
+    assert head == "no scheme passes:"
+    assert [line.split(":")[0] for line in reasons] == ["onnx-int8", "gguf-q8_0"]
 
 
 def test_a_target_falls_back_to_what_the_model_can_take(
@@ -174,8 +204,9 @@ def test_a_target_falls_back_to_what_the_model_can_take(
 
     monkeypatch.setattr(pipeline, "check_possible", check)
     phone = load_target("phone")
-    (scheme,) = choose_schemes(source, (), phone)
-    assert scheme.format != "gguf"
+    chosen = choose_schemes(source, (), phone)
+    assert chosen
+    assert all(scheme.format != "gguf" for scheme in chosen)
     assert "not possible for this model (no GGUF for this one: choose onnx)" in capsys.readouterr().err
     with pytest.raises(MpaError, match="no GGUF for this one"):
         choose_schemes(source, ("gguf-q8_0",), None)
