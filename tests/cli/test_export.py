@@ -17,7 +17,7 @@ from mpa_edge.runs.manifest import finish
 from mpa_edge.stages.run import Run, remember
 from mpa_edge.vlm import WEIGHTS
 
-EXPORT_KEYS = ["scheme", "path", "files", "parity", "accuracy", "retained_gain", "seconds", "peak_rss_bytes"]
+EXPORT_KEYS = ["scheme", "path", "files", "parity", "accuracy", "retained_gain", "refused", "seconds", "peak_rss_bytes"]
 PARITY_KEYS = [
     "tokens_equal",
     "image_tokens_equal",
@@ -85,6 +85,23 @@ def test_a_target_without_scheme_and_evaluate_on_what_it_made(tmp_path: Path) ->
     assert (result["model"], result["n"], result["metric"]) == (folder.name, 6, "exact-match")
 
 
+@pytest.mark.slow
+@pytest.mark.peer
+def test_the_smallest_scheme_within_the_margin_is_chosen(run: Path, tmp_path: Path) -> None:
+    choose = ["export", str(run), "--target", "phone", "--choose", "--accuracy", "12", "--threads", "1"]
+    done = mpa_edge(*choose, "--margin", "90", "--out", str(tmp_path / "loose"), "--json")
+    assert done.returncode == 0, done.stderr
+    (chosen,) = json.loads(done.stdout)["exports"]
+    assert (chosen["scheme"], chosen["refused"], chosen["accuracy"]["n"]) == ("gguf-q4_0", [], 12)
+    strict = mpa_edge(*choose, "--margin", "0.01", "--out", str(tmp_path / "strict"))
+    assert strict.returncode == 3, strict.stderr
+    head, *reasons = strict.stderr[strict.stderr.index("error: ") :].splitlines()
+    assert head == "error: no scheme passes:"
+    assert [line.split(":")[0] for line in reasons] == ["gguf-q4_0", "onnx-int8", "gguf-q8_0"]
+    assert all("points of accuracy (aligned " in line and "0.01 are allowed" in line for line in reasons)
+    assert not [path for path in (tmp_path / "strict").iterdir() if path.is_dir()]
+
+
 def test_the_plan_says_sizes_and_writes_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(run.rglob("*"))
     assert exit_code(["export", str(run), "--as", "onnx-int8", "--as", "gguf-q8_0", "--dry-run", "--json"]) == 0
@@ -101,6 +118,8 @@ def test_the_plan_says_sizes_and_writes_nothing(run: Path, capsys: pytest.Captur
         (["--target", "jetsn"], "no target 'jetsn' (did you mean 'jetson'?)"),
         (["--threads", "0"], "0 is not in the range"),
         (["--accuracy", "-1"], "-1 is not in the range"),
+        (["--choose", "--as", "onnx-int8"], "--choose takes the schemes of a target: leave out --as"),
+        (["--choose", "--margin", "0"], "0.0 is not in the range"),
     ],
 )
 def test_wrong_words_are_one_line(run: Path, words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
