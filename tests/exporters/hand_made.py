@@ -31,6 +31,7 @@ ACCURACY = AccuracyFigures(
     artifact=0.677,
     n=1000,
     ci95=(0.648, 0.706),
+    loss_upper=0.012,
     retained_gain=0.968421,
     verdict="holds",
     reasons=("more than 50% of the gain is left, with 95 % confidence",),
