@@ -282,7 +282,7 @@ class AlignReport(Record):
     gain: float | None
     """aligned - base, 0 to 1."""
     gain_ci95: tuple[float, float] | None
-    """95 % bootstrap interval of the gain, clustered by image."""
+    """95 % interval of the gain, clustered by image."""
     p_mcnemar: float | None
     """Exact McNemar test of aligned against base, two-sided."""
     seconds: dict[str, float]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mpa_edge.config.recipe import Recipe
     from mpa_edge.config.scheme import Scheme
     from mpa_edge.config.target import Target
+    from mpa_edge.exporters.publish.manifest import ExportManifest
     from mpa_edge.exporters.source import Source
 
 DEFAULT_TARGET = "cpu"
@@ -110,32 +111,52 @@ def bench_of(
 
 
 def exported(source: Source, scheme: Scheme, target: Target) -> Path:
-    """The existing export of the run, whatever target it was made for, else one made now for this target."""
+    """The existing export of the run, whatever target it was made for; else one made now for this target.
+
+    One whose weights or files have changed since is made again as it was: no other model is judged in the run's name.
+    """
     from mpa_edge.exporters.pipeline import Order, run_export
     from mpa_edge.exporters.publish.manifest import read_export_manifest
 
     folder = source.exports / scheme.name
-    if read_export_manifest(folder) is not None:
+    if is_current(source, folder):
         return folder
-    return run_export(Order(source, (scheme,), target))[0]
+    manifest = read_export_manifest(folder)
+    if manifest is None:
+        return run_export(Order(source, (scheme,), target))[0]
+    say(f"{scheme.name}: the model has changed since this export")
+    return export_like(manifest, source, target)
+
+
+def is_current(source: Source, folder: Path) -> bool:
+    """Whether a folder holds an undamaged export of the checkpoint as it is now."""
+    from mpa_edge.exporters.publish.manifest import is_exported, read_export_manifest
+
+    manifest = read_export_manifest(folder)
+    return manifest is not None and is_exported(folder, manifest.inputs | {"checkpoint": source.fingerprint})
 
 
 def exported_base(source: Source, artifact: Path, target: Target) -> Path:
     """The student before alignment, exported as the artifact was: same scheme, image budget and context."""
-    from mpa_edge.config.library import load_target
-    from mpa_edge.config.scheme import Scheme
-    from mpa_edge.exporters.pipeline import Order, run_export
     from mpa_edge.exporters.publish.manifest import finished
     from mpa_edge.exporters.source import open_source
 
-    manifest = finished(artifact)
+    run, recipe = aligned_run(source)
+    base = open_source(recipe.student, str(run / FOLDER / "base"))
+    return export_like(finished(artifact), replace(base, name=f"{source.name}-base", recipe=recipe), target)
+
+
+def export_like(manifest: ExportManifest, source: Source, target: Target) -> Path:
+    """An export of a source in the scheme and for the target of another export; `target`: the benchmark's."""
+    from mpa_edge.config.library import load_target
+    from mpa_edge.config.scheme import Scheme
+    from mpa_edge.exporters.pipeline import Order, run_export
+
     made_for = target if manifest.target == target.name else None
     if manifest.target and made_for is None:
         made_for = load_target(manifest.target)
-    run, recipe = aligned_run(source)
-    base = open_source(recipe.student, str(run / FOLDER / "base"))
     scheme = Scheme.model_validate(manifest.scheme, strict=False)
-    return run_export(Order(replace(base, name=f"{source.name}-base", recipe=recipe), (scheme,), made_for))[0]
+    return run_export(Order(source, (scheme,), made_for))[0]
 
 
 def show_plan(asked: dict[str, Any], via: str = "hand") -> None:
@@ -146,7 +167,7 @@ def show_plan(asked: dict[str, Any], via: str = "hand") -> None:
     click.echo(f"run        {source.run}")
     click.echo(f"target     {target.name} by {via}")
     for scheme in choose_schemes(source, asked["schemes"], target):
-        state = "exported" if (source.exports / scheme.name / "manifest.json").is_file() else "to be exported"
+        state = "exported" if is_current(source, source.exports / scheme.name) else "to be exported"
         click.echo(f"scheme     {scheme.name} ({state})")
     click.echo(f"accuracy   {asked['questions']} questions, once each")
     beside = "" if asked["no_base"] else ", alternating with base in the same scheme"

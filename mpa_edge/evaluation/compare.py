@@ -13,7 +13,7 @@ from mpa_edge.evaluation.answer_log import answer_all, open_log
 from mpa_edge.evaluation.predict import EvalSpec, recipe_spec
 from mpa_edge.runs.files import make_folder, sha256_json
 from mpa_edge.runs.isolation import run_isolated
-from mpa_edge.runs.manifest import FOLDERS, read_manifest
+from mpa_edge.runs.manifest import FOLDERS, damaged, read_manifest
 from mpa_edge.runs.parquet import read_rows
 from mpa_edge.types import Prediction, Sample
 from mpa_edge.vlm import fingerprint, load
@@ -64,10 +64,14 @@ def answers_of_run(comparison: Comparison, run: Path | None, checkpoint: Path, n
         folder = run / FOLDERS["evaluate"]
         path = folder / f"predictions-{name}.parquet"
         evaluated, merged = read_manifest(folder), read_manifest(checkpoint)
-        # not where the run was aligned again since
         if evaluated and merged and evaluated.inputs["merge"] == sha256_json(merged.outputs) and path.is_file():
+            # not where the files of the model have changed since
+            if name == "base":
+                same = evaluated.inputs["student"] == fingerprint(comparison.recipe.student)
+            else:
+                same = not damaged(checkpoint, merged)
             known = {row.sample_id: row for row in read_rows(path, Prediction)}
-            if all(s.id in known and known[s.id].question == s.question for s in comparison.samples):
+            if same and all(s.id in known and known[s.id].question == s.question for s in comparison.samples):
                 return [known[sample.id] for sample in comparison.samples]
     return answers_of(comparison, comparison.recipe.student if name == "base" else str(checkpoint), name)
 

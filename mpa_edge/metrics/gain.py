@@ -4,9 +4,8 @@ With b, a and q the scores of base, aligned (both full precision, on the host) a
 
 - above base: the artifact is right more often than base, by McNemar's exact test on the flips, one-sided, 5 %
 - retained: the mean of (q - b) - r (a - b) has a lower confidence bound above 0: at least the share r of the gain is
-  left. One-sided, 5 %; questions about one image are one cluster; standard error with the small-sample correction
-  G / (G - 1) and a t quantile with G - 1 degrees of freedom (Cameron and Miller 2015, A Practitioner's Guide to
-  Cluster-Robust Inference, section VI)
+  left. One-sided, 5 %; questions about one image are one cluster; the bounds are those of `interval.mean_bounds`, which
+  hold for few questions and for equal answers as well
 - not worse than aligned: the lower bound of q - a is above minus the margin. Reported, not required
 
 The verdict is `holds` where the first two are true. It is `lost` where the upper bound of the same mean is below 0, or
@@ -18,13 +17,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpa_edge.errors import MpaError
+from mpa_edge.metrics.interval import mean_bounds, t_quantile
 from mpa_edge.metrics.paired import Flips, bootstrap_ci95, flips, mcnemar_above
 from mpa_edge.types import Record
 
@@ -46,7 +45,7 @@ class ModelAccuracy(Record):
     value: float
     """Mean of the scores, 0 to 1."""
     ci95: tuple[float, float]
-    """95 % bootstrap interval of the mean, clustered by image."""
+    """95 % interval of the mean, clustered by image."""
 
 
 class AccuracyResult(Record):
@@ -96,26 +95,9 @@ def clustered(values: Sequence[float] | Array, clusters: Sequence[str]) -> tuple
     return float(x.mean()), math.sqrt(variance), n_clusters
 
 
-def t_quantile(p: float, degrees: int) -> float:
-    """Quantile of Student's t, by the expansion of Abramowitz and Stegun 26.7.5: within 0.001 from 10 degrees on.
-
-    >>> round(t_quantile(0.95, 30), 3), round(t_quantile(0.95, 10**6), 3)
-    (1.697, 1.645)
-    """
-    z, n = NormalDist().inv_cdf(p), max(degrees, 1)
-    g1 = (z**3 + z) / 4
-    g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    g3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + g1 / n + g2 / n**2 + g3 / n**3
-
-
-def bounds(values: Array, clusters: Sequence[str]) -> tuple[float, float]:
-    """One-sided 95 % lower and upper bound of a mean of clustered values."""
-    mean, error, n_clusters = clustered(values, clusters)
-    if math.isinf(error):
-        return -math.inf, math.inf
-    reach = t_quantile(1 - LEVEL, n_clusters - 1) * error
-    return mean - reach, mean + reach
+def bounds(values: Array, clusters: Sequence[str], most: float = 1.0) -> tuple[float, float]:
+    """One-sided 95 % lower and upper bound of a mean of clustered values between -most and most."""
+    return mean_bounds(values, clusters, level=LEVEL, low=-most, high=most)
 
 
 def retained_lower(base: Array, aligned: Array, artifact: Array, clusters: Sequence[str]) -> float | None:
@@ -128,7 +110,8 @@ def retained_lower(base: Array, aligned: Array, artifact: Array, clusters: Seque
     low, high = -10.0, 10.0
     for _ in range(60):
         middle = (low + high) / 2
-        holds = bounds((artifact - base) - middle * (aligned - base), clusters)[0] > 0
+        most = max(1.0, abs(middle), abs(1 - middle))
+        holds = bounds((artifact - base) - middle * (aligned - base), clusters, most)[0] > 0
         low, high = (middle, high) if holds else (low, middle)
     return round(low, 6)
 
@@ -220,10 +203,14 @@ def not_worse(
 def settling(values: Array, clusters: Sequence[str]) -> int | None:
     """Questions with which a mean of this size would differ from 0 in four of five benchmarks; None where it is 0.
 
-    n grows with the square of the standard error over the effect; clusters are assumed to keep their size.
+    n x effect has to exceed sqrt(n) x the error of one question, and the doubt about what was not seen, which is that
+    of -log(0.05) images; clusters are assumed to keep their size.
     """
-    mean, error, _ = clustered(values, clusters)
+    mean, error, n_clusters = clustered(values, clusters)
     if mean == 0 or math.isinf(error):
         return None
-    reach = NormalDist().inv_cdf(1 - LEVEL) + NormalDist().inv_cdf(POWER)
-    return max(len(values) + 1, math.ceil(len(values) * (reach * error / abs(mean)) ** 2))
+    n, effect = len(values), abs(mean)
+    reach = t_quantile(1 - LEVEL, n_clusters - 1) + t_quantile(POWER, n_clusters - 1)
+    noise, unseen = reach * error * math.sqrt(n), -math.log(LEVEL) * n / n_clusters
+    root = (noise + math.sqrt(noise**2 + 4 * effect * unseen)) / (2 * effect)
+    return max(n + 1, math.ceil(root**2))

@@ -11,7 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from mpa_edge.errors import MpaError
+from mpa_edge.metrics.interval import mean_bounds
 from mpa_edge.types import Record
+
+ENOUGH = 100
 
 
 class Flips(Record):
@@ -29,28 +32,35 @@ def mean(values: Sequence[float]) -> float:
 
 
 def bootstrap_ci95(
-    values: Sequence[float], clusters: Sequence[str], *, resamples: int, seed: int
+    values: Sequence[float], clusters: Sequence[str], *, resamples: int, seed: int, low: float = 0.0
 ) -> tuple[float, float]:
-    """95 % percentile interval of the mean of `values`, resampling whole clusters. Two numbers, low first.
+    """95 % interval of the mean of `values`, resampling whole clusters. Two numbers, low first.
 
-    `clusters`: the image of each value. Raises MpaError where there is nothing to resample.
+    The percentile interval of the bootstrap where ENOUGH clusters are on either side of the mean; a resample cannot
+    hold what was not seen, so with fewer the bounds of `interval.mean_bounds` count.
+    `clusters`: the image of each value; `low`: the least that a value can be, -1 for a difference of scores; the most
+    is 1. Raises MpaError where there is nothing to resample.
     Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapters 8 and 13.
 
-    >>> bootstrap_ci95([1.0, 1.0], ["a", "b"], resamples=100, seed=0)
-    (1.0, 1.0)
+    >>> low, high = bootstrap_ci95([1.0] * 24, [str(i) for i in range(24)], resamples=100, seed=0)
+    >>> round(low, 3), high
+    (0.858, 1.0)
     """
     if not values:
         raise MpaError("no question was answered, so there is no interval: evaluate on at least one question")
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
     sums = np.bincount(index, weights=np.asarray(values, float))
     sizes = np.bincount(index)
+    shares = sums / sizes - sums.sum() / sizes.sum()
+    if min(int((shares > 0).sum()), int((shares < 0).sum())) < ENOUGH:
+        return mean_bounds(values, clusters, level=0.025, low=low, high=1.0)
     rng = np.random.default_rng(seed)
     means = np.empty(resamples)
     for i in range(resamples):  # one at a time: a table of draws would not fit for a million questions
         drawn = rng.integers(0, len(sums), len(sums))
         means[i] = sums[drawn].sum() / sizes[drawn].sum()
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    lower, upper = np.percentile(means, [2.5, 97.5])
+    return float(lower), float(upper)
 
 
 def flips(before: Sequence[float], after: Sequence[float]) -> Flips:

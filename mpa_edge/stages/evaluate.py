@@ -134,7 +134,7 @@ def summarise(made: dict[str, list[Prediction]], resamples: int, seed: int) -> d
             for name, rows in made.items()
         },
         "gain": mean(difference),
-        "gain_ci95": bootstrap_ci95(difference, images, resamples=resamples, seed=seed),
+        "gain_ci95": bootstrap_ci95(difference, images, resamples=resamples, seed=seed, low=-1.0),
         "p_mcnemar": mcnemar_p(changed.gained, changed.lost),
         "flips": {"gained": changed.gained, "lost": changed.lost},
         "kinds": accuracy_by_kind(made),

@@ -258,7 +258,7 @@ def watched(shell: Command, seconds: float, root: Path | None = None, first: Pat
 
 
 def test_watch_says_a_line_a_second(shell: Command, tmp_path: Path) -> None:
-    lines = read_watch(watched(shell, 1.6, trees.plant(tmp_path, trees.PI)))
+    lines = read_watch(watched(shell, 1.6, trees.plant(tmp_path, trees.PI)).splitlines())
     assert len(lines) == 2
     assert lines[0]["uptime_s"] == 1234.56
     assert lines[0]["thermal_zones"][0]["temp_c"] == 48.35
@@ -274,7 +274,7 @@ while :; do echo "RAM 1343/7620MB (lfb 1x4MB) CPU [0%@729,off] VDD_IN 5251mW/853
 
 def test_watch_reads_tegrastats_and_leaves_none_behind(shell: Command, tmp_path: Path) -> None:
     first = trees.programs(tmp_path / "bin", tegrastats=TEGRASTATS)
-    lines = read_watch(watched(shell, 1.0, trees.plant(tmp_path / "orin", trees.ORIN), first))
+    lines = read_watch(watched(shell, 1.0, trees.plant(tmp_path / "orin", trees.ORIN), first).splitlines())
     assert len(lines) >= 2
     assert str(lines[0]["tegrastats"]).endswith("VDD_IN 5251mW/8535mW")
     pid = int((first / "tegrastats.pid").read_text())
@@ -286,7 +286,7 @@ def test_watch_reads_tegrastats_and_leaves_none_behind(shell: Command, tmp_path:
 
 def test_watch_goes_on_without_a_tegrastats_that_fails(shell: Command, tmp_path: Path) -> None:
     first = trees.programs(tmp_path / "bin", tegrastats="exit 1")
-    assert len(read_watch(watched(shell, 0.6, trees.plant(tmp_path / "orin", trees.ORIN), first))) == 1
+    assert len(read_watch(watched(shell, 0.6, trees.plant(tmp_path / "orin", trees.ORIN), first).splitlines())) == 1
 
 
 @pytest.mark.parametrize("words", [["watch"], ["watch", "0"], ["watch", "0.5"], ["watch", "5; id"], ["look"]])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mpa_edge.errors import MpaError
-from mpa_edge.metrics.gain import accuracy_result, clustered, judge, not_worse, settling, t_quantile
+from mpa_edge.metrics.gain import accuracy_result, clustered, judge, not_worse, settling
 from mpa_edge.metrics.paired import mcnemar_above
 
 DRAWS = 2000
@@ -111,7 +111,8 @@ def test_figures_of_a_result() -> None:
     assert 0.5 < result.retained_gain_lower < 0.8
     assert (result.flips.gained, result.flips.lost) == (24, 0)
     assert result.p_mcnemar == mcnemar_above(24, 0) < 1e-6
-    assert not_worse(aligned, aligned, [str(i) for i in range(100)])
+    assert not not_worse(aligned, aligned, [str(i) for i in range(100)])  # three of a hundred may differ unseen
+    assert not_worse(aligned * 2, aligned * 2, [str(i) for i in range(200)])
     assert not not_worse(aligned, shipped, [str(i) for i in range(100)])
 
 
@@ -130,8 +131,3 @@ def test_clusters_widen_the_error_where_images_agree() -> None:
     alone = clustered(values, [str(i) for i in range(80)])[1]
     together = clustered(values, [str(i // 4) for i in range(80)])[1]
     assert 1.8 < together / alone < 2.2
-
-
-@pytest.mark.parametrize(("degrees", "exact"), [(10, 1.8125), (30, 1.6973), (99, 1.6604), (999, 1.6464)])
-def test_t_quantiles_against_printed_tables(degrees: int, exact: float) -> None:
-    assert abs(t_quantile(0.95, degrees) - exact) < 0.001

@@ -87,25 +87,24 @@ def test_an_interval_holds_the_truth_nineteen_times_in_twenty_and_only_by_cluste
 
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=30), st.integers(1, 10))
-def test_an_interval_is_ordered_within_the_values_and_turns_with_the_sign(values: list[float], n_images: int) -> None:
+def test_an_interval_is_ordered_holds_the_mean_and_turns_with_the_sign(values: list[float], n_images: int) -> None:
     images = [f"i{i % n_images}" for i in range(len(values))]
-    low, high = bootstrap_ci95(values, images, resamples=50, seed=3)
-    assert min(values) - 1e-12 <= low <= high <= max(values) + 1e-12
-    assert bootstrap_ci95(values, images, resamples=50, seed=3) == (low, high)
-    turned = bootstrap_ci95([-value for value in values], images, resamples=50, seed=3)
+    low, high = bootstrap_ci95(values, images, resamples=50, seed=3, low=-1.0)
+    assert -1 <= low <= sum(values) / len(values) + 1e-12
+    assert sum(values) / len(values) - 1e-12 <= high <= 1
+    assert bootstrap_ci95(values, images, resamples=50, seed=3, low=-1.0) == (low, high)
+    turned = bootstrap_ci95([-value for value in values], images, resamples=50, seed=3, low=-1.0)
     assert turned == pytest.approx((-high, -low))
 
 
 def test_images_with_more_questions_weigh_more() -> None:
-    values, images = [1.0] * 9 + [0.0], ["a"] * 9 + ["b"]
-    rng = np.random.default_rng(0)
-    expected = {0: 1.0, 1: 0.9, 2: 0.0}  # how often b is drawn -> mean over the questions
-    means = [expected[int((rng.integers(0, 2, 2) == 1).sum())] for _ in range(500)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    assert bootstrap_ci95(values, images, resamples=500, seed=0) == pytest.approx((low, high))
+    values, images = ([1.0] * 9 + [0.0]) * 100, [f"{i // 10}{'ab'[i % 10 == 9]}" for i in range(1000)]
+    low, high = bootstrap_ci95(values, images, resamples=500, seed=0)
+    assert low < 0.9 < high
+    assert high - low == pytest.approx(4 * 0.9 * math.sqrt(0.1 * 0.1 / 100), rel=0.3)  # each half of the images counts
 
 
-def test_one_image_has_no_spread_and_no_question_is_an_error() -> None:
-    assert bootstrap_ci95([0.0, 1.0], ["a", "a"], resamples=20, seed=0) == (0.5, 0.5)
+def test_one_image_says_nothing_and_no_question_is_an_error() -> None:
+    assert bootstrap_ci95([0.0, 1.0], ["a", "a"], resamples=20, seed=0) == (0.0, 1.0)
     with pytest.raises(MpaError, match="evaluate on at least one question"):
         bootstrap_ci95([], [], resamples=20, seed=0)

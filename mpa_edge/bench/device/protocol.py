@@ -5,8 +5,10 @@ Standard library only, for Python 3.10 or newer: this file runs on the device.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +19,13 @@ from mpa_edge.errors import MpaError
 QUESTIONS = "questions.jsonl"
 ORDER, OUT, WATCH, ERRORS = "order.json", "out.jsonl", "watch.jsonl", "err.txt"
 PROBE, PROBE_AFTER = "probe.json", "probe-after.json"
+MODELS = "models/"
+"""Folder of a bundle that holds the exported models."""
+LINE_BYTES, OUT_BYTES = 1 << 20, 256 << 20
+"""Longest line of a job, and most that is read of its out.jsonl; an answer takes about 500 bytes."""
+LARGEST_CORE = 8191
+"""Linux is built for at most so many."""
+CORES = re.compile(r"[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?){0,999}")
 
 
 @dataclass(frozen=True)
@@ -65,8 +74,9 @@ class Line:
     block: int = 0
     """Number of the process, from 0."""
     values: dict[str, Any] = field(default_factory=dict)
-    """loaded: load_s, cold, runtime, backend, threads, warm_up; answer: id, repetition, text, finish_reason, tokens and
-    the timings (keys of records.METRICS) that the runtime reports; memory: peak_bytes, method; failed: reason."""
+    """loaded: load_s, cold, runtime, backend, threads, warm_up, content; answer: id, repetition, text, finish_reason,
+    tokens and the timings (keys of records.METRICS) that the runtime reports; memory: peak_bytes, method; failed:
+    reason. `results.lines` has their types and bounds."""
 
 
 def to_json(order: JobOrder) -> str:
@@ -89,19 +99,40 @@ def to_line(line: Line) -> str:
     return json.dumps(asdict(line), sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def read_lines(texts: Iterable[str]) -> Iterator[Line]:
-    """Complete lines; an incomplete one, which a kill leaves at the end, is skipped."""
-    for text in texts:
-        try:
-            made = json.loads(text)
-            yield Line(**made)
-        except (ValueError, TypeError):
-            continue
+def read_lines(texts: Iterable[str | bytes]) -> Iterator[Line]:
+    """Lines that have the form of one; others are skipped, as an incomplete one, which a kill leaves at the end."""
+    return (line for line in map(parse_line, texts) if line is not None)
+
+
+def parse_line(text: str | bytes) -> Line | None:
+    """One line; None where it has not the form of one. Its values are checked by who uses them.
+
+    >>> parse_line('{"kind": "end", "variant": "", "block": true, "values": {}}') is None
+    True
+    """
+    try:
+        made = json.loads(text)
+        line = Line(**made)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    types = ((line.kind, str), (line.variant, str), (line.block, int), (line.values, dict))
+    return line if all(type(value) is kind for value, kind in types) else None
 
 
 def answered(lines: Iterable[Line]) -> set[tuple[str, str, int]]:
     """Keys of the steps that have an answer."""
-    return {(line.variant, line.values["id"], line.values["repetition"]) for line in lines if line.kind == "answer"}
+    found = (
+        (line.variant, line.values.get("id"), line.values.get("repetition")) for line in lines if line.kind == "answer"
+    )
+    return {(variant, id_, again) for variant, id_, again in found if isinstance(id_, str) and type(again) is int}
+
+
+def content_id(files: Mapping[str, str]) -> str:
+    """Identifies the models and questions of a bundle, without its code. `files`: path inside it -> SHA-256."""
+    counts = sorted(
+        f"{digest}  {name}\n" for name, digest in files.items() if name.startswith(MODELS) or name == QUESTIONS
+    )
+    return hashlib.sha256("".join(counts).encode()).hexdigest()
 
 
 def blocks(steps: Iterable[Step]) -> list[tuple[Step, ...]]:
@@ -129,10 +160,11 @@ def parse_cores(text: str) -> set[int]:
     >>> sorted(parse_cores("4-6,9"))
     [4, 5, 6, 9]
     """
+    text = "".join(text.split())
     found: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
-            raise MpaError(f"cpu.cores is '{text}': write cores as 4-7 or 0,2")
+    for part in text.split(",") if CORES.fullmatch(text) else ():
+        first, _, last = part.partition("-")
         found |= set(range(int(first), int(last or first) + 1))
+    if not found or max(found) > LARGEST_CORE:
+        raise MpaError(f"cpu.cores is '{text[:80]}': write cores as 4-7 or 0,2, none above {LARGEST_CORE}")
     return found

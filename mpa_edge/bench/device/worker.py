@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 from mpa_edge.artifact import ARTIFACT, Artifact, read_artifact
 from mpa_edge.bench.device.memory import Watcher, drop_from_page_cache
-from mpa_edge.bench.device.protocol import JobOrder, Line, Step, from_json, parse_cores, read_questions, to_line
+from mpa_edge.bench.device.protocol import (
+    JobOrder,
+    Line,
+    Step,
+    content_id,
+    from_json,
+    parse_cores,
+    read_questions,
+    to_line,
+)
 from mpa_edge.errors import MpaError
 from mpa_edge.images.folder import open_image
 from mpa_edge.types import VLM, Drop, Reply, Request
@@ -29,6 +38,7 @@ from mpa_edge.vlm import RUNTIMES, load
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+MANIFEST = "manifest.json"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # the highest limit that a recipe can set: the host has checked every image against the run's own limit
 MAX_PIXELS = 2 * 89_478_485
@@ -141,8 +151,18 @@ def load_model(bundle: Path, order: JobOrder, variant: str, *, cold: bool) -> tu
         "threads": getattr(model, "threads", None) or getattr(getattr(model, "language", None), "threads", None),
         "warm_up": order.warm_up,
         "uptime_s": began_s,
+        "content": content_of(bundle),
         "cores": sorted(os.sched_getaffinity(0)),
     }
+
+
+def content_of(bundle: Path) -> str | None:
+    """`content_id` of this bundle, by its manifest; None where that is missing or damaged."""
+    try:
+        files = json.loads((bundle / MANIFEST).read_bytes())["files"]
+        return content_id({name: str(file["sha256"]) for name, file in files.items()})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def backend(model: Any, artifact: Artifact) -> str:

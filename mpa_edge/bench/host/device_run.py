@@ -9,11 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from mpa_edge.bench.device import protocol
-from mpa_edge.bench.device.protocol import JobOrder, Line
+from mpa_edge.bench.device.protocol import JobOrder
 from mpa_edge.bench.device.runner import PACKAGES
 from mpa_edge.bench.host.job import Job
 from mpa_edge.bench.host.llama_server_run import LlamaServerRun
 from mpa_edge.bench.measurement import Reach
+from mpa_edge.bench.results.lines import checked_lines
 from mpa_edge.bench.results.probe import read_probe
 from mpa_edge.bench.results.sensors import hottest
 from mpa_edge.bench.transports.transport import Transport, last_line
@@ -114,7 +115,8 @@ def run_python(transport: Transport, order: JobOrder, python: str, *, remote: st
     for name in (protocol.PROBE, protocol.PROBE_AFTER, protocol.WATCH, protocol.ERRORS):
         fetch(transport, f"{folder}/{name}", local / name)
     if rc := job.poll().rc:
-        failed = [str(line.values.get("reason")) for line in read_out(local) if line.kind == "failed"]
+        found = checked_lines(local / protocol.OUT, order).lines
+        failed = [line.values["reason"] for line in found if line.kind == "failed"]
         why = failed[-1] if failed else last_line(job.errors()).removeprefix("error: ")
         raise MpaError(f"on {transport.name}, the runner ended with {rc}: {why}; fix it and rerun")
 
@@ -140,8 +142,3 @@ def run_server(
             watch.stop()
     fetch(transport, f"{folder}/watch/{protocol.WATCH}", local / protocol.WATCH)
     write_bytes(local / protocol.PROBE_AFTER, probe(transport, remote).encode())
-
-
-def read_out(local: Path) -> list[Line]:
-    """All lines of a job."""
-    return list(protocol.read_lines((local / protocol.OUT).read_text(encoding="utf-8").split("\n")))

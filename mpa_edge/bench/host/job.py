@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-from mpa_edge.bench.device.protocol import ERRORS, OUT
+from mpa_edge.bench.device.protocol import ERRORS, LINE_BYTES, OUT, OUT_BYTES
 from mpa_edge.bench.transports.transport import Transport, last_line, quoted_path
 from mpa_edge.config import library
 from mpa_edge.errors import MpaError
@@ -25,6 +26,7 @@ START_S = 60.0
 MAX_RESTARTS = 3
 # beyond the end of any file: a poll returns only the state
 NOTHING = 1 << 50
+POLLED = re.compile(rb"(running|ended|dead|none) +([0-9]{1,3}|-) +([0-9]{1,15})")
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,13 @@ class Job:
         if done.rc:
             self._transport.refused(f"keep a job in {self.folder}", done)
         first, _, new = done.stdout.partition(b"\n")
-        state, rc, size = first.decode().split()
-        return Poll(cast(State, state), int(rc) if rc.isdigit() else None, int(size), new)
+        found = POLLED.fullmatch(first.strip())
+        if found is None:
+            raise MpaError(
+                f"job.sh on {self._transport.name} printed something else than a state ({last_line(first)}): rerun"
+            )
+        state, rc, size = found.group(1).decode(), found.group(2), int(found.group(3))
+        return Poll(cast(State, state), int(rc) if rc != b"-" else None, size, new)
 
     def stop(self) -> None:
         """End it with everything that it started. Safe to call twice."""
@@ -103,11 +110,13 @@ class Job:
         """Every line of out.jsonl from the first on, as they come, until the job has ended; each goes to `copy` too.
 
         A job that died is started again, at most MAX_RESTARTS times in a row. MpaError where that does not help, or
-        where no line comes for `stall_s` while the device can be reached: the job is stopped then.
+        where no line comes for `stall_s` while the device can be reached, or where a line or all of them are too long:
+        the job is stopped then.
         """
         offset, still_s, restarts = _cut_torn_line(copy), 0.0, 0
         if offset:
-            yield from _split(copy.read_bytes())
+            with copy.open("rb") as file:
+                yield from (line.decode(errors="replace").removesuffix("\n") for line in file)
         where = self._transport.name
         while True:
             poll = self.poll(offset)
@@ -119,6 +128,13 @@ class Job:
                     os.fsync(file.fileno())
                 offset, still_s, restarts = offset + len(whole), 0.0, 0
                 yield from _split(whole)
+            if offset > OUT_BYTES or (not whole and len(poll.new) >= LINE_BYTES):
+                self.stop()
+                raise MpaError(
+                    f"the job on {where} wrote more than a benchmark does and was stopped: look at {self.folder}/{OUT} "
+                    "there, then rerun with --fresh"
+                )
+            if whole:
                 continue
             if poll.state == "ended":
                 return
@@ -152,9 +168,16 @@ def _cut_torn_line(copy: Path) -> int:
     make_folder(copy.parent)
     if not copy.is_file():
         return 0
-    content = copy.read_bytes()
-    size = content.rfind(b"\n") + 1
-    if size < len(content):
+    size = all_bytes = copy.stat().st_size
+    with copy.open("rb") as file:
+        while size:  # from the end on, in parts
+            start = max(0, size - LINE_BYTES)
+            file.seek(start)
+            found = file.read(size - start).rfind(b"\n")
+            size = start + found + 1
+            if found >= 0:
+                break
+    if size < all_bytes:
         with open(copy, "r+b", opener=open_in_place) as file:
             file.truncate(size)
     return size

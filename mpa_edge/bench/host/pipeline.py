@@ -10,15 +10,16 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from mpa_edge.artifact import read_artifact
-from mpa_edge.bench.device.protocol import OUT, PROBE, PROBE_AFTER, WATCH, JobOrder
+from mpa_edge.bench.device.protocol import OUT, PROBE, PROBE_AFTER, WATCH, JobOrder, content_id
 from mpa_edge.bench.host.bundle import Bundle, Question, make_bundle
-from mpa_edge.bench.host.device_run import choose_runner, cool_down, read_out, run_python, run_server
+from mpa_edge.bench.host.device_run import choose_runner, cool_down, run_python, run_server
 from mpa_edge.bench.host.job import Job
 from mpa_edge.bench.host.llama_server_run import NOT_TIMED
 from mpa_edge.bench.host.upload import remove, send
 from mpa_edge.bench.measurement import ANSWERED, DEVICE, FOLDER, Bench, spread
 from mpa_edge.bench.results.documents import Evidence, report_of, write_documents
-from mpa_edge.bench.results.probe import read_probe, read_watch
+from mpa_edge.bench.results.lines import checked_lines, whole_lines
+from mpa_edge.bench.results.probe import PROBE_BYTES, WATCH_BYTES, read_probe, read_watch
 from mpa_edge.bench.results.records import BENCH
 from mpa_edge.bench.results.timing import order as order_of
 from mpa_edge.bench.transports.connect import connect
@@ -29,7 +30,7 @@ from mpa_edge.runs import paths
 from mpa_edge.runs.files import make_folder, read_json, write_json
 from mpa_edge.runs.lock import run_lock
 from mpa_edge.runs.log import logger
-from mpa_edge.runs.manifest import FOLDERS, clear
+from mpa_edge.runs.manifest import FOLDERS
 from mpa_edge.tasks import answer_prompt, get_task
 from mpa_edge.types import Prediction, Record
 
@@ -81,7 +82,8 @@ def run_bench(bench: Bench, fresh: bool = False) -> Path:
             say("resuming the job that was started before")
         else:
             abandoned, job_id = job.folder or "", uuid.uuid4().hex[:12]
-            clear(bench.results)
+            # the job's files go, the earlier documents stay until new ones take their place
+            paths.remove(bench.results / DEVICE)
             write_json(bench.results / JOB, {"inputs": inputs, "id": job_id})
         local = make_folder(bench.results / DEVICE)
         with closing(connect(bench.reach.via, root=bench.reach.root)) as transport:
@@ -103,7 +105,7 @@ def run_bench(bench: Bench, fresh: bool = False) -> Path:
             else:
                 run_python(transport, order, program, remote=remote, folder=folder, local=local)
         not_timed = NOT_TIMED if is_server else ()
-        return write_results(bench, comparison, order, bundle, host, transport.name, not_timed)
+        return write_results(bench, comparison, order, bundle, host, local, transport.name, not_timed)
 
 
 def read_results(bench: Bench, job: Path) -> Path:
@@ -114,12 +116,7 @@ def read_results(bench: Bench, job: Path) -> Path:
     with run_lock(make_folder(bench.results)):
         comparison, order, bundle = prepare(bench)
         host = host_answers(bench, comparison)
-        clear(bench.results)
-        local = make_folder(bench.results / DEVICE)
-        for name in (OUT, PROBE, PROBE_AFTER, WATCH):
-            if (job / name).is_file():
-                paths.copy(job / name, local / name)
-        return write_results(bench, comparison, order, bundle, host, "manual copy")
+        return write_results(bench, comparison, order, bundle, host, job, "manual copy")
 
 
 def make(bench: Bench, folder: Path | None = None) -> Bundle:
@@ -180,29 +177,45 @@ def write_results(
     order: JobOrder,
     bundle: Bundle,
     host: Answers,
+    job: Path,
     transport: str,
     not_timed: tuple[str, ...] = (),
 ) -> Path:
-    """Write all documents from the job's files in device/; returns the folder of the results."""
-    local = bench.results / DEVICE
-    if not (local / PROBE).is_file():
+    """Write all documents from the files of a job, once all of them are read; returns the folder of the results.
+
+    MpaError where answers are missing, or where the job ran another bundle: earlier documents stay as they are.
+    """
+    if not (job / PROBE).is_file():
         raise MpaError(f"the job left no {PROBE}: run bench.sh of the bundle, not run.py alone")
-    during = []
-    if (local / WATCH).is_file():
-        during += read_watch((local / WATCH).read_text(encoding="utf-8", errors="replace"))
-    if (local / PROBE_AFTER).is_file():
-        during.append(read_probe((local / PROBE_AFTER).read_text(encoding="utf-8")))
+    before, *after = [
+        read_probe((job / name).open("rb").read(PROBE_BYTES).decode(errors="replace"))
+        for name in (PROBE, PROBE_AFTER)
+        if (job / name).is_file()
+    ]
+    during = [*read_watch(whole_lines(job / WATCH, WATCH_BYTES)), *after]
+    found = checked_lines(job / OUT, order)
+    ours = content_id({name: file.sha256 for name, file in bundle.manifest.files.items()})
+    if any(line.values.get("content", ours) != ours for line in found.lines):
+        raise MpaError(
+            f"the answers in {job} are of other models or questions than those of the run now: "
+            "make the bundle again with mpa-edge bundle, and run that one"
+        )
     evidence = Evidence(
         order,
-        read_out(local),
-        read_probe((local / PROBE).read_text(encoding="utf-8")),
+        found.lines,
+        before,
         during,
         transport,
         bundle.artifact_bytes,
         not_timed,
+        found.cautions,
     )
     made = report_of(bench, bundle.sha256, *host, evidence)
     logger.info("bench: %s on %s is %s", bench.scheme, bench.target.name, made[0].verdict)
+    local = make_folder(bench.results / DEVICE)
+    for name in (OUT, PROBE, PROBE_AFTER, WATCH):
+        if (job / name).is_file() and job.resolve() != local.resolve():
+            paths.copy(job / name, local / name)
     write_documents(*made, images=comparison.images, folder=bench.results)
     write_json(bench.results / JOB, {"inputs": bench.inputs(bundle.sha256), "done": True})
     return bench.results

@@ -1,7 +1,7 @@
 """Two benchmarks compared: what changed by more than noise; and the report as one JSON document.
 
 - a timing: the 95 % intervals of the medians lie apart, and the medians differ by more than 5 %
-- accuracy: the questions that both were asked, paired. The 95 % bootstrap interval of the difference (whole images are
+- accuracy: the questions that both were asked, paired. The 95 % interval of the difference (whole images are
   drawn) excludes 0, and the exact sign test on the questions whose score changed (McNemar's, for scores of 0 and 1) has
   p < 0.05
 - memory and size have no interval: more than 5 % counts; a repeated measurement of memory agrees within 3 %
@@ -128,7 +128,7 @@ def _accuracy(before: BenchData, after: BenchData) -> Change:
     change, why = "", "no question was asked in both, or answers.jsonl is missing"
     if common:
         shifts = [row.scores[2] - old[row.id] for row in common]
-        low, high = bootstrap_ci95(shifts, [row.image for row in common], resamples=RESAMPLES, seed=0)
+        low, high = bootstrap_ci95(shifts, [row.image for row in common], resamples=RESAMPLES, seed=0, low=-1.0)
         up, down = sum(shift > 0 for shift in shifts), sum(shift < 0 for shift in shifts)
         clear = mcnemar_p(up, down) < LEVEL and (low > 0 or high < 0)
         outcome = "no clear change" if not clear else "regression" if high < 0 else "improvement"

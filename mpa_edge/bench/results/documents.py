@@ -31,6 +31,7 @@ from mpa_edge.errors import MpaError
 from mpa_edge.images.folder import open_image
 from mpa_edge.metrics import get_metric
 from mpa_edge.metrics.gain import MARGIN, accuracy_result, judge, not_worse
+from mpa_edge.runs import paths
 from mpa_edge.runs.files import atomic_write, make_folder, write_bytes, write_json
 from mpa_edge.tasks import Task, get_task
 from mpa_edge.types import Drop, Prediction, Record
@@ -38,6 +39,7 @@ from mpa_edge.types import Drop, Prediction, Record
 NOT_TIMED = ("reading and decoding the image file", "the first answer of each process, which warms it up")
 MAYBE_WARM = "reading the files from the disk: load_s may be of files that were in memory already"
 THUMBNAIL_PIXELS = 320
+NEW = ".new"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Evidence:
     """Of the artifact on it."""
     not_timed: tuple[str, ...] = ()
     """What this runtime does not time, besides NOT_TIMED."""
+    cautions: tuple[str, ...] = ()
+    """What of the job's output was left out."""
 
 
 def report_of(
@@ -68,7 +72,7 @@ def report_of(
     `bundle_sha256`: of what was sent to the device; `base`, `aligned`: the host's answers to the same questions.
     """
     lines = evidence.lines
-    require_all(evidence.order.steps, lines)
+    require_all(evidence.order.steps, lines, evidence.cautions)
     rows = answer_rows(get_task(bench.recipe.task), base, aligned, lines)
     before, after, on_device = ([row.scores[i] for row in rows] for i in range(3))
     images = [row.image for row in rows]
@@ -108,18 +112,22 @@ def report_of(
         energy_reason=energy_reason,
         budgets=budget_lines(bench.target.budgets, latency, memory, counts=not invalid),
         verdict=overall(judgement.verdict, bool(invalid)),
-        reasons=(*judgement.reasons, *invalid, *warnings),
+        reasons=(*judgement.reasons, *invalid, *warnings, *evidence.cautions),
     )
     return report, rows, timings
 
 
-def require_all(steps: Sequence[Step], lines: Sequence[Line]) -> None:
-    """MpaError where a question has no answer: a comparison needs the same questions for all."""
+def require_all(steps: Sequence[Step], lines: Sequence[Line], cautions: Sequence[str] = ()) -> None:
+    """MpaError where a question has no answer: a comparison needs the same questions for all.
+
+    `cautions`: what was left out of the job's output; answers that do not count are not asked again.
+    """
     have = answered(lines)
     if n_missing := sum(step.key not in have for step in steps):
         reasons = [str(line.values.get("reason", "unknown")) for line in lines if line.kind == "failed"]
-        why = f": {reasons[-1]}" if reasons else ""
-        raise MpaError(f"{n_missing} of {len(steps)} answers are missing{why}; rerun to resume")
+        why = "".join(f": {reason}" for reason in [*reasons[-1:], *cautions][:1])
+        fix = "rerun with --fresh" if cautions else "rerun to resume"
+        raise MpaError(f"{n_missing} of {len(steps)} answers are missing{why}; {fix}")
 
 
 def answer_rows(
@@ -175,8 +183,12 @@ def busy(lines: Sequence[Line], variant: str) -> tuple[list[tuple[float, float]]
     """
     loads = [line for line in lines if line.kind == "loaded" and "uptime_s" in line.values]
     starts: Mapping[int, float] = {one.block: one.values["uptime_s"] + one.values.get("load_s", 0.0) for one in loads}
-    ends = [line for line in lines if line.kind == "memory" and line.variant == variant and "uptime_s" in line.values]
-    spans = {line.block: (starts[line.block], line.values["uptime_s"]) for line in ends if line.block in starts}
+    ends = {
+        line.block: float(line.values["uptime_s"])
+        for line in lines
+        if line.kind == "memory" and line.variant == variant and "uptime_s" in line.values
+    }
+    spans = {block: (starts[block], end_s) for block, end_s in ends.items() if starts.get(block, end_s) < end_s}
     answers = [line for line in lines if line.kind == "answer" and line.variant == variant and line.block in spans]
     return list(spans.values()), sum(int(line.values.get("tokens", 0)) for line in answers)
 
@@ -184,8 +196,13 @@ def busy(lines: Sequence[Line], variant: str) -> tuple[list[tuple[float, float]]
 def write_documents(
     report: BenchReport, answers: Sequence[AnswerRow], timings: Sequence[Timed], *, images: Path, folder: Path
 ) -> None:
-    """All of them into a folder, bench.json last. `images`: the run's image folder."""
-    make_folder(folder / THUMBNAILS)
+    """All of them into a folder, bench.json last. `images`: the run's image folder.
+
+    They are written beside earlier ones, which they replace in the end: until then, nothing of those is lost.
+    """
+    new = folder / NEW
+    paths.remove(new)
+    make_folder(new / THUMBNAILS)
     thumbnails: dict[str, str] = {}
     for image in dict.fromkeys(row.image for row in pick(answers)):
         opened = open_image(images / image)
@@ -195,10 +212,15 @@ def write_documents(
         data = io.BytesIO()
         opened.save(data, "JPEG", quality=85)
         thumbnails[image] = f"{THUMBNAILS}/{len(thumbnails):03}.jpg"
-        write_bytes(folder / thumbnails[image], data.getvalue())
-    write_jsonl(folder / ANSWERS, [row.model_copy(update={"thumbnail": thumbnails.get(row.image)}) for row in answers])
-    write_jsonl(folder / TIMINGS, timings)
-    write_json(folder / BENCH, report)
+        write_bytes(new / thumbnails[image], data.getvalue())
+    write_jsonl(new / ANSWERS, [row.model_copy(update={"thumbnail": thumbnails.get(row.image)}) for row in answers])
+    write_jsonl(new / TIMINGS, timings)
+    write_json(new / BENCH, report)
+    for name in (BENCH, THUMBNAILS):  # no kill leaves the one beside rows of another benchmark
+        paths.remove(folder / name)
+    for name in (THUMBNAILS, ANSWERS, TIMINGS, BENCH):
+        paths.move(new / name, folder / name)
+    paths.remove(new)
 
 
 def write_jsonl(path: Path, rows: Iterable[Record]) -> None:

@@ -20,19 +20,23 @@ from mpa_edge.errors import MpaError
 RESAMPLES = 2000
 SEED = 0
 LEAST_REPETITIONS = 5
-# a table of draws is resamples x samples, made in parts of so many numbers (16 MB)
-TABLE = 2_000_000
 # below this share, two halves of a run count as equal whatever the statistics say
 DRIFT_SHARE = 0.03
 
 
 def medians(samples: Sequence[float], *, resamples: int = RESAMPLES, seed: int = SEED) -> NDArray[np.float64]:
-    """Medians of bootstrap resamples. (n,) -> (resamples,); the same seed gives the same numbers."""
-    values = np.asarray(samples, float)
-    rng = np.random.default_rng(seed)
-    rows = max(1, TABLE // max(1, len(values)))
-    sizes = [min(rows, resamples - done) for done in range(0, resamples, rows)]
-    return np.concatenate([np.median(values[rng.integers(0, len(values), (n, len(values)))], axis=1) for n in sizes])
+    """Medians of bootstrap resamples. (n,) -> (resamples,); the same seed gives the same numbers.
+
+    No resample is drawn: its k-th smallest value is the sample at n x U, U being the k-th smallest of n uniform
+    numbers, which has a beta distribution. So thousands of samples take no longer than ten.
+    """
+    values = np.sort(np.asarray(samples, float))
+    rng, n = np.random.default_rng(seed), len(values)
+    above = rng.beta(n // 2 + 1, n - n // 2, resamples)
+    # the middle one, or the upper of the two in the middle; below it, the largest of n / 2 uniform numbers
+    below = above if n % 2 else above * rng.random(resamples) ** (2 / n)
+    lower, upper = (np.minimum((n * u).astype(int), n - 1) for u in (below, above))
+    return (values[lower] + values[upper]) / 2
 
 
 def figure(samples: Sequence[float], unit: str) -> Figure:

@@ -47,7 +47,7 @@ class AccuracyFigures(Record):
     n: int
     """Questions."""
     ci95: tuple[float, float]
-    """95 % bootstrap interval of the artifact's accuracy, clustered by image."""
+    """95 % interval of the artifact's accuracy, clustered by image."""
     loss_upper: float
     """Upper 95 % bound of aligned - artifact (one-sided)."""
     retained_gain: float | None

@@ -18,7 +18,7 @@ from mpa_edge.bench.report.read import read_bench
 from mpa_edge.bench.results.records import METRICS
 from mpa_edge.evaluation.predict import EvalSpec, ask
 from mpa_edge.questions.own import read_questions
-from mpa_edge.runs.files import read_json
+from mpa_edge.runs.files import read_json, write_json
 from mpa_edge.tasks import answer_prompt, get_task
 from mpa_edge.types import Request
 from mpa_edge.vlm import load
@@ -193,13 +193,31 @@ def test_a_lost_gain_exits_with_3(run: Path, tmp_path: Path) -> None:
     """The export in the place of the aligned model's is that of base: as if the adapter had not been merged."""
     copied = copy_of(run, tmp_path)
     export = copied / "exports" / "onnx-int8"
+    right = read_json(export / "manifest.json")["inputs"]
     shutil.rmtree(export)
     shutil.copytree(copied / "bench" / "base" / "onnx-int8", export)
+    write_json(export / "manifest.json", read_json(export / "manifest.json") | {"inputs": right})
     done = mpa_edge("bench", copied, "--as", "onnx-int8", *SMALL, "--no-base", "--root", tmp_path / "there")
     assert done.returncode == 3, done.stderr
     assert "lost" in done.stdout
     assert "less than 50% of the gain is left" in done.stdout
     assert read_json(results(copied) / "bench.json")["verdict"] == "lost"
+
+
+def test_an_export_of_other_weights_is_made_again(run: Path, tmp_path: Path) -> None:
+    """The merged weights are those of base now: its export must not be judged by what aligned once answered."""
+    copied = copy_of(run, tmp_path)
+    base = run.parent / f"{run.name}-base"
+    shutil.copy(base / "model.safetensors", copied / "merged" / "model.safetensors")
+    plan = mpa_edge("bench", copied, "--as", "onnx-int8", "--dry-run")
+    assert "onnx-int8 (to be exported)" in plan.stdout
+    done = mpa_edge("bench", copied, "--as", "onnx-int8", *SMALL, "--no-base", "--root", tmp_path / "there", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "the model has changed since this export" in done.stderr
+    document = json.loads(done.stdout)
+    assert document["verdict"] == "inconclusive"
+    assert document["accuracy"]["aligned"] == document["accuracy"]["base"]
+    assert abs(document["accuracy"]["artifact"]["value"] - document["accuracy"]["base"]["value"]) < 0.1
 
 
 def test_a_phone_without_python(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ NAMES = st.sampled_from(KEYS) | st.text()
 @settings(deadline=None, max_examples=40)
 @given(st.recursive(PLAIN, lambda inner: st.lists(inner) | st.dictionaries(NAMES, inner)))
 def test_no_answer_of_a_device_raises(value: Any) -> None:
-    watch = read_watch(json.dumps(dict.fromkeys(KEYS, value)))
+    watch = read_watch([json.dumps(dict.fromkeys(KEYS, value))])
     probe = watch[0]
     environment(probe, {}, "local")
     throttled(probe, watch, LIMITS)
