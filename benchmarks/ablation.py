@@ -74,7 +74,7 @@ def measure(changes: tuple[str, ...], source: Path, folder: Path, threads: int, 
     vlm.close()
     after = log.predictions("aligned")
     gains = [a.score - b.score for a, b in zip(after, before, strict=True)]
-    interval = bootstrap_ci95(gains, [row.image_id for row in before], resamples=2000, seed=recipe.seed, low=-1.0)
+    interval = bootstrap_ci95(gains, [row.image_id for row in before], resamples=2000, seed=recipe.seed)
     counts = {stage: read(folder / stage / "manifest.json") for stage in ("1-annotate", "2-identify", "3-level")}
     kept = plain_style({"base": "nursery:student", "aligned": str(folder / "merged")}, plain)
     return {

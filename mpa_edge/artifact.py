@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from mpa_edge.config.scheme import Component, Format
 from mpa_edge.errors import MpaError
@@ -70,6 +70,8 @@ class Artifact(Record):
     """
     context_tokens: int
     """Longest prompt with its answer."""
+    repetition_penalty: float = Field(1.0, gt=0)
+    """Logits of tokens that occurred, in the prompt or the answer, are divided by it (multiplied where negative)."""
     threads: int | None = None
     """CPU threads that the target asks for; None: one for each usable core."""
     max_new_tokens: int = 16

@@ -133,7 +133,7 @@ def _figures(spec: EvalSpec, made: Sequence[Prediction], by_kind: Mapping[str, S
         "n": len(made),
         "metric": metric.name,
         "accuracy": mean(strict),
-        "ci95": bootstrap_ci95(strict, images, resamples=spec.bootstrap, seed=spec.seed),
+        "ci95": bootstrap_ci95(strict, images, resamples=spec.bootstrap, seed=spec.seed, low=0.0),
         "lenient": {"metric": f"{metric.name}-lenient", "accuracy": mean(lenient)},
     }
 

@@ -35,7 +35,7 @@ from mpa_edge.exporters.publish.manifest import (
     read_export_manifest,
 )
 from mpa_edge.exporters.sizes import disk_need_bytes
-from mpa_edge.exporters.source import Source, image_values
+from mpa_edge.exporters.source import Source, generation_config, image_values
 from mpa_edge.exporters.verify.accuracy import measure
 from mpa_edge.exporters.verify.gate import References, trace_references, verify
 from mpa_edge.exporters.verify.parity import Parity
@@ -47,6 +47,7 @@ from mpa_edge.runs.log import versions
 from mpa_edge.runs.manifest import INPUTS, MANIFEST, StageClock, clear, prepare
 from mpa_edge.runs.memory import peak_rss_bytes
 from mpa_edge.runs.paths import inside, move, remove, require_plain
+from mpa_edge.vlm.shared.sampling import changes_decoding
 from mpa_edge.vlm.transformers.checkpoint import load_processor
 
 PARTS, BUILDING, OLD, REFUSED = ".parts", ".building-", ".old-", "refused.json"
@@ -151,6 +152,11 @@ def check_possible(source: Source, scheme: Scheme, budget: ImageBudget | None = 
         pickles = [path.name for path in source.checkpoint.glob("*.bin")]
         why = f"only {pickles[0]}, a pickle that can run code" if pickles else "no weights"
         raise MpaError(f"{source.checkpoint} holds {why}: use a checkpoint with .safetensors files")
+    if settings := changes_decoding(generation_config(source.checkpoint)):
+        raise MpaError(
+            f"generation_config.json of {source.checkpoint} sets {', '.join(settings)}, which exports cannot follow: "
+            "their answers would not be the model's. Remove it there, and evaluate the model without it"
+        )
     formats = {"onnx" if component in ONNX_COMPONENTS else "gguf" for component in scheme.components}
     for name in sorted(formats):
         for package, extra in NEEDS[name]:

@@ -95,6 +95,12 @@ def download(hub_id: str, local_only: bool = False) -> Path:
         raise MpaError(f"cannot get '{hub_id}' from the hub ({why}): check the id, or name a folder") from error
 
 
+def generation_config(checkpoint: Path) -> dict[str, Any]:
+    """generation_config.json; empty where there is none."""
+    found = read_json(checkpoint / "generation_config.json")
+    return found if isinstance(found, dict) else {}
+
+
 def processor_values(checkpoint: Path) -> dict[str, Any]:
     """The image processor's configuration, flat, from whichever of its two files a checkpoint has."""
     nested = read_json(checkpoint / "processor_config.json") or {}

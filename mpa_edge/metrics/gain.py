@@ -108,7 +108,7 @@ def retained_lower(base: Array, aligned: Array, artifact: Array, clusters: Seque
     if bounds(aligned - base, clusters)[0] <= 0:
         return None
     low, high = -10.0, 10.0
-    for _ in range(60):
+    for _ in range(30):
         middle = (low + high) / 2
         most = max(1.0, abs(middle), abs(1 - middle))
         holds = bounds((artifact - base) - middle * (aligned - base), clusters, most)[0] > 0
@@ -146,7 +146,7 @@ def accuracy_result(
     changed = flips(base, artifact)
 
     def model(scores: Array) -> ModelAccuracy:
-        interval = bootstrap_ci95(scores.tolist(), clusters, resamples=resamples, seed=seed)
+        interval = bootstrap_ci95(scores.tolist(), clusters, resamples=resamples, seed=seed, low=0.0)
         return ModelAccuracy(n=len(scores), correct=float(scores.sum()), value=float(scores.mean()), ci95=interval)
 
     return AccuracyResult(

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-TINY = 1e-300
+TINY, SMALLEST = 1e-12, 1e-300
 
 
 def incomplete_beta(x: float, a: float, b: float) -> float:
@@ -32,18 +32,21 @@ def incomplete_beta(x: float, a: float, b: float) -> float:
     """
     if x <= 0 or x >= 1:
         return float(x >= 1)
-    if x > (a + 1) / (a + b + 2):
-        return 1 - incomplete_beta(1 - x, b, a)
+    # the fraction converges fast below the mean
+    return 1 - _below(1 - x, b, a) if x > (a + 1) / (a + b + 2) else _below(x, a, b)
+
+
+def _below(x: float, a: float, b: float) -> float:
     front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1) or TINY)
+    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1) or SMALLEST)
     total = d
     for m in range(1, 100_000):
         for numerator in (
             m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
             -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
         ):
-            d = 1 / (1 + numerator * d or TINY)
-            c = 1 + numerator / c or TINY
+            d = 1 / (1 + numerator * d or SMALLEST)
+            c = 1 + numerator / c or SMALLEST
             total *= c * d
         if abs(c * d - 1) < 1e-14:
             break
@@ -62,7 +65,7 @@ def beta_quantile(p: float, a: float, b: float) -> float:
         error = incomplete_beta(x, a, b) - p
         low, high = (low, x) if error > 0 else (x, high)
         slope = math.exp(norm + (a - 1) * math.log(x) + (b - 1) * math.log1p(-x))
-        step = x - error / slope if slope > TINY else -1.0
+        step = x - error / slope if slope > SMALLEST else -1.0
         if not low < step < high:
             step = (low + high) / 2
         if abs(step - x) <= 1e-13 * x or not 0 < step < 1:
@@ -93,44 +96,40 @@ def mean_bounds(
     """
     x = np.asarray(values, float)
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    lower = _lower_bound(x, index, level, low, high)
+    return lower, -_lower_bound(-x, index, level, -high, -low)
+
+
+def _lower_bound(x: Array, index: NDArray[np.int64], level: float, low: float, high: float) -> float:
     sizes = np.bincount(index).astype(float)
     if len(sizes) < 2:
-        return low, high
-    gain, loss = np.maximum(x, 0), np.maximum(-x, 0)
-    up, down = (np.bincount(index, weights=part).astype(float) for part in (gain, loss))
-    mean_up, mean_down = float(gain.mean()), float(loss.mean())
-    least_up, most_up = _share_bounds(up, sizes, level, high)
-    least_down, most_down = _share_bounds(down, sizes, level, -low)
-    # both directions share the questions: the more of one, the fewer of the other
+        return low
+    up, down = (np.bincount(index, weights=np.maximum(part, 0)).astype(float) for part in (x, -x))
+    mean_up, mean_down = float(up.sum()) / len(x), float(down.sum()) / len(x)
+    # how far off each direction may be
+    less = mean_up - _share_bound(up, sizes, level, high, more=0.0)
+    more = _share_bound(down, sizes, level, -low, more=1.0) - mean_down
+    # both share the questions: the more of one, the fewer of the other
     a, b = up - mean_up * sizes, down - mean_down * sizes
     spread = math.sqrt(float((a**2).sum() * (b**2).sum()))
     together = float((a * b).sum()) / spread if spread > 0 else 0.0
-
-    def reach(one: float, other: float) -> float:
-        return math.sqrt(max(0.0, one**2 + other**2 - 2 * together * one * other))
-
-    mean = mean_up - mean_down
-    lower = mean - reach(mean_up - least_up, most_down - mean_down)
-    upper = mean + reach(most_up - mean_up, mean_down - least_down)
-    return max(low, lower), min(high, upper)
+    reach = math.sqrt(max(0.0, less**2 + more**2 - 2 * together * less * more))
+    return max(low, mean_up - mean_down - reach)
 
 
-def _share_bounds(sums: Array, sizes: Array, level: float, most: float) -> tuple[float, float]:
-    """Bounds of a mean of values from 0 to `most`, by clusters: quantiles of beta distributions.
+def _share_bound(sums: Array, sizes: Array, level: float, most: float, *, more: float) -> float:
+    """Bound of a mean of values from 0 to `most`: the lower one where `more` is 0, the upper one where it is 1.
 
-    Each has the mean and the variance of the clusters with one more, of average size, that is 0 or `most` throughout.
+    A quantile of the beta distribution that has the mean and the variance of the clusters with one more, of average
+    size, in which every value is `more` x `most`.
     """
     if most <= 0:
-        return 0.0, 0.0
-    bounds, n = [], len(sizes) + 1
-    for more in (0.0, 1.0):
-        shares = np.append(sums / most, more * sizes.mean())
-        weights = np.append(sizes, sizes.mean())
-        mean = float(shares.sum() / weights.sum())
-        if mean <= 0 or mean >= 1:
-            bounds.append(most * more if mean > 0 else 0.0)
-            continue
-        variance = float(((shares - mean * weights) ** 2).sum()) / float(weights.sum()) ** 2 * n / (n + 1)
-        total = mean * (1 - mean) / variance - 1
-        bounds.append(most * beta_quantile(1 - level if more else level, mean * total, (1 - mean) * total))
-    return bounds[0], bounds[1]
+        return 0.0
+    size, n = float(sizes.mean()), len(sizes) + 1
+    mean = (float(sums.sum()) / most + more * size) / (float(sizes.sum()) + size)
+    if not TINY < mean < 1 - TINY:
+        return most * round(mean)
+    squares = float(((sums / most - mean * sizes) ** 2).sum()) + ((more - mean) * size) ** 2
+    variance = squares / (float(sizes.sum()) + size) ** 2 * n / (n + 1)
+    total = max(mean * (1 - mean) / variance - 1, TINY)
+    return most * beta_quantile(1 - level if more else level, mean * total, (1 - mean) * total)

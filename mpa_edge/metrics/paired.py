@@ -32,17 +32,17 @@ def mean(values: Sequence[float]) -> float:
 
 
 def bootstrap_ci95(
-    values: Sequence[float], clusters: Sequence[str], *, resamples: int, seed: int, low: float = 0.0
+    values: Sequence[float], clusters: Sequence[str], *, resamples: int, seed: int, low: float = -1.0
 ) -> tuple[float, float]:
     """95 % interval of the mean of `values`, resampling whole clusters. Two numbers, low first.
 
     The percentile interval of the bootstrap where ENOUGH clusters are on either side of the mean; a resample cannot
     hold what was not seen, so with fewer the bounds of `interval.mean_bounds` count.
-    `clusters`: the image of each value; `low`: the least that a value can be, -1 for a difference of scores; the most
-    is 1. Raises MpaError where there is nothing to resample.
+    `clusters`: the image of each value; `low`: the least that a value can be, -1 for a difference of scores, 0 for a
+    score; the most is 1. Raises MpaError where there is nothing to resample.
     Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapters 8 and 13.
 
-    >>> low, high = bootstrap_ci95([1.0] * 24, [str(i) for i in range(24)], resamples=100, seed=0)
+    >>> low, high = bootstrap_ci95([1.0] * 24, [str(i) for i in range(24)], resamples=100, seed=0, low=0)
     >>> round(low, 3), high
     (0.858, 1.0)
     """

@@ -130,11 +130,11 @@ def summarise(made: dict[str, list[Prediction]], resamples: int, seed: int) -> d
         "n": len(base),
         "accuracy": {name: mean([row.score for row in rows]) for name, rows in made.items()},
         "ci95": {
-            name: bootstrap_ci95([row.score for row in rows], images, resamples=resamples, seed=seed)
+            name: bootstrap_ci95([row.score for row in rows], images, resamples=resamples, seed=seed, low=0.0)
             for name, rows in made.items()
         },
         "gain": mean(difference),
-        "gain_ci95": bootstrap_ci95(difference, images, resamples=resamples, seed=seed, low=-1.0),
+        "gain_ci95": bootstrap_ci95(difference, images, resamples=resamples, seed=seed),
         "p_mcnemar": mcnemar_p(changed.gained, changed.lost),
         "flips": {"gained": changed.gained, "lost": changed.lost},
         "kinds": accuracy_by_kind(made),

@@ -128,7 +128,7 @@ def _accuracy(before: BenchData, after: BenchData) -> Change:
     change, why = "", "no question was asked in both, or answers.jsonl is missing"
     if common:
         shifts = [row.scores[2] - old[row.id] for row in common]
-        low, high = bootstrap_ci95(shifts, [row.image for row in common], resamples=RESAMPLES, seed=0, low=-1.0)
+        low, high = bootstrap_ci95(shifts, [row.image for row in common], resamples=RESAMPLES, seed=0)
         up, down = sum(shift > 0 for shift in shifts), sum(shift < 0 for shift in shifts)
         clear = mcnemar_p(up, down) < LEVEL and (low > 0 or high < 0)
         outcome = "no clear change" if not clear else "regression" if high < 0 else "improvement"

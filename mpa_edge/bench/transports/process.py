@@ -10,13 +10,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
 
 T = TypeVar("T")
-POLL_S = 0.5
+POLL_S = 0.1
+# of what a program prints: a file of a device is at most as long, and no answer comes near it
+MOST_BYTES = 80 << 20
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
 
 
@@ -40,6 +42,10 @@ class TooSlowError(Exception):
     """A program exceeded its time limit, or moved no byte for too long. Its processes were killed."""
 
 
+class TooLongError(MpaError):
+    """A program printed more than MOST_BYTES. Its processes were killed."""
+
+
 def patiently(action: Callable[[], T], *, patience_s: float) -> T:
     """Retry after each LinkError, with growing waits, for `patience_s`; then raise the last LinkError."""
     deadline, wait_s = time.monotonic() + patience_s, FIRST_WAIT_S
@@ -57,6 +63,7 @@ def patiently(action: Callable[[], T], *, patience_s: float) -> T:
 def call(argv: list[str], *, timeout_s: float, stdin: bytes = b"", stall_s: float | None = None) -> Done:
     """Run a program to its end. TooSlowError after `timeout_s`, or where no byte moved for `stall_s`.
 
+    TooLongError where it prints more than MOST_BYTES.
     Files, not pipes: a helper that the program leaves behind (adb's server) cannot make us wait for it.
     Raises FileNotFoundError where there is no such program.
     """
@@ -74,8 +81,9 @@ def call(argv: list[str], *, timeout_s: float, stdin: bytes = b"", stall_s: floa
             deadline, seen = now + timeout_s, [os.lseek(each, 0, os.SEEK_CUR) for each in descriptors]
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(max(0.0, min(POLL_S, deadline - now) if stall_s else deadline - now))
+                    process.wait(max(0.0, min(POLL_S, deadline - now)))
                     break
+                require_short(argv, out, complaints)
                 now, current = time.monotonic(), [os.lseek(each, 0, os.SEEK_CUR) for each in descriptors]
                 if current != seen:
                     moved, seen = now, current
@@ -83,9 +91,19 @@ def call(argv: list[str], *, timeout_s: float, stdin: bytes = b"", stall_s: floa
                     raise TooSlowError
         finally:
             end_group(process)
+        require_short(argv, out, complaints)
         out.seek(0)
         complaints.seek(0)
         return Done(process.returncode, out.read(), complaints.read())
+
+
+def require_short(argv: list[str], *outputs: IO[bytes]) -> None:
+    """TooLongError where an output of a program is longer than MOST_BYTES."""
+    if max(os.fstat(each.fileno()).st_size for each in outputs) > MOST_BYTES:
+        raise TooLongError(
+            f"what {argv[0]} runs on the device prints without end ({MOST_BYTES >> 20} MB so far): "
+            "look there for what went wrong, then rerun"
+        )
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:

@@ -10,7 +10,7 @@ from mpa_edge.artifact import Artifact, PromptParts, Tokens, write_artifact
 from mpa_edge.config.scheme import Component, Format, Scheme
 from mpa_edge.config.target import ImageBudget
 from mpa_edge.errors import MpaError
-from mpa_edge.exporters.source import Source, within_budget
+from mpa_edge.exporters.source import Source, generation_config, within_budget
 from mpa_edge.runs.files import read_json, write_bytes, write_json
 from mpa_edge.tasks import get_task
 from mpa_edge.vlm.pixels.config import image_config
@@ -100,6 +100,7 @@ def write_layout(
         text=text_sizes(config),
         context_tokens=context_tokens,
         threads=threads,
+        repetition_penalty=generation_config(source.checkpoint).get("repetition_penalty") or 1.0,
         **answers,
     )
     write_artifact(folder, artifact)
@@ -175,7 +176,7 @@ def known_tokens(processor: Any, checkpoint: Path, config: dict[str, Any]) -> To
     tokenizer, image = processor.tokenizer, str(processor.image_token)
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     # end tokens from the first place that names any, in the order of transformers
-    generation = read_json(checkpoint / "generation_config.json") or {}
+    generation = generation_config(checkpoint)
     named = (place.get("eos_token_id") for place in (generation, config, config.get("text_config") or {}))
     ends = next((end for end in named if end is not None), tokenizer.eos_token_id)
     return Tokens(

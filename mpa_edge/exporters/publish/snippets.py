@@ -23,7 +23,7 @@ def snippets(artifact: Artifact, prompt: str, scheme: str) -> Iterator[str]:
         yield onnxruntime_snippet(artifact, prompt)
     if artifact.format == "onnx" and artifact.model_type not in NOT_IN_JAVASCRIPT and "qdq" not in str(artifact.files):
         yield javascript_snippet(artifact, prompt, scheme)
-    if artifact.format == "gguf":
+    if artifact.format == "gguf" and artifact.repetition_penalty == 1.0:  # llama-mtmd-cli forgets the prompt's tokens
         yield llama_cpp_snippet(artifact, prompt)
 
 
@@ -51,6 +51,11 @@ print(reply.text)
 def onnxruntime_snippet(artifact: Artifact, prompt: str) -> str:
     """ONNX Runtime alone, with transformers' processor for the image."""
     words = " num2words" if artifact.model_type == "smolvlm" else ""
+    penalty = '    scores = result["logits"][0, -1]\n'
+    if artifact.repetition_penalty != 1.0:
+        penalty += f"""    occurred, p = [*ids[0], *answer], {artifact.repetition_penalty}
+    scores[occurred] = np.where(scores[occurred] < 0, scores[occurred] * p, scores[occurred] / p)
+"""
     code = f"""
 import numpy as np
 import onnxruntime
@@ -84,7 +89,7 @@ while len(answer) < {artifact.max_new_tokens} and not set(answer) & {{{", ".join
     feed |= {{i.name: np.array(1) for i in decoder.get_inputs() if i.name == "num_logits_to_keep"}}
     result = dict(zip(names, decoder.run(None, feed)))
     cache = {{i.name: result[i.name] for i in past}}
-    answer.append(int(result["logits"][0, -1].argmax()))
+{penalty}    answer.append(int(scores.argmax()))
     vectors = embed.run(None, {{"input_ids": np.array([answer[-1:]])}})[0]
 print(processor.tokenizer.decode(answer, skip_special_tokens=True).strip())
 """

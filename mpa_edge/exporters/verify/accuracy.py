@@ -61,7 +61,7 @@ def measure(source: Source, folders: Sequence[Path], n: int | None, threads: int
                 aligned=mean(aligned),
                 artifact=mean(exported),
                 n=len(made),
-                ci95=bootstrap_ci95(exported, images, resamples=spec.bootstrap, seed=spec.seed),
+                ci95=bootstrap_ci95(exported, images, resamples=spec.bootstrap, seed=spec.seed, low=0.0),
                 loss_upper=-bounds(np.asarray(exported) - np.asarray(aligned), images)[0],
                 retained_gain=retained_gain(mean(base), mean(aligned), mean(exported)),
                 verdict=judgement.verdict,

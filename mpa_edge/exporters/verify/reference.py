@@ -65,10 +65,29 @@ class Checkpoint:
             few_tiles_at_once(self.model.base_model.vision_model)
         ends, pad = self.model.generation_config.eos_token_id, self.model.generation_config.pad_token_id
         self.ends = set(ends) if isinstance(ends, list) else {ends}
-        # greedy over the raw logits: a penalty in the checkpoint's generation config would change the tokens
+        # nothing but greedy decoding and the penalty: exports refuse what else a generation config may ask for
+        self.penalty = self.model.generation_config.repetition_penalty or 1.0
         self.model.generation_config = GenerationConfig(
             eos_token_id=ends, pad_token_id=next(iter(self.ends)) if pad is None else pad, do_sample=False
         )
+
+    def processors(self, inputs: Any) -> list[Any]:
+        """The checkpoint's repetition penalty, by each row's own tokens: `generate` counts the padding as well."""
+        from mpa_edge.vlm.transformers.sampling import Repetition
+
+        if self.penalty == 1.0:
+            return []
+        rows = zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
+        prompts, width = [row[mask].tolist() for row, mask in rows], inputs["input_ids"].shape[1]
+        vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        repetition = Repetition(self.penalty, prompts, vocabulary, "cpu")
+
+        def lowered(ids: Any, scores: Any) -> Any:
+            if ids.shape[1] > width:
+                repetition.add(ids[:, -1])
+            return repetition(scores)
+
+        return [lowered]
 
     def trace(self, requests: Sequence[Request]) -> list[ProbeTrace]:
         """Greedy answers, all requests as one left-padded batch."""
@@ -91,12 +110,13 @@ class Checkpoint:
                     **inputs,
                     max_new_tokens=max(request.max_new_tokens for request in requests),
                     do_sample=False,
-                    output_logits=True,
+                    logits_processor=self.processors(inputs),
+                    output_scores=True,
                     return_dict_in_generate=True,
                 )
         finally:
             del base.get_image_features
-        logits = torch.stack(out.logits, 1).float().numpy()
+        logits = torch.stack(out.scores, 1).float().numpy()
         new = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
         n_image_tokens = (inputs["input_ids"] == self.model.config.image_token_id).sum(1).tolist()
         vision = np.split(np.concatenate(list(map(embeddings, features))), np.cumsum(n_image_tokens)[:-1])

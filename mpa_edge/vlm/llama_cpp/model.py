@@ -195,15 +195,17 @@ class LlamaCppVLM:
         self.language.read(pieces[-1], logits=True)
 
     def _tokens(self, request: Request, prompt: Prompt) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """(token, its logits) up to an end token or the limit; the logits are valid until the next token."""
-        language, choose, ends = self.language, Sampler(request), set(self.artifact.tokens.ends)
+        """(token, the logits that it is from) up to an end token or the limit; they are valid until the next token."""
+        language, ends = self.language, set(self.artifact.tokens.ends)
+        choose = Sampler(request, self.artifact.repetition_penalty, prompt.ids)
         limit = min(request.max_new_tokens, self.artifact.context_tokens - len(prompt.ids))
         if not np.isfinite(language.logits()).all():
             raise MpaError(f"{language.path} computes values that are not numbers: export with another scheme")
         for n in range(1, limit + 1):
             logits = language.logits()
+            scores = choose.scores(logits)
             token = choose(logits)
-            yield token, logits
+            yield token, scores
             if token in ends or n == limit:
                 return
             language.step(token)

@@ -209,10 +209,12 @@ class LlamaServerVLM:
             "return_tokens": True,
             "stream": False,
         }
+        if (penalty := self.artifact.repetition_penalty) != 1.0:
+            body |= {"repeat_penalty": penalty, "repeat_last_n": -1}  # of the whole context
         if request.temperature <= 0:
-            return body | {"temperature": 0.0, "top_k": 1}
+            return body | {"temperature": 0.0, "top_k": 1, "samplers": ["penalties", "top_k"]}
         chosen = {"temperature": request.temperature, "top_p": request.top_p, "seed": request.seed}
-        return body | chosen | {"samplers": ["temperature", "top_p"]}
+        return body | chosen | {"samplers": ["penalties", "temperature", "top_p"]}
 
 
 def timing(reported: dict[str, Any], n_tokens: int) -> Timing:

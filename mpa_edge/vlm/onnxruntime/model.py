@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,22 +122,33 @@ class OnnxVLM:
         positions = left_padded([prompt.positions for prompt in prompts], n)
         following = np.array([prompt.positions.max() + 1 for prompt in prompts])[:, None]
         logits, cache = self.decoder.step(embeds, mask[:, :n], positions, self.decoder.empty_cache(batch))
-        steps, tokens = [self._finite(logits)], [logits.argmax(-1)]
+        greedy = [
+            Sampler(replace(request, temperature=0.0), self.artifact.repetition_penalty, prompt.ids)
+            for request, prompt in zip(requests, prompts, strict=True)
+        ]
+
+        def scored(logits: NDArray[Any]) -> NDArray[Any]:
+            return np.stack([one.scores(row) for one, row in zip(greedy, logits, strict=True)])
+
+        def chosen(logits: NDArray[Any]) -> NDArray[np.int64]:
+            return np.array([one(row) for one, row in zip(greedy, logits, strict=True)])
+
+        steps, tokens = [scored(self._finite(logits))], [chosen(logits)]
         while len(steps) < limit and not np.isin(tokens, ends).any(axis=0).all():
             positions = following + len(steps) - 1
             if self.decoder.three_axes:
                 positions = np.broadcast_to(positions, (3, batch, 1))
             embeds = self._embed(tokens[-1][:, None])
             logits, cache = self.decoder.step(embeds, mask[:, : n + len(steps)], positions, cache)
-            steps.append(logits)
-            tokens.append(logits.argmax(-1))
+            steps.append(scored(logits))
+            tokens.append(chosen(logits))
         traces = []
         for row, (prompt, arrays, vision) in enumerate(zip(prompts, given, features, strict=True)):
             ended = np.flatnonzero(np.isin([token[row] for token in tokens], ends))
             n_steps = min(prompt.limit, int(ended[0]) + 1 if len(ended) else len(steps))
-            chosen = tuple(int(token[row]) for token in tokens[:n_steps])
+            answer = tuple(int(token[row]) for token in tokens[:n_steps])
             own = np.stack([logits[row] for logits in steps[:n_steps]])
-            traces.append(Trace(tuple(prompt.ids), pixels_digest(arrays), vision, own, chosen))
+            traces.append(Trace(tuple(prompt.ids), pixels_digest(arrays), vision, own, answer))
         return traces
 
     def close(self) -> None:
@@ -146,7 +157,8 @@ class OnnxVLM:
 
     def _answer(self, request: Request, seen: Seen, keep: bool, started: float) -> Reply:
         """Answer a question that came at `started`; `keep` its cache for the next one about the same image."""
-        ids, choose = self._ids(request, seen.prepared), Sampler(request)
+        ids = self._ids(request, seen.prepared)
+        choose = Sampler(request, self.artifact.repetition_penalty, ids)
         prepared_at = time.perf_counter()
         if seen.features is None:
             seen.features = self.vision.encode(seen.prepared.pixels)

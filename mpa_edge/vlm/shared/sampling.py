@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
 class Sampler:
     """Chooses the tokens of one request. One sampler a request, so that only the request's own seed matters."""
 
-    def __init__(self, request: Request) -> None:
-        self.request = request
+    def __init__(self, request: Request, penalty: float = 1.0, prompt: Iterable[int] = ()) -> None:
+        """`penalty`: `Artifact.repetition_penalty`; `prompt`: ids of the prompt, to which it applies as well."""
+        self.request, self.penalty, self.occurred = request, penalty, dict.fromkeys(prompt)
         self.generator = np.random.default_rng(request.seed) if request.temperature > 0 else None
 
     def __call__(self, logits: NDArray[np.floating]) -> int:
@@ -25,6 +27,23 @@ class Sampler:
         Sampling is an argmax over logits with Gumbel noise (Maddison et al. 2014, "A* Sampling", section 2), which is
         minus the logarithm of an exponential variable.
         """
+        token = self._choose(self.scores(logits))
+        self.occurred[token] = None
+        return token
+
+    def scores(self, logits: NDArray[np.floating]) -> NDArray[np.floating]:
+        """(vocabulary,) logits -> the same, lower for tokens that occurred, where there is a penalty.
+
+        Source: Keskar et al. 2019, "CTRL", section 4.1.
+        """
+        if self.penalty == 1.0:
+            return logits
+        ids, lowered = list(self.occurred), logits.copy()
+        of_ids = lowered[ids]
+        lowered[ids] = np.where(of_ids < 0, of_ids * self.penalty, of_ids / self.penalty)
+        return lowered
+
+    def _choose(self, logits: NDArray[np.floating]) -> int:
         if self.generator is None:
             return int(logits.argmax())
         warped = np.asarray(logits, np.float64) / self.request.temperature
@@ -52,3 +71,24 @@ def nucleus(logits: NDArray[np.float64], top_p: float) -> NDArray[np.float64]:
     kept = np.full_like(logits, -np.inf)
     kept[order[:n]] = logits[order[:n]]
     return kept
+
+
+NEUTRAL: dict[str, Any] = {
+    **dict.fromkeys(("num_beams", "guidance_scale", "encoder_repetition_penalty"), 1),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), 0),
+    **dict.fromkeys(("bad_words_ids", "sequence_bias", "exponential_decay_length_penalty", "max_time"), None),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "stop_strings", "watermarking_config"), None),
+    "suppress_tokens": [],
+    "begin_suppress_tokens": [],
+    "remove_invalid_values": False,
+}
+"""Settings of a generation_config.json that change greedy decoding -> the value that, like None, has no effect."""
+
+
+def changes_decoding(generation: Mapping[str, Any]) -> list[str]:
+    """Settings of a generation config that ask for more than greedy decoding with a repetition penalty.
+
+    >>> changes_decoding({"repetition_penalty": 1.05, "num_beams": 4, "min_length": 0})
+    ['num_beams']
+    """
+    return [name for name, neutral in NEUTRAL.items() if generation.get(name) not in (None, neutral)]

@@ -10,6 +10,7 @@ from transformers import LogitsProcessor
 from transformers.generation.logits_process import TopPLogitsWarper
 
 from mpa_edge.types import Request
+from mpa_edge.vlm.shared.sampling import changes_decoding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,18 +96,6 @@ class Choice:
                 part.keep(rows)
 
 
-NEUTRAL: dict[str, Any] = {
-    **dict.fromkeys(("num_beams", "guidance_scale", "encoder_repetition_penalty"), 1),
-    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), 0),
-    **dict.fromkeys(("bad_words_ids", "sequence_bias", "exponential_decay_length_penalty", "max_time"), None),
-    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "stop_strings", "watermarking_config"), None),
-    "suppress_tokens": [],
-    "begin_suppress_tokens": [],
-    "remove_invalid_values": False,
-}
-"""Settings of a generation_config.json that change greedy decoding -> the value that, like None, has no effect."""
-
-
 def decodes_plainly(config: Any) -> bool:
     """Whether a generation config asks for nothing that `Choice` does not do.
 
@@ -114,4 +103,4 @@ def decodes_plainly(config: Any) -> bool:
     >>> decodes_plainly(GenerationConfig(repetition_penalty=1.05)), decodes_plainly(GenerationConfig(num_beams=4))
     (True, False)
     """
-    return all(getattr(config, name, None) in (None, neutral) for name, neutral in NEUTRAL.items())
+    return not changes_decoding(vars(config))

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from mpa_edge.bench.host.job import Job, Poll
+from mpa_edge.bench.host.job import Job, Poll, _cut_torn_line
 from mpa_edge.bench.transports.connect import connect
-from mpa_edge.bench.transports.process import LinkError
+from mpa_edge.bench.transports.process import Done, LinkError
 from mpa_edge.bench.transports.transport import LocalTransport, Transport
 from mpa_edge.errors import MpaError
 from tests.bench.peers import AdbPeer, SshPeer, adbd, sshd, until
@@ -388,3 +388,46 @@ def test_adb_killed_clients(device: AdbPeer, folder: str, tmp_path: Path, monkey
     for key, value in device.env.items():
         monkeypatch.setenv(key, value)
     assert killed_clients(device.via, "", folder, tmp_path / "copy") == counted(30)
+
+
+def test_a_job_that_never_ends_its_line_is_stopped(here: LocalTransport, folder: str, tmp_path: Path) -> None:
+    job = Job(here, folder)
+    job.start("echo 1 >>out.jsonl; tr '\\0' x </dev/zero | head -c 3000000 >>out.jsonl; sleep 60")
+    lines = job.lines(tmp_path / "copy", stall_s=30, poll_s=0.05)
+    assert next(lines) == "1"
+    with pytest.raises(MpaError, match="wrote more than a benchmark does and was stopped"):
+        list(lines)
+    assert job.state() == "ended"
+    assert not group_of(folder)
+    assert (tmp_path / "copy").read_bytes() == b"1\n"
+
+
+def test_a_job_that_writes_without_end_is_stopped(
+    here: LocalTransport, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpa_edge.bench.host.job.OUT_BYTES", 10_000_000)
+    job = Job(here, folder)
+    job.start("yes '{}' >>out.jsonl")
+    with pytest.raises(MpaError, match="wrote more than a benchmark does and was stopped"):
+        list(job.lines(tmp_path / "copy", stall_s=30, poll_s=0.05))
+    assert not group_of(folder)
+    assert (tmp_path / "copy").stat().st_size < 12_000_000
+
+
+@pytest.mark.parametrize("said", ["hello", "running - -1", "running x 5", "ended 99999 5", ""])
+def test_what_is_no_state_is_one_line(folder: str, tmp_path: Path, said: str) -> None:
+    class Strange(LocalTransport):
+        def run(self, command: str, **options: object) -> Done:
+            return Done(0, said.encode() + b"\nrest", b"")
+
+    with pytest.raises(MpaError, match="printed something else than a state"):
+        Job(Strange(str(tmp_path / "root")), f"{tmp_path}/root/x").poll()
+
+
+@pytest.mark.parametrize("torn", [b"", b"x", b"x" * 3_000_000])
+@pytest.mark.parametrize("whole", [b"", b"1\n", b"1\n" * 900_000])
+def test_of_a_copy_whole_lines_stay(tmp_path: Path, whole: bytes, torn: bytes) -> None:
+    copy = tmp_path / "copy"
+    copy.write_bytes(whole + torn)
+    assert _cut_torn_line(copy) == len(whole)
+    assert copy.read_bytes() == whole

@@ -140,6 +140,26 @@ def test_the_report_is_written_last_and_reads_back(tmp_path: Path, monkeypatch: 
     assert json.loads((folder / "answers.jsonl").read_text().splitlines()[0])["id"] == "q0"
 
 
+def test_earlier_documents_stay_until_all_new_ones_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, folder = tmp_path / "images", tmp_path / "bench"
+    images.mkdir()
+    for name in IDS:
+        Image.new("RGB", (90, 40)).save(images / f"{name}.png")
+    good = report_of(bench(), "0" * 64, BASE, ALIGNED, evidence(0.8))
+    write_documents(*good, images=images, folder=folder)
+    before = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    lost = report_of(bench(), "1" * 64, BASE, ALIGNED, evidence(0.4))
+    with monkeypatch.context() as patch:
+        patch.setattr(documents, "write_json", lambda *_: (_ for _ in ()).throw(OSError(28, "no space left")))
+        with pytest.raises(OSError, match="no space"):
+            write_documents(*lost, images=images, folder=folder)
+    assert {name: (next(folder.glob(f"**/{name}"))).read_bytes() for name in before} == before
+    assert read_bench(folder).report == good[0]
+    write_documents(*lost, images=images, folder=folder)
+    assert read_bench(folder).report == lost[0]
+    assert not (folder / documents.NEW).exists()
+
+
 # --- from the lines of a job to rows and figures ----------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mpa_edge.bench.transports import process, transport
 from mpa_edge.bench.transports.process import Done, LinkError, patiently
 from mpa_edge.bench.transports.transport import BLOCK_BYTES, LocalTransport, quoted_path
 from mpa_edge.errors import MpaError
@@ -214,3 +215,22 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
 def test_no_torch() -> None:
     code = "import sys, mpa_edge.bench.transports.connect; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("stream", ["", ">&2"])
+def test_a_command_that_prints_without_end_is_ended(
+    here: LocalTransport, monkeypatch: pytest.MonkeyPatch, stream: str
+) -> None:
+    monkeypatch.setattr(process, "MOST_BYTES", 1 << 20)
+    began = time.monotonic()
+    with pytest.raises(MpaError, match="prints without end"):
+        here.run(f"exec yes {'x' * 1000} {stream}", timeout_s=60)
+    assert time.monotonic() - began < 10
+
+
+def test_of_a_file_without_end_its_beginning_is_copied(
+    here: LocalTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "FETCHED_BYTES", 1000)
+    here.pull("/dev/zero", tmp_path / "back", timeout_s=20)
+    assert (tmp_path / "back").read_bytes() == bytes(1000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import socket
 import subprocess
 import threading
@@ -30,6 +31,7 @@ from mpa_edge.vlm.llama_cpp.server import (
     ServerSlowError,
 )
 from tests.bench.llama_server import program
+from tests.vlm.exported import change
 from tests.vlm.llama_exported import gguf_folder
 
 QUESTIONS = ("How many bars are there?", "Which bar is highest?", "What is the value of the purple bar?")
@@ -108,6 +110,19 @@ def test_the_built_in_student_says_what_it_says_in_this_process(vlm: LlamaServer
     assert [reply.n_tokens for reply in theirs] == [reply.n_tokens for reply in ours]
     assert {reply.finish_reason for reply in theirs} == {"stop"}
     assert len({reply.text for reply in theirs}) > 6
+
+
+@pytest.mark.peer
+@pytest.mark.slow
+def test_the_penalty_is_what_it_is_in_this_process(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(gguf_folder("idefics3"), tmp_path / "export"))
+    change(folder, repetition_penalty=1.3)
+    asked = [Request(drawn(256, 64, seed=i), text, 24) for i, text in enumerate(QUESTIONS)]
+    with serving("idefics3", tmp_path) as url:
+        theirs = LlamaServerVLM(url, read_artifact(folder), name="x", timeout_s=30.0, alias="ours").answer(asked)
+    ours = LlamaCppVLM(folder, name="x", threads=1).answer(asked)
+    assert [reply.text for reply in theirs] == [reply.text for reply in ours]
+    assert [reply.text for reply in ours] != [reply.text for reply in in_process("idefics3").answer(asked)]
 
 
 @pytest.mark.peer

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from transformers.generation.logits_process import TopPLogitsWarper
+from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor, TopPLogitsWarper
 
 from mpa_edge.types import Request
 from mpa_edge.vlm.shared.sampling import Sampler, nucleus
@@ -28,6 +28,18 @@ def shares(logits: np.ndarray, asked: Request) -> np.ndarray:
 
 def test_greedy_takes_the_first_of_the_largest() -> None:
     assert [Sampler(request())(np.array([1.0, 3.0, 3.0], np.float32)) for _ in range(3)] == [1, 1, 1]
+
+
+@given(st.floats(0.5, 2.0), st.integers(0, 99))
+def test_the_penalty_is_that_of_transformers(penalty: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sampler, ids = Sampler(request(), penalty, prompt := rng.integers(0, 50, 8).tolist()), list(prompt)
+    for _ in range(4):
+        logits = rng.normal(size=50).astype(np.float32)
+        expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([ids]), torch.tensor(logits)[None])[0].numpy()
+        np.testing.assert_allclose(sampler.scores(logits), expected, rtol=1e-6)
+        ids.append(sampler(logits))
+        assert ids[-1] == expected.argmax()
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])

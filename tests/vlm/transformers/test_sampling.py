@@ -6,7 +6,8 @@ import torch
 from transformers import GenerationConfig, RepetitionPenaltyLogitsProcessor
 
 from mpa_edge.types import Request
-from mpa_edge.vlm.transformers.sampling import NEUTRAL, Choice, Repetition, decodes_plainly
+from mpa_edge.vlm.shared.sampling import NEUTRAL
+from mpa_edge.vlm.transformers.sampling import Choice, Repetition, decodes_plainly
 
 
 def test_the_penalty_is_the_librarys() -> None:
