@@ -15,6 +15,11 @@ def test_plain_lines_off_a_terminal(capsys, monkeypatch) -> None:
     assert capsys.readouterr().err == "annotate 60/100, 4.2/s, 10 s left\nannotate 100/100, 4.5/s\n"
 
 
+def test_a_message_does_not_control_the_terminal(capsys) -> None:
+    progress.say("device a\x1b[2J\r\x9b31m\u202eb: warm")
+    assert capsys.readouterr().err == "device a\\u001b[2J\\u000d\\u009b31m\\u202eb: warm\n"
+
+
 def test_a_bar_on_a_terminal(capsys, monkeypatch) -> None:
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
     with progress.progress("annotate", 4) as advance:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from mpa_edge.cli.main import VERBOSE_KEY
-from mpa_edge.runs.log import show_log
+from mpa_edge.runs.log import escaped, show_log
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -55,4 +55,4 @@ def run_options(function: Decorated) -> Decorated:
 def print_json(document: Any) -> None:
     """Print one JSON document on stdout: plain values, or a pydantic model."""
     plain = document.model_dump(mode="json") if hasattr(document, "model_dump") else document
-    click.echo(json.dumps(plain, indent=2, ensure_ascii=False))
+    click.echo(escaped(json.dumps(plain, indent=2, ensure_ascii=False)))

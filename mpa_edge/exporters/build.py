@@ -15,7 +15,7 @@ from mpa_edge.exporters.gguf.quantize import quantize_gguf
 from mpa_edge.exporters.onnx.export import export_component
 from mpa_edge.exporters.onnx.quantize import quantize_component
 from mpa_edge.exporters.publish.layout import file_name
-from mpa_edge.exporters.source import Source, image_values
+from mpa_edge.exporters.source import Source
 from mpa_edge.progress import say
 from mpa_edge.runs.files import atomic_write, disk_errors, link_or_copy, make_folder, read_json, sha256_file, write_json
 from mpa_edge.runs.isolation import run_isolated
@@ -60,8 +60,7 @@ class BuildContext:
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a heavy step in a process of its own."""
         scratch = self.folder / ".scratch"
-        weights_bytes = sum(path.stat().st_size for path in self.source.checkpoint.glob("*.safetensors"))
-        with disk_errors(self.folder, weights_bytes):
+        with disk_errors(self.folder, self.source.weights_bytes):
             remove(scratch)  # of a step that was killed
             make_folder(scratch)
             try:
@@ -132,8 +131,7 @@ def _gguf(context: BuildContext, component: Literal["language", "mmproj"], preci
 
 
 def _convert(context: BuildContext, component: Literal["language", "mmproj"], precision: str, out: Path) -> None:
-    values = image_values(context.source.checkpoint, context.budget)
-    peak_bytes = convert(context.source.checkpoint, component, out, precision, values)
+    peak_bytes = convert(context.source, component, out, precision, context.budget)
     context.peak_rss_bytes = max(context.peak_rss_bytes, peak_bytes)
 
 

@@ -35,20 +35,18 @@ from mpa_edge.exporters.publish.manifest import (
     read_export_manifest,
 )
 from mpa_edge.exporters.sizes import disk_need_bytes
-from mpa_edge.exporters.source import Source, generation_config, image_values
+from mpa_edge.exporters.source import Source, generation_config
 from mpa_edge.exporters.verify.accuracy import measure
 from mpa_edge.exporters.verify.gate import References, trace_references, verify
 from mpa_edge.exporters.verify.parity import Parity
 from mpa_edge.progress import say
 from mpa_edge.runs.files import read_json, require_free, sha256_json, write_json
-from mpa_edge.runs.isolation import run_isolated
 from mpa_edge.runs.lock import run_lock
 from mpa_edge.runs.log import versions
 from mpa_edge.runs.manifest import INPUTS, MANIFEST, StageClock, clear, prepare
 from mpa_edge.runs.memory import peak_rss_bytes
 from mpa_edge.runs.paths import inside, move, remove, require_plain
 from mpa_edge.vlm.shared.sampling import changes_decoding
-from mpa_edge.vlm.transformers.checkpoint import load_processor
 
 PARTS, BUILDING, OLD, REFUSED = ".parts", ".building-", ".old-", "refused.json"
 LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript", "gguf", "llama-cpp-python")
@@ -116,6 +114,7 @@ def choose_schemes(source: Source, names: Sequence[str], target: Target | None) 
 
     Raises MpaError with the reason where a named scheme, or every one of the target's, is not possible.
     """
+    source.check()
 
     def resolved(name: str) -> Scheme:
         scheme = load_scheme(name)
@@ -147,11 +146,6 @@ def choose_schemes(source: Source, names: Sequence[str], target: Target | None) 
 
 def check_possible(source: Source, scheme: Scheme, budget: ImageBudget | None = None) -> None:
     """Raise MpaError with the reason where a scheme cannot be made of a checkpoint, or not on this machine."""
-    source.family  # noqa: B018  # raises where no family covers it
-    if not any(source.checkpoint.glob("*.safetensors")):
-        pickles = [path.name for path in source.checkpoint.glob("*.bin")]
-        why = f"only {pickles[0]}, a pickle that can run code" if pickles else "no weights"
-        raise MpaError(f"{source.checkpoint} holds {why}: use a checkpoint with .safetensors files")
     if settings := changes_decoding(generation_config(source.checkpoint)):
         raise MpaError(
             f"generation_config.json of {source.checkpoint} sets {', '.join(settings)}, which exports cannot follow: "
@@ -165,7 +159,7 @@ def check_possible(source: Source, scheme: Scheme, budget: ImageBudget | None = 
     if "gguf" in formats:
         check_gguf_possible(
             source.config,
-            image_values(source.checkpoint, budget),
+            source.image_values(budget),
             read_json(source.checkpoint / "tokenizer.json"),
             vision="mmproj" in scheme.components,
             precisions=scheme.components.values(),
@@ -183,7 +177,7 @@ def run_export(order: Order) -> list[Path]:
     Finished exports that did not change are skipped. Raises VerificationError where a scheme is not the same model, or
     no alternative passes.
     """
-    exports, checkpoint = order.source.exports, order.source.checkpoint
+    exports = order.source.exports
     for name in (PARTS, *(f"{kind}{scheme.name}" for scheme in order.schemes for kind in ("", BUILDING, OLD))):
         require_plain(inside(exports, name))
     with run_lock(exports):
@@ -194,7 +188,6 @@ def run_export(order: Order) -> list[Path]:
         if order.first and order.margin is None and order.schemes[0] not in missing:
             missing = []  # the alternatives are not needed
         if missing:
-            run_isolated(check_processor, str(checkpoint))  # before the weights are worked on
             require_free(exports, disk_need_bytes(order.source, missing[:1] if order.first else missing))
             prepare(exports / PARTS, parts_inputs(order), order.fresh)
         folders = [export_first(order)] if order.first else [export_scheme(order, scheme) for scheme in order.schemes]
@@ -259,11 +252,6 @@ def read_refused(path: Path) -> list[Refusal]:
     return []
 
 
-def check_processor(checkpoint: str) -> None:
-    """Raise MpaError where a checkpoint's tokenizer, image processor or chat template cannot be loaded."""
-    load_processor(checkpoint)
-
-
 def parts_inputs(order: Order) -> dict[str, str]:
     """Everything that the parts shared by several schemes depend on: name -> hash."""
     return {"checkpoint": order.source.fingerprint, "image budget": sha256_json(order.budget)}
@@ -294,6 +282,7 @@ def export_scheme(order: Order, scheme: Scheme) -> Path:
         prepare(building, inputs, order.fresh)
         clock, started = StageClock(building), time.monotonic()
         context = BuildContext(order.source, building, order.source.exports / PARTS, order.budget, order.threads)
+        order.references  # noqa: B018  # a model that cannot answer is not built
         files = build(context, scheme)
         clock.tick()
         artifact = write_layout(

@@ -9,7 +9,6 @@ from math import prod
 from typing import Any, Literal
 
 from mpa_edge.config.scheme import ONNX_COMPONENTS, Component, Scheme
-from mpa_edge.errors import MpaError
 from mpa_edge.exporters.source import Source
 
 Place = Literal["vision", "embed", "language", "head"]
@@ -87,7 +86,7 @@ def forecast_bytes(source: Source, scheme: Scheme) -> dict[Component, int]:
 
 def disk_need_bytes(source: Source, schemes: Sequence[Scheme]) -> int:
     """About the disk space that an export takes while it runs: full-precision parts, and every scheme."""
-    parts = 2 * sum(path.stat().st_size for path in source.checkpoint.glob("*.safetensors"))
+    parts = 2 * source.weights_bytes
     return parts + sum(sum(forecast_bytes(source, scheme).values()) for scheme in schemes)
 
 
@@ -131,16 +130,7 @@ def tensors_of(source: Source, component: Component) -> list[Tensor]:
 
     A tied output matrix is in the ONNX decoder and in the table of embeddings.
     """
-    from safetensors import SafetensorError, safe_open
-
-    found = []
-    for path in sorted(source.checkpoint.glob("*.safetensors")):
-        try:
-            with safe_open(path, "numpy") as file:
-                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise MpaError(f"{path} is damaged ({error}): copy the checkpoint again") from error
-        found += [Tensor(name, shape, place_of(name)) for name, shape in shapes.items()]
+    found = [Tensor(name, shape, place_of(name)) for name, shape in source.shapes.items()]
     tensors = list(used(found, source.config))
     if component in ("vision", "mmproj"):
         return [tensor for tensor in tensors if tensor.place == "vision"]

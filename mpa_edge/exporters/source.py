@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mpa_edge.config.library import load_recipe
 from mpa_edge.config.recipe import Recipe
 from mpa_edge.config.target import ImageBudget
-from mpa_edge.errors import MpaError
+from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.families import Family, family_of
+from mpa_edge.progress import say
 from mpa_edge.runs.files import read_json
 from mpa_edge.runs.manifest import EXPORTS, FOLDERS, RECIPE_FILE, RUN_FILE, read_manifest
 from mpa_edge.runs.paths import require_plain
 from mpa_edge.tasks import answer_prompt, get_task
 from mpa_edge.vlm import fingerprint, resolve
-
-# no pickles: they can run code
-DOWNLOADED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+from mpa_edge.vlm.transformers.files import (
+    check_files,
+    local_folder,
+    require_unquantized,
+    tensor_shapes,
+    weight_files,
+)
 
 
 @dataclass(frozen=True)
@@ -39,17 +46,67 @@ class Source:
     """How it was aligned; None for a plain checkpoint."""
 
     @cached_property
-    def config(self) -> dict[str, Any]:
-        """config.json."""
-        found = read_json(self.checkpoint / "config.json")
-        if not isinstance(found, dict) or not isinstance(found.get("model_type"), str):
-            raise MpaError(f"{self.checkpoint / 'config.json'} is damaged: copy the checkpoint again")
-        return found
-
-    @cached_property
     def family(self) -> Family:
         """Family of the model type. MpaError where no family covers it."""
-        return family_of(self.config["model_type"])
+        return family_of(check_files(self.checkpoint)["model_type"])
+
+    @cached_property
+    def weights(self) -> tuple[Path, ...]:
+        """The weight files that transformers takes. MpaError as in `weight_files`."""
+        taken = tuple(weight_files(self.checkpoint))
+        if others := sorted(path.name for path in self.checkpoint.glob("*.safetensors") if path not in taken):
+            say(f"{self.name}: transformers does not load {', '.join(others)}, so it is left out")
+        return taken
+
+    @property
+    def weights_bytes(self) -> int:
+        """Size of the weight files."""
+        return sum(path.stat().st_size for path in self.weights)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json with every default written out, as transformers reads it. MpaError where a file is damaged."""
+        return self._outline[0]
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """Tensor in the weight files -> its name where transformers saves the model; without those that it drops."""
+        return self._outline[1]
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tensor, as transformers names it where it saves the model -> shape. MpaError where a file is damaged."""
+        stored = tensor_shapes(list(self.weights))
+        return {name: stored[key] for key, name in self.names.items()}
+
+    @cached_property
+    def _outline(self) -> tuple[dict[str, Any], dict[str, str]]:
+        from mpa_edge.vlm.transformers.checkpoint import outline, saved_names, written_out
+
+        require_unquantized(self.checkpoint, check_files(self.checkpoint))
+        model = outline(self.checkpoint)
+        config = written_out(self.checkpoint) | {"architectures": [type(model).__name__]}
+        return config, saved_names(model, tensor_shapes(list(self.weights)))
+
+    @cached_property
+    def processor(self) -> tuple[dict[str, Any], str]:
+        """(values of the image processor with every default, chat template), wherever the checkpoint has them."""
+        from mpa_edge.vlm.transformers.checkpoint import load_processor
+
+        loaded = load_processor(str(self.checkpoint))
+        return json.loads(loaded.image_processor.to_json_string()), str(loaded.chat_template)
+
+    def image_values(self, budget: ImageBudget | None) -> dict[str, Any]:
+        """Values of the image processor with a target's image budget applied."""
+        values = self.processor[0]
+        return values | within_budget(values, budget)
+
+    def check(self) -> None:
+        """Read everything that is not weights, once. MpaError for the first thing that is damaged or not covered."""
+        for package in ("torch", "transformers"):
+            if find_spec(package) is None:
+                raise missing_package(package, "align")
+        self.family, self.config, self.processor  # noqa: B018
 
     @cached_property
     def fingerprint(self) -> str:
@@ -76,42 +133,15 @@ def open_source(reference: str, out: str | None = None) -> Source:
             raise MpaError(f"{folder} has no finished merge: run mpa-edge align --out {folder} first")
         recipe = load_recipe(str(folder / RECIPE_FILE))
         return Source(folder.resolve().name, merged, Path(out) if out else folder / EXPORTS, run=folder, recipe=recipe)
-    found = Path(resolve(reference))
-    if not found.is_dir():
-        found = download(reference)
+    found = local_folder(resolve(reference))
     name = folder.resolve().name if folder.is_dir() else reference.rpartition("/")[2].replace(":", "-")
     return Source(name, found, Path(out) if out else Path("runs") / name / EXPORTS)
-
-
-def download(hub_id: str, local_only: bool = False) -> Path:
-    """Files of a hub checkpoint: weights as safetensors only, no program code. `local_only`: only from the cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(hub_id, local_files_only=local_only, allow_patterns=list(DOWNLOADED)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise MpaError(f"cannot get '{hub_id}' from the hub ({why}): check the id, or name a folder") from error
 
 
 def generation_config(checkpoint: Path) -> dict[str, Any]:
     """generation_config.json; empty where there is none."""
     found = read_json(checkpoint / "generation_config.json")
     return found if isinstance(found, dict) else {}
-
-
-def processor_values(checkpoint: Path) -> dict[str, Any]:
-    """The image processor's configuration, flat, from whichever of its two files a checkpoint has."""
-    nested = read_json(checkpoint / "processor_config.json") or {}
-    flat = read_json(checkpoint / "preprocessor_config.json") or {}
-    return {**flat, **nested.get("image_processor", {})}
-
-
-def image_values(checkpoint: Path, budget: ImageBudget | None) -> dict[str, Any]:
-    """The same with a target's image budget applied."""
-    values = processor_values(checkpoint)
-    return values | within_budget(values, budget)
 
 
 def within_budget(image: dict[str, Any], budget: ImageBudget | None) -> dict[str, Any]:

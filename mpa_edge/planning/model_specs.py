@@ -9,15 +9,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mpa_edge.errors import MpaError
 from mpa_edge.planning.records import known_models
-from mpa_edge.runs.files import read_json
 from mpa_edge.vlm import resolve
 from mpa_edge.vlm.openai.reference import is_server, parse
 from mpa_edge.vlm.pixels import idefics3, internvl, qwen2_vl
+from mpa_edge.vlm.transformers.files import read_object
 
 Config = Mapping[str, Any]
 Size = tuple[int, int]
@@ -146,11 +147,17 @@ class ModelSpec:
 def model_spec(reference: str) -> ModelSpec:
     """The model behind a reference. Nothing is downloaded: UnknownModelError for a hub model not in models.yaml."""
     if not is_server(reference) and (folder := Path(resolve(reference))).is_dir():
-        config = read_json(folder / "config.json")
-        if not isinstance(config, dict):
-            raise MpaError(f"{folder / 'config.json'} is damaged: copy the checkpoint again")
-        source = str(folder / "config.json")
-        return ModelSpec(reference, config, _image_values(folder), source, read_shapes(config, reference), True)
+        config: Config = read_object(folder / "config.json")
+        try:
+            shapes = read_shapes(config, reference)
+        except UnknownModelError:
+            if config.get("model_type") not in VISION_DEFAULTS or not find_spec("transformers"):
+                raise
+            from mpa_edge.vlm.transformers.checkpoint import written_out
+
+            config = written_out(folder)  # published with the values only that differ from transformers' defaults
+            shapes = read_shapes(config, reference)
+        return ModelSpec(reference, config, _image_values(folder), str(folder / "config.json"), shapes, is_local=True)
     name = parse(reference).model if is_server(reference) else reference
     models = known_models()
     if name not in models:
@@ -168,8 +175,8 @@ def model_spec(reference: str) -> ModelSpec:
 def _image_values(folder: Path) -> dict[str, Any]:
     """The image processor's values: part of processor_config.json in newer checkpoints, a separate file in older."""
     for name in PROCESSOR_FILES:
-        values = read_json(folder / name)
-        if isinstance(values, dict) and (name.startswith("pre") or "image_processor" in values):
+        values = read_object(folder / name) if (folder / name).exists() else {}
+        if values and (name.startswith("pre") or "image_processor" in values):
             return dict(values.get("image_processor", values))
     raise UnknownModelError(f"'{folder}' has no {PROCESSOR_FILES[1]}: copy it from the checkpoint")
 

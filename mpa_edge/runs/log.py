@@ -34,6 +34,17 @@ SHORTEST_SECRET_CHARS = 8
 CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)|(?<=Bearer )\S+|\b(?:sk|hf|ghp|github_pat)[-_]\w[-\w]{15,}")
 LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "onnxruntime", "llama-cpp-python", "ray", "openai")
 FORMAT = "%(asctime)s %(levelname)s %(process)d %(module)s: %(message)s"
+# what moves the cursor, sets colors or turns lines around on a terminal, and what no encoding has
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def escaped(text: str) -> str:
+    r"""A text for a terminal: names of devices and models come from other people, and may hold control characters.
+
+    >>> print(escaped("caf\u00e9 \x1b[2J \u202e"))
+    café \u001b[2J \u202e
+    """
+    return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 class Log(logging.Logger):
@@ -56,7 +67,7 @@ class RedactingFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as it is written."""
-        return redactor((), os.environ)(super().format(record))
+        return escaped(redactor((), os.environ)(super().format(record)))
 
 
 class RunLogHandler(WatchedFileHandler):

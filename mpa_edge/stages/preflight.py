@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mpa_edge.artifact import is_artifact
 from mpa_edge.engines.ray_cluster import require_ray
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.families import family_of
@@ -15,6 +16,7 @@ from mpa_edge.planning.estimate import DRAWN_PX, Images, Plan, as_machine, make_
 from mpa_edge.planning.model_specs import UnknownModelError
 from mpa_edge.planning.records import find_device
 from mpa_edge.runs.files import read_json, require_free
+from mpa_edge.runs.isolation import run_isolated
 from mpa_edge.runs.log import LOG_FILE
 from mpa_edge.runs.manifest import FOLDERS, RUN_FILE
 from mpa_edge.runs.paths import require_plain
@@ -22,8 +24,12 @@ from mpa_edge.stages.evaluate import questions
 from mpa_edge.stages.level.precision import require_packages
 from mpa_edge.stages.run import Run
 from mpa_edge.tasks import get_benchmark, get_task
-from mpa_edge.vlm import resolve
+from mpa_edge.vlm import WEIGHTS, resolve
 from mpa_edge.vlm.openai.reference import is_server, key_for, parse
+from mpa_edge.vlm.transformers.files import check_files, require_unquantized, tensor_shapes, weight_files
+
+ASK_TEACHER = {"annotate", "identify", "evaluate"}
+ASK_STUDENT = {"identify", "level", "merge", "evaluate"}
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -87,14 +93,27 @@ def estimate(run: Run) -> Plan | None:
         return None
 
 
-def require_weights(reference: str) -> None:
-    """MpaError if a local folder has no .safetensors weights, or the reference of a server is malformed."""
+def require_files(reference: str) -> Path | None:
+    """The folder of a checkpoint whose files are sound in form. MpaError where they are not.
+
+    None for what has no such files here: a hub id, which is checked when it is downloaded, a server, or an export.
+    """
     if is_server(reference):
         parse(reference)
-        return
+        return None
     folder = Path(resolve(reference))
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        raise MpaError(f"'{reference}' has no .safetensors weights: convert the checkpoint to safetensors first")
+    if not folder.is_dir() or is_artifact(folder):
+        return None
+    tensor_shapes(weight_files(folder), floats_only="quantization_config" not in check_files(folder))
+    return folder
+
+
+def try_to_load(folder: str) -> None:
+    """Load a checkpoint without its weights' values. MpaError where a file is damaged, or tensors are missing."""
+    from mpa_edge.vlm.transformers.checkpoint import load_processor, outline
+
+    load_processor(folder)
+    outline(Path(folder))
 
 
 def preflight(run: Run, names: Sequence[str]) -> None:
@@ -108,15 +127,16 @@ def preflight(run: Run, names: Sequence[str]) -> None:
     if "annotate" not in names and run.limit is not None and run.limit != stored.get("limit"):
         raise MpaError(f"annotate sets --limit: run mpa-edge annotate {run.folder} --limit {run.limit} first")
     run.task  # noqa: B018  (an unknown task is an error now, not in an hour)
-    require_weights(recipe.teacher)
-    require_weights(recipe.student)
-    student = Path(resolve(recipe.student))
-    if level.method == "lora" and student.is_dir():
-        # a student on a hub is checked when it is here
-        config = read_json(student / "config.json")
-        if not isinstance(config, dict):
-            raise MpaError(f"{student / 'config.json'} is damaged: copy the checkpoint again")
-        family_of(str(config.get("model_type"))).target_modules(level.targets)
+    teacher, student = require_files(recipe.teacher), require_files(recipe.student)
+    if student is not None:
+        config = check_files(student)
+        require_unquantized(student, config)
+        if level.method == "lora":
+            family_of(config["model_type"]).target_modules(level.targets)
+    used = {teacher: ASK_TEACHER, student: ASK_STUDENT}
+    for folder in (folder for folder, stages in used.items() if folder and stages.intersection(to_run)):
+        if not folder.is_relative_to(WEIGHTS) and find_spec("torch") and find_spec("transformers"):
+            run_isolated(try_to_load, str(folder))
     if "level" in to_run:
         require_packages(level)
     if is_server(recipe.teacher) and "annotate" in to_run:

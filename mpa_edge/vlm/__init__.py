@@ -15,6 +15,7 @@ from mpa_edge.artifact import is_artifact, read_artifact
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.runs.files import sha256_file, sha256_json
 from mpa_edge.vlm.openai.reference import is_server, parse
+from mpa_edge.vlm.transformers.files import require_no_adapter
 
 if TYPE_CHECKING:
     from mpa_edge.config.recipe import TeacherServerConfig
@@ -49,6 +50,8 @@ def resolve(reference: str) -> str:
         return str(folder)
     folder = Path(reference).expanduser()
     if folder.exists():
+        if not is_artifact(folder):
+            require_no_adapter(folder)
         if not is_artifact(folder) and not (folder / "config.json").is_file():
             raise MpaError(f"'{reference}' has no config.json: name a folder that holds a transformers checkpoint")
         return str(folder)
@@ -72,17 +75,23 @@ def fingerprint(reference: str) -> str:
     suffixes = MODEL_SUFFIXES + (EXPORT_SUFFIXES if is_artifact(folder) else ())
     hashes = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in suffixes):
-        size_bytes = path.stat().st_size
-        if size_bytes <= HASHED_BYTES:
-            hashes[path.relative_to(folder).as_posix()] = sha256_file(path)
-            continue
-        n, digest = HASHED_BYTES // SAMPLE_BYTES, hashlib.sha256(str(size_bytes).encode())
-        with path.open("rb") as file:
-            for i in range(n):
-                file.seek(i * (size_bytes - SAMPLE_BYTES) // (n - 1))
-                digest.update(file.read(SAMPLE_BYTES))
-        hashes[path.relative_to(folder).as_posix()] = digest.hexdigest()
+        try:
+            hashes[path.relative_to(folder).as_posix()] = _sampled_hash(path)
+        except OSError as error:
+            raise MpaError(f"'{path}' cannot be read ({error.strerror}): check its permissions") from error
     return sha256_json(hashes)
+
+
+def _sampled_hash(path: Path) -> str:
+    size_bytes = path.stat().st_size
+    if size_bytes <= HASHED_BYTES:
+        return sha256_file(path)
+    n, digest = HASHED_BYTES // SAMPLE_BYTES, hashlib.sha256(str(size_bytes).encode())
+    with path.open("rb") as file:
+        for i in range(n):
+            file.seek(i * (size_bytes - SAMPLE_BYTES) // (n - 1))
+            digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def load(

@@ -123,6 +123,19 @@ def test_an_error_is_one_line_and_an_exit_code(command, capsys, error: BaseExcep
     assert captured.err.count("\n") == 1
 
 
+HOSTILE = "a\x1b]0;owned\x07\x1b[2J\x9b31m\u202eb\u2066\udcff\rc"
+
+
+@pytest.mark.parametrize("verbose", [(), ("-v",)])
+def test_names_of_other_people_do_not_control_the_terminal(command, capsys, verbose: tuple[str, ...]) -> None:
+    command(raising(MpaError(f"no device {HOSTILE}: name another")))
+    assert cli.exit_code(["probe", *verbose]) == 1
+    assert "error: no device a\\u001b]0;owned\\u0007\\u001b[2J\\u009b31m\\u202eb\\u2066\\udcff c: name" in (
+        err := capsys.readouterr().err
+    )
+    assert all(one.isprintable() or one == "\n" for one in err)
+
+
 def test_verbose_shows_the_traceback(command, capsys) -> None:
     command(raising(MpaError("it broke: fix it")))
     assert cli.exit_code(["probe", "-v"]) == 1

@@ -64,7 +64,6 @@ def factory(monkeypatch: pytest.MonkeyPatch) -> Factory:
     monkeypatch.setattr(build, "make_component", made.component)
     monkeypatch.setattr(pipeline, "verify", made.verify)
     monkeypatch.setattr(pipeline, "trace_references", lambda *_: None)
-    monkeypatch.setattr(pipeline, "run_isolated", lambda function, *arguments: (function(*arguments), 0))
     return made
 
 

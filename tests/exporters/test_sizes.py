@@ -18,7 +18,7 @@ from mpa_edge.exporters.gguf.quantize import quantize_gguf
 from mpa_edge.exporters.onnx.quantize import quantize_component
 from mpa_edge.exporters.publish.layout import file_name
 from mpa_edge.exporters.sizes import Tensor, disk_need_bytes, forecast_bytes, fp32_bytes, size_table, used
-from mpa_edge.exporters.source import Source, image_values
+from mpa_edge.exporters.source import Source
 from mpa_edge.planning.records import known_models
 from mpa_edge.vlm import WEIGHTS
 from mpa_edge.vlm.llama_cpp.gguf_header import read_header
@@ -66,7 +66,6 @@ def test_an_onnx_graph(tmp_path: Path, model: str, component: Component) -> None
 @pytest.mark.parametrize("model", MODELS)
 def test_the_weights_of_a_gguf_file(tmp_path: Path, model: str) -> None:
     source, off = source_of(checkpoint(model)), {}
-    image = image_values(source.checkpoint, None)
     vocabulary = 36 * (source.config.get("text_config") or source.config)["vocab_size"]
 
     def compare(path: Path, component: Component, precision: str) -> None:
@@ -77,10 +76,10 @@ def test_the_weights_of_a_gguf_file(tmp_path: Path, model: str) -> None:
 
     for precision in ("f16", "q8_0"):
         out = tmp_path / f"mmproj-{precision}.gguf"
-        convert(source.checkpoint, "mmproj", out, precision, image)
+        convert(source, "mmproj", out, precision)
         compare(out, "mmproj", precision)
     full = tmp_path / "f16.gguf"
-    convert(source.checkpoint, "language", full, "f16", image)
+    convert(source, "language", full, "f16")
     for precision in GGUF:
         out = full if precision == "f16" else tmp_path / f"{precision}.gguf"
         if precision != "f16":
@@ -186,5 +185,5 @@ def test_every_scheme_has_a_size_and_the_table_shows_it() -> None:
 def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "idefics3"}')
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 64)
-    with pytest.raises(MpaError, match=r"model.safetensors is damaged \(.*\): copy the checkpoint again"):
+    with pytest.raises(MpaError, match=r"model.safetensors' is damaged \(.*\): copy it from the checkpoint again"):
         forecast_bytes(source_of(tmp_path), load_scheme("onnx-fp32"))

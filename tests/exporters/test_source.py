@@ -64,7 +64,7 @@ def test_a_run_that_is_not_merged_says_what_to_run(run: Path) -> None:
 
 def test_a_damaged_config_is_one_line(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text("{")
-    with pytest.raises(MpaError, match="config.json is damaged: copy the checkpoint again"):
+    with pytest.raises(MpaError, match="config.json' is no JSON .*: copy it from the checkpoint again"):
         open_source(str(checkpoint)).family  # noqa: B018
 
 

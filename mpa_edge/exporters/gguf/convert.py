@@ -10,17 +10,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.gguf.check import pre_tokenizer_name, text_architecture
 from mpa_edge.exporters.gguf.fetch import converter_folder
 from mpa_edge.exporters.gguf.mmproj import NAMES, write_mmproj
 from mpa_edge.exporters.gguf.template import gguf_template
-from mpa_edge.exporters.source import processor_values
 from mpa_edge.runs.files import TEMP_SUFFIX, disk_errors, fsync_folder, make_folder, read_json, write_json
 from mpa_edge.runs.isolation import run_isolated
 from mpa_edge.runs.paths import STAGED_SUFFIX, move, remove
+
+if TYPE_CHECKING:
+    from mpa_edge.config.target import ImageBudget
+    from mpa_edge.exporters.source import Source
 
 GgufComponent = Literal["language", "mmproj"]
 PRECISIONS: dict[GgufComponent, tuple[str, ...]] = {
@@ -31,25 +34,26 @@ CONVERT_TIMEOUT_S = 3600
 DRIVER = Path(__file__).with_name("driver.py")
 LINKED = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 COPIED = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+TENSORS = "tensor_names.json"
 # these keys can name Python files that came with the checkpoint; the converter never gets one
 CODE_KEYS = ("auto_map", "custom_pipelines")
 
 
 def convert(
-    checkpoint: Path,
+    source: Source,
     component: GgufComponent,
     out: Path,
     precision: str = "f16",
-    image: dict[str, Any] | None = None,
+    budget: ImageBudget | None = None,
 ) -> int:
     """Write one component of a checkpoint as GGUF; returns the peak resident bytes of the process that did it.
 
     Args:
-        checkpoint: Folder of config.json, safetensors and processor files. It is never modified.
+        source: The checkpoint. Its folder is never modified.
         component: "language" or "mmproj", the vision encoder with its connector.
         out: The file, which gets its name when it is complete.
         precision: See `PRECISIONS`; `quantize_gguf` makes the others from f16.
-        image: Image processor values that replace the checkpoint's (a target's image budget).
+        budget: Image budget of a target.
 
     MpaError with the last line of the converter's output where it fails.
     """
@@ -61,14 +65,14 @@ def convert(
     # beside the result, not in /tmp, so that the next run finds and removes what a kill leaves
     folder = out.with_name(f".{out.name}{STAGED_SUFFIX}")
     remove(folder)
-    weights_bytes = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
     try:
-        with disk_errors(out.parent, weights_bytes // 2):
-            template = run_isolated(gguf_template, str(checkpoint))[0] if component == "language" else None
-            staged = stage(checkpoint, folder / (checkpoint.resolve().name or "model"), image, template)
-            if component == "mmproj" and read_json(staged / "config.json")["model_type"] in NAMES:
-                _, peak_bytes = run_isolated(write_mmproj, staged, temp, precision)
+        with disk_errors(out.parent, source.weights_bytes // 2):
+            if component == "mmproj" and source.config["model_type"] in NAMES:
+                _, peak_bytes = run_isolated(write_mmproj, source, temp, precision, budget)
             else:
+                own = component == "language"
+                template = run_isolated(gguf_template, str(source.checkpoint))[0] if own else None
+                staged = stage(source, folder / (source.checkpoint.resolve().name or "model"), budget, template)
                 peak_bytes = _run_converter(staged, component, temp, precision)
             move(temp, out)
             fsync_folder(out.parent)
@@ -81,7 +85,7 @@ def convert(
 def _run_converter(staged: Path, component: GgufComponent, out: Path, precision: str) -> int:
     pre_tokenizer = pre_tokenizer_name(read_json(staged / "tokenizer.json") or {}) or ""
     command = [sys.executable, "-P", str(DRIVER), str(os.getpid()), str(converter_folder()), pre_tokenizer]
-    command += [str(staged), "--outfile", str(out), "--outtype", precision]
+    command += [str(staged / TENSORS), str(staged), "--outfile", str(out), "--outtype", precision]
     command += ["--mmproj"] if component == "mmproj" else []
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     environment.pop("NO_LOCAL_GGUF", None)
@@ -114,31 +118,27 @@ def last_message(stderr: str) -> str:
 # --- the staged copy --------------------------------------------------------------------------------------------------
 
 
-def stage(checkpoint: Path, folder: Path, image: dict[str, Any] | None = None, template: str | None = None) -> Path:
+def stage(source: Source, folder: Path, budget: ImageBudget | None = None, template: str | None = None) -> Path:
     """Fill `folder` with what the converter needs: weights as links, small files as it expects them.
 
-    `image` holds image processor values that replace the checkpoint's, `template` is the chat template for llama.cpp.
-    MpaError where config.json, the weights or the image processor are missing.
+    What the checkpoint has in another place or under another name stands where the converter looks for it. `template`
+    replaces its chat template. MpaError where the checkpoint is damaged.
     """
-    config, processor = read_json(checkpoint / "config.json"), processor_values(checkpoint)
-    weights = sorted(checkpoint.glob("*.safetensors"))
-    if not isinstance(config, dict) or not weights:
-        raise MpaError(f"{checkpoint} holds no config.json with safetensors: copy the checkpoint again")
-    if not processor:
-        raise MpaError(f"{checkpoint} has no image processor: save the model's processor into it")
+    image = source.image_values(budget)
     make_folder(folder)
-    index = checkpoint / "model.safetensors.index.json"
-    for path in (*weights, index, *(checkpoint / name for name in LINKED)):
-        if path.is_file():
-            (folder / path.name).symlink_to(path.resolve())
+    for i, path in enumerate(source.weights):
+        (folder / f"model-{i:05}.safetensors").symlink_to(path.resolve())
+    for name in LINKED:
+        if (source.checkpoint / name).is_file():
+            (folder / name).symlink_to((source.checkpoint / name).resolve())
     for name in COPIED:
-        if (checkpoint / name).is_file():
-            write_json(folder / name, without_code(read_json(checkpoint / name)))
-    if template is not None:  # the converter reads this file first
-        words = read_json(folder / "tokenizer_config.json") or {}
-        write_json(folder / "tokenizer_config.json", words | {"chat_template": template})
-    write_json(folder / "config.json", staged_config(config))
-    write_json(folder / "preprocessor_config.json", without_code(processor) | (image or {}))
+        if (source.checkpoint / name).is_file():
+            write_json(folder / name, without_code(read_json(source.checkpoint / name)))
+    words = read_json(folder / "tokenizer_config.json") or {}
+    write_json(folder / "tokenizer_config.json", words | {"chat_template": template or source.processor[1]})
+    write_json(folder / "config.json", staged_config(source.config))
+    write_json(folder / "preprocessor_config.json", without_code(image))
+    write_json(folder / TENSORS, source.names)
     return folder
 
 

@@ -1,14 +1,16 @@
-"""Runs llama.cpp's converter in this process: `python driver.py PARENT CONVERTER PRE_TOKENIZER ARGUMENTS...`.
+"""Runs llama.cpp's converter in this process: `python driver.py PARENT CONVERTER PRE_TOKENIZER NAMES ARGUMENTS...`.
 
-It is started as a program, so it imports nothing of this package. One thing is changed: where the converter does not
-know a tokenizer's fingerprint, it takes the pre-tokenizer that was derived from the tokenizer's rules. The last line on
-stdout is the peak resident memory in bytes. It ends with its parent process, and exits with ENOSPC on a full disk.
+It is started as a program, so it imports nothing of this package. Two things are changed. Where the converter does not
+know a tokenizer's fingerprint, it takes the pre-tokenizer that was derived from the tokenizer's rules. Tensors get the
+names that the JSON file NAMES gives them; those that are not in it are left out. The last line on stdout is the peak
+resident memory in bytes. It ends with its parent process, and exits with ENOSPC on a full disk.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import json
 import os
 import platform
 import resource
@@ -21,7 +23,7 @@ from typing import Any
 
 def main() -> None:
     """Run the converter with the rest of the command line."""
-    parent, converter, pre_tokenizer, *arguments = sys.argv[1:]
+    parent, converter, pre_tokenizer, names, *arguments = sys.argv[1:]
     # a killed export must not leave its converter writing beside the next one; Linux only, as in runs.isolation
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
@@ -30,6 +32,7 @@ def main() -> None:
             sys.exit(1)
     sys.path[:0] = [converter, str(Path(converter) / "gguf-py")]
     use_pre_tokenizer(pre_tokenizer)
+    rename_tensors(json.loads(Path(names).read_text(encoding="utf-8")))
     script = str(Path(converter) / "convert_hf_to_gguf.py")
     sys.argv = [script, *arguments]
     try:
@@ -58,6 +61,19 @@ def use_pre_tokenizer(name: str) -> None:
             return name
 
     TextModel.get_vocab_base_pre = get_vocab_base_pre
+
+
+def rename_tensors(names: dict[str, str]) -> None:
+    """Give the tensors of every weight file the names that the converter knows."""
+    from gguf.utility import SafetensorsLocal
+
+    read = SafetensorsLocal.__init__
+
+    def read_renamed(self: Any, filename: Path) -> None:
+        read(self, filename)
+        self.tensors = {names[key]: tensor for key, tensor in self.tensors.items() if key in names}
+
+    SafetensorsLocal.__init__ = read_renamed
 
 
 if __name__ == "__main__":

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mpa_edge.errors import MpaError
-from mpa_edge.exporters.source import processor_values
-from mpa_edge.runs.files import read_json
+
+if TYPE_CHECKING:
+    from mpa_edge.config.target import ImageBudget
+    from mpa_edge.exporters.source import Source
 
 # checkpoint -> llama.cpp, as regular expressions; the rest of the name (weight, bias) stays
 LLAVA_NAMES = {
@@ -52,27 +54,27 @@ FULL_PRECISION = ("patch_embd", "position_embd", "class_embd")
 BLOCK = 32
 
 
-def write_mmproj(checkpoint: Path, out: Path, precision: str, image: dict[str, Any] | None = None) -> None:
+def write_mmproj(source: Source, out: Path, precision: str, budget: ImageBudget | None = None) -> None:
     """Write the vision encoder and connector of a LLaVA or InternVL checkpoint as GGUF.
 
-    `precision` (f32, f16, bf16 or q8_0) is that of the matrices; norms, biases and embeddings stay f32. `image` holds
-    image processor values that replace the checkpoint's. MpaError for a tensor that has no place in the file.
+    `precision` (f32, f16, bf16 or q8_0) is that of the matrices; norms, biases and embeddings stay f32. `budget` is the
+    image budget of a target. MpaError for a tensor that has no place in the file.
     """
     import gguf
     import torch
     from safetensors import safe_open
 
-    config = read_json(checkpoint / "config.json")
+    config = source.config
     depth = vision_depth(config)
     writer = gguf.GGUFWriter(out, "clip")
     writer.add_type(gguf.GGUFType.MMPROJ)
     writer.add_file_type(gguf.LlamaFileType[f"{'ALL' if precision == 'f32' else 'MOSTLY'}_{precision.upper()}"])
-    _add_metadata(writer, config, processor_values(checkpoint) | (image or {}), depth)
-    for path in sorted(checkpoint.glob("*.safetensors")):
+    _add_metadata(writer, config, source.image_values(budget), depth)
+    for path in source.weights:
         with safe_open(path, "pt") as file:
             for key in file.keys():  # noqa: SIM118 - it is not a dict
-                name = tensor_name(key, config["model_type"], depth)
-                if name is None:
+                name = key in source.names and tensor_name(source.names[key], config["model_type"], depth)
+                if not name:
                     continue
                 values = file.get_tensor(key).to(torch.float32).numpy()
                 if name == "v.class_embd":

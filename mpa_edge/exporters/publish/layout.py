@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,6 @@ STATIC = ("qdq8", "qdq16")
 HALF_CACHE = ("fp16", "q4f16")
 """Precisions whose decoder keeps its cache in fp16."""
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
-PRIVATE = ("_name_or_path", "id2label", "label2id")
-"""Keys of config.json that name a path of this machine, or mean nothing here."""
 # a text that no template and no tokenizer changes, and that no template contains
 QUESTION = "mpa question 0451"
 QWEN2_SIZES = ("num_hidden_layers", "num_key_value_heads", "num_attention_heads", "hidden_size")
@@ -75,7 +72,7 @@ def write_layout(
     from mpa_edge.vlm.transformers.checkpoint import load_processor
 
     processor = load_processor(str(source.checkpoint))
-    config = full_config(source.checkpoint)
+    config = source.config
     files = {part: file_name(scheme.format, part, bits) for part, bits in scheme.components.items()}
     write_processor(processor, folder, budget)
     write_json(folder / "config.json", config | _javascript(scheme, config, folder, files))
@@ -105,19 +102,6 @@ def write_layout(
     )
     write_artifact(folder, artifact)
     return artifact
-
-
-def full_config(checkpoint: Path) -> dict[str, Any]:
-    """config.json with every default written out, for clients that do not know transformers' defaults."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=False)
-
-    def public(tree: dict[str, Any]) -> dict[str, Any]:
-        kept = {key: value for key, value in tree.items() if key not in PRIVATE}
-        return {key: public(value) if isinstance(value, dict) else value for key, value in kept.items()}
-
-    return public(json.loads(config.to_json_string(use_diff=False)))
 
 
 def write_processor(processor: Any, folder: Path, budget: ImageBudget | None) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpa_edge.artifact import read_artifact
 from mpa_edge.errors import MachineError, MpaError, VerificationError
-from mpa_edge.exporters.source import Source, download, image_values
+from mpa_edge.exporters.source import Source
 from mpa_edge.exporters.verify.parity import (
     Compared,
     Mismatch,
@@ -23,6 +23,7 @@ from mpa_edge.exporters.verify.reference import ProbeTrace, trace_checkpoint
 from mpa_edge.progress import say
 from mpa_edge.runs.isolation import run_isolated
 from mpa_edge.vlm import fingerprint, resolve
+from mpa_edge.vlm.transformers.files import download
 
 if TYPE_CHECKING:
     from mpa_edge.config.scheme import Scheme
@@ -131,7 +132,7 @@ def trace_export(
     from mpa_edge.vlm import load
 
     artifact = read_artifact(folder)
-    batches = probes(image_values(source.checkpoint, budget), source.prompt, artifact.tokens.image)
+    batches = probes(source.image_values(budget), source.prompt, artifact.tokens.image)
     model: Any = load(str(folder), name=artifact.name, threads=threads)
     try:
         traces = [trace for batch in batches for trace in model.trace(batch)]

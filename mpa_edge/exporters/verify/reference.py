@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpa_edge.exporters.source import image_values, processor_values
 from mpa_edge.exporters.verify.probes import probes
 from mpa_edge.types import Request, Trace
 from mpa_edge.vlm.pixels.common import pixels_digest
@@ -38,28 +37,30 @@ class ProbeTrace:
 
 def trace_checkpoint(source: Source, budget: ImageBudget | None, threads: int | None) -> list[ProbeTrace]:
     """Trace a checkpoint on the probes. Loads torch and the fp32 weights: call it in a process of its own."""
-    image, own = image_values(source.checkpoint, budget), processor_values(source.checkpoint)
-    model = Checkpoint(source.checkpoint, {key: image[key] for key in image if image[key] != own.get(key)}, threads)
+    from mpa_edge.vlm.transformers.checkpoint import library_errors
+
+    image = source.image_values(budget)
+    model = Checkpoint(source.checkpoint, image, threads)
     batches = probes(image, source.prompt, str(model.processor.image_token))
-    return [found for batch in batches for found in model.trace(batch)]
+    with library_errors(source.checkpoint, model.processor):  # files may be sound and not fit together
+        return [found for batch in batches for found in model.trace(batch)]
 
 
 class Checkpoint:
     """A transformers checkpoint whose inner values can be read while it answers.
 
-    `image_changes` are values of the image processor that differ from the checkpoint's.
+    `image` holds all values of the image processor.
     """
 
-    def __init__(self, folder: Path, image_changes: dict[str, Any], threads: int | None) -> None:
+    def __init__(self, folder: Path, image: dict[str, Any], threads: int | None) -> None:
         from transformers import AutoImageProcessor, GenerationConfig
 
         from mpa_edge.vlm.transformers import checkpoint
 
         checkpoint.set_threads(threads)
         self.processor = checkpoint.load_processor(str(folder))
-        self.processor.image_processor = AutoImageProcessor.from_pretrained(
-            str(folder), backend="pil", trust_remote_code=False, **image_changes
-        )
+        of_pil = AutoImageProcessor.from_pretrained(str(folder), backend="pil", trust_remote_code=False)
+        self.processor.image_processor = type(of_pil).from_dict(image)
         self.model: Any = checkpoint.load_model(str(folder), "cpu")
         if self.model.config.model_type in TILED:
             few_tiles_at_once(self.model.base_model.vision_model)

@@ -82,7 +82,7 @@ def process_errors() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if world_size() == 1:
             raise
-        from mpa_edge.vlm.transformers.model import is_out_of_memory
+        from mpa_edge.vlm.transformers.checkpoint import is_out_of_memory
 
         if is_out_of_memory(error):
             raise MpaError(

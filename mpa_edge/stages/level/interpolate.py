@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpa_edge.runs.files import atomic_write
+from mpa_edge.vlm.transformers.files import weight_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +32,7 @@ def interpolate(tuned: Path, base: str, strength: float) -> None:
         _rewrite(tuned / "adapter_model.safetensors", lambda tensors: scaled(tensors, strength))
         return
     before = dict(checkpoint.load_model(base, "cpu").state_dict())
-    for path in sorted(tuned.glob("*.safetensors")):
+    for path in weight_files(tuned):
         _rewrite(path, lambda tensors: between(before, tensors, strength))
 
 

@@ -30,7 +30,6 @@ from mpa_edge.stages.level.selection import Selection
 from mpa_edge.stages.run import Run, stable_seed, with_absolute_paths
 from mpa_edge.vlm import resolve
 from mpa_edge.vlm.transformers import checkpoint
-from mpa_edge.vlm.transformers.model import is_out_of_memory
 
 STATE = "trainer_state.json"
 ONLY_IN_CHECKPOINTS = (COMPLETE, STATE, "optimizer*", "scheduler*", "scaler*", "rng_state*", "training_args.bin")
@@ -86,7 +85,7 @@ def train(run: Run, selection: Selection, checkpoints: Path, out: Path, clock: S
         try:
             return learn(training, clock)
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+            if not checkpoint.is_out_of_memory(error):
                 raise
             if micro_batch == 1:
                 raise MpaError(

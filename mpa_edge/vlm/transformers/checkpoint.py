@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
-from contextlib import suppress
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpa_edge.errors import MpaError, missing_package
+from PIL import Image
+
+from mpa_edge.errors import MachineError, MpaError, missing_package
+from mpa_edge.runs.files import read_json
 from mpa_edge.vlm.shared.prompts import without_special_tokens
+from mpa_edge.vlm.transformers.files import AGAIN, check_files, local_folder, tensor_shapes, weight_files
 from mpa_edge.vlm.transformers.template_limits import require_bounded
 
 if TYPE_CHECKING:
@@ -24,6 +32,9 @@ LLAVA_TEMPLATE = (
 )
 TEMPLATES = {"llava": LLAVA_TEMPLATE}
 """`model_type` -> the chat template of checkpoints that were published without one."""
+TRIED_PX = (224, 224)
+PRIVATE = ("_name_or_path", "id2label", "label2id")
+"""Keys of config.json that name a path of this machine, or mean nothing on another one."""
 
 
 def quiet() -> None:
@@ -66,36 +77,62 @@ def set_threads(threads: int | None) -> int:
 
 
 def load_processor(path: str) -> Any:
-    """Tokenizer, image processor and chat template of a checkpoint, padding on the left."""
-    from transformers import CONFIG_MAPPING, AutoConfig, AutoProcessor, PreTrainedConfig
+    """Tokenizer, image processor and chat template of a checkpoint, padding on the left.
 
-    quiet()
-    config: dict[str, Any] = {}
-    with suppress(OSError, ValueError):  # loading the processor gives the better error
-        config, _ = PreTrainedConfig.get_config_dict(path)
-    if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING:
-        raise MpaError(
-            f"'{path}' needs its authors' Python code, which is never run here: use a checkpoint in transformers' own "
-            "format (for InternVL one whose name ends with -hf)"
-        )
-    processor = _loading(path, lambda: AutoProcessor.from_pretrained(path, trust_remote_code=False))
+    They are tried on one small image, so that a file which they cannot work with is named now, in an MpaError.
+    """
+    from transformers import AutoConfig, AutoProcessor
+
+    folder = local_folder(path)
+    config = checked_config(folder)
+    with library_errors(folder), _native_messages_hidden():
+        processor = AutoProcessor.from_pretrained(str(folder), trust_remote_code=False)
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
         raise MpaError(f"'{path}' is no vision-language model: its processor lacks a tokenizer or an image processor")
     processor.tokenizer.padding_side = "left"
     # older checkpoints are completed from config.json
-    processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
-    if not processor.chat_template:
-        processor.chat_template = TEMPLATES.get(config.get("model_type", ""))
-    if getattr(processor, "patch_size", 0) is None:
-        # LLaVA's processors before 2025 did not say how many tokens an image takes
-        of_model = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        processor.patch_size = of_model.vision_config.patch_size
-        processor.vision_feature_select_strategy = of_model.vision_feature_select_strategy
-        processor.num_additional_image_tokens = int(of_model.vision_config.model_type == "clip_vision_model")
-    if not processor.chat_template:
+    template = processor.chat_template or processor.tokenizer.chat_template or TEMPLATES.get(config["model_type"])
+    processor.chat_template = template.get("default") if isinstance(template, dict) else template
+    if not processor.chat_template or not isinstance(processor.chat_template, str):
         raise MpaError(f"'{path}' has no chat template: put its chat_template.jinja into the folder")
     require_bounded(processor.chat_template, f"'{path}'")
+    with library_errors(folder, processor):
+        if getattr(processor, "patch_size", 0) is None:
+            # LLaVA's processors before 2025 did not say how many tokens an image takes
+            of_model = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+            processor.patch_size = of_model.vision_config.patch_size
+            processor.vision_feature_select_strategy = of_model.vision_feature_select_strategy
+            processor.num_additional_image_tokens = int(of_model.vision_config.model_type == "clip_vision_model")
+        processor(
+            text=[chat_prompt(processor, "What is shown?")],
+            images=[[Image.new("RGB", TRIED_PX)]],
+            padding=True,
+            padding_side="left",
+            add_special_tokens=False,
+            return_tensors="pt",
+        )
     return processor
+
+
+def checked_config(folder: Path) -> dict[str, Any]:
+    """config.json as `check_files` gives it, of a kind of model that transformers can load without foreign code."""
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
+
+    quiet()
+    config = check_files(folder)
+    kind = config["model_type"]
+    if "auto_map" in config and kind not in CONFIG_MAPPING:
+        raise MpaError(
+            f"'{folder}' needs its authors' Python code, which is never run here: use a checkpoint in transformers' "
+            "own format (for InternVL one whose name ends with -hf)"
+        )
+    if kind not in KNOWN:
+        raise MpaError(
+            f"'{folder}' is no vision-language model that transformers knows: its config.json says model_type '{kind}'"
+            ", use another checkpoint"
+        )
+    return config
 
 
 def load_model(
@@ -107,39 +144,206 @@ def load_model(
     `quantization` is a quantization config of transformers.
     """
     import torch
-    from transformers import AutoModelForImageTextToText
 
-    quiet()
+    folder = local_folder(path)
+    outline(folder, config)
     kind = getattr(torch, dtype) if dtype else torch.float32 if device == "cpu" else torch.bfloat16
-    options = {"dtype": kind, "use_safetensors": True, **({} if config is None else {"config": config})}
+    options: dict[str, Any] = {"dtype": kind, **({} if config is None else {"config": config})}
     if quantization is not None:  # quantized weights cannot be moved to another device later
         options |= {"quantization_config": quantization, "device_map": {"": device}}
-    model, found = _loading(
-        path,
-        lambda: AutoModelForImageTextToText.from_pretrained(
-            path, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        ),
+    model = _from_pretrained(folder, options)
+    with library_errors(folder):
+        return (model if quantization is not None else model.to(device)).eval()
+
+
+def outline(folder: Path, config: Any = None) -> Any:
+    """A checkpoint's model without its weights, after every check that needs no more than the files' headers.
+
+    None for weights that are quantized, which only their library can check. MpaError as in `load_model`.
+    """
+    is_quantized = "quantization_config" in checked_config(folder)
+    tensor_shapes(weight_files(folder), floats_only=not is_quantized)
+    options = {"device_map": "meta", **({} if config is None else {"config": config})}
+    return None if is_quantized else _from_pretrained(folder, options)
+
+
+def written_out(folder: Path) -> dict[str, Any]:
+    """config.json of a checkpoint with every default of transformers, without keys that mean nothing elsewhere."""
+    from transformers import AutoConfig
+
+    def public(tree: dict[str, Any]) -> dict[str, Any]:
+        kept = {key: value for key, value in tree.items() if key not in PRIVATE}
+        return {key: public(value) if isinstance(value, dict) else value for key, value in kept.items()}
+
+    with library_errors(folder):
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        return public(json.loads(config.to_json_string(use_diff=False)))
+
+
+def saved_names(model: Any, stored: Iterable[str]) -> dict[str, str]:
+    """Tensor of a checkpoint -> its name where transformers saves an outlined model; without those that it drops.
+
+    Published checkpoints name the same tensors in several ways, each release of transformers in its own.
+    """
+    import torch
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        rename_source_key,
+        revert_weight_conversion,
     )
-    # transformers would continue with random numbers for whatever is missing or has another shape
-    if absent := sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]):
-        raise MpaError(
-            f"'{path}' lacks {len(absent)} tensors of its config.json ({absent[0]}): copy the checkpoint again"
+
+    steps, tensors = model._weight_conversions, {name: torch.empty(0, device="meta") for name in model.state_dict()}
+    model._weight_conversions = None  # those of the files: the way back would lead to their names
+    saved = {id(tensor): name for name, tensor in revert_weight_conversion(model, tensors).items()}
+    names = {name: saved[id(tensor)] for name, tensor in tensors.items() if id(tensor) in saved}
+    renamings = [step for step in steps if isinstance(step, WeightRenaming)]
+    converters = [step for step in steps if isinstance(step, WeightConverter)]
+    inside = {key: rename_source_key(key, renamings, converters, model.base_model_prefix, tensors)[0] for key in stored}
+    return {key: names[name] for key, name in inside.items() if name in names}
+
+
+def _from_pretrained(folder: Path, options: dict[str, Any]) -> Any:
+    """The model. MpaError for a tensor that is missing or has another shape or name: it would get random numbers."""
+    from transformers import AutoModelForImageTextToText
+
+    with library_errors(folder):
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            str(folder),
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
         )
-    return (model if quantization is not None else model.to(device)).eval()
+    absent = sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])])
+    # all names begin in a way of their own where the model was saved inside a wrapper
+    foreign, own = list(found["unexpected_keys"]), list(model.state_dict())
+    prefix = os.path.commonprefix(foreign).rpartition(".")[0]  # noqa: RUF071
+    if absent and prefix and "config" not in options and not any(name.startswith(prefix) for name in own):
+        raise MpaError(
+            f"the tensor names of '{folder}' begin with '{prefix}.', which belongs to a wrapper of the model: "
+            "save the model inside it (peft: merge_and_unload() before save_pretrained())"
+        )
+    if absent:
+        raise MpaError(
+            f"'{folder}' lacks {len(absent)} tensors of its config.json ({absent[0]}): copy the checkpoint again"
+        )
+    return model
 
 
-def _loading(path: str, load: Any) -> Any:
-    """Run a loader; its errors become one line."""
-    from safetensors import SafetensorError
+# --- which file an error comes from -----------------------------------------------------------------------------------
 
+
+@contextmanager
+def library_errors(folder: Path, processor: Any = None) -> Iterator[None]:
+    """Turn whatever a library raises in the block into an MpaError that names the file of a checkpoint to blame.
+
+    `processor` is tried part by part where it could be loaded. MachineError where memory runs out.
+    """
     try:
-        return load()
-    except SafetensorError as error:
-        raise MpaError(f"cannot load '{path}': damaged weights ({error}); copy the checkpoint again") from error
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        why = lines[0].rstrip(".") if lines else type(error).__name__
-        raise MpaError(f"cannot load '{path}': {why[:300]}; check the folder or the hub id") from error
+        yield
+    except (MpaError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers panics with a BaseException
+        if is_out_of_memory(error):
+            full = f"out of memory while '{folder}' was loaded: use a smaller model or a larger machine"
+            raise MachineError(full) from error
+        with _native_messages_hidden():
+            name, why = _blamed(folder, processor) or ("", error)
+        if not name:
+            raise MpaError(
+                f"'{folder}' does not work ({_line(why)}): its files do not belong together, copy the checkpoint again"
+            ) from error
+        if not (folder / name).exists():
+            raise MpaError(f"'{folder / name}' is missing: {AGAIN}") from error
+        raise MpaError(f"'{folder / name}' cannot be used ({_line(why)}): {AGAIN}") from error
+
+
+def _blamed(folder: Path, processor: Any) -> tuple[str, BaseException] | None:
+    """The file that a library fails on when it is loaded alone, and its error; None where none fails alone."""
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import (
+        AutoConfig,
+        AutoImageProcessor,
+        AutoModelForImageTextToText,
+        AutoTokenizer,
+        GenerationConfig,
+    )
+
+    def present(*names: str) -> str:
+        return next((name for name in names if (folder / name).exists()), names[0])
+
+    def build() -> None:
+        with torch.device("meta"):
+            AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(where, trust_remote_code=False))
+
+    where = str(folder)
+    nested = "image_processor" in (read_json(folder / "processor_config.json") or ())
+    image = "processor_config.json" if nested else "preprocessor_config.json"
+    words = present("tokenizer.json", "tokenizer.model", "vocab.json")
+    template = present("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
+    loads: list[tuple[str, Callable[[], Any]]] = [("config.json", build)]
+    if (folder / "generation_config.json").exists():
+        loads.append(("generation_config.json", lambda: GenerationConfig.from_pretrained(where)))
+    if words == "tokenizer.json":
+        loads.append((words, lambda: Tokenizer.from_file(str(folder / words)).encode("a")))
+    loads.append(
+        (present("tokenizer_config.json", words), lambda: AutoTokenizer.from_pretrained(where, trust_remote_code=False))
+    )
+    loads.append((image, lambda: AutoImageProcessor.from_pretrained(where, trust_remote_code=False)))
+    if processor is not None:
+        drawn = Image.new("RGB", TRIED_PX)
+        loads.append((image, lambda: processor.image_processor(images=[[drawn]], return_tensors="pt")))
+        loads.append((words, lambda: processor.tokenizer("What is shown?")))
+        loads.append((template, lambda: chat_prompt(processor, "What is shown?")))
+    for name, load in loads:
+        try:
+            load()
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            return name, error
+    return None
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error's text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".")[:200] if lines else type(error).__name__
+
+
+@contextmanager
+def _native_messages_hidden() -> Iterator[None]:
+    """Hide what a library's compiled code writes to stderr: a panic of tokenizers prints its own lines."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the host. torch has no class of its own for the latter.
+
+    >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes"))
+    True
+    """
+    import torch
+
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        phrase in str(error) for phrase in ("can't allocate memory", "out of memory", "Cannot allocate memory")
+    )
+
+
+# --- prompts ----------------------------------------------------------------------------------------------------------
 
 
 def with_bos(tokenizer: Any, text: str) -> str:

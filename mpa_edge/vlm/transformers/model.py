@@ -18,6 +18,7 @@ from mpa_edge.vlm.shared.prompts import without_special_tokens
 from mpa_edge.vlm.transformers import checkpoint, prefix_cache
 from mpa_edge.vlm.transformers.batching import BatchSize, Query, free_bytes, in_order, length_of
 from mpa_edge.vlm.transformers.decoding import Row, decode
+from mpa_edge.vlm.transformers.files import local_folder
 from mpa_edge.vlm.transformers.prefetch import Prefetch
 from mpa_edge.vlm.transformers.prefix_cache import NoPrefixError, Prefix, PrefixStore, Prepared
 from mpa_edge.vlm.transformers.sampling import Choice, Repetition, SeededSampling, decodes_plainly
@@ -39,8 +40,10 @@ class TransformersVLM:
         self.name = name
         self.device = checkpoint.pick_device(device)
         self.threads = checkpoint.set_threads(threads)
+        self.folder = local_folder(path)
         self.processor = checkpoint.load_processor(path)
         self.model: Any = checkpoint.load_model(path, self.device)
+        self.has_answered = False
         self.batch = BatchSize(batch_size)
         looks_back = self.model.config.model_type in prefix_cache.LOOKS_BACK
         self.shares = looks_back and decodes_plainly(self.model.generation_config)
@@ -50,7 +53,18 @@ class TransformersVLM:
         self.store = PrefixStore(int(FOR_PREFIXES * free_bytes(self.device)))
 
     def answer(self, requests: Sequence[Request]) -> list[Reply]:
-        """One reply for each request, in order; batches are halved when memory runs out."""
+        """One reply for each request, in order; batches are halved when memory runs out.
+
+        MpaError where the files of a checkpoint, each sound in itself, do not fit together: nothing was ever answered.
+        """
+        if self.has_answered:
+            return self._answer(requests)
+        with checkpoint.library_errors(self.folder, self.processor):
+            replies = self._answer(requests)
+        self.has_answered = True
+        return replies
+
+    def _answer(self, requests: Sequence[Request]) -> list[Reply]:
         self.store.sweep()
         prompts = {text: checkpoint.chat_prompt(self.processor, text) for text in {one.prompt for one in requests}}
         parts = {}
@@ -96,7 +110,7 @@ class TransformersVLM:
                 replies |= {query.place: reply for query, reply in zip(batch, work(batch), strict=True)}
                 continue
             except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
+                if not checkpoint.is_out_of_memory(error):
                     raise
                 if len(batch) == 1:
                     raise MpaError(
@@ -202,16 +216,3 @@ class TransformersVLM:
     def _end_ids(self) -> set[int]:
         ends = self.model.generation_config.eos_token_id
         return set(ends) if isinstance(ends, list) else {ends}
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the host. torch has no class of its own for the latter.
-
-    >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes"))
-    True
-    """
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(
-        phrase in str(error) for phrase in ("can't allocate memory", "out of memory", "Cannot allocate memory")
-    )

@@ -6,11 +6,9 @@ import pytest
 
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.gguf.check import check_gguf_possible
-from mpa_edge.exporters.source import processor_values
 from mpa_edge.runs.files import read_json
-from mpa_edge.vlm import WEIGHTS
+from tests.exporters.gguf.made import STUDENT, source_of
 
-STUDENT = WEIGHTS / "student"
 TILES = {"do_image_splitting": True, "size": {"longest_edge": 1024}, "max_image_size": {"longest_edge": 512}}
 LLAMA = {"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536}
 SMOL = {"model_type": "smolvlm", "text_config": LLAMA, "vision_config": {}}
@@ -41,9 +39,8 @@ def test_what_llama_cpp_runs_is_let_through(config: dict[str, Any]) -> None:
 
 
 def test_the_built_in_student_is_let_through() -> None:
-    check_gguf_possible(
-        read_json(STUDENT / "config.json"), processor_values(STUDENT), read_json(STUDENT / "tokenizer.json")
-    )
+    source = source_of(STUDENT)
+    check_gguf_possible(source.config, source.image_values(None), read_json(STUDENT / "tokenizer.json"))
 
 
 def vision(config: dict[str, Any], **changed: Any) -> dict[str, Any]:

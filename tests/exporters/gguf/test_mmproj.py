@@ -2,17 +2,18 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mpa_edge.config.target import ImageBudget
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.gguf.mmproj import tensor_name, vision_depth, write_mmproj
 from mpa_edge.runs.files import read_json, write_json
 from mpa_edge.vlm.llama_cpp.gguf_header import read_header
+from tests.exporters.gguf.made import source_of
 from tests.families import zoo
 
 
@@ -58,7 +59,7 @@ def tensors(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["f32", "f16", "bf16", "q8_0"])
 def test_matrices_get_the_precision_and_the_rest_stays(precision: str, tmp_path: Path) -> None:
-    write_mmproj(zoo.checkpoint("llava"), tmp_path / "x.gguf", precision)
+    write_mmproj(source_of(zoo.checkpoint("llava")), tmp_path / "x.gguf", precision)
     made = tensors(tmp_path / "x.gguf")
     assert made["v.blk.0.attn_q.weight"] == ((256, 256), precision)
     assert made["mm.2.weight"] == ((256, 256), precision)
@@ -68,7 +69,7 @@ def test_matrices_get_the_precision_and_the_rest_stays(precision: str, tmp_path:
 
 @pytest.mark.slow
 def test_unused_layers_stay_out_and_the_last_used_one_is_named(tmp_path: Path) -> None:
-    write_mmproj(zoo.checkpoint("llava"), tmp_path / "x.gguf", "f16")
+    write_mmproj(source_of(zoo.checkpoint("llava")), tmp_path / "x.gguf", "f16")
     header = read_header(tmp_path / "x.gguf")
     assert header.metadata["clip.vision.block_count"] == 2
     assert header.metadata["clip.vision.feature_layer"] == (2,)
@@ -79,7 +80,7 @@ def test_unused_layers_stay_out_and_the_last_used_one_is_named(tmp_path: Path) -
 def test_the_position_of_internvls_class_token_goes_last(tmp_path: Path) -> None:
     """llama.cpp puts the token itself behind the patches."""
     source = zoo.checkpoint("internvl")
-    write_mmproj(source, tmp_path / "x.gguf", "f16")
+    write_mmproj(source_of(source), tmp_path / "x.gguf", "f16")
     table = load_file(source / "model.safetensors")["vision_tower.embeddings.position_embeddings"][0].numpy()
     where = next(t for t in read_header(tmp_path / "x.gguf").tensors if t.name == "v.position_embd.weight")
     made = np.frombuffer((tmp_path / "x.gguf").read_bytes(), np.float32, where.n_bytes // 4, where.offset)
@@ -89,9 +90,14 @@ def test_the_position_of_internvls_class_token_goes_last(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("image", "tiles"), [({}, 4), ({"max_patches": 2}, 2), ({"crop_to_patches": False}, 1)])
-def test_the_image_budget_limits_internvls_tiles(image: dict[str, Any], tiles: int, tmp_path: Path) -> None:
-    write_mmproj(zoo.checkpoint("internvl"), tmp_path / "x.gguf", "f16", image)
+@pytest.mark.parametrize(("budget", "splits", "tiles"), [(None, True, 4), (2, True, 2), (None, False, 1)])
+def test_the_image_budget_limits_internvls_tiles(budget: int | None, splits: bool, tiles: int, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(zoo.checkpoint("internvl"), tmp_path / "internvl"))
+    values = read_json(source / "processor_config.json")
+    values["image_processor"]["crop_to_patches"] = splits
+    write_json(source / "processor_config.json", values)
+    limit = ImageBudget(max_tiles=budget, max_pixels=10**6) if budget else None
+    write_mmproj(source_of(source), tmp_path / "x.gguf", "f16", limit)
     assert read_header(tmp_path / "x.gguf").metadata["clip.vision.preproc_max_tiles"] == tiles
 
 
@@ -102,5 +108,5 @@ def test_rows_that_fit_no_block_stay_at_half_precision(tmp_path: Path) -> None:
     held["multi_modal_projector.linear_2.weight"] = torch.zeros(256, 200)
     save_file(held, source / "model.safetensors")
     write_json(source / "config.json", read_json(source / "config.json"))
-    write_mmproj(source, tmp_path / "x.gguf", "q8_0")
+    write_mmproj(source_of(source), tmp_path / "x.gguf", "q8_0")
     assert tensors(tmp_path / "x.gguf")["mm.2.weight"] == ((256, 200), "f16")

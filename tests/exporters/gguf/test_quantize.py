@@ -10,7 +10,7 @@ from mpa_edge.exporters.gguf.convert import convert
 from mpa_edge.exporters.gguf.quantize import DEFAULT_TYPES, notes, quantize_gguf
 from mpa_edge.vlm.llama_cpp.gguf_header import Header, TensorInfo, read_header
 from tests.exporters.gguf.headers import gguf, tensor, text, write
-from tests.exporters.gguf.made import converted
+from tests.exporters.gguf.made import converted, source_of
 from tests.families import zoo
 
 
@@ -63,7 +63,7 @@ def test_what_llama_cpp_refuses_ends_in_one_line(tmp_path: Path) -> None:
 def test_the_file_has_fewer_bits_and_says_where_rows_did_not_fit(which: str, tmp_path: Path) -> None:
     if which == "narrow":
         source = tmp_path / "narrow.gguf"
-        convert(zoo.checkpoint("idefics3", hidden=192), "language", source)
+        convert(source_of(zoo.checkpoint("idefics3", hidden=192)), "language", source)
     else:
         source = converted(which, "language")
     for precision, own in DEFAULT_TYPES.items():

@@ -1,66 +1,68 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from mpa_edge.config.target import ImageBudget
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.gguf.convert import stage, staged_config
-from mpa_edge.runs.files import write_json
-from mpa_edge.vlm import WEIGHTS
-
-STUDENT = WEIGHTS / "student"
+from mpa_edge.runs.files import read_json, write_json
+from tests.exporters.gguf.made import STUDENT, source_of
 
 
-def checkpoint(folder: Path, **config: Any) -> Path:
-    folder.mkdir()
-    write_json(folder / "config.json", {"model_type": "llava", "text_config": {"model_type": "llama"}} | config)
-    write_json(folder / "preprocessor_config.json", {"size": 1, "auto_map": {"AutoImageProcessor": "evil.P"}})
-    write_json(folder / "tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.T", None]}, "eos_token": "x"})
-    for name in ("model-1.safetensors", "model-2.safetensors", "model.safetensors.index.json", "tokenizer.json"):
-        (folder / name).write_text(name)
-    for name in ("evil.py", "pytorch_model.bin", "optimizer.pt", "README.md"):
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A copy of the student with more beside it than the converter should see."""
+    folder = Path(shutil.copytree(STUDENT, tmp_path / "source"))
+    for name in ("evil.py", "pytorch_model.bin", "optimizer.pt", "consolidated.safetensors", "adapter.safetensors"):
         (folder / name).write_text(name)
     return folder
 
 
-def test_only_what_the_converter_needs_is_staged(tmp_path: Path) -> None:
-    source = checkpoint(tmp_path / "source")
-    staged = stage(source, tmp_path / "staged")
+def test_only_what_the_converter_needs_is_staged(source: Path, tmp_path: Path) -> None:
+    staged = stage(source_of(source), tmp_path / "staged")
     assert sorted(path.name for path in staged.iterdir()) == [
         "config.json",
-        "model-1.safetensors",
-        "model-2.safetensors",
-        "model.safetensors.index.json",
+        "generation_config.json",
+        "model-00000.safetensors",
         "preprocessor_config.json",
+        "tensor_names.json",
         "tokenizer.json",
         "tokenizer_config.json",
     ]
-    assert (staged / "model-2.safetensors").resolve() == source / "model-2.safetensors"
+    assert (staged / "model-00000.safetensors").resolve() == source / "model.safetensors"
+    assert not (staged / "processor_config.json").exists()  # the converter would prefer it
 
 
-def test_nothing_that_is_staged_names_code(tmp_path: Path) -> None:
-    source = checkpoint(tmp_path / "source", auto_map={"AutoModel": "evil.M"}, vision_config={"auto_map": {}})
-    staged = stage(source, tmp_path / "staged")
-    assert "auto_map" not in "".join(path.read_text() for path in staged.glob("*.json") if not path.is_symlink())
-    assert json.loads((staged / "tokenizer_config.json").read_text()) == {"eos_token": "x"}
+def test_nothing_that_is_staged_names_code(source: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "processor_config.json", "tokenizer_config.json", "generation_config.json"):
+        write_json(source / name, read_json(source / name) | {"auto_map": {"AutoModel": "evil.M"}})
+    staged = stage(source_of(source), tmp_path / "staged")
+    assert "evil" not in "".join(path.read_text() for path in staged.glob("*.json") if not path.is_symlink())
 
 
-def test_the_checkpoint_stays_as_it_was(tmp_path: Path) -> None:
-    source = checkpoint(tmp_path / "source")
+def test_the_checkpoint_stays_as_it_was(source: Path, tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in source.iterdir()}
-    stage(source, tmp_path / "staged", {"size": 2})
+    stage(source_of(source), tmp_path / "staged", ImageBudget(max_tiles=1, max_pixels=10**6))
     assert {path.name: path.read_bytes() for path in source.iterdir()} == before
 
 
-def test_image_values_take_the_place_of_the_checkpoints(tmp_path: Path) -> None:
-    staged = stage(STUDENT, tmp_path / "staged", {"size": {"longest_edge": 64}})
+def test_an_image_budget_takes_the_place_of_the_checkpoints_values(tmp_path: Path) -> None:
+    staged = stage(source_of(STUDENT), tmp_path / "staged", ImageBudget(max_tiles=1, max_pixels=10**6))
     values = json.loads((staged / "preprocessor_config.json").read_text())
     assert values["size"] == {"longest_edge": 64}
     assert values["image_mean"] == [0.5, 0.5, 0.5]
-    assert not (staged / "processor_config.json").exists()  # the converter would prefer it
+
+
+def test_the_chat_template_is_staged_wherever_the_checkpoint_has_it(source: Path, tmp_path: Path) -> None:
+    template = (source / "chat_template.jinja").read_text()
+    (source / "chat_template.jinja").unlink()
+    write_json(source / "chat_template.json", {"chat_template": template})
+    staged = stage(source_of(source), tmp_path / "staged")
+    assert read_json(staged / "tokenizer_config.json")["chat_template"] == template
 
 
 @pytest.mark.parametrize(
@@ -87,18 +89,3 @@ def test_qwen_keeps_its_own_class() -> None:
 def test_an_unknown_language_model_is_refused() -> None:
     with pytest.raises(MpaError, match="GGUF takes no language model of type 'mamba' .*: use an onnx scheme"):
         staged_config({"model_type": "llava", "text_config": {"model_type": "mamba"}})
-
-
-def test_a_checkpoint_without_weights_is_refused(tmp_path: Path) -> None:
-    source = checkpoint(tmp_path / "source")
-    for path in source.glob("*.safetensors"):
-        path.unlink()
-    with pytest.raises(MpaError, match="holds no config.json with safetensors"):
-        stage(source, tmp_path / "staged")
-
-
-def test_a_checkpoint_without_an_image_processor_is_refused(tmp_path: Path) -> None:
-    source = checkpoint(tmp_path / "source")
-    (source / "preprocessor_config.json").unlink()
-    with pytest.raises(MpaError, match="has no image processor: save the model's processor into it"):
-        stage(source, tmp_path / "staged")

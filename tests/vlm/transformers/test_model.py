@@ -16,9 +16,10 @@ from mpa_edge.nursery import models
 from mpa_edge.nursery.render import pictures
 from mpa_edge.types import Request
 from mpa_edge.vlm import load
+from mpa_edge.vlm.transformers import checkpoint
 from mpa_edge.vlm.transformers import model as module
 from mpa_edge.vlm.transformers.batching import BatchSize
-from mpa_edge.vlm.transformers.model import TransformersVLM, is_out_of_memory
+from mpa_edge.vlm.transformers.model import TransformersVLM
 from mpa_edge.vlm.transformers.sampling import SeededSampling
 
 PROMPTS = (
@@ -289,7 +290,7 @@ def test_no_memory_for_one_image_is_one_line_and_other_errors_go_up(
 
 @pytest.mark.parametrize("error", [ValueError("out of memory"), RuntimeError("index out of range"), OSError(12, "x")])
 def test_what_is_not_out_of_memory(error: Exception) -> None:
-    assert not is_out_of_memory(error)
+    assert not checkpoint.is_out_of_memory(error)
 
 
 def test_a_closed_model_can_be_closed_again(random_checkpoint: Path) -> None:
