@@ -58,7 +58,7 @@ class Scheme(Section):
     components: dict[Component, OnnxPrecision | GgufPrecision]
     """Precision of each component of the format."""
     block_size: Literal[16, 32, 64, 128] = 32
-    """Weights that share a scale in q4 and q2."""
+    """Weights that share a scale in q8, q4 and q2."""
     calibration: CalibrationConfig | None = None
     """Needed by qdq8 and qdq16."""
     tolerance: Tolerance

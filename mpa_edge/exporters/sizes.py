@@ -21,6 +21,7 @@ LAYER = re.compile(r"(^|\.)(layers|layer|blocks)\.(\d+)\.")
 TABLES = re.compile(r"pos(ition)?_embed|class_embedding|cls_token|mask_token")
 
 ONNX_BITS = {"fp32": 32, "fp16": 16, "int8": 8, "q8": 8, "q4": 4, "q4f16": 4, "q2": 2, "qdq8": 8, "qdq16": 8}
+BLOCKS = ("q8", "q4", "q4f16", "q2")
 # bits a weight by ggml's block layouts: where rows are a multiple of 256, and where they are not (a wider type is used)
 GGUF_BITS = {
     "f32": (32, 32),
@@ -101,10 +102,13 @@ def _onnx_bits(tensor: Tensor, precision: str, block_size: int) -> float:
     if not (tensor.is_matrix or tensor.place == "embed" or is_static_convolution):
         return 16 if precision in ("fp16", "q4f16") else 32
     bits = ONNX_BITS[precision]
-    if tensor.place == "embed" and bits < 4:  # there is no kernel for a 2-bit table
+    if tensor.place == "embed" and precision in ("q8", "q2"):  # there is no kernel for such a table
         return 8
+    if precision not in BLOCKS:
+        return bits
     scale_bits = 16 if precision == "q4f16" else 32
-    return bits if bits >= 8 else bits + (scale_bits + bits) / block_size
+    zero_point_bits = 4 if bits == 4 else 0
+    return bits + (scale_bits + zero_point_bits) / block_size
 
 
 def _gguf_bits(tensor: Tensor, component: Component, precision: str, source: Source) -> float:

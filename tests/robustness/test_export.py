@@ -197,7 +197,7 @@ def test_a_damaged_file_of_a_finished_export_is_made_again(forks, exported: Fini
 
 BAD = [
     ("onnx-int8", "onnx/vision_encoder_int8.onnx", cut),
-    ("onnx-int8", "onnx/decoder_model_merged_int8.onnx", nonsense),
+    ("onnx-int8", "onnx/decoder_model_merged_quantized.onnx", nonsense),
     ("onnx-int8", "onnx/embed_tokens_int8.onnx", empty),
     ("onnx-int8", "onnx/embed_tokens_int8.onnx", Path.unlink),
     ("onnx-int8", "tokenizer.json", cut),

@@ -5,13 +5,19 @@ What a precision means, by component:
 | Precision | MatMul weights | Embedding table | Activations |
 |---|---|---|---|
 | fp16 | fp16 | fp16 | fp16; norms, angles and indices in fp32 |
-| int8, q8 | int8, a scale a column | uint8, one scale | uint8, range measured at run time |
-| q4, q4f16 | 4 bits, a scale a block | 4 bits, a scale a block | fp32 or fp16; int8 inside the CPU kernel |
+| int8 | 7 bits of int8, a scale a column | uint8, one scale | uint8, a scale a row, found at run time |
+| q8 | 8 bits, a scale a block | uint8, one scale | fp32; int8 a row and block inside the CPU kernel |
+| q4, q4f16 | 4 bits, a scale a block | 4 bits, a scale a block | fp32 or fp16; inside the CPU kernel as q8 |
 | q2 | 2 bits, a scale a block | uint8, one scale | as q4 |
 | qdq8, qdq16 | int8, a scale a column | uint8, one scale | int8 or uint16, range from the calibration |
 
 Convolutions, norms and position tables stay as they are in the integer precisions: they save few bytes and cost much
 accuracy.
+
+int8 is made for the vision encoder. A trained language model has tokens and channels a thousand times larger than the
+rest: one scale for all of them (ONNX Runtime's own way) leaves nothing of the others, a scale a row leaves 95 %, blocks
+leave all. With 7 bits a weight, two products fit the 16 bits in which x86 processors without VNNI add them; with 8,
+they do not, and the same file would compute other numbers there.
 """
 
 from __future__ import annotations
@@ -25,14 +31,18 @@ from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.exporters.onnx.export import quiet
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto
 
 FULL_PRECISION_IO = {"decoder": ["inputs_embeds", "logits"]}
 """Inputs and outputs that stay fp32 in a 16-bit graph; all of them for a component that is not named."""
 CPU_INT8 = 4
 """`accuracy_level` of MatMulNBits: activations in int8 inside the kernel, its fastest way on a CPU."""
-EMBED_FALLBACK = {"q2": "int8", "qdq8": "int8", "qdq16": "int8"}
+EMBED_FALLBACK = {"q8": "int8", "q2": "int8", "qdq8": "int8", "qdq16": "int8"}
 """Precisions that a table look-up has no kernel for, and what it gets instead."""
+BLOCK_BITS = {"q8": 8, "q4": 4, "q4f16": 4, "q2": 2}
+"""Bits of a weight in the precisions whose weights are blocks with a scale."""
+SMALLEST_ROW = 1e-20
+"""What a row of zeros is divided by."""
 CALIBRATION_METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 """Method of a scheme's calibration -> ONNX Runtime's name of it."""
 STATIC_OPTIONS: dict[str, Any] = {
@@ -89,17 +99,18 @@ def _quantized(
 
     if precision in ("fp32", "fp16"):
         model = onnx.load(source)
-    elif precision in ("q4", "q4f16", "q2"):
-        model = _blockwise(source, component, 2 if precision == "q2" else 4, scheme.block_size)
+    elif precision in BLOCK_BITS:
+        model = _blockwise(source, component, BLOCK_BITS[precision], scheme.block_size)
     else:
-        if precision in ("int8", "q8"):
+        if precision == "int8":
             is_table = component == "embed"  # looked up in uint8, then scaled
             quantize_dynamic(
-                source,
+                source if is_table else unit_rows(source),
                 scratch,
                 weight_type=QuantType.QUInt8 if is_table else QuantType.QInt8,
                 op_types_to_quantize=["Gather" if is_table else "MatMul"],
                 per_channel=not is_table,
+                reduce_range=not is_table,
                 use_external_data_format=is_large(source),
             )
         else:
@@ -110,10 +121,49 @@ def _quantized(
     return to_half(model, FULL_PRECISION_IO.get(component)) if precision in ("fp16", "q4f16") else model
 
 
+def unit_rows(source: Path) -> Path:
+    """A prepared graph in which the rows of every product with a weight have a largest value of 1; a file beside it.
+
+    Each row is divided by its largest value before the product, and multiplied after it. So the one scale that ONNX
+    Runtime finds for all rows fits each of them, whatever is in the batch. The weights stay in the file of `source`.
+    """
+    import numpy as np
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model = onnx.load(source, load_external_data=False)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    nodes: list[NodeProto] = []
+    divided: set[str] = set()
+    for node in model.graph.node:
+        nodes.append(node)
+        if node.op_type != "MatMul" or node.input[1] not in weights:
+            continue
+        rows, product = node.input[0], node.output[0]
+        if rows not in divided:
+            divided.add(rows)
+            nodes[-1:] = [
+                helper.make_node("Abs", [rows], [f"{rows}/sizes"]),
+                helper.make_node("ReduceMax", [f"{rows}/sizes", "rows/axis"], [f"{rows}/largest"]),
+                helper.make_node("Max", [f"{rows}/largest", "rows/smallest"], [f"{rows}/scale"]),
+                helper.make_node("Div", [rows, f"{rows}/scale"], [f"{rows}/unit"]),
+                node,
+            ]
+        node.input[0], node.output[0] = f"{rows}/unit", f"{product}/unit"
+        nodes.append(helper.make_node("Mul", [f"{product}/unit", f"{rows}/scale"], [product]))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1]), "rows/axis"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(SMALLEST_ROW, np.float32), "rows/smallest"))
+    target = source.with_name("unit.onnx")
+    onnx.save(model, target)
+    return target
+
+
 def _blockwise(source: Path, component: Component, bits: int, block_size: int) -> ModelProto:
     """Weights as blocks of `bits`-bit numbers, each block with its scale and, at 4 bits, its zero point.
 
-    2 bits are the negative control: round-to-nearest without a zero point, which would save half of what is to be lost.
+    8 bits need no zero point. 2 bits are the negative control, where it would save half of what is to be lost.
     """
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
@@ -121,7 +171,7 @@ def _blockwise(source: Path, component: Component, bits: int, block_size: int) -
     operator, axis = ("Gather", 1) if component == "embed" else ("MatMul", 0)
     config = DefaultWeightOnlyQuantConfig(
         block_size=block_size,
-        is_symmetric=bits == 2,
+        is_symmetric=bits != 4,
         accuracy_level=CPU_INT8,
         op_types_to_quantize=(operator,),
         quant_axes=((operator, axis),),

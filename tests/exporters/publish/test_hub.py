@@ -71,7 +71,7 @@ def test_what_the_manifest_names_arrives_and_nothing_else(hub: Hub, folder: Path
         "README.md",
         "artifact.json",
         "manifest.json",
-        "onnx/decoder_model_merged_int8.onnx",
+        "onnx/decoder_model_merged_quantized.onnx",
         "onnx/embed_tokens_int8.onnx",
         "onnx/vision_encoder_int8.onnx",
     ]
