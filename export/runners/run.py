@@ -4,10 +4,11 @@ JOBDIR may hold an order.json; out.jsonl is written there. After a kill at any m
 """
 
 import sys
-from pathlib import Path
 
 if sys.version_info < (3, 10):  # noqa: UP036  # a device may have any Python
     sys.exit("error: this Python is older than 3.10: name a newer one, for example sh bench.sh JOBDIR python3.11")
+
+from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.dont_write_bytecode = True  # the bundle stays as it was sent

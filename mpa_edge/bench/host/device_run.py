@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 import time
@@ -26,7 +27,16 @@ from mpa_edge.runs.paths import remove
 SHORT_S, CHECK_S = 30.0, 120.0
 # a job that is silent for longer counts as hung: loading and one answer fit into this
 STALL_S = 1200.0
-FIND = "import importlib.util as u, sys; print(*(m for m in sys.argv[1:] if u.find_spec(m) is None))"
+OLDEST = (3, 10)
+# any Python since 2.7 runs this; what a wrapper or a startup file prints beside it does not count
+ASK = f"""
+import sys
+print("mpa-edge python %d.%d" % sys.version_info[:2])
+if sys.version_info >= {OLDEST}:
+    import importlib.util
+    print("mpa-edge lacks " + " ".join(name for name in sys.argv[1:] if importlib.util.find_spec(name) is None))
+"""
+ANSWER = re.compile(rb"^mpa-edge python (\d{1,3})[.](\d{1,3})\r?\n(?:mpa-edge lacks ([\w ]*))?", re.MULTILINE)
 
 
 def choose_runner(transport: Transport, format_: str, reach: Reach, fallback: str | None) -> tuple[str, bool]:
@@ -37,38 +47,51 @@ def choose_runner(transport: Transport, format_: str, reach: Reach, fallback: st
     """
     program, server = reach.python or (sys.executable if transport.name == "local" else "python3"), reach.server
     if server is None:
-        missing = missing_modules(transport, program, format_)
-        if not missing:
+        fault, fix = python_fault(transport, program, format_)
+        if not fault:
             return program, False
         if fallback is None or format_ != "gguf" or reach.python is not None:
-            extra = "onnx,gguf" if format_ == "hybrid" else format_
             other = ", or a llama-server with --server" if format_ == "gguf" else ""
-            raise MpaError(
-                f"on {transport.name}, {missing}: install it there with {program} -m pip install 'mpa-edge[{extra}]', "
-                f"or name another Python with --python{other}"
-            )
-        say(f"{transport.name}: {missing}; using llama-server instead")
+            raise MpaError(f"on {transport.name}, {fault}: {fix}{other}")
+        say(f"{transport.name}: {fault}; using llama-server instead")
     elif format_ != "gguf":
         raise MpaError(f"llama-server runs GGUF, not {format_}: choose a gguf scheme with --as, or omit --server")
     chosen = str(server or fallback)
-    if transport.run(f"[ -f {shlex.quote(chosen)} ] && [ -x {shlex.quote(chosen)} ]", timeout_s=SHORT_S).rc:
-        raise MpaError(
-            f"on {transport.name}, there is no program {chosen}: build llama-server for it and copy it there, "
-            "or give its path with --server"
+    is_file = f"[ -f {shlex.quote(chosen)} ] || exit 2; [ -x {shlex.quote(chosen)} ]"
+    if rc := transport.run(is_file, timeout_s=SHORT_S).rc:
+        fault = (
+            f"there is no program {chosen}: build llama-server for it and copy it there"
+            if rc == 2
+            else f"{chosen} may not be started: run chmod +x there, or copy it to a file system without noexec"
         )
+        raise MpaError(f"on {transport.name}, {fault}, or give its path with --server")
     return chosen, True
 
 
-def missing_modules(transport: Transport, program: str, format_: str) -> str:
-    """What a Python on the device lacks for a format, in words; empty where it lacks nothing."""
-    command = f"{shlex.quote(program)} -c {shlex.quote(FIND)} {' '.join(sorted(PACKAGES[format_]))}"
+def python_fault(transport: Transport, program: str, format_: str) -> tuple[str, str]:
+    """What keeps a Python on the device from answering, and what fixes that; empty where nothing does."""
+    packages = PACKAGES[format_]
+    command = shlex.join([program, "-c", ASK, *packages])
     done = transport.run(command, timeout_s=CHECK_S)
-    if done.rc in (126, 127):
-        return f"there is no {program}"
-    if done.rc:
-        return f"{program} does not start ({last_line(done.stderr)})"
-    lacking = done.stdout.decode(errors="replace").split()
-    return f"{program} lacks {', '.join(lacking)}" if lacking else ""
+    found = ANSWER.search(done.stdout)
+    oldest = ".".join(map(str, OLDEST))
+    install = (
+        f"install Python {oldest} or newer as PYTHON there, run PYTHON -m pip install {' '.join(packages.values())}, "
+        "and name it with --python PYTHON"
+    )
+    if found is None:
+        if done.rc == 127:
+            return f"there is no {program}", install
+        said = last_line(done.stderr + b"\n" + done.stdout)
+        return f"{program} does not work as a Python (exit {done.rc}: {said})", f"run it there to see why, or {install}"
+    version = int(found[1]), int(found[2])
+    if version < OLDEST:
+        return f"{program} is Python {version[0]}.{version[1]}, and {oldest} is the oldest that works", install
+    lacking = [name for name in (found[3] or b"").decode().split() if name in packages]
+    if not lacking:
+        return "", ""
+    pip = f"{shlex.quote(program)} -m pip install {' '.join(packages[name] for name in lacking)}"
+    return f"{program} lacks {', '.join(lacking)}", f"run {pip} there, or name another Python with --python"
 
 
 def cool_down(transport: Transport, remote: str, below_c: float | None, max_s: int, poll_s: float = 5.0) -> None:

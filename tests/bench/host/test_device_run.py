@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 from mpa_edge.bench.host import device_run
-from mpa_edge.bench.host.device_run import choose_runner, cool_down, fetch, missing_modules
+from mpa_edge.bench.host.device_run import choose_runner, cool_down, fetch
 from mpa_edge.bench.measurement import Reach
 from mpa_edge.bench.transports.transport import LocalTransport
 from mpa_edge.errors import MpaError
+from tests.bench.peers import program
 
 
 @pytest.fixture
@@ -22,10 +24,10 @@ def here(tmp_path: Path) -> LocalTransport:
 @pytest.fixture
 def bare_python(tmp_path: Path) -> str:
     """A Python with nothing but its standard library."""
-    program = tmp_path / "bare python"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')
-    program.chmod(0o755)
-    return str(program)
+    path = tmp_path / "bare python"
+    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')
+    path.chmod(0o755)
+    return str(path)
 
 
 def choose(here: LocalTransport, format_: str, fallback: str | None = None, **asked: str | None):
@@ -39,16 +41,74 @@ def test_this_python_answers_on_this_machine(here: LocalTransport, format_: str)
 
 
 def test_a_python_without_the_runtime_is_told_what_to_install(here: LocalTransport, bare_python: str) -> None:
-    assert "onnxruntime" in missing_modules(here, bare_python, "onnx")
-    with pytest.raises(MpaError, match=r"lacks .*onnxruntime.*pip install 'mpa-edge\[onnx\]', or name another Python"):
+    packages = "numpy onnxruntime pillow pydantic tokenizers"
+    with pytest.raises(
+        MpaError, match=r"lacks .*onnxruntime.*: run .*, or name another Python with --python$"
+    ) as caught:
         choose(here, "onnx", python=bare_python)
-    with pytest.raises(MpaError, match=r"llama_cpp.*or a llama-server with --server"):
+    assert set(packages.split()) == set(re.findall("pip install (.*) there", str(caught.value))[0].split())
+    with pytest.raises(MpaError, match=r"llama-cpp-python==.* gguf there.*or a llama-server with --server"):
         choose(here, "gguf", python=bare_python)
 
 
-def test_no_python_at_all(here: LocalTransport) -> None:
-    with pytest.raises(MpaError, match="there is no /no such/python3: install"):
-        choose(here, "onnx", python="/no such/python3")
+def test_only_what_is_lacking_is_to_be_installed(here: LocalTransport, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    for name in ("numpy", "PIL", "pydantic"):
+        (site / name).mkdir(parents=True)
+        (site / name / "__init__.py").touch()
+    program = wrapper(tmp_path, f'PYTHONPATH={site} exec "{sys.executable}" -S "$@"')
+    with pytest.raises(
+        MpaError, match=f"lacks llama_cpp: run {program} -m pip install llama-cpp-python==[0-9.]+ there"
+    ):
+        (site / "gguf.py").touch()
+        choose(here, "gguf", python=program)
+
+
+def wrapper(tmp_path: Path, script: str) -> str:
+    path = tmp_path / "python"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.peer
+def test_a_python_that_is_too_old_says_what_the_device_needs(here: LocalTransport) -> None:
+    old = program("pypy3")  # 3.9 in Debian
+    says = (
+        r"pypy3 is Python 3\.9, and 3.10 is the oldest that works: install Python 3.10 or newer as PYTHON there, run "
+        r"PYTHON -m pip install numpy pillow pydantic llama-cpp-python==[0-9.]+ gguf, and name it with --python PYTHON,"
+        " or a llama-server with --server"
+    )
+    with pytest.raises(MpaError, match=says) as caught:
+        choose(here, "gguf", python=old)
+    assert "mpa-edge[" not in str(caught.value)
+
+
+@pytest.mark.parametrize("format_", ["onnx", "gguf"])
+def test_what_a_wrapper_prints_does_not_count(here: LocalTransport, tmp_path: Path, format_: str) -> None:
+    program = wrapper(tmp_path, f'echo Welcome to 3.8; echo no >&2; "{sys.executable}" "$@"; echo bye')
+    assert choose(here, format_, python=program) == (program, False)
+
+
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [
+        ("/bin/true", r"does not work as a Python \(exit 0: no message\): run it there"),
+        ("/bin/ls", "does not work as a Python .exit 2: .*No such file"),
+        ("/etc/passwd", "does not work as a Python .*ermission denied"),
+        ("/no such/python3", "there is no /no such/python3: install Python 3.10 or newer as PYTHON there"),
+    ],
+)
+def test_what_is_no_python_is_told(here: LocalTransport, program: str, says: str) -> None:
+    with pytest.raises(MpaError, match=says) as caught:
+        choose(here, "onnx", python=program)
+    assert str(caught.value).isprintable()
+
+
+def test_a_python_with_the_home_of_another(here: LocalTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")
+    with pytest.raises(MpaError, match="does not work as a Python .*: run it there to see why"):
+        choose(here, "onnx")
 
 
 def test_a_server_is_taken_where_it_was_named_or_python_cannot(
@@ -56,9 +116,11 @@ def test_a_server_is_taken_where_it_was_named_or_python_cannot(
 ) -> None:
     assert choose(here, "gguf", server="/bin/sh") == ("/bin/sh", True)
     (tmp_path / "text").write_text("no program")
-    for path in ("/nowhere/llama-server", str(tmp_path), str(tmp_path / "text")):
+    for path in ("/nowhere/llama-server", str(tmp_path)):
         with pytest.raises(MpaError, match=f"on local, there is no program {path}: build llama-server for it"):
             choose(here, "gguf", server=path)
+    with pytest.raises(MpaError, match="text may not be started: run chmod .x there, or copy it to .* without noexec"):
+        choose(here, "gguf", server=str(tmp_path / "text"))
     with pytest.raises(MpaError, match="llama-server runs GGUF, not onnx"):
         choose(here, "onnx", server="/bin/sh")
     monkeypatch.setattr(device_run.sys, "executable", "/nowhere/python3")
