@@ -293,8 +293,8 @@ android() {
 }
 python() {
     if ! has python3; then no "no python3 on PATH"; return; fi
-    found=$(python3 -V 2>&1)
-    case $found in 'Python '*) str "${found#Python }" ;; *) no "python3 -V does not work" ;; esac
+    found=$(python3 -V 2>&1 | sed -n 's/^Python //p')
+    if [ -n "$found" ]; then str "$found"; else no "python3 -V does not work"; fi
 }
 sha256() {
     if has sha256sum; then str sha256sum

@@ -139,7 +139,9 @@ def send(transport: Transport, bundle: Path, files: Mapping[str, str], sha256: s
         for first in range(0, len(contents), NAMES_PER_CALL):
             names = list(contents)[first : first + NAMES_PER_CALL]
             limit_s = _limit_s(contents[name] for name in names)
-            listed = transport.checked("hash files", check, timeout_s=limit_s, stdin=" ".join(names).encode())
+            listed = transport.checked(
+                f"keep files in {store}", check, timeout_s=limit_s, stdin=" ".join(names).encode()
+            )
             intact.update(listed.split())
         missing = {digest: path for digest, path in contents.items() if digest not in intact}
         if not missing:

@@ -49,7 +49,10 @@ DEVICE: Faults = (
     ("uota exceeded", "free space within the quota of its user, or choose another folder with --root"),
     ("Read-only file system", "choose a folder that can be written to with --root"),
     ("Permission denied|not permitted", "choose a folder that its user may write to with --root"),
-    ("File too large", "its file system or ulimit -f takes no file of this size: choose another folder with --root"),
+    (
+        "File too large|[Ff]ile size limit",
+        "its file system or ulimit -f takes no file of this size: choose another folder with --root",
+    ),
     (
         "[Cc]annot allocate|out of memory|[Cc]an.?.?.?t fork|Resource temp",
         "end other programs, or raise ulimit",
@@ -58,7 +61,8 @@ DEVICE: Faults = (
         "Input/output error|I/O error|needs cleaning",
         "its storage is damaged: check it (fsck), or use another with --root",
     ),
-    ("not found|No such file|applet", "install what is missing there (coreutils, or a complete busybox)"),
+    ("create directory|Not a directory", "choose another folder with --root"),
+    ("not found|applet", "install what is missing there (coreutils, or a complete busybox)"),
 )
 
 

@@ -60,10 +60,13 @@ def patiently(action: Callable[[], T], *, patience_s: float) -> T:
         wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
 
-def call(argv: list[str], *, timeout_s: float, stdin: bytes = b"", stall_s: float | None = None) -> Done:
+def call(
+    argv: list[str], *, timeout_s: float, stdin: bytes = b"", stall_s: float | None = None, end: bytes | None = None
+) -> Done:
     """Run a program to its end. TooSlowError after `timeout_s`, or where no byte moved for `stall_s`.
 
     TooLongError where it prints more than MOST_BYTES.
+    end: what its output ends with; something that a login started may keep the program waiting after that.
     Files, not pipes: a helper that the program leaves behind (adb's server) cannot make us wait for it.
     Raises FileNotFoundError where there is no such program.
     """
@@ -84,6 +87,8 @@ def call(argv: list[str], *, timeout_s: float, stdin: bytes = b"", stall_s: floa
                     process.wait(max(0.0, min(POLL_S, deadline - now)))
                     break
                 require_short(argv, out, complaints)
+                if end and end in os.pread(out.fileno(), os.fstat(out.fileno()).st_size, 0):
+                    break
                 now, current = time.monotonic(), [os.lseek(each, 0, os.SEEK_CUR) for each in descriptors]
                 if current != seen:
                     moved, seen = now, current

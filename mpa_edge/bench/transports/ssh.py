@@ -34,7 +34,6 @@ OPTIONS = {
     "RequestTTY": "no",
     "ControlPersist": "no",
     "RemoteCommand": "none",
-    "LogLevel": "ERROR",
 }
 # runs as long as its input is open, which is as long as we run
 HOLD = "{sh} -c 'unset TMOUT; while read -r line; do :; done'"
@@ -72,6 +71,7 @@ class SshTransport(Transport):
         self._forwards: dict[int, int] = {}
         # a socket's path may have about 100 bytes: $TMPDIR can be longer than that
         self._folder = Path(tempfile.mkdtemp(prefix="mpe-", dir="/tmp" if Path("/tmp").is_dir() else None))  # noqa: S108
+        self._log = self._folder / "log"
         try:
             self.root = root or self._home_root()
         except BaseException:
@@ -89,7 +89,7 @@ class SshTransport(Transport):
 
     def _argv(self, command: str) -> list[str]:
         # only through the shared connection: where that is gone, a call must fail now, not after its own timeout
-        only_shared = ("-o", "ControlMaster=no", "-o", f"ProxyCommand=echo {CUT} >&2")
+        only_shared = ("-o", "LogLevel=ERROR", "-o", "ControlMaster=no", "-o", f"ProxyCommand=echo {CUT} >&2")
         return self._ssh("-T", *only_shared, "--", self._host, command)
 
     def _prepare(self) -> None:
@@ -97,11 +97,11 @@ class SshTransport(Transport):
         if self._master is not None and self._master.poll() is None:
             return
         forwards = [word for host, device in self._forwards.items() for word in ("-L", _addresses(host, device))]
-        socket_file, log_file = self._folder / "s", self._folder / "log"
+        socket_file = self._folder / "s"
         socket_file.unlink(missing_ok=True)
-        with log_file.open("wb") as log:
+        with self._log.open("wb") as log:
             hold = HOLD.format(sh=self.shells[0])
-            argv = self._ssh("-T", "-o", "ControlMaster=yes", *forwards, "--", self._host, hold)
+            argv = self._ssh("-T", "-o", "ControlMaster=yes", "-o", "LogLevel=INFO", *forwards, "--", self._host, hold)
             try:
                 master = self._master = subprocess.Popen(
                     argv,
@@ -119,7 +119,7 @@ class SshTransport(Transport):
                 return  # its login ended: the next command is told why
             if master.poll() is not None or time.monotonic() > deadline:
                 end_group(master)
-                raise self._broken(log_file.read_text(errors="replace"))
+                raise self._broken(self._log.read_text(errors="replace"))
             time.sleep(0.02)
         self._was_connected = True
 
@@ -148,8 +148,15 @@ class SshTransport(Transport):
 
     @contextmanager
     def forward(self, device_port: int) -> Iterator[int]:
-        """A port of this machine that leads to a port of the device; it survives a reconnection."""
+        """A port of this machine that leads to a port of the device; it survives a reconnection.
+
+        MpaError where the device's server has refused that.
+        """
         self._prepare()
+        if "administratively prohibited" in self._log.read_text(errors="replace"):
+            raise MpaError(
+                f"{self._host} forwards no ports: set AllowTcpForwarding in its sshd_config to yes, then rerun"
+            )
         host_port = free_port()
         self._control("forward", host_port, device_port)
         self._forwards[host_port] = device_port

@@ -28,19 +28,21 @@ FETCHED_BYTES = 64 << 20
 # of a large file, in one call
 PIECE_BYTES = 32 << 20
 # What every login shell understands (sh, tcsh, fish, rbash): one word with plain quotes. The script comes as input, and
-# the command's own input behind it: dd takes no byte more than it is told, and a script that was cut does not end with
-# its mark. What a login prints stands in front of the marks or behind them. A program uses the same exit status for its
-# own failures and the command's (ssh 255, adb 1): hence the status is printed.
+# the command's own input behind it: dd takes no byte more than it is told. A script of which a cut link or a startup
+# file took a part lacks one of its marks, and a shell that takes our input for commands ends at the first word. What a
+# login prints stands in front of the marks or behind them. A program uses the same exit status for its own failures and
+# the command's (ssh 255, adb 1): hence the status is printed.
 COMMAND = (
     "{sh} -c '"
     "command -v dd >/dev/null 2>&1 || PATH=${{PATH:+$PATH:}}/usr/local/bin:/usr/bin:/bin:/system/bin; "
     "LC_ALL=C; export PATH LC_ALL; umask u=rwx; "
     "unset TMOUT CDPATH TAR_OPTIONS GREP_OPTIONS BLOCKSIZE BLOCK_SIZE DF_BLOCK_SIZE; unset -f cd ls cp mv rm cat; "
-    "s=$(dd bs=1 count={size} 2>/dev/null); case $s in *#{mark}) ;; *) exit 97 ;; esac; "
+    "s=$(dd bs=1 count={size} 2>/dev/null); case $s in exit*{mark}*{mark}) ;; *) exit 97 ;; esac; "
     "echo >&2; echo errors {mark} >&2; echo; echo begins {mark}; "
-    '{sh} -c "$s"; s=$?; echo; echo ends {mark} $s; echo >&2; echo no more errors {mark} >&2'
+    '{sh} -c "${{s#exit }}"; s=$?; echo; echo ends {mark} $s; echo >&2; echo no more errors {mark} >&2'
     "'"
 )
+SCRIPT = "exit #{mark}\n{command}\n#{mark}"
 # commands in a row that do not run to their end although the link works: this does not improve by waiting
 MAX_CUTS = 3
 
@@ -152,12 +154,13 @@ class Transport(ABC):
         self, command: str, *, timeout_s: float, stdin: bytes | None = None, stall_s: float | None = None
     ) -> Done:
         mark = secrets.token_hex(8)
-        script = f"{command}\n#{mark}".encode()
+        script = SCRIPT.format(mark=mark, command=command).encode()
         while True:
             self._prepare()
             words = COMMAND.format(sh=self.shells[0], size=len(script), mark=mark)
             try:
-                done = call(self._argv(words), timeout_s=timeout_s, stdin=script + (stdin or b""), stall_s=stall_s)
+                argv, given, end = self._argv(words), script + (stdin or b""), f"\nends {mark} ".encode()
+                done = call(argv, timeout_s=timeout_s, stdin=given, stall_s=stall_s, end=end)
             except TooSlowError as error:
                 self._is_broken = True
                 limit_s = min(timeout_s, stall_s or timeout_s)
@@ -166,7 +169,7 @@ class Transport(ABC):
                     "login starts, then rerun"
                 ) from error
             rest = done.stdout.partition(f"\nbegins {mark}".encode())[2]
-            output, _, status = rest.rpartition(f"\nends {mark} ".encode())
+            output, _, status = rest.rpartition(end)
             if rest.startswith(b"\r"):
                 raise MpaError(
                     f"{self.name} runs commands in a terminal, which changes what they print: take script, tmux or "
@@ -175,8 +178,7 @@ class Transport(ABC):
             if ended := re.match(rb"(\d{1,3})\s", status):
                 self._cuts = 0
                 errors = done.stderr.partition(f"\nerrors {mark}\n".encode())[2]
-                errors = errors.rpartition(f"\nno more errors {mark}\n".encode())[0]
-                return Done(int(ended[1]), output[1:], errors)
+                return Done(int(ended[1]), output[1:], errors.partition(f"\nno more errors {mark}\n".encode())[0])
             self._cut(done)
 
     def _cut(self, done: Done) -> None:

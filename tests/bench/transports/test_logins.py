@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -37,7 +39,6 @@ def log_in(tmp_path: Path) -> Iterator[Log]:
             peer = stack.enter_context(sshd(tmp_path / "sshd", *lines, shell=shell, home=place))
             way = connect(peer.via, ssh_config=peer.config_file)
             stack.callback(way.close)
-            assert way.root == f"{place}/.cache/mpa-edge/bench"
             return way
 
         yield log
@@ -45,6 +46,8 @@ def log_in(tmp_path: Path) -> Iterator[Log]:
 
 def works(way: SshTransport, tmp_path: Path) -> None:
     """Scripts, streams, exit codes and files of any size come through as they are."""
+    assert way.root in (f"{next(tmp_path.glob('*h*me*'))}/.cache/mpa-edge/bench", "/nowhere/.cache/mpa-edge/bench")
+    way.root = str(tmp_path / "root")
     way.patience_s = 0.0
     done = way.run("cat; echo no >&2; exit 255", timeout_s=10, stdin=b"\0\xff\r\nends")
     assert (done.rc, done.stdout, done.stderr) == (255, b"\0\xff\r\nends", b"no\n")
@@ -78,6 +81,11 @@ LOGINS: dict[str, tuple[str, dict[str, str]]] = {
     "bash without PATH": ("bash", {".bashrc": "export PATH=\n"}),
     "bash of another locale": ("bash", {".bashrc": "export LANG=tr_TR.UTF-8 LC_ALL=de_DE.UTF-8 BLOCKSIZE=1M\n"}),
     "bash with a strict umask": ("bash", {".bashrc": "umask 777\n"}),
+    "bash that leaves something running": ("bash", {".bashrc": "sleep 5 & (sleep 1; echo late; sleep 9) &\n"}),
+    "bash with other startup files": (
+        "bash",
+        {".bashrc": "echo 'echo hi; set -u; cd /' >~/env; export BASH_ENV=~/env ENV=~/env\nexport HOME=/nowhere\n"},
+    ),
     "bash with a large greeting": (
         "bash",
         {".bashrc": "i=0; while [ $i -lt 20000 ]; do echo MOTD $i; i=$((i+1)); done\n"},
@@ -119,6 +127,9 @@ NO_LOGINS = {
     "false": ("/bin/false", "", "", "it says nothing.*: take what ends, replaces or reads"),
     "an early end": ("bash", "exit 0\n", "", "it says nothing.*: take what ends"),
     "another shell": ("bash", "echo hi; exec cat\n", "", r"\(.*hi.*\): take what ends"),
+    "an input that is taken": ("bash", "read -r line; echo $line\n", "", r"take what ends, replaces or reads"),
+    "a shell that runs its input": ("bash", "exec zsh\n", "", "it says nothing"),
+    "no home": ("bash", "export HOME=here\n", "", r"no usable home folder \(here\): name another with --root"),
     "no sh": ("bash", "exec /nowhere/sh\n", "", "No such file.*: install a POSIX sh"),
     "a forced command": ("bash", "", "ForceCommand echo only for backups", "only for backups.*ForceCommand"),
     "a terminal": (
@@ -151,13 +162,22 @@ def test_a_login_that_breaks_later_is_not_waited_for(log_in: Log, tmp_path: Path
     assert way.run("echo back", timeout_s=10).stdout == b"back\n"
 
 
-def test_a_script_that_was_cut_does_not_run(log_in: Log, tmp_path: Path, monkeypatch) -> None:
+def test_a_server_that_forwards_nothing_is_told(log_in: Log) -> None:
+    way = log_in(program("bash"), {}, "AllowTcpForwarding no")
+    with way.forward(9) as port, contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)) as link:
+        assert link.recv(1) == b""
+    with pytest.raises(MpaError, match="forwards no ports: set AllowTcpForwarding in its sshd_config"), way.forward(9):
+        pass
+
+
+@pytest.mark.parametrize("part", [slice(1, None), slice(30, None), slice(0, -20), slice(0, -1)])
+def test_a_script_that_was_cut_does_not_run(log_in: Log, tmp_path: Path, monkeypatch, part: slice) -> None:
     import mpa_edge.bench.transports.transport as module
 
     way = log_in(program("bash"))
     monkeypatch.setattr("mpa_edge.bench.transports.process.FIRST_WAIT_S", 0.01)
     real = module.call
-    monkeypatch.setattr(module, "call", lambda argv, *, stdin, **given: real(argv, stdin=stdin[:-20], **given))
+    monkeypatch.setattr(module, "call", lambda argv, *, stdin, **given: real(argv, stdin=stdin[part], **given))
     with pytest.raises(MpaError):
-        way.run(f"touch {tmp_path}/ran; # and more of it", timeout_s=10)
+        way.run(f"touch {tmp_path}/ran\ntouch {tmp_path}/ran\ntouch {tmp_path}/ran", timeout_s=10)
     assert not (tmp_path / "ran").exists()
