@@ -70,6 +70,8 @@ class Bench:
     """CPU threads of the runtime on the device; None: the target's."""
     label: str | None = None
     """Folder of the results below the target's; None: the scheme's name."""
+    refused: tuple[str, ...] = ()
+    """Schemes that were tried for the export before this one, each with the reason against it."""
 
     @property
     def results(self) -> Path:

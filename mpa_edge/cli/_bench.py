@@ -75,14 +75,20 @@ def aligned_run(source: Source) -> tuple[Path, Recipe]:
 
 
 def open_benches(asked: dict[str, Any], reach: Reach | None = None) -> list[Bench]:
-    """One benchmark for each scheme. Exports that are missing, also of base in the same scheme, are made now."""
-    from mpa_edge.exporters.pipeline import choose_schemes
+    """One benchmark for each named scheme; where none is named, one of the target's first that is exported or passes.
+
+    Exports that are missing, also of base in the same scheme, are made now.
+    """
+    from mpa_edge.exporters.pipeline import Order, choose_schemes, run_export
 
     source, target = open_run(asked["run"], asked["target"])
     schemes = choose_schemes(source, asked["schemes"], target)
-    if not asked["schemes"]:
-        schemes = schemes[:1]
-    return [bench_of(source, target, scheme, exported(source, scheme, target), asked, reach) for scheme in schemes]
+    if asked["schemes"]:
+        return [bench_of(source, target, scheme, exported(source, scheme, target), asked, reach) for scheme in schemes]
+    made = [one for one in schemes if is_current(source, source.exports / one.name)]
+    artifact = exported(source, made[0], target) if made else run_export(Order(source, schemes, target, first=True))[0]
+    scheme = next(one for one in schemes if one.name == artifact.name)
+    return [bench_of(source, target, scheme, artifact, asked, reach)]
 
 
 def bench_of(
@@ -95,6 +101,8 @@ def bench_of(
     label: str | None = None,
 ) -> Bench:
     """The benchmark of an export; `label`: folder of its results, None: the scheme's name."""
+    from mpa_edge.exporters.publish.manifest import finished
+
     run, recipe = aligned_run(source)
     return Bench(
         run=run,
@@ -107,6 +115,7 @@ def bench_of(
         effort=Effort(asked["questions"], asked["timed"], asked["repetitions"]),
         threads=asked["threads"],
         label=label,
+        refused=tuple(f"{one.scheme}: {one.reason}" for one in finished(artifact).refused),
     )
 
 
@@ -166,9 +175,15 @@ def show_plan(asked: dict[str, Any], via: str = "hand") -> None:
     source, target = open_run(asked["run"], asked["target"])
     click.echo(f"run        {source.run}")
     click.echo(f"target     {target.name} by {via}")
-    for scheme in choose_schemes(source, asked["schemes"], target):
-        state = "exported" if is_current(source, source.exports / scheme.name) else "to be exported"
-        click.echo(f"scheme     {scheme.name} ({state})")
+    schemes = choose_schemes(source, asked["schemes"], target)
+    made = [scheme for scheme in schemes if is_current(source, source.exports / scheme.name)]
+    if asked["schemes"] or made:
+        for scheme in schemes if asked["schemes"] else made[:1]:
+            click.echo(f"scheme     {scheme.name} ({'exported' if scheme in made else 'to be exported'})")
+    else:
+        click.echo(
+            f"scheme     the first of {', '.join(scheme.name for scheme in schemes)} that passes (to be exported)"
+        )
     click.echo(f"accuracy   {asked['questions']} questions, once each")
     beside = "" if asked["no_base"] else ", alternating with base in the same scheme"
     click.echo(f"timing     {asked['timed']} of them, {asked['repetitions']} times each{beside}")

@@ -167,4 +167,5 @@ def method(report: BenchReport) -> list[str]:
         f"Peak memory: {report.memory.method}.",
         f"Energy: {report.energy_reason or words.NONE}.",
         "The verdict: McNemar's exact test against base, and the lower bound of the share of the gain that is left.",
+        *(f"Tried for the export before this scheme, and refused: {' '.join(one.split())}." for one in report.refused),
     ]

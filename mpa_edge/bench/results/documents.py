@@ -113,6 +113,7 @@ def report_of(
         budgets=budget_lines(bench.target.budgets, latency, memory, counts=not invalid),
         verdict=overall(judgement.verdict, bool(invalid)),
         reasons=(*judgement.reasons, *invalid, *warnings, *evidence.cautions),
+        refused=bench.refused,
     )
     return report, rows, timings
 

@@ -161,6 +161,8 @@ class BenchReport(Record):
     """lost where the accuracy is; else invalid where timings are; else the accuracy's word."""
     reasons: tuple[str, ...]
     """Why, and what to be careful with."""
+    refused: tuple[str, ...] = ()
+    """Schemes that were tried for the export before this one, each with the reason against it."""
 
 
 class AnswerRow(Record):

@@ -187,6 +187,12 @@ def test_the_page_says_what_is_asked_for(holds: BenchData) -> None:
         assert part in text
 
 
+def test_refused_schemes_are_named(holds: BenchData) -> None:
+    for text in (render_html([holds]), render_markdown([holds])):
+        assert "refused: gguf-q4" in text.replace("\\", "")
+        assert "it may lose 2.7 points of accuracy" in text
+
+
 def test_an_inconclusive_one_says_what_would_settle_it(benches: list[BenchData]) -> None:
     data = next(data for data in benches if data.report.verdict == "inconclusive")
     number = f"About {data.report.n_to_settle:,} questions would settle it; 60 were asked."
