@@ -43,8 +43,9 @@ def run_level(run: Run, fresh: bool = False) -> None:
         from mpa_edge.stages.level import training
 
     outcome = training.train(run, selection, folder / CHECKPOINTS, folder / ADAPTER, clock)
-    interpolate(folder / ADAPTER, resolve(run.recipe.student), run.recipe.level.strength)
     write_json(folder / LOSSES, outcome.losses)
+    training.require_better(outcome, run.recipe.level, len(selection.holdout))
+    interpolate(folder / ADAPTER, resolve(run.recipe.student), run.recipe.level.strength)
     clock.tick()
     remove(folder / CHECKPOINTS, quietly=True)
     counts = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from accelerate import PartialState
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
 
 from mpa_edge.config.recipe import LevelConfig
-from mpa_edge.errors import MpaError
+from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.families import family_of
 from mpa_edge.progress import Advance, progress, say
 from mpa_edge.runs.files import make_folder, read_json, write_json
@@ -31,6 +32,7 @@ from mpa_edge.stages.run import Run, stable_seed, with_absolute_paths
 from mpa_edge.vlm import resolve
 from mpa_edge.vlm.transformers import checkpoint
 
+FEWEST_STEPS = 8  # fewer training losses say too little
 STATE = "trainer_state.json"
 ONLY_IN_CHECKPOINTS = (COMPLETE, STATE, "optimizer*", "scheduler*", "scaler*", "rng_state*", "training_args.bin")
 
@@ -131,6 +133,8 @@ def learn(training: Training, clock: StageClock | None) -> Outcome:
             start = int(read_json(resume_from / STATE)["global_step"]) if resume_from else 0
             with progress("level", trainer.args.max_steps, start) as advance:
                 trainer.add_callback(StageCallback(clock, advance, start))
+                if selection.holdout:
+                    trainer.add_callback(HoldoutCallback(trainer))
                 trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
             if rank() == 0:
                 with _replaced(training.out) as building:
@@ -212,6 +216,7 @@ def _arguments(training: Training, device: str) -> Any:
         restore_callback_states_from_checkpoint=True,  # the patience that was used up before a kill
         logging_steps=1,
         logging_strategy="steps",
+        logging_nan_inf_filter=False,  # a loss that is no number must be seen
         max_length=None,
         dataloader_num_workers=0,
         dataloader_pin_memory=False,
@@ -244,6 +249,45 @@ class StageCallback(TrainerCallback):
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
             if self.clock:
                 self.clock.tick()
+
+
+class HoldoutCallback(TrainerCallback):
+    """Evaluates the untrained student, and the last step where none was evaluated before it."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Before the first step: its loss is logged as that of step 0. Training draws the same numbers as without."""
+        if state.global_step == 0:
+            with torch.random.fork_rng():
+                self.trainer.evaluate()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """One optimiser step."""
+        evaluated = any(entry["step"] > 0 for entry in state.log_history if "eval_loss" in entry)
+        if state.global_step >= state.max_steps and not evaluated:
+            control.should_evaluate = True
+
+
+def require_better(outcome: Outcome, config: LevelConfig, n_holdout: int) -> None:
+    """Raise VerificationError where training made the student no better.
+
+    What counts is the loss on the held-out samples, before training and of the weights that were kept. Without held-out
+    samples, the training loss must have fallen below that of the first step at some point of the last quarter.
+    """
+    held_out = {int(entry["step"]): entry["eval_loss"] for entry in outcome.losses if "eval_loss" in entry}
+    curve = [entry["loss"] for entry in outcome.losses if "loss" in entry]
+    before, after, where = held_out.get(0, math.inf), held_out.get(outcome.best_step, math.nan), f"{n_holdout} held-out"
+    if not n_holdout:
+        after = min(curve[-max(1, len(curve) // 4) :]) if all(map(math.isfinite, curve)) else math.nan
+        before, where = curve[0] if len(curve) >= FEWEST_STEPS else math.inf, "the training"
+    if not after < before:
+        raise VerificationError(
+            f"level made the student no better: the loss on {where} samples was {before:.3g} before training and is "
+            f"{after:.3g}; nothing is merged, the annotations are kept: lower level.learning_rate "
+            f"({config.learning_rate:g}) or train for more steps, and rerun"
+        )
 
 
 def _planned_steps(config: LevelConfig, n_train: int) -> int:

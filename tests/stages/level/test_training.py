@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 from PIL import Image
 
 from mpa_edge.config.recipe import LevelConfig
-from mpa_edge.errors import MpaError
+from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.nursery.models import END, build_model, build_processor
 from mpa_edge.runs.files import make_folder
 from mpa_edge.runs.manifest import COMPLETE, StageClock
@@ -194,6 +196,66 @@ def test_patience_survives_a_kill(run, tmp_path, monkeypatch) -> None:
     assert losses(after) == losses(whole)
     name = "adapter/adapter_model.safetensors"
     assert (tmp_path / "moved" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def with_level(run, **changed):
+    return replace(run, recipe=run.recipe.model_copy(update={"level": run.recipe.level.model_copy(update=changed)}))
+
+
+@pytest.mark.slow
+def test_a_student_that_training_ruined_is_refused(run, tmp_path) -> None:
+    """Whether it was evaluated on the way, only at the end, or never; a good one passes."""
+    for name, changed in (("often", {}), ("once", {"eval_steps": 50})):
+        good, bad = with_level(run, **changed), with_level(run, learning_rate=1.0, **changed)
+        found = trained(good, tmp_path, f"good-{name}")
+        assert [entry["step"] for entry in found.losses if "eval_loss" in entry] == [
+            0,
+            *([2, 4] if not changed else [4]),
+        ]
+        training.require_better(found, good.recipe.level, 4)
+        with pytest.raises(
+            VerificationError, match=r"lower level\.learning_rate \(1\) or train for more steps, and rerun$"
+        ):
+            training.require_better(trained(bad, tmp_path, f"bad-{name}"), bad.recipe.level, 4)
+    blind = with_level(run, max_steps=12)
+    selection = Selection(records(12), (), 0)
+    for rate, good in ((5e-4, True), (1.0, False)):
+        chosen, folder = with_level(blind, learning_rate=rate), make_folder(tmp_path / f"blind-{good}")
+        found = training.train(chosen, selection, folder / "checkpoints", folder / "adapter", StageClock(folder))
+        with nullcontext() if good else pytest.raises(VerificationError, match="the loss on the training samples was"):
+            training.require_better(found, chosen.recipe.level, 0)
+
+
+@pytest.mark.slow
+def test_the_evaluation_before_training_changes_no_step(run, tmp_path, monkeypatch) -> None:
+    run = with_level(run, dropout=0.5)
+    seen = trained(run, tmp_path, "seen")
+    monkeypatch.setattr(training.HoldoutCallback, "on_train_begin", lambda *_, **__: None)
+    assert losses(trained(run, tmp_path, "unseen")) == losses(seen)
+
+
+@pytest.mark.parametrize(
+    ("held_out", "best", "said"),
+    [
+        ({0: 2.0, 4: 1.5, 8: 3.0}, 4, None),
+        ({0: 2.0, 4: 2.0}, 4, "was 2 before training and is 2;"),
+        ({0: 2.0, 4: 9.5, 8: 10.0}, 4, "the loss on 9 held-out samples was 2 before training and is 9.5;"),
+        ({0: 2.0, 4: math.nan}, 4, "is nan;"),
+        ({0: 2.0, 4: math.nan}, 6, "is nan;"),
+    ],
+)
+def test_what_is_no_better_than_before(held_out, best, said) -> None:
+    curve = [{"step": step, "eval_loss": loss} for step, loss in held_out.items()]
+    outcome = training.Outcome(curve, 8, best)
+    with pytest.raises(VerificationError, match=said) if said else nullcontext():
+        training.require_better(outcome, LevelConfig(), 9)
+
+
+def test_training_losses_that_are_no_numbers() -> None:
+    outcome = training.Outcome([{"step": 1, "loss": 2.0}, {"step": 2, "loss": math.nan}], 2, 2)
+    with pytest.raises(VerificationError, match="the loss on the training samples was"):
+        training.require_better(outcome, LevelConfig(), 0)
+    training.require_better(training.Outcome([{"step": 1, "loss": 2.0}], 1, 1), LevelConfig(), 0)
 
 
 def test_a_training_is_over_when_patience_or_steps_are_used_up() -> None:
