@@ -109,13 +109,15 @@ def evaluate_model(
     if limit:
         recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"n": limit})})
     if data is None and dry_run:
-        return click.echo(f"ask {model} {recipe.evaluate.n} questions of task {recipe.task}")
+        from mpa_edge.planning.counts import n_questions
+
+        return click.echo(f"ask {model} {n_questions(recipe)} questions of task {recipe.task}")
     with TemporaryDirectory(prefix="mpa-edge-") as scratch, suppress_library_output(is_verbose()):
         if data is None:
             spec = recipe_spec(recipe, Path(scratch))
         else:
             known = run or model.startswith(NURSERY) or any(one.startswith("task=") for one in overrides)
-            spec = data_spec(recipe, benchmark, data, split, metric, limit, use_recipe_task=bool(known))
+            spec = data_spec(recipe, benchmark, data, split, metric, limit, run, use_recipe_task=bool(known))
         questions = spec.questions
         if not dry_run:
             load_vlm = partial(
@@ -155,11 +157,13 @@ def data_spec(
     split: str | None,
     metric: str | None,
     limit: int | None,
+    run: Path | None,
     *,
     use_recipe_task: bool,
 ) -> EvalSpec:
     """The questions of a benchmark, or a file of own questions, asked with the limits of a recipe.
 
+    Those about images that the model's `run` was trained on are left out, and counted.
     `use_recipe_task`: own questions are put as the recipe's task puts them, and by default scored so.
     """
     from mpa_edge.evaluation.predict import EvalSpec
@@ -182,6 +186,11 @@ def data_spec(
         if use_recipe_task:
             task = get_task(recipe.task)
             task = dataclasses.replace(task, metric=metric or task.metric)
+    if run:
+        from mpa_edge.stages.evaluate import unseen
+        from mpa_edge.stages.run import open_run
+
+        questions = unseen(questions, open_run(str(run)))
     notes = cautions(task.metric, [sample.answers for sample in questions.samples])
     for line in filter(None, (questions.note, left_out(questions.dropped), *notes)):
         click.echo(f"{questions.name}: {line}", err=True)

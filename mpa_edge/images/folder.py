@@ -13,11 +13,13 @@ import os
 import stat
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from io import BufferedReader, BytesIO
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from mpa_edge.errors import MpaError
 from mpa_edge.images.decode import decode, unfit, without_metadata
@@ -42,7 +44,9 @@ MAX_PIXELS = 89_478_485
 MAX_FILE_BYTES = 2**30
 DAMAGED = "damaged image"
 ID_DIGITS = 16
+FILES_LOOKED_AT = 10_000
 TICK_NS = 2_000_000_000  # file systems and network shares store times in steps of up to two seconds
+Result = TypeVar("Result")
 FileState = list[int]
 """Size, times of the last change of content and of status in ns, and inode: what a write changes."""
 
@@ -62,10 +66,24 @@ def scan(folder: str | Path, previous: PreviousScan | None = None) -> ImageIndex
     earlier = previous or PreviousScan(None)
     found = ImageIndex(root, (_entry(root, name, earlier) for name in _walk(root, "", set())))
     if not len(found):
-        raise MpaError(f"no images in '{folder}': put .png or .jpg files there, or name another folder, --images DIR")
+        raise _no_images(root)
     found = found.sorted_by()
     found.mark_duplicates()
     return found
+
+
+def _no_images(root: Path) -> MpaError:
+    """The error for a folder without image files: it says what is there instead."""
+    files = (name for _, _, names in os.walk(root) for name in names if not name.startswith("."))
+    kinds = Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in islice(files, FILES_LOOKED_AT))
+    if kinds[".parquet"]:
+        return MpaError(
+            f"no images in '{root}' but {kinds['.parquet']} parquet tables: save their images as .png or .jpg files, "
+            "and name that folder, --images DIR"
+        )
+    there = "".join(f", {n} {suffix}" for suffix, n in kinds.most_common(3))
+    there = f" (it holds{there[1:]})" if there else ""
+    return MpaError(f"no images in '{root}'{there}: put .png or .jpg files there, or name another folder, --images DIR")
 
 
 def _walk(root: Path, inside: str, visited: set[tuple[int, int]]) -> Iterator[str | ImageEntry]:
@@ -117,6 +135,29 @@ def _entry(root: Path, name: str | ImageEntry, previous: PreviousScan) -> ImageE
     except OSError as error:
         return _dropped(root, name, Drop("unreadable file", error.strerror or ""))
     return ImageEntry(digest[:ID_DIGITS], name, root)
+
+
+def content_id(path: str | Path) -> str | None:
+    """The id that `scan` gives an image, also for `FILE.parquet#ROW`; None where it cannot be read."""
+    if is_parquet_row(path):
+        data = parquet_row_bytes(path)
+        return None if isinstance(data, Drop) else hashlib.sha256(data).hexdigest()[:ID_DIGITS]
+    opened = _open_regular(path)
+    if isinstance(opened, Drop):
+        return None
+    with opened as file, suppress(OSError):
+        return sha256_stream(file)[:ID_DIGITS]
+    return None
+
+
+def first_usable(entries: Sequence[ImageEntry], limit: int, max_pixels: int) -> Sequence[ImageEntry]:
+    """The entries up to the `limit`-th that can be used, by the headers of the files; where none can, the first."""
+    usable = 0
+    for i, entry in enumerate(entries):
+        usable += entry.drop is None and _open(entry.path, max_pixels, lambda _image, _file: None) is None
+        if usable == limit:
+            return entries[: i + 1]
+    return entries if usable else entries[:limit]
 
 
 def _dropped(root: Path, name: str, drop: Drop) -> ImageEntry:
@@ -212,6 +253,11 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image | Drop:
     is dropped before it is decoded.
     `FILE.parquet#ROW` is the image in a row of a parquet file (`images.parquet`).
     """
+    return _open(path, max_pixels, decode)
+
+
+def _open(path: str | Path, max_pixels: int, finish: Callable[[Image, BinaryIO], Result]) -> Result | Drop:
+    """What `finish` makes of an image that was opened and not decoded yet, or why it cannot be used."""
     opened: BinaryIO | Drop
     if is_parquet_row(path):
         data = parquet_row_bytes(path)
@@ -221,14 +267,14 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image | Drop:
     if isinstance(opened, Drop):
         return opened
     with opened:
-        image = _decoded(opened, max_pixels)
-        if isinstance(image, Drop) and image.reason == DAMAGED and (pixels_only := without_metadata(opened)):
-            return _decoded(pixels_only, max_pixels)
-        return image
+        found = _finished(opened, max_pixels, finish)
+        if isinstance(found, Drop) and found.reason == DAMAGED and (pixels_only := without_metadata(opened)):
+            return _finished(pixels_only, max_pixels, finish)
+        return found
 
 
-def _decoded(file: BinaryIO, max_pixels: int) -> Image | Drop:
-    """The image in a file, or why it cannot be used."""
+def _finished(file: BinaryIO, max_pixels: int, finish: Callable[[Image, BinaryIO], Result]) -> Result | Drop:
+    """`_open` of a file that is open."""
     from PIL import Image as PILImage
     from PIL import UnidentifiedImageError
 
@@ -238,7 +284,7 @@ def _decoded(file: BinaryIO, max_pixels: int) -> Image | Drop:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a decoder's warning either becomes a Drop or does not matter
             with PILImage.open(file, formats=formats) as image:
-                return unfit(image, file, max_pixels) or decode(image, file)
+                return unfit(image, file, max_pixels) or finish(image, file)
     except PILImage.DecompressionBombError:
         return Drop("too many pixels", "the file announces more than Pillow would ever decode")
     except UnidentifiedImageError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import eq
@@ -14,6 +14,7 @@ from mpa_edge.types import Drop
 
 ID_BYTES = 8
 DUPLICATE = "duplicate image"
+HELD_OUT = "held out for evaluation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,14 @@ class ImageIndex(Sequence[ImageEntry]):
             return self
         order = sorted(range(len(self)), key=lambda i: key(self._name(i)))
         return ImageIndex(self.root, map(self._entry, order))
+
+    def mark_held_out(self, ids: Collection[str]) -> None:
+        """Set the `drop` of each usable entry whose id is among the given ones."""
+        import numpy as np
+
+        wanted = np.frombuffer(bytes.fromhex("".join(sorted(ids))), dtype=np.uint64)
+        for i in np.flatnonzero(np.isin(np.frombuffer(bytes(self._ids), dtype=np.uint64), wanted)).tolist():
+            self._drops.setdefault(i, Drop(HELD_OUT))
 
     def mark_duplicates(self) -> None:
         """Set the `drop` of each usable entry whose content an earlier entry has."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mpa_edge.config.recipe import Recipe
+from mpa_edge.evaluation.predict import question_set
 from mpa_edge.planning.memory import FLOAT_BYTES, MOMENTS
 from mpa_edge.planning.model_specs import BYTES_ON_DISK, ModelSpec
 from mpa_edge.planning.records import Assumptions
@@ -48,6 +50,13 @@ def can_evaluate(recipe: Recipe) -> bool:
     return not recipe.evaluate.generated or recipe.task == "minicharts"
 
 
+def n_questions(recipe: Recipe) -> int:
+    """Held-out questions: `evaluate.n`, or all of a file that has fewer. MpaError for a file with a fault."""
+    file = recipe.evaluate.questions
+    known = file and Path(file).expanduser().is_file()
+    return len(question_set(recipe.evaluate, Path()).samples) if known else recipe.evaluate.n
+
+
 def count(recipe: Recipe, images: int, assumed: Assumptions) -> Counts:
     """Rows and steps of all stages."""
     level, asked = recipe.level, float(images * recipe.annotate.samples_per_image)
@@ -62,7 +71,7 @@ def count(recipe: Recipe, images: int, assumed: Assumptions) -> Counts:
     if level.patience and level.holdout:
         # early stopping needs one evaluation more than its patience
         steps = min(at_most, max(assumed["stopped_at"] * at_most, (level.patience + 1) * level.eval_steps))
-    questions = recipe.evaluate.n if can_evaluate(recipe) else 0
+    questions = n_questions(recipe) if can_evaluate(recipe) else 0
     return Counts(images, asked, annotated, verified, gap, held_out, train, steps, at_most, questions)
 
 

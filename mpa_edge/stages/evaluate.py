@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mpa_edge.errors import MpaError
 from mpa_edge.evaluation.answer_log import answer_all, open_log
 from mpa_edge.evaluation.predict import EvalSpec, question_set, questions_file, recipe_spec
 from mpa_edge.evaluation.score import accuracy_by_kind
+from mpa_edge.images.folder import content_id
 from mpa_edge.metrics import cautions
 from mpa_edge.metrics.paired import bootstrap_ci95, flips, mcnemar_p, mean
 from mpa_edge.progress import say
@@ -18,6 +21,7 @@ from mpa_edge.runs.log import logger
 from mpa_edge.runs.manifest import StageClock, finish, is_done
 from mpa_edge.runs.parquet import read_rows, write_rows
 from mpa_edge.runs.paths import remove
+from mpa_edge.stages.level.stage import trained_images
 from mpa_edge.stages.run import Run, begin, device_used, memory_counts
 from mpa_edge.stages.teacher import account, check_card, teacher_options, usage_counts
 from mpa_edge.tasks import answer_prompt
@@ -86,6 +90,27 @@ def evaluate_inputs(run: Run) -> dict[str, str]:
 def questions(run: Run) -> QuestionSet:
     """The held-out questions of a run: from what its recipe names, or drawn by the generator."""
     return question_set(run.recipe.evaluate, run.stage_folder(STAGE) / QUESTIONS)
+
+
+def unseen(asked: QuestionSet, run: Run) -> QuestionSet:
+    """The questions without those about images that the student of a run learned from, which are counted.
+
+    MpaError where none is left.
+    """
+    if not run.finished("level"):
+        return asked
+    trained = trained_images(run)
+    learned = {name for name in {s.image for s in asked.samples} if content_id(asked.folder / name) in trained}
+    kept = [i for i, sample in enumerate(asked.samples) if sample.image not in learned]
+    if not kept:
+        raise MpaError(f"{asked.name}: {run.folder} was trained on every image: ask about others")
+    n = len(asked.samples) - len(kept)
+    return replace(
+        asked,
+        samples=tuple(asked.samples[i] for i in kept),
+        numbers=tuple(asked.numbers[i] for i in kept),
+        dropped=asked.dropped | ({"image that the student was trained on": n} if n else {}),
+    )
 
 
 def _predictions(run: Run, name: str, spec: EvalSpec, clock: StageClock) -> list[Prediction]:

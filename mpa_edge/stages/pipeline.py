@@ -18,7 +18,7 @@ from mpa_edge.runs.write_hooks import tell
 from mpa_edge.stages.annotate.stage import annotate_settings, run_annotate
 from mpa_edge.stages.evaluate import RESULT, run_evaluate
 from mpa_edge.stages.identify import identify_inputs, run_identify
-from mpa_edge.stages.level.stage import level_inputs, run_level
+from mpa_edge.stages.level.stage import ASKED_ABOUT, level_inputs, run_level
 from mpa_edge.stages.merge import merge_inputs, run_merge
 from mpa_edge.stages.preflight import preflight
 from mpa_edge.stages.run import Run, not_finished, remember
@@ -68,10 +68,12 @@ def check_earlier(run: Run, name: str) -> None:
         manifest = read_manifest(folder)
         if manifest is None:
             raise not_finished(run.folder, earlier)
-        if not MADE_FROM[earlier](run).items() <= manifest.inputs.items():
+        changed = [key for key, value in MADE_FROM[earlier](run).items() if manifest.inputs.get(key) != value]
+        if changed:
+            trained = ASKED_ABOUT in changed
+            what = f"learned from {ASKED_ABOUT}" if trained else "was made with other settings or models"
             raise MpaError(
-                f"{earlier} in {run.folder} was made with other settings or models: "
-                f"run mpa-edge {earlier} {run.folder} with the same --set first"
+                f"{earlier} in {run.folder} {what}: run mpa-edge {earlier} {run.folder} with the same --set first"
             )
         wrong = damaged(folder, manifest)
         if wrong:

@@ -36,11 +36,12 @@ def summary(run: Run) -> dict[str, Any]:
     """What would run, with counts, disk and memory; nothing is loaded or written."""
     recipe, level, asked = run.recipe, run.recipe.level, run.recipe.annotate
     images = image_count(run)
-    questions, planned = images * asked.samples_per_image, estimate(run)
+    wanted, planned = images * asked.samples_per_image, estimate(run)
     length = f"{level.max_steps} steps" if level.max_steps else f"{level.epochs:g} epochs of the gap"
     evaluation = "skipped: no held-out questions (evaluate.questions or evaluate.benchmark)"
     if can_evaluate(recipe):
-        evaluation = f"{recipe.evaluate.n} questions to teacher, base and aligned"
+        n = recipe.evaluate.n if recipe.evaluate.generated else len(questions(run).samples)
+        evaluation = f"{n} questions to teacher, base and aligned"
     return {
         "run": str(run.folder),
         "recipe": recipe.name,
@@ -50,9 +51,9 @@ def summary(run: Run) -> dict[str, Any]:
         "device": recipe.device,
         "images": images,
         "stages": {
-            "annotate": f"{questions} annotations, {questions * asked.votes} votes",
-            "identify": f"up to {questions} questions to the student"
-            + ("" if asked.votes else f" and {questions} to the teacher"),
+            "annotate": f"{wanted} annotations, {wanted * asked.votes} votes",
+            "identify": f"up to {wanted} questions to the student"
+            + ("" if asked.votes else f" and {wanted} to the teacher"),
             "level": f"{level.method} on {'+'.join(level.targets)}, {length}",
             "merge": "adapter into student",
             "evaluate": evaluation,
@@ -150,6 +151,8 @@ def preflight(run: Run, names: Sequence[str]) -> None:
         )
     if "evaluate" in names and not recipe.evaluate.generated:
         questions(run)
+    if "annotate" in to_run and run.held_out and not image_count(run):
+        raise MpaError(f"evaluation asks about every usable image in '{run.images_folder}': name other images")
     if "annotate" in to_run and (planned := estimate(run)):
         require_free(run.folder, round(planned.disk_bytes - planned.disk["downloads"]))
 

@@ -15,7 +15,8 @@ from mpa_edge.config.library import load_recipe
 from mpa_edge.config.recipe import Recipe
 from mpa_edge.engines.job import LOCAL, Engine, Facts
 from mpa_edge.errors import MpaError
-from mpa_edge.images.folder import PreviousScan, scan
+from mpa_edge.evaluation.predict import question_set
+from mpa_edge.images.folder import PreviousScan, content_id, first_usable, scan
 from mpa_edge.images.index import ImageEntry, ImageIndex, Shards
 from mpa_edge.nursery.render import MARK, render
 from mpa_edge.progress import say
@@ -76,11 +77,25 @@ class Run:
 
     @cached_property
     def entries(self) -> Sequence[ImageEntry]:
-        """The image files of the images folder, or of its chosen split, sorted by name."""
+        """The image files of the images folder, or of its chosen split, sorted by name.
+
+        Those that evaluation asks about have a `drop`. With a limit, no more than that many can be used.
+        """
         found = scan(self.images_folder, self.previous_scan)
         if self.recipe.images.split is not None:
             found = entries_of_split(self.recipe, self.images_folder, found)
-        return found if self.limit is None else found[: self.limit]
+        if held_out := self.held_out:
+            found.mark_held_out(held_out)
+        return found if self.limit is None else first_usable(found, self.limit, self.recipe.images.max_pixels)
+
+    @cached_property
+    def held_out(self) -> frozenset[str]:
+        """Ids of the images that the questions of a file or a benchmark are about: nothing may be learned from them."""
+        if self.recipe.evaluate.generated:
+            return frozenset()
+        asked = question_set(self.recipe.evaluate, Path())
+        ids = (content_id(asked.folder / image) for image in dict.fromkeys(sample.image for sample in asked.samples))
+        return frozenset(filter(None, ids))
 
     @cached_property
     def previous_scan(self) -> PreviousScan:

@@ -9,6 +9,7 @@ The published answers are stemmed ("surf" for "surfing"), so a right word can sc
 
 from collections.abc import Iterator
 
+from mpa_edge.errors import MpaError
 from mpa_edge.questions.benchmark import Benchmark, Documents, Row, Split
 from mpa_edge.tasks import Task, annotation_prompts
 
@@ -41,6 +42,9 @@ def rows(split: Split, documents: Documents) -> Iterator[Row]:
     questions, annotations = (documents[name] for name in split.files)
     titles = annotations.get("question_types", {})
     answered = {row["question_id"]: row for row in annotations["annotations"]}
+    if not any(row["question_id"] in answered for row in questions["questions"]):
+        names = " and ".join(split.files)
+        raise MpaError(f"{names} share no question_id: the annotations belong to other questions, use those of one set")
     for row in questions["questions"]:
         known = answered.get(row["question_id"], {})
         kind = known.get("question_type")

@@ -119,6 +119,19 @@ def test_a_wrong_folder_is_one_line_that_ends_with_the_fix(tmp_path: Path, name:
         images.scan(tmp_path / name)
 
 
+def test_a_folder_of_something_else_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "notes.txt").write_text("x")
+    with pytest.raises(MpaError, match=r"no images in '.*' \(it holds 1 \.txt\): put \.png or \.jpg files there"):
+        images.scan(tmp_path)
+    for i in range(2):
+        (tmp_path / "data" / f"train-{i}.parquet").write_bytes(b"PAR1")
+    with pytest.raises(
+        MpaError, match=r"no images in '.*' but 2 parquet tables: save their images as .* --images DIR$"
+    ):
+        images.scan(tmp_path)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "YCbCr", "LAB", "F"])
 def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("a.png" if mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else "a.tif")

@@ -210,3 +210,14 @@ def test_a_image_outside_of_the_folder_is_missing(tmp_path: Path) -> None:
 def test_names_are_no_patterns(tmp_path: Path) -> None:
     official.chartqa(tmp_path / "all [2022]*")
     assert len(read("chartqa", tmp_path / "all [2022]*").samples) == 6
+
+
+def test_annotations_of_another_set_are_named(tmp_path: Path) -> None:
+    official.okvqa(tmp_path)
+    path = tmp_path / "mscoco_val2014_annotations.json"
+    path.write_text(path.read_text().replace('"question_id": ', '"question_id": 9'))
+    said = refused("okvqa", tmp_path)
+    assert said.startswith(
+        "OpenEnded_mscoco_val2014_questions.json and mscoco_val2014_annotations.json share no question_id"
+    )
+    assert said.endswith("the annotations belong to other questions, use those of one set")

@@ -14,7 +14,7 @@ from mpa_edge.engines.job import Job
 from mpa_edge.engines.retries import poisoned
 from mpa_edge.images.cache import groups
 from mpa_edge.images.folder import open_image
-from mpa_edge.images.index import ImageEntry
+from mpa_edge.images.index import HELD_OUT, ImageEntry
 from mpa_edge.progress import say
 from mpa_edge.runs.files import sha256_json, sha256_list
 from mpa_edge.runs.manifest import StageClock, finish, is_done
@@ -164,7 +164,10 @@ def annotate_images(
 
 def annotate_inputs(run: Run) -> dict[str, str]:
     """Hashes of everything that the annotations depend on."""
-    images = sha256_list([entry.id, entry.name, entry.drop is None] for entry in run.entries)
+    # which images evaluation asks about may change: what was annotated is kept, and level learns nothing from it
+    images = sha256_list(
+        [entry.id, entry.name, entry.drop is None or entry.drop.reason == HELD_OUT] for entry in run.entries
+    )
     return {"images": images} | annotate_settings(run)
 
 

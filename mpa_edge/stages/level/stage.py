@@ -11,7 +11,7 @@ from mpa_edge.progress import say
 from mpa_edge.runs.files import sha256_json, write_json
 from mpa_edge.runs.log import logger
 from mpa_edge.runs.manifest import StageClock, finish, is_done
-from mpa_edge.runs.parquet import read_parts
+from mpa_edge.runs.parquet import each_row, read_parts
 from mpa_edge.runs.paths import remove
 from mpa_edge.stages.level.ddp import world_size
 from mpa_edge.stages.level.interpolate import interpolate
@@ -26,6 +26,7 @@ STAGE = "level"
 CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
 LOSSES = "losses.json"
+ASKED_ABOUT = "images that evaluation asks about"
 
 
 def run_level(run: Run, fresh: bool = False) -> None:
@@ -77,16 +78,30 @@ def level_inputs(run: Run) -> dict[str, str]:
         "seed": run.recipe.seed,
         "answer": answer_prompt(run.task, "?"),
     }
-    return {
+    inputs = {
         "identify": run.outputs_of("identify"),
         "student": run.student_fingerprint,
         "config": sha256_json(config),
     }
+    if run.held_out:
+        rows = each_row(run.stage_folder("identify"), ParityRecord)
+        if seen := sorted({row.image_id for row in rows} & run.held_out):
+            inputs[ASKED_ABOUT] = sha256_json(seen)
+    return inputs
+
+
+def trained_images(run: Run) -> set[str]:
+    """Ids of the images that the student of a run was trained or chosen on."""
+    chosen = choose(run)
+    return {row.image_id for row in (*chosen.train, *chosen.holdout)}
 
 
 def choose(run: Run) -> Selection:
     """The training rows of a run; MpaError where the gap is too small to learn from."""
-    rows, config = read_parts(run.stage_folder("identify"), ParityRecord), run.recipe.level
+    found, config = read_parts(run.stage_folder("identify"), ParityRecord), run.recipe.level
+    rows = [row for row in found if row.image_id not in run.held_out]
+    if len(rows) < len(found):
+        say(f"level: left out {len(found) - len(rows)} samples about images that evaluation asks about")
     n_gap = sum(row.verdict == "gap" for row in rows)
     if n_gap < config.min_gap:
         verified = sum(row.verdict != "unverified" for row in rows)
