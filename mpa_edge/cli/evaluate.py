@@ -97,6 +97,7 @@ def evaluate_model(
     from mpa_edge.config.library import load_recipe
     from mpa_edge.evaluation.predict import recipe_spec
     from mpa_edge.evaluation.score import run_eval
+    from mpa_edge.planning.counts import n_questions
     from mpa_edge.runs.manifest import RECIPE_FILE
     from mpa_edge.vlm import fingerprint, load
 
@@ -109,8 +110,6 @@ def evaluate_model(
     if limit:
         recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"n": limit})})
     if data is None and dry_run:
-        from mpa_edge.planning.counts import n_questions
-
         return click.echo(f"ask {model} {n_questions(recipe)} questions of task {recipe.task}")
     with TemporaryDirectory(prefix="mpa-edge-") as scratch, suppress_library_output(is_verbose()):
         if data is None:
@@ -118,7 +117,6 @@ def evaluate_model(
         else:
             known = run or model.startswith(NURSERY) or any(one.startswith("task=") for one in overrides)
             spec = data_spec(recipe, benchmark, data, split, metric, limit, run, use_recipe_task=bool(known))
-        questions = spec.questions
         if not dry_run:
             load_vlm = partial(
                 load,
@@ -133,7 +131,7 @@ def evaluate_model(
             out_path = Path(os.path.realpath(out) if os.path.islink(out) else out) if out else None
             result = run_eval(spec, Path(model).name, load_vlm, out_path, fingerprint(model), fresh)
     if dry_run:
-        click.echo(f"ask {model} {len(questions.samples)} questions of {questions.name}, {spec.task.metric}")
+        click.echo(f"ask {model} {len(spec.questions.samples)} questions of {spec.questions.name}, {spec.task.metric}")
     elif as_json:
         print_json(result)
     else:
