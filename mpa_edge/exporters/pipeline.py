@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import resource
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -47,6 +48,7 @@ from mpa_edge.runs.manifest import INPUTS, MANIFEST, StageClock, clear, prepare
 from mpa_edge.runs.memory import peak_rss_bytes
 from mpa_edge.runs.paths import inside, move, remove, require_plain
 from mpa_edge.vlm.shared.sampling import changes_decoding
+from mpa_edge.vlm.transformers.checkpoint import library_errors
 
 PARTS, BUILDING, OLD, REFUSED = ".parts", ".building-", ".old-", "refused.json"
 LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript", "gguf", "llama-cpp-python")
@@ -128,6 +130,7 @@ def choose_schemes(source: Source, names: Sequence[str], target: Target | None) 
         chosen = [resolved(name) for name in dict.fromkeys(names)]
         for scheme in chosen:
             check_possible(source, scheme, budget)
+        try_layout(source, chosen[:1], budget)
         return tuple(chosen)
     chosen, refusals = [], []
     for choice in target.schemes:
@@ -141,7 +144,15 @@ def choose_schemes(source: Source, names: Sequence[str], target: Target | None) 
         chosen.append(scheme)
     if not chosen:
         raise refusals[0]
+    try_layout(source, chosen[:1], budget)
     return tuple(chosen)
+
+
+def try_layout(source: Source, schemes: Sequence[Scheme], budget: ImageBudget | None) -> None:
+    """Write the small files of exports for nothing. MpaError where a checkpoint's processor or prompt has no place."""
+    for scheme in schemes:
+        with library_errors(source.checkpoint), tempfile.TemporaryDirectory() as folder:
+            write_layout(source, scheme, Path(folder), budget, DEFAULT_CONTEXT_TOKENS, None)
 
 
 def check_possible(source: Source, scheme: Scheme, budget: ImageBudget | None = None) -> None:

@@ -209,6 +209,16 @@ def lost_tensors(folder: Path) -> None:
     save_file({name: one for name, one in held.items() if "layers.1." not in name}, folder / "model.safetensors")
 
 
+def template_without_image(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'][1]['text'] }}")
+
+
+def other_image_processor(folder: Path) -> None:
+    values = read_json(folder / "processor_config.json")
+    values["image_processor"] |= {"image_processor_type": "SiglipImageProcessor", "size": {"height": 64, "width": 64}}
+    write_json(folder / "processor_config.json", values)
+
+
 REFUSED: dict[Callable[[Path], None], str] = {
     quantized: r"is quantized already \(bitsandbytes, quantization_config.*use the checkpoint that it was made from",
     int8_without_a_word: r"holds .*q_proj.weight as I8: use the checkpoint in fp32, bf16 or fp16",
@@ -226,6 +236,8 @@ REFUSED: dict[Callable[[Path], None], str] = {
     own_weights_file: r"names a weights file of its own",
     only_a_pickle: r"holds only pytorch_model.bin, a pickle that can run code: convert",
     other_shape: r"lacks 6 tensors of its config.json",
+    template_without_image: r"chat_template.jinja' cannot be used \(it puts no image into a question\): copy it",
+    other_image_processor: r"idefics3' does not work \(.*\): its files do not belong together",
     lost_tensors: r"lacks \d+ tensors of its config.json",
 }
 

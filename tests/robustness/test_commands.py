@@ -171,9 +171,7 @@ def test_a_model_without_family_or_weights(forks, tmp_path, set_arguments) -> No
     call = ("align", "--out", str(tmp_path / "run"))
     assert "no family for model type 'blip'" in one_line(forks(*call, *set_arguments(student=str(other))))
     (other / "model.safetensors").unlink()
-    assert "no weights: convert the checkpoint to safetensors" in one_line(
-        forks(*call, *set_arguments(student=str(other)))
-    )
+    assert "no model.safetensors: convert the checkpoint" in one_line(forks(*call, *set_arguments(student=str(other))))
     assert not (tmp_path / "run").exists()
 
 

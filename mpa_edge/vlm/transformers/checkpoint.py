@@ -279,6 +279,10 @@ def _blamed(folder: Path, processor: Any) -> tuple[str, BaseException] | None:
         with torch.device("meta"):
             AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(where, trust_remote_code=False))
 
+    def require_image() -> None:
+        if str(getattr(processor, "image_token", "")) not in chat_prompt(processor, "What is shown?"):
+            raise ValueError("it puts no image into a question")
+
     where = str(folder)
     nested = "image_processor" in (read_json(folder / "processor_config.json") or ())
     image = "processor_config.json" if nested else "preprocessor_config.json"
@@ -297,7 +301,7 @@ def _blamed(folder: Path, processor: Any) -> tuple[str, BaseException] | None:
         drawn = Image.new("RGB", TRIED_PX)
         loads.append((image, lambda: processor.image_processor(images=[[drawn]], return_tensors="pt")))
         loads.append((words, lambda: processor.tokenizer("What is shown?")))
-        loads.append((template, lambda: chat_prompt(processor, "What is shown?")))
+        loads.append((template, require_image))
     for name, load in loads:
         try:
             load()

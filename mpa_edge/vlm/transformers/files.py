@@ -209,7 +209,7 @@ def weight_files(folder: Path) -> list[Path]:
         names = sorted({str(name) for name in weight_map.values()})
     else:
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
-        why = f"only {pickles[0]}, a pickle that can run code" if pickles else "no weights"
+        why = f"only {pickles[0]}, a pickle that can run code" if pickles else f"no {WEIGHTS}"
         raise MpaError(
             f"'{folder}' holds {why}: convert the checkpoint to safetensors (save_pretrained() of transformers) first"
         )
