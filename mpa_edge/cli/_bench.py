@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mpa_edge.bench.measurement import FOLDER, Bench, Effort, Reach
+from mpa_edge.cli._options import echo
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
 
@@ -173,20 +174,20 @@ def show_plan(asked: dict[str, Any], via: str = "hand") -> None:
     from mpa_edge.exporters.pipeline import choose_schemes
 
     source, target = open_run(asked["run"], asked["target"])
-    click.echo(f"run        {source.run}")
-    click.echo(f"target     {target.name} by {via}")
+    echo(f"run        {source.run}")
+    echo(f"target     {target.name} by {via}")
     schemes = choose_schemes(source, asked["schemes"], target)
     made = [scheme for scheme in schemes if is_current(source, source.exports / scheme.name)]
     if asked["schemes"] or made:
         for scheme in schemes if asked["schemes"] else made[:1]:
-            click.echo(f"scheme     {scheme.name} ({'exported' if scheme in made else 'to be exported'})")
+            echo(f"scheme     {scheme.name} ({'exported' if scheme in made else 'to be exported'})")
     else:
-        click.echo(
+        echo(
             f"scheme     the first of {', '.join(scheme.name for scheme in schemes)} that passes (to be exported)"
         )
-    click.echo(f"accuracy   {asked['questions']} questions, once each")
+    echo(f"accuracy   {asked['questions']} questions, once each")
     beside = "" if asked["no_base"] else ", alternating with base in the same scheme"
-    click.echo(f"timing     {asked['timed']} of them, {asked['repetitions']} times each{beside}")
+    echo(f"timing     {asked['timed']} of them, {asked['repetitions']} times each{beside}")
 
 
 def sweep(axes_text: str, asked: dict[str, Any], reach: Reach, fresh: bool) -> tuple[Sweep, Path]:

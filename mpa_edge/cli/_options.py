@@ -52,7 +52,12 @@ def run_options(function: Decorated) -> Decorated:
     return function
 
 
+def echo(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print a text that may hold names of other people's devices, files and models."""
+    click.echo(escaped(text), err=err, nl=nl)
+
+
 def print_json(document: Any) -> None:
     """Print one JSON document on stdout: plain values, or a pydantic model."""
     plain = document.model_dump(mode="json") if hasattr(document, "model_dump") else document
-    click.echo(escaped(json.dumps(plain, indent=2, ensure_ascii=False)))
+    echo(json.dumps(plain, indent=2, ensure_ascii=False))

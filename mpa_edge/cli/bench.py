@@ -10,7 +10,15 @@ import click
 
 from mpa_edge.bench.measurement import Bench, Reach
 from mpa_edge.cli._bench import bench_arguments, open_benches, show_plan, sweep
-from mpa_edge.cli._options import dry_run_option, fresh_option, is_verbose, json_option, print_json, verbose_option
+from mpa_edge.cli._options import (
+    dry_run_option,
+    echo,
+    fresh_option,
+    is_verbose,
+    json_option,
+    print_json,
+    verbose_option,
+)
 from mpa_edge.cli._remote import fetched
 from mpa_edge.cli._stage import suppress_library_output
 
@@ -60,7 +68,7 @@ def command(
         if axes:
             from mpa_edge.bench.results.sweep import axes_of
 
-            click.echo(f"sweep      {', '.join(axes_of(axes))}")
+            echo(f"sweep      {', '.join(axes_of(axes))}")
         return
     if axes:
         from mpa_edge.bench.report.table import render_sweep
@@ -70,8 +78,8 @@ def command(
         if as_json:
             print_json(made)
         else:
-            click.echo(render_sweep(made))
-            click.echo(f"everything is in {path}")
+            echo(render_sweep(made))
+            echo(f"everything is in {path}")
         return
     from mpa_edge.bench.host.pipeline import read_results, run_bench
     from mpa_edge.bench.transports.connect import connect
@@ -98,8 +106,8 @@ def show(benches: list[Bench], folders: list[Path], as_json: bool) -> None:
         print_json(documents[0] if len(documents) == 1 else {"benches": documents})
     else:
         for data, folder in zip(made, folders, strict=True):
-            click.echo(render_table(data))
-            click.echo(f"everything is in {folder}")
-        click.echo(f"the report: mpa-edge report {benches[0].run}")
+            echo(render_table(data))
+            echo(f"everything is in {folder}")
+        echo(f"the report: mpa-edge report {benches[0].run}")
     if any(data.report.verdict == "lost" for data in made):
         raise click.exceptions.Exit(EXIT_LOST)

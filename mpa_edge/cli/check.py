@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from mpa_edge.cli import _registry
-from mpa_edge.cli._options import json_option, print_json, set_option, verbose_option
+from mpa_edge.cli._options import echo, json_option, print_json, set_option, verbose_option
 from mpa_edge.config import library
 from mpa_edge.errors import MpaError
 from mpa_edge.metrics import cautions
@@ -49,7 +49,7 @@ def recipe_problems(name: str, overrides: tuple[str, ...]) -> list[str]:
         if recipe.task in tasks:
             metric = _registry.modules("tasks")[recipe.task].metric
             for line in cautions(metric, [sample.answers for sample in asked]):
-                click.echo(f"{questions}: {line}", err=True)
+                echo(f"{questions}: {line}", err=True)
     return found
 
 
@@ -99,8 +99,8 @@ def command(ctx: click.Context, names: tuple[str, ...], overrides: tuple[str, ..
     else:
         for name, lines in found.items():
             for line in lines:
-                click.echo(line, err=True)
+                echo(line, err=True)
             if not lines:
-                click.echo(f"{name}: ok")
+                echo(f"{name}: ok")
     if any(found.values()):
         ctx.exit(1)

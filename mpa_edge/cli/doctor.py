@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from mpa_edge import __version__
-from mpa_edge.cli._options import json_option, print_json, verbose_option
+from mpa_edge.cli._options import echo, json_option, print_json, verbose_option
 from mpa_edge.config import library
 
 # the packages that an extra installs, without their own dependencies
@@ -99,12 +99,12 @@ def command(as_json: bool) -> None:
         print_json(found)
         return
     memory = f"{found['memory_available_bytes'] / GIB:.1f} of {found['memory_bytes'] / GIB:.1f} GiB free"
-    click.echo(f"mpa-edge {found['mpa_edge']}, Python {found['python']}, {found['platform']}")
-    click.echo(f"cores {found['cores']}, memory {memory}, disk {found['disk_free_bytes'] / GIB:.1f} GiB free here")
-    click.echo(f"gpu: {found['gpu']['name'] or found['gpu']['reason']}")
+    echo(f"mpa-edge {found['mpa_edge']}, Python {found['python']}, {found['platform']}")
+    echo(f"cores {found['cores']}, memory {memory}, disk {found['disk_free_bytes'] / GIB:.1f} GiB free here")
+    echo(f"gpu: {found['gpu']['name'] or found['gpu']['reason']}")
     for row in found["packages"]:
         version, tested = row["installed"] or "missing", row["tested"]
         note = "" if tested is None or version in ("missing", tested) else f"  (tested with {tested})"
-        click.echo(f"  {row['package']:18} {version}{note}")
+        echo(f"  {row['package']:18} {version}{note}")
     for extra, line in found["missing"].items():
-        click.echo(f"to get [{extra}]: {line}")
+        echo(f"to get [{extra}]: {line}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from mpa_edge.cli import _registry
-from mpa_edge.cli._options import json_option, print_json, verbose_option
+from mpa_edge.cli._options import echo, json_option, print_json, verbose_option
 
 
 @click.command("list")
@@ -29,6 +29,6 @@ def command(kind: str | None, as_json: bool) -> None:
         print_json(found)
         return
     for one, rows in found.items():
-        click.echo(f"{one}:")
+        echo(f"{one}:")
         for row in rows:
-            click.echo(f"  {row['name']:24} {row['title']}".rstrip())
+            echo(f"  {row['name']:24} {row['title']}".rstrip())

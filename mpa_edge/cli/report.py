@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mpa_edge.cli._options import json_option, print_json, verbose_option
+from mpa_edge.cli._options import echo, json_option, print_json, verbose_option
 from mpa_edge.cli._remote import fetched
 from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.runs.files import write_bytes
@@ -63,11 +63,11 @@ def command(runs: tuple[str, ...], out: str | None, markdown: bool, as_json: boo
     if as_json:
         print_json(report_document(*found))
     elif markdown:
-        click.echo(render_markdown(*found), nl=False)
+        echo(render_markdown(*found), nl=False)
     else:
         lines = [verdict_line(data) for data in found[0]]
         lines += [f"\n{render_comparison(comparison)}" for comparison in comparisons]
-        click.echo("\n".join([*lines, *alone, str(path)]))
+        echo("\n".join([*lines, *alone, str(path)]))
     worse = sum(len(one.regressions) for one in comparisons)
     if fail_on_regression and worse:
         raise VerificationError(f"{runs[1]} is worse than {runs[0]} in {worse} ways: see what is marked above")

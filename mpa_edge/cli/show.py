@@ -10,7 +10,7 @@ from typing import cast
 import click
 
 from mpa_edge.cli import _registry
-from mpa_edge.cli._options import json_option, print_json, set_option, verbose_option
+from mpa_edge.cli._options import echo, json_option, print_json, set_option, verbose_option
 from mpa_edge.config import library
 from mpa_edge.errors import MpaError
 
@@ -40,7 +40,7 @@ def command(name: str, kind: str | None, overrides: tuple[str, ...], as_json: bo
     if overrides and chosen in _registry.MODULE_KINDS:
         raise MpaError(f"--set changes files only, and '{name}' is in {chosen}: leave --set out")
     if len(kinds) > 1 and not kind:
-        click.echo(f"(this is from {chosen}; --kind {kinds[1]} shows the other '{name}')", err=True)
+        echo(f"(this is from {chosen}; --kind {kinds[1]} shows the other '{name}')", err=True)
     if chosen in _registry.MODULE_KINDS:
         item = _registry.modules(chosen)[name]
         values = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
@@ -48,9 +48,9 @@ def command(name: str, kind: str | None, overrides: tuple[str, ...], as_json: bo
         if as_json:
             return print_json(plain)
         for key, value in plain.items():
-            click.echo(f"{key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+            echo(f"{key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
         return None
     file_kind = cast(library.Kind, chosen)
     if as_json or overrides:
         return print_json(library.load(file_kind, name, overrides))
-    return click.echo(library.find(file_kind, name).read_text(encoding="utf-8"), nl=False)
+    return echo(library.find(file_kind, name).read_text(encoding="utf-8"), nl=False)

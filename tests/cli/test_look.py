@@ -65,6 +65,18 @@ def test_a_mistake_is_one_line(capsys, argv: list[str], text: str) -> None:
     assert captured.out == ""
 
 
+def test_a_strangers_file_does_not_control_the_terminal(capsys, tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text('name: x\n"a\\e[2J\\u202eb": 1\ntitle: "\\x9b31m"\n')
+    assert exit_code(["check", str(path)]) == 1
+    said = capsys.readouterr().err
+    assert "unknown key 'a\\u001b[2J\\u202eb'" in said
+    assert all(one.isprintable() or one == "\n" for one in said)
+    path.write_text("title: \x1b[2J\x9b31m\n")
+    assert exit_code(["show", str(path), "--kind", "recipes"]) == 0
+    assert capsys.readouterr().out == "title: \\u001b[2J\\u009b31m\n"
+
+
 def test_copy_then_edit_then_check(capsys) -> None:
     assert exit_code(["copy", "minicharts", "new/My Charts.yaml"]) == 0
     path = Path("new/My Charts.yaml")
