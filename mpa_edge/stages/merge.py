@@ -23,6 +23,7 @@ from mpa_edge.tasks import answer_prompt
 from mpa_edge.types import Drop
 from mpa_edge.vlm import interrupts_held, resolve
 from mpa_edge.vlm.transformers import checkpoint
+from mpa_edge.vlm.transformers.files import require_inside, tensor_shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,14 +133,14 @@ def _merged(base: str, adapter: Path, inputs: Mapping[str, Tensor]) -> tuple[Any
 def _with_adapter(base: str, adapter: Path) -> Any:
     """The base with the adapter attached. Every tensor of the file must have been loaded: peft ignores unknown ones."""
     from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import SafetensorError, safe_open
 
     fix = "the adapter belongs to another model or is damaged, rerun mpa-edge level with --fresh"
+    student, weights = checkpoint.load_model(base, "cpu"), adapter / "adapter_model.safetensors"
     try:
-        with safe_open(str(adapter / "adapter_model.safetensors"), "pt") as file:
-            stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        model = PeftModel.from_pretrained(checkpoint.load_model(base, "cpu"), str(adapter)).eval()
-    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
+        require_inside(weights, adapter)
+        stored = tensor_shapes([weights])
+        model = PeftModel.from_pretrained(student, str(adapter)).eval()
+    except Exception as error:  # whatever a damaged adapter_config.json makes peft raise
         why = " ".join(str(error).split())[:200]
         raise VerificationError(f"{adapter} does not fit the student ({why}): {fix}") from error
     placed = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}

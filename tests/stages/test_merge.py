@@ -119,6 +119,26 @@ def test_a_damaged_adapter_is_refused(base, adapter, tmp_path, inputs_of) -> Non
         merge(str(base), tmp_path / "cut", tmp_path / "out", inputs_of)
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"peft_type": "LORA", "r": "x"}', '{"peft_type": 7}'])
+def test_a_damaged_configuration_of_an_adapter_is_refused(base, adapter, tmp_path, inputs_of, text) -> None:
+    shutil.copytree(adapter, tmp_path / "cut")
+    (tmp_path / "cut" / "adapter_config.json").write_text(text)
+    with pytest.raises(VerificationError, match="does not fit the student .*: .*rerun mpa-edge level"):
+        merge(str(base), tmp_path / "cut", tmp_path / "out", inputs_of)
+
+
+def test_weights_of_an_adapter_come_from_its_folder_and_are_no_pickle(base, adapter, tmp_path, inputs_of) -> None:
+    shutil.copytree(adapter, tmp_path / "linked")
+    (tmp_path / "linked" / WEIGHTS).rename(tmp_path / "elsewhere")
+    (tmp_path / "linked" / WEIGHTS).symlink_to("../elsewhere")
+    with pytest.raises(VerificationError, match="leads out of the checkpoint's folder"):
+        merge(str(base), tmp_path / "linked", tmp_path / "out", inputs_of)
+    (tmp_path / "linked" / WEIGHTS).unlink()
+    torch.save({}, tmp_path / "linked" / "adapter_model.bin")
+    with pytest.raises(VerificationError, match=f"{WEIGHTS}' is damaged"):
+        merge(str(base), tmp_path / "linked", tmp_path / "out", inputs_of)
+
+
 @pytest.fixture
 def levelled(make_run, base, adapter):
     """A run whose level is finished."""
