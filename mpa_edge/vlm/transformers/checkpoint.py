@@ -300,7 +300,7 @@ def _blamed(folder: Path, processor: Any) -> tuple[str, BaseException] | None:
     if processor is not None:
         drawn = Image.new("RGB", TRIED_PX)
         loads.append((image, lambda: processor.image_processor(images=[[drawn]], return_tensors="pt")))
-        loads.append((words, lambda: processor.tokenizer("What is shown?")))
+        loads.append(("tokenizer_config.json", lambda: processor.tokenizer(["What is shown?"], padding=True)))
         loads.append((template, require_image))
     for name, load in loads:
         try:
