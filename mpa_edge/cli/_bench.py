@@ -182,9 +182,7 @@ def show_plan(asked: dict[str, Any], via: str = "hand") -> None:
         for scheme in schemes if asked["schemes"] else made[:1]:
             echo(f"scheme     {scheme.name} ({'exported' if scheme in made else 'to be exported'})")
     else:
-        echo(
-            f"scheme     the first of {', '.join(scheme.name for scheme in schemes)} that passes (to be exported)"
-        )
+        echo(f"scheme     the first of {', '.join(scheme.name for scheme in schemes)} that passes (to be exported)")
     echo(f"accuracy   {asked['questions']} questions, once each")
     beside = "" if asked["no_base"] else ", alternating with base in the same scheme"
     echo(f"timing     {asked['timed']} of them, {asked['repetitions']} times each{beside}")

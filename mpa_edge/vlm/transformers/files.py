@@ -32,6 +32,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 # written by quantizers that do not use config.json
 QUANTIZED = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 MOST_LAYERS, MOST, MOST_PIXELS, LONGEST_EDGE_PX = 10_000, 2**31, 2**24, 2**14
+EDGES = ("edge", "height", "width")
 COUNTS = re.compile(r"(layers|depth|heads|experts|patches)$")
 AGAIN = "copy it from the checkpoint again"
 
@@ -168,10 +169,11 @@ def check_numbers(path: Path, tree: dict[str, Any]) -> None:
             return MOST_LAYERS
         if not image:
             return MOST
-        return MOST_PIXELS if pixels or not key.endswith(("edge", "height", "width")) else LONGEST_EDGE_PX
+        return MOST_PIXELS if pixels or not key.endswith(EDGES) else LONGEST_EDGE_PX
 
     for key, number in numbers(tree):
-        if (math.isfinite(number) and number > most(key)) or (number < 0 and COUNTS.search(key)):
+        negative = number < 0 and (COUNTS.search(key) or (image and key.endswith(EDGES)))
+        if negative or (math.isfinite(number) and number > most(key)):
             raise MpaError(f"'{path}' says {key} {number:.0f}, which no model has: {AGAIN}")
     for key in (key for key in tree if key.endswith("_token_id")):
         listed = tree[key] if isinstance(tree[key], list) else [tree[key]]
