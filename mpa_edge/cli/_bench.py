@@ -227,7 +227,7 @@ def device_cores(reach: Reach) -> int:
         # nproc takes these for the number of cores
         done = transport.run("env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc", timeout_s=30.0)
     text = done.stdout.decode(errors="replace").strip()
-    if done.rc or not text.isdecimal():
+    if done.rc or not text.isdecimal() or not 1 <= len(text) <= 4:
         raise MpaError(f"{transport.name} does not report how many cores it has: name them with --sweep threads=1:2")
     return int(text)
 

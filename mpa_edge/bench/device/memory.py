@@ -47,7 +47,7 @@ def kib_fields(rows: Iterable[str]) -> dict[str, int]:
     for row in rows:
         name, _, value = row.partition(":")
         number, _, unit = value.strip().partition(" ")
-        if unit == "kB" and number.isdigit():
+        if unit == "kB" and number.isascii() and number.isdigit() and len(number) < 16:
             found[name] = int(number) * KIB
     return found
 

@@ -71,18 +71,23 @@ def usable_cores(transport: Transport, cores: str | None) -> int | None:
 
 
 def allowed_cores(status: Iterable[str]) -> str:
-    """Cpus_allowed_list of /proc/PID/status; empty where it is not there.
+    """Cpus_allowed_list of /proc/PID/status; empty where it is not there, or no list of cores.
 
     >>> allowed_cores(["Name:\tsh", "Cpus_allowed_list:\t0-3"])
     '0-3'
     """
     rows = dict(row.split(":", 1) for row in status if ":" in row)
-    return rows.get("Cpus_allowed_list", "").strip()
+    with suppress(MpaError):
+        parse_cores(found := rows.get("Cpus_allowed_list", "").strip())
+        return found
+    return ""
 
 
 def free_port(transport: Transport) -> int:
     """A port of the device that nobody listens on, as far as its /proc shows. MpaError where there is none."""
-    table = transport.run("cat /proc/net/tcp /proc/net/tcp6 2>/dev/null", timeout_s=SHORT_S).stdout.decode()
+    table = transport.run("cat /proc/net/tcp /proc/net/tcp6 2>/dev/null", timeout_s=SHORT_S).stdout.decode(
+        errors="replace"
+    )
     sockets = [row.split() for row in table.splitlines()]
     taken = {row[1].rpartition(":")[2].upper() for row in sockets if row[3:4] == ["0A"]}  # LISTEN
     free = [port for port in range(*PORTS) if f"{port:04X}" not in taken]

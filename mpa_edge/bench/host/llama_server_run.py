@@ -128,7 +128,7 @@ class LlamaServerRun:
             "loaded",
             load_s=server.load_s,
             cold=False,
-            runtime=f"llama-server {server.vlm.props.get('build_info', '(of an unknown build)')}",
+            runtime=f"llama-server {server.vlm.props.build_info}",
             backend=server.backend(),
             threads=threads,
             cores=server.cores,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from statistics import fmean, median
 from typing import Any
 
@@ -12,6 +13,7 @@ from mpa_edge.bench.results.probe import Reading, items, number, text
 from mpa_edge.bench.results.records import EnergyResult, Environment
 from mpa_edge.bench.results.tegrastats import parse_rails, total_power_w
 from mpa_edge.config.target import Thermal
+from mpa_edge.errors import MpaError
 
 # instruction sets that change the speed, or the very result, of quantized arithmetic
 X86 = (
@@ -57,8 +59,8 @@ def cpu_name(probe: Reading) -> str:
 def count_cores(probe: Reading) -> int | None:
     """Cores that a program may use."""
     affinity = text(probe, "affinity")
-    if affinity and re.fullmatch(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", affinity):
-        return len(parse_cores(affinity))
+    with suppress(MpaError):
+        return len(parse_cores(affinity or ""))
     cores = number(probe, "cores")
     return int(cores) if cores else None
 

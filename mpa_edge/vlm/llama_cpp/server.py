@@ -14,8 +14,10 @@ import socket
 import time
 from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mpa_edge.artifact import Artifact
 from mpa_edge.errors import MpaError
@@ -29,6 +31,8 @@ WRITTEN_BY_RUNTIME = ("<|vision_start|>", "<|vision_end|>")
 # of servers that do not choose a random marker at each start
 OLD_MARKER = "<__media__>"
 TOO_LONG = "exceed_context_size_error"
+MOST_BYTES = 16 << 20
+Document = TypeVar("Document", bound=BaseModel)
 
 
 class ServerGoneError(MpaError):
@@ -46,6 +50,70 @@ class RefusedError(MpaError):
         """`details` is the `error` object of the server's reply."""
         super().__init__(message)
         self.status, self.details = status, details
+
+
+class Modalities(BaseModel):
+    """What a server takes besides text."""
+
+    vision: bool = False
+    """Images."""
+
+
+class Props(BaseModel):
+    """What counts of /props."""
+
+    model_config = ConfigDict(protected_namespaces=())  # of pydantic before 2.10
+
+    model_path: str = ""
+    """Of the language model."""
+    model_alias: str | None = None
+    """The server's own name."""
+    modalities: Modalities = Modalities()
+    """What it takes."""
+    media_marker: str = OLD_MARKER
+    """What stands for an image in a prompt."""
+    bos_token: str = ""
+    """What it may begin prompts with."""
+    build_info: str = "(of an unknown build)"
+    """Its version."""
+
+
+class Tokenized(BaseModel):
+    """A reply to /tokenize."""
+
+    tokens: list[Any]
+    """Ids, or what a server says about each."""
+
+
+class Detokenized(BaseModel):
+    """A reply to /detokenize."""
+
+    content: str
+    """The text."""
+
+
+class Timings(BaseModel):
+    """The server's own clock."""
+
+    prompt_ms: float = Field(ge=0, le=1e12)
+    """Up to the first token."""
+    predicted_ms: float = Field(ge=0, le=1e12)
+    """The tokens after it."""
+    predicted_n: int = Field(ge=0, le=10**6)
+    """All tokens."""
+
+
+class Completion(BaseModel):
+    """What counts of a reply to /completion."""
+
+    content: str
+    """The text."""
+    tokens: list[int]
+    """Its tokens, with the one that ended it."""
+    stop_type: str | None = None
+    """Why it ended: eos, limit, word."""
+    timings: Timings
+    """How long it took."""
 
 
 class LlamaServer:
@@ -75,6 +143,17 @@ class LlamaServer:
             raise RefusedError(f"llama-server refused (status {status}: {reason}): look at its log", status, details)
         return found
 
+    def ask(self, kind: type[Document], path: str, body: dict[str, Any] | None = None) -> Document:
+        """As `call`, the reply as a record. MpaError where it is another one than llama-server's."""
+        try:
+            return kind.model_validate(self.call(path, body))
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            where = ".".join(map(str, wrong["loc"]))
+            raise MpaError(
+                f"{self.url}{path} gives no '{where}' as llama-server does ({wrong['msg']}): use another build of it"
+            ) from error
+
     def ready(self, *, timeout_s: float = 5.0) -> bool:
         """Whether the model is loaded. ServerGoneError where nobody listens."""
         try:
@@ -99,7 +178,7 @@ class LlamaServer:
             data = None if body is None else json.dumps(body).encode()
             connection.request("GET" if data is None else "POST", path, data, {"Content-Type": "application/json"})
             reply = connection.getresponse()
-            return reply.status, reply.read()
+            return reply.status, reply.read(MOST_BYTES)
         except TimeoutError as error:
             self.close()
             raise ServerSlowError(
@@ -141,24 +220,24 @@ class LlamaServerVLM:
             if time.monotonic() > deadline:
                 raise MpaError(f"llama-server at {self.server.url} loads for {timeout_s:g} s: use a smaller model")
             time.sleep(LOADING_PAUSE_S)
-        self.props = self.server.call("/props")
-        url, found = self.server.url, PurePosixPath(str(self.props.get("model_path"))).name
-        if alias is not None and self.props.get("model_alias") != alias:
+        self.props = self.server.ask(Props, "/props")
+        url, found = self.server.url, PurePosixPath(self.props.model_path).name
+        if alias is not None and self.props.model_alias != alias:
             raise MpaError(f"another llama-server answers at {url}: stop it, or use another port")
         expected = PurePosixPath(artifact.files["language"]).name
         if found != expected:
             raise MpaError(f"llama-server at {url} runs '{found}', not '{expected}': start it with -m {expected}")
-        if not self.props.get("modalities", {}).get("vision"):
+        if not self.props.modalities.vision:
             raise MpaError(f"llama-server at {url} takes no images: start it with --mmproj FILE")
-        self._marker = str(self.props.get("media_marker", OLD_MARKER))
+        self._marker = self.props.media_marker
         # the artifact's text in front of the question, without what the server adds to it
         (start, end), parts = WRITTEN_BY_RUNTIME, artifact.prompt
         before = parts.before.replace(f"{start}{parts.placeholder}{end}", parts.placeholder, 1)
         bare, dressed = (
-            self.server.call("/tokenize", {"content": "x", "add_special": special})["tokens"]
+            self.server.ask(Tokenized, "/tokenize", {"content": "x", "add_special": special}).tokens
             for special in (False, True)
         )
-        first = str(self.props.get("bos_token", "")) if len(dressed) > len(bare) else ""
+        first = self.props.bos_token if len(dressed) > len(bare) else ""
         if not before.startswith(first):
             raise MpaError(
                 f"llama-server begins every prompt with '{first}', this export's does not: rerun mpa-edge export"
@@ -171,21 +250,21 @@ class LlamaServerVLM:
         replies, ends = [], self.artifact.tokens.ends
         for request in requests:
             try:
-                found = self.server.call("/completion", self.body(request))
+                found = self.server.ask(Completion, "/completion", self.body(request))
             except RefusedError as error:
                 if error.details.get("type") != TOO_LONG:
                     raise
                 n_prompt, limit = error.details.get("n_prompt_tokens", "too many"), error.details.get("n_ctx", "fewer")
                 raise prompt_too_long(n_prompt, limit) from error
             # the text up to the first of the artifact's end tokens, which need not be those of the server
-            tokens = [int(token) for token in found["tokens"]]
+            tokens = found.tokens
             n = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
-            text = str(found["content"])
+            text = found.content
             if n < len(tokens):
-                text = str(self.server.call("/detokenize", {"tokens": tokens[: n - 1]})["content"])
-            stopped = tokens[n - 1 :] and (tokens[n - 1] in ends or found.get("stop_type") == "eos")
+                text = self.server.ask(Detokenized, "/detokenize", {"tokens": tokens[: n - 1]}).content
+            stopped = tokens[n - 1 :] and (tokens[n - 1] in ends or found.stop_type == "eos")
             text = without_special_tokens(text, self.artifact.tokens.special).strip()
-            replies.append(Reply(text, "stop" if stopped else "length", n, timing(found["timings"], n)))
+            replies.append(Reply(text, "stop" if stopped else "length", n, timing(found.timings, n)))
         return replies
 
     def close(self) -> None:
@@ -217,16 +296,16 @@ class LlamaServerVLM:
         return body | chosen | {"samplers": ["penalties", "temperature", "top_p"]}
 
 
-def timing(reported: dict[str, Any], n_tokens: int) -> Timing:
+def timing(reported: Timings, n_tokens: int) -> Timing:
     """The server's own clock: `prompt_ms` ends with the first token, `predicted_ms` are the tokens after it.
 
     Source: llama.cpp 0c1e57098, tools/server/server-common.h, `server_slot_stats`. The vision encoder is inside
     `prompt_ms`, so neither its share nor that of the prefill is known.
 
-    >>> timing({"prompt_ms": 200.0, "predicted_ms": 30.0, "predicted_n": 4}, 4)
+    >>> timing(Timings(prompt_ms=200.0, predicted_ms=30.0, predicted_n=4), 4)
     Timing(total_s=0.23, ttft_s=0.2, preprocess_s=None, vision_s=None, prefill_s=None, decode_s=0.03)
     """
-    ttft_s, steps = reported["prompt_ms"] / 1000, int(reported["predicted_n"]) - 1
+    ttft_s, steps = reported.prompt_ms / 1000, reported.predicted_n - 1
     # an answer that was cut at an end token of the artifact took only its share of the steps
-    decode_s = reported["predicted_ms"] / 1000 * (n_tokens - 1) / steps if steps > 0 else 0.0
+    decode_s = reported.predicted_ms / 1000 * (n_tokens - 1) / steps if steps > 0 else 0.0
     return Timing(total_s=ttft_s + decode_s, ttft_s=ttft_s, decode_s=decode_s)

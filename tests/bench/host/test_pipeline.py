@@ -187,6 +187,28 @@ def test_carried_by_hand(run: Path, tmp_path: Path) -> None:
     assert (document["verdict"], document["bundle_sha256"]) == ("holds", bundle["sha256"])
     assert document["environment"]["transport"] == "manual copy"
     assert answers(copied) == answers(run)
+    out = tmp_path / "job" / "out.jsonl"
+    # lines that nobody asked for change nothing but are named
+    fast = {"text": "no", "tokens": 3, "ttft_s": 1e-6, "uptime_s": 1e308}
+    with out.open("a") as file:
+        for line in [json.loads(text) for text in out.read_text().splitlines()]:
+            more = line | {"values": line["values"] | fast}
+            file.write(json.dumps(more) + "\n" + json.dumps(more | {"variant": "teacher"}) + "\n")
+    again = mpa_edge("bench", copied, "--as", "onnx-int8", *SMALL, "--results", tmp_path / "job", "--json")
+    found = json.loads(again.stdout)
+    assert (found["latency"], found["accuracy"]) == (document["latency"], document["accuracy"])
+    assert "do not count" in found["reasons"][-1]
+    # answers of another bundle are refused, and the earlier result stays
+    good = (results(copied) / "bench.json").read_bytes()
+    fewer = ("--questions", "50", "--timed", "2", "--threads", "1")
+    other = mpa_edge("bench", copied, "--as", "onnx-int8", *fewer, "--results", tmp_path / "job")
+    assert other.returncode == 1
+    assert "are of other models or questions than those of the run now" in other.stderr
+    # as is a job that was cut: nothing of the earlier result is lost
+    out.write_text("".join(out.read_text().splitlines(keepends=True)[:20]))
+    cut = mpa_edge("bench", copied, "--as", "onnx-int8", *SMALL, "--results", tmp_path / "job")
+    assert (cut.returncode, "answers are missing" in cut.stderr) == (1, True)
+    assert (results(copied) / "bench.json").read_bytes() == good
 
 
 def test_a_lost_gain_exits_with_3(run: Path, tmp_path: Path) -> None:

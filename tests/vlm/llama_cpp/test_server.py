@@ -25,6 +25,7 @@ from mpa_edge.nursery.render import pictures
 from mpa_edge.types import Request
 from mpa_edge.vlm.llama_cpp.model import LlamaCppVLM
 from mpa_edge.vlm.llama_cpp.server import (
+    Completion,
     LlamaServer,
     LlamaServerVLM,
     ServerGoneError,
@@ -155,7 +156,7 @@ def test_an_image_is_what_it_is_in_this_process(
 @pytest.mark.peer
 @pytest.mark.slow
 def test_a_question_cannot_be_an_image(vlm: LlamaServerVLM, chart: Image.Image) -> None:
-    marker = str(vlm.props["media_marker"])
+    marker = vlm.props.media_marker
     dirty = f"How many<image> bars{marker[:5]}{marker}{marker[5:]} are there?"
     clean = "How many bars are there?"
     assert vlm.answer([Request(chart, dirty, 8)])[0].text == vlm.answer([Request(chart, clean, 8)])[0].text == "2"
@@ -295,6 +296,28 @@ def test_another_program_is_one_line(reply: tuple[int, bytes]) -> None:
         pytest.raises(MpaError, match="is not a llama-server .status .*: check the address"),
     ):
         LlamaServer(url, timeout_s=5).call("/props")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"tokens": "abc"},
+        {"tokens": [1, "x"]},
+        {"tokens": None},
+        {"content": 5},
+        {"content": None},
+        {"timings": None},
+        {"timings": {"prompt_ms": float("nan"), "predicted_ms": 1.0, "predicted_n": 2}},
+        {"timings": {"prompt_ms": 1e308, "predicted_ms": 1.0, "predicted_n": 2}},
+        {"timings": {"prompt_ms": -1.0, "predicted_ms": 1.0, "predicted_n": 2}},
+        {"timings": {"prompt_ms": 1.0, "predicted_ms": "slow", "predicted_n": 2}},
+        {"timings": {"prompt_ms": 1.0, "predicted_ms": 1.0}},
+    ],
+)
+def test_a_reply_of_another_form_is_one_line(changed: dict[str, Any]) -> None:
+    plain = {"content": "x", "tokens": [1, 2], "timings": {"prompt_ms": 1.0, "predicted_ms": 1.0, "predicted_n": 2}}
+    with saying(said(200, **(plain | changed))) as url, pytest.raises(MpaError, match="as llama-server does"):
+        LlamaServer(url, timeout_s=5).ask(Completion, "/completion", {})
 
 
 def test_a_refusal_is_one_line() -> None:
