@@ -289,7 +289,7 @@ class LlamaServerVLM:
             "stream": False,
         }
         if (penalty := self.artifact.repetition_penalty) != 1.0:
-            body |= {"repeat_penalty": penalty, "repeat_last_n": -1}  # of the whole context
+            body |= {"repeat_penalty": penalty, "repeat_last_n": self.artifact.context_tokens}
         if request.temperature <= 0:
             return body | {"temperature": 0.0, "top_k": 1, "samplers": ["penalties", "top_k"]}
         chosen = {"temperature": request.temperature, "top_p": request.top_p, "seed": request.seed}
