@@ -21,7 +21,7 @@ ORDER, OUT, WATCH, ERRORS = "order.json", "out.jsonl", "watch.jsonl", "err.txt"
 PROBE, PROBE_AFTER = "probe.json", "probe-after.json"
 MODELS = "models/"
 """Folder of a bundle that holds the exported models."""
-LINE_BYTES, OUT_BYTES = 1 << 20, 256 << 20
+LINE_BYTES, OUT_BYTES = 1 << 20, 64 << 20
 """Longest line of a job, and most that is read of its out.jsonl; an answer takes about 500 bytes."""
 LARGEST_CORE = 8191
 """Linux is built for at most so many."""
