@@ -35,8 +35,9 @@ PIECE_BYTES = 32 << 20
 COMMAND = (
     "{sh} -c '"
     "command -v dd >/dev/null 2>&1 || PATH=${{PATH:+$PATH:}}/usr/local/bin:/usr/bin:/bin:/system/bin; "
-    "LC_ALL=C; export PATH LC_ALL; umask u=rwx; "
-    "unset TMOUT CDPATH TAR_OPTIONS GREP_OPTIONS BLOCKSIZE BLOCK_SIZE DF_BLOCK_SIZE; unset -f cd ls cp mv rm cat; "
+    "LC_ALL=C; export PATH LC_ALL; umask u=rwx; (: >&2) || exec 2>/dev/null; "
+    "unset TMOUT CDPATH TAR_OPTIONS GREP_OPTIONS BLOCKSIZE BLOCK_SIZE DF_BLOCK_SIZE PYTHONIOENCODING PYTHONINSPECT; "
+    "unset -f cd ls cp mv rm cat; "
     "s=$(dd bs=1 count={size} 2>/dev/null); case $s in exit*{mark}*{mark}) ;; *) exit 97 ;; esac; "
     "echo >&2; echo errors {mark} >&2; echo; echo begins {mark}; "
     '{sh} -c "${{s#exit }}"; s=$?; echo; echo ends {mark} $s; echo >&2; echo no more errors {mark} >&2'

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mpa_edge.bench.host.device_run import python_fault
 from mpa_edge.bench.transports.connect import connect
 from mpa_edge.bench.transports.process import LinkError
 from mpa_edge.bench.transports.ssh import SshTransport
@@ -109,12 +110,23 @@ def test_any_login_shell_runs_what_we_send(log_in: Log, tmp_path: Path, login: s
     works(log_in(program(shell), files), tmp_path)
 
 
+def test_a_python_of_another_encoding_is_understood(log_in: Log) -> None:
+    way = log_in(
+        program("bash"), {".bashrc": "export PYTHONIOENCODING=utf-16 PYTHONINSPECT=1 PYTHONSTARTUP=/nowhere\n"}
+    )
+    assert "does not work" not in python_fault(way, "python3", "onnx")[0]
+
+
 def test_a_home_with_blanks_and_umlauts(log_in: Log, tmp_path: Path) -> None:
     works(log_in(program("tcsh"), home="the ~user's höme; $(touch x)"), tmp_path)
 
 
-def test_a_login_with_one_stream(log_in: Log) -> None:
-    way = log_in(program("bash"), {".bashrc": "exec 2>&1\n"})
+@pytest.mark.parametrize("bashrc", ["exec 2>&1", "exec 2>/dev/null", "exec 2>&-", "exec > >(cat) 2>&1"])
+def test_a_login_with_one_stream(log_in: Log, tmp_path: Path, bashrc: str) -> None:
+    way = log_in(program("bash"), {".bashrc": f"{bashrc}\n"})
+    (tmp_path / "source").write_bytes(bytes(1_500_000))
+    way.push(tmp_path / "source", f"{tmp_path}/there", timeout_s=10)
+    assert (tmp_path / "there").read_bytes() == bytes(1_500_000)
     assert way.run("cat", timeout_s=10, stdin=b"\0\xff\nends").stdout == b"\0\xff\nends"
 
 
