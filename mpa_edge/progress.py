@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from mpa_edge.runs.log import escaped, logger
+from mpa_edge.runs.log import escaped, logger, redacted
 
 PLAIN_EVERY_S = 10.0
 Advance = Callable[[int], None]
@@ -17,7 +17,7 @@ Note = Callable[[], str]
 def say(line: str) -> None:
     """One line on stderr, and in the log of the run."""
     logger.info(line, extra={"printed": True}, stacklevel=2)
-    sys.stderr.write(f"{escaped(line)}\n")
+    sys.stderr.write(f"{escaped(redacted(line))}\n")
     sys.stderr.flush()
 
 

@@ -14,7 +14,7 @@ import click
 
 from mpa_edge import __version__
 from mpa_edge.errors import MpaError, did_you_mean
-from mpa_edge.runs.log import close_log, escaped, log_path, logger, show_log
+from mpa_edge.runs.log import close_log, escaped, log_path, logger, redacted, show_log
 
 FOLDER = Path(__file__).parent
 VERBOSE_KEY = "mpa_edge.verbose"
@@ -143,10 +143,10 @@ def exit_code(argv: Sequence[str] | None = None) -> int:
         return EXIT_BROKEN_PIPE
     except Exception as error:
         if meta.get(VERBOSE_KEY):
-            click.echo(escaped(traceback.format_exc()), err=True, nl=False)
+            click.echo(escaped(redacted(traceback.format_exc())), err=True, nl=False)
         # with -v the traceback has been printed already
         logger.error("%s", error, exc_info=True, extra={"printed": True})
-        click.echo(f"error: {escaped(error_line(error))}", err=True)
+        click.echo(f"error: {escaped(redacted(error_line(error)))}", err=True)
         return error.exit_code if isinstance(error, MpaError) else 1
     finally:
         close_log()

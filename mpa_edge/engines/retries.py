@@ -15,6 +15,7 @@ from mpa_edge.engines.job import Job
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
 from mpa_edge.runs.files import read_json, write_json
+from mpa_edge.runs.log import redacted
 
 AT_ONCE = (MpaError, MemoryError)
 NAME = re.compile(r"poisoned-(\d{5,})\.json")
@@ -57,7 +58,7 @@ def reason_of(error: BaseException) -> str:
     >>> reason_of(ValueError("no such\\n  token"))
     'ValueError: no such token'
     """
-    text = " ".join(str(error).split())
+    text = " ".join(redacted(str(error)).split())
     return f"{type(error).__name__}: {text}"[:REASON_CHARS] if text else type(error).__name__
 
 

@@ -18,6 +18,9 @@ TRAILING = " .,;:!?%$。"
 ARTICLE = re.compile(r"(?:a|an|the) (?=\S)")
 CURRENCY = re.compile(r"^([+-]?)\$\s*([+-]?)")
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?", re.ASCII)
+THOUGHT = r"(?:(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning))"
+OPENING_THOUGHT = re.compile(rf"<{THOUGHT}>|◁think▷|\[THINK\]", re.IGNORECASE)
+CLOSING_THOUGHT = re.compile(rf"</{THOUGHT}>|◁/think▷|\[/THINK\]|<\|channel\|>final<\|message\|>", re.IGNORECASE)
 NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.ASCII)
 
 
@@ -34,6 +37,18 @@ def checked(answers: Sequence[str]) -> Sequence[str]:
     if not answers:
         raise MpaError("no answers to score against: give at least one")
     return answers
+
+
+def without_thoughts(text: str) -> str:
+    """What a reasoning model says after its thoughts; "" where they do not end.
+
+    >>> [without_thoughts(t) for t in ("<think>4?</think>3", "hm, 4?\\n</think>\\n3", "<think>cut", "3 <b>")]
+    ['3', '3', '', '3 <b>']
+    """
+    if ended := [*CLOSING_THOUGHT.finditer(text)]:
+        text = text[ended[-1].end() :].strip()
+    # what stands before an opening tag is an answer, what follows it is not
+    return text[: begun.start()].strip() if (begun := OPENING_THOUGHT.search(text)) else text
 
 
 def unquoted(text: str) -> str:

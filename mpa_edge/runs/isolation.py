@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from mpa_edge.errors import MachineError, MpaError
 from mpa_edge.runs.files import FULL, disk_errors, disk_full
-from mpa_edge.runs.log import append_to, log_path, logger
+from mpa_edge.runs.log import append_to, log_path, logger, redacted
 from mpa_edge.runs.memory import peak_rss_bytes
 
 Result = TypeVar("Result")
@@ -118,7 +118,7 @@ def _child(
             return pipe.send(("error", OSError(errno.ENOSPC, "no space left"), peak_rss_bytes()))
         logger.exception("%s failed", function.__name__)
         if log is None:
-            traceback.print_exc()
+            sys.stderr.write(redacted(traceback.format_exc()))
         pipe.send(("error", RuntimeError(f"{type(error).__name__}: {error}"), peak_rss_bytes()))
 
 

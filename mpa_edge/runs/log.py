@@ -19,6 +19,7 @@ from contextlib import suppress
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote_from_bytes
 
 from mpa_edge import __version__
 from mpa_edge.errors import MpaError
@@ -31,7 +32,9 @@ RUN_FILE = "run.json"
 SENSITIVE = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
 SHORTEST_SECRET_CHARS = 8
 """Shorter values would black out ordinary words."""
-CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)|(?<=Bearer )\S+|\b(?:sk|hf|ghp|github_pat)[-_]\w[-\w]{15,}")
+CREDENTIALS = re.compile(
+    r"(?<=://)[^/\s]+(?=@)|(?<=Bearer )\S+|(?<=Basic )\S+|\b(?:sk|hf|ghp|github_pat)[-_]\w[-\w]{15,}"
+)
 LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "onnxruntime", "llama-cpp-python", "ray", "openai")
 FORMAT = "%(asctime)s %(levelname)s %(process)d %(module)s: %(message)s"
 # what moves the cursor, sets colors or turns lines around on a terminal, and what no encoding has
@@ -67,7 +70,7 @@ class RedactingFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as it is written."""
-        return escaped(redactor((), os.environ)(super().format(record)))
+        return escaped(redacted(super().format(record)))
 
 
 class RunLogHandler(WatchedFileHandler):
@@ -95,7 +98,7 @@ def redactor(names: Sequence[str], environ: Mapping[str, str]) -> Callable[[str]
     """A function that replaces the values of secrets by their names.
 
     Secrets are the variables in `names`, every variable of `environ` whose name sounds like one, credentials in URLs,
-    bearer tokens, and what looks like a well-known kind of key.
+    bearer tokens, and what looks like a well-known kind of key. They are found as Python and URLs write them, too.
 
     >>> redactor(["MINE"], {"MINE": "abcdefgh", "HOME": "/home/me"})("token abcdefgh of /home/me")
     'token (MINE) of /home/me'
@@ -104,8 +107,9 @@ def redactor(names: Sequence[str], environ: Mapping[str, str]) -> Callable[[str]
     """
     chosen = [name for name in environ if name in names or SENSITIVE.search(name)]
     # line by line, as programs print them: a private key has many
-    values = {line.strip(): name for name in chosen for line in environ[name].splitlines()}
-    longest_first = sorted((v for v in values if len(v) >= SHORTEST_SECRET_CHARS), key=len, reverse=True)
+    lines = {line.strip(): name for name in chosen for line in environ[name].splitlines()}
+    values = {form: name for line, name in lines.items() if len(line) >= SHORTEST_SECRET_CHARS for form in _forms(line)}
+    longest_first = sorted(values, key=len, reverse=True)
 
     def redact(text: str) -> str:
         for value in longest_first:
@@ -113,6 +117,17 @@ def redactor(names: Sequence[str], environ: Mapping[str, str]) -> Callable[[str]
         return CREDENTIALS.sub("***", text)
 
     return redact
+
+
+def _forms(value: str) -> set[str]:
+    """A text as it stands in messages: itself, in a repr of text or bytes, in a URL."""
+    raw = value.encode("utf-8", "surrogateescape")
+    return {value, repr(value)[1:-1], ascii(value)[1:-1], repr(raw)[2:-1], quote_from_bytes(raw, safe="")}
+
+
+def redacted(text: str) -> str:
+    """A text without the secrets of this process's environment."""
+    return redactor((), os.environ)(text)
 
 
 def log_path() -> Path | None:

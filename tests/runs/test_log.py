@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -79,6 +80,20 @@ def test_secrets_are_not_in_the_log(tmp_path: Path, monkeypatch) -> None:
     found = text(tmp_path)
     assert "(MY_API_KEY)" in found
     assert not any(secret in found for secret in ("abc-123", "hunter2", "hf_abc", "xyz"))
+
+
+@pytest.mark.parametrize("key", ["sk-canary-0123456789\r", "sk\u2013canary-0123456789", "sk-\udc80canary-0123456789"])
+def test_secrets_are_found_as_messages_quote_them(monkeypatch, key: str) -> None:
+    monkeypatch.setenv("MY_API_KEY", key)
+    raw = key.encode("utf-8", "surrogateescape")
+    for text in (key, repr(key), ascii(key), repr(b"Bearer " + raw), f"{[raw]}", quote(raw, safe="")):
+        assert "canary" not in log.redacted(f"Illegal header value {text}")
+
+
+def test_credentials_of_a_proxy_are_hidden_whatever_is_in_them() -> None:
+    for address in ("http://me:canary@host", "socks5://me:can@ary@host", "http://canary@host"):
+        assert "ary" not in log.redacted(f"no way to {address}:1, {address!r}")
+    assert log.redacted("Proxy-Authorization: Basic Y2FuYXJ5") == "Proxy-Authorization: Basic ***"
 
 
 def test_a_full_log_is_rotated(tmp_path: Path, monkeypatch) -> None:

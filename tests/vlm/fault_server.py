@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 Handler = BaseHTTPRequestHandler
@@ -73,6 +75,16 @@ def half_body(handler: Handler) -> None:
     """Half of the document, and the connection ends before the length that was promised."""
     raw = json.dumps(document()).encode()
     send(handler, raw[: len(raw) // 2], length=len(raw))
+    disconnect(handler)
+
+
+def half_chunk(handler: Handler) -> None:
+    """A chunked reply that ends within its first chunk."""
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    handler.wfile.write(b"ff\r\n" + json.dumps(document()).encode()[:40])
+    handler.wfile.flush()
     disconnect(handler)
 
 
@@ -156,7 +168,9 @@ def in_turn(behaviours: Iterable[Behaviour]) -> Callable[[int, dict[str, Any]], 
 
 
 @contextmanager
-def serving(*behaviours: Behaviour, script: Any = None, port: int = 0) -> Iterator[FaultServer]:
+def serving(
+    *behaviours: Behaviour, script: Any = None, port: int = 0, tls: tuple[Path, Path] | None = None
+) -> Iterator[FaultServer]:
     """A server on a port of its own, answering in turn or by a script; everything that hangs ends with it."""
     lock = threading.Lock()
 
@@ -194,7 +208,13 @@ def serving(*behaviours: Behaviour, script: Any = None, port: int = 0) -> Iterat
     server = ThreadingHTTPServer(("127.0.0.1", port), Fault)
     server.daemon_threads = True
     server.closing = threading.Event()  # type: ignore[attr-defined]
-    fault = FaultServer(f"http://127.0.0.1:{server.server_port}/v1", script or in_turn(behaviours or [says()]))
+    if tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*tls)
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    fault = FaultServer(
+        f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}/v1", script or in_turn(behaviours or [says()])
+    )
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.publish.manifest import CARD, finished
+from mpa_edge.runs.log import redacted
 from mpa_edge.runs.manifest import MANIFEST
+from mpa_edge.runs.network import secret_from
 from mpa_edge.runs.paths import inside
 
 TOKEN = "HF_TOKEN"
-HIDDEN = "[token]"
 CHATTY = ("huggingface_hub", "httpx", "httpcore", "urllib3")
 
 
@@ -25,8 +25,8 @@ def push(folder: Path, repo_id: str, private: bool = False) -> str:
     refuses.
     """
     names = to_upload(folder)
-    token = os.environ.get(TOKEN, "").strip()
-    if not token:
+    token = secret_from(TOKEN)
+    if token is None:
         raise MpaError("no token for the hub: set HF_TOKEN to one with write access and rerun")
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
@@ -38,7 +38,7 @@ def push(folder: Path, repo_id: str, private: bool = False) -> str:
         raise MpaError(f"'{repo_id}' is not a repository name: write OWNER/NAME") from error
     # the token of this process only: never one that is stored on this machine
     api = HfApi(token=token, library_name="mpa-edge")
-    with _one_line_errors(repo_id, token):
+    with _one_line_errors(repo_id):
         made = api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(
             repo_id=made.repo_id,
@@ -68,13 +68,13 @@ def to_upload(folder: Path) -> list[str]:
 
 
 @contextmanager
-def _one_line_errors(repo_id: str, token: str) -> Iterator[None]:
+def _one_line_errors(repo_id: str) -> Iterator[None]:
     """Turn the hub's refusals into one line with the fix, without the token in it."""
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     def first_line(error: Exception) -> str:
-        lines = str(error).replace(token, HIDDEN).splitlines()
+        lines = redacted(str(error)).splitlines()
         return next((line.strip() for line in lines if line.strip()), type(error).__name__)[:200]
 
     disable_progress_bars()

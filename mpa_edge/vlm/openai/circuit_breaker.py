@@ -11,6 +11,8 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from typing import Literal
 
 from mpa_edge.progress import say
@@ -34,15 +36,21 @@ def backoff_s(attempt: int, chance: Callable[[], float] = random.random) -> floa
 
 
 def retry_after_s(value: str | None) -> float | None:
-    """Seconds of a Retry-After header; None where it is missing or no number (servers of models send no dates).
+    """Seconds of a Retry-After header, which is a number or a date; None where it is missing or neither.
 
     >>> retry_after_s("2.5"), retry_after_s("soon"), retry_after_s("-1"), retry_after_s("nan")
     (2.5, None, None, None)
+    >>> retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT")
+    0.0
     """
     try:
         seconds = float(value or "")
     except ValueError:
-        return None
+        try:
+            at = parsedate_to_datetime(value or "")
+        except ValueError:
+            return None
+        seconds = max(0.0, at.replace(tzinfo=at.tzinfo or UTC).timestamp() - time.time())
     return seconds if 0.0 <= seconds < float("inf") else None
 
 

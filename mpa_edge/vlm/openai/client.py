@@ -7,8 +7,9 @@ what makes every request fail (a wrong key, an unknown model) is an error.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ import openai
 from mpa_edge.config.recipe import TeacherServerConfig
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
+from mpa_edge.runs.network import certificates, proxy_for, secret_from
 from mpa_edge.types import Drop, Reply, Request, TeacherUsage, Timing
 from mpa_edge.vlm.openai.circuit_breaker import CircuitBreaker, Permit, backoff_s, retry_after_s
 from mpa_edge.vlm.openai.cost import Meter
@@ -25,16 +27,23 @@ from mpa_edge.vlm.openai.reference import ServerReference, key_for
 from mpa_edge.vlm.openai.reply import (
     CONNECTION,
     FAILURE,
+    FILTERED,
+    LIMITS,
+    NO_CREDIT,
     OVER_BUDGET,
     SPECIAL,
     TIMED_OUT,
+    UNUSABLE,
     Answer,
+    Refusal,
     body_of,
     card,
     cause,
-    message_of,
+    causes,
     plain,
     read_answer,
+    refusal,
+    text_of,
 )
 from mpa_edge.vlm.shared.prompts import without_special_tokens
 
@@ -45,10 +54,11 @@ BUSY = 429
 # every other request would get the same
 HOPELESS = {401: "refuses the key", 402: "wants to be paid", 403: "refuses the key", 404: "knows no such model or path"}
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
+REFUSES_PARAMETERS = {400, 422}
 # llama-server while it loads, and proxies whose server is not up yet
 NOT_READY = {429, 502, 503, 504}
 # of httpx, below the client: nothing was sent
-NOT_SENT = ("ConnectError", "ConnectTimeout")
+NOT_SENT = ("ConnectError", "ConnectTimeout", "ProxyError")
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,8 @@ class Failure:
     """HTTP status; None where there was none."""
     retry_after_s: float | None = None
     """The wait that the server asked for."""
+    parameters: tuple[str, ...] = ()
+    """Of the request, that the server does not take."""
 
 
 class OpenAIVLM:
@@ -82,17 +94,27 @@ class OpenAIVLM:
         """Wait until the server answers. `spent_before` counts towards the cost limit. MpaError where it stays away."""
         self.name, self.reference = name, ServerReference(base_url, model)
         config = self.config = server or TeacherServerConfig()
-        self._key = key_for(base_url, config.api_key_env)
+        key, proxy, trusted = key_for(base_url, config.api_key_env), proxy_for(base_url), certificates()
+        self._through = f" through {proxy}" if proxy else ""
+        self._refused, self._accepted = set[str](), set[str]()
         self._meter = Meter(config.price_in, config.price_out, config.max_cost, spent_before)
         self._breaker = CircuitBreaker(config.wait_s, config.probe_s)
         self._images = ImageCache(config.image_format, config.max_image_bytes, config.concurrency + 8)
         timeout = openai.Timeout(config.timeout_s, connect=min(CONNECT_TIMEOUT_S, config.timeout_s))
         self._client: Any = openai.AsyncOpenAI(
             base_url=base_url,
-            api_key=self._key or "none",  # the client requires one; a server without keys ignores it
+            api_key=key or "none",  # the client requires one; a server without keys ignores it
+            organization=secret_from("OPENAI_ORG_ID"),
+            project=secret_from("OPENAI_PROJECT_ID"),
             max_retries=0,  # they would multiply with ours
             timeout=timeout,
-            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, timeout=timeout),
+            http_client=openai.DefaultAsyncHttpxClient(
+                follow_redirects=False,
+                timeout=timeout,
+                trust_env=False,  # what the environment says was read above
+                proxy=proxy and proxy.url,
+                verify=trusted or True,
+            ),
         )
         self._runner: asyncio.Runner | None = asyncio.Runner()
         self.card: dict[str, Any] = self._run(self._wait_until_ready())
@@ -136,11 +158,11 @@ class OpenAIVLM:
             waited = time.monotonic() - began
             if waited >= self.config.wait_s:
                 raise MpaError(
-                    f"no teacher's server at {url} after {waited:.0f} s ({found}): start it, or fix the address "
-                    f"(it usually ends in /v1)"
+                    f"no teacher's server at {url}{self._through} after {waited:.0f} s ({found}): start it, or fix "
+                    f"the address (it usually ends in /v1)"
                 )
             if waited - reported >= SAY_EVERY_S:
-                say(f"waiting for the teacher's server at {url} ({found})")
+                say(f"waiting for the teacher's server at {url}{self._through} ({found})")
                 reported = waited
             await asyncio.sleep(min(self.config.probe_s, 1.0))
 
@@ -154,12 +176,17 @@ class OpenAIVLM:
         except (TimeoutError, openai.APITimeoutError):
             return "no answer"
         except openai.APIStatusError as error:
-            message = message_of(error, self._key)
+            message = refusal(error.status_code, text_of(error)).message
             if error.status_code in HOPELESS.keys() - {404}:
                 raise self._hopeless(error.status_code, message) from None
             # a server need not have a list of models, and that of transformers fails without a cache folder
             return f"HTTP {error.status_code}: {message}" if error.status_code in NOT_READY else {}
         except openai.OpenAIError as error:
+            if found := next((one for one in causes(error) if isinstance(one, ssl.SSLCertVerificationError)), None):
+                raise MpaError(
+                    f"the certificate of the teacher's server at {self.reference.base_url}{self._through} is not "
+                    f"trusted ({found.verify_message}): set SSL_CERT_FILE to the certificates of its issuer"
+                ) from None
             return cause(error)
         except ValueError:
             return "it answers, but not with a list of models"
@@ -187,22 +214,47 @@ class OpenAIVLM:
         return [replies[i] for i in range(len(requests))]
 
     async def _answer(self, request: Request) -> Reply:
-        """A reply, after as many attempts as allowed. Rate limits do not count as attempts."""
+        """A reply, after as many attempts as allowed. Rate limits and refused parameters do not count as attempts."""
         left_s, tries, attempts, last = self.config.deadline_s, 0, 0, Drop(f"{FAILURE}not asked, it is down")
+        without = set[str]()
         while (permit := await self._breaker.enter()) is not None:
-            began = time.monotonic()
-            outcome = await self._attempt(request, permit, left_s)
+            began, without = time.monotonic(), without | self._refused
+            outcome = await self._attempt(request, permit, left_s, without)
             if isinstance(outcome, Reply):
+                self._remember(without if outcome.finish_reason != "failed" else set())
                 return outcome
             last, wait_s = outcome.drop, backoff_s(tries)
-            tries, attempts = tries + 1, attempts + (outcome.status != BUSY)
+            if more := next((n for n in outcome.parameters if n not in without | self._accepted), None):
+                without, wait_s = without | {more}, 0.0
+            else:
+                tries, attempts = tries + 1, attempts + (outcome.status != BUSY)
+                if not outcome.again or attempts > self.config.retries:
+                    self._accepted |= without & {*outcome.parameters} - self._refused
+                    break
             left_s -= time.monotonic() - began + wait_s
-            if not outcome.again or attempts > self.config.retries or left_s <= 0:
+            if left_s <= 0:
                 break
             await asyncio.sleep(wait_s)
         return Reply("", "failed", 0, drop=last)
 
-    async def _attempt(self, request: Request, permit: Permit, left_s: float) -> Reply | Failure:
+    def _remember(self, without: set[str]) -> None:
+        """What was left out of a request that succeeded is left out of all others."""
+        if more := sorted(without - self._refused):
+            self._refused |= without
+            greedy = "; its answers are not greedy then" if "temperature" in more else ""
+            say(f"the teacher's server refuses {' and '.join(more)}: all requests go without from now on{greedy}")
+
+    def _parameters(self, request: Request, without: set[str]) -> dict[str, Any]:
+        """How an answer is made. The limit has two names, and one of them is always sent."""
+        limit: str = self.config.limit_key
+        if limit in without:
+            limit = next(name for name in LIMITS if name != limit)
+        wanted: dict[str, Any] = {limit: request.max_new_tokens, "temperature": request.temperature}
+        if request.temperature > 0:
+            wanted |= {"top_p": request.top_p, "seed": request.seed & MAX_SEED}
+        return {name: value for name, value in wanted.items() if name == limit or name not in without}
+
+    async def _attempt(self, request: Request, permit: Permit, left_s: float, without: set[str]) -> Reply | Failure:
         """Ask once; meter and circuit breaker are told the outcome."""
         alive, why = None, ""
         try:
@@ -213,10 +265,7 @@ class OpenAIVLM:
             text = without_special_tokens(plain(request.prompt), SPECIAL)
             image = {"type": "image_url", "image_url": {"url": await self._images.uri(request.image)}}
             message = {"role": "user", "content": [image, {"type": "text", "text": text}]}
-            body = {"model": self.reference.model, "messages": [message], "temperature": request.temperature}
-            body |= {self.config.limit_key: request.max_new_tokens}
-            if request.temperature > 0:
-                body |= {"top_p": request.top_p, "seed": request.seed & MAX_SEED}
+            body = {"model": self.reference.model, "messages": [message], **self._parameters(request, without)}
             began = time.monotonic()
             outcome = await self._send(body, min(self.config.timeout_s, left_s))
             if isinstance(outcome, Failure):
@@ -242,26 +291,42 @@ class OpenAIVLM:
 
     def _hopeless(self, status: int | None, detail: str) -> MpaError:
         return MpaError(
-            f"the teacher's server at {self.reference.base_url} {HOPELESS[status or 404]} (HTTP {status}: {detail}): "
-            f"check teacher, teacher_server.api_key_env and the key"
+            f"the teacher's server at {self.reference.base_url}{self._through} {HOPELESS[status or 404]} "
+            f"(HTTP {status}: {detail}): check teacher, teacher_server.api_key_env and the key"
         )
 
     async def _send(self, body: dict[str, Any], timeout_s: float) -> Answer | Failure:
         """One HTTP request. `timeout_s` covers all of it: a server that sends a byte a second gives no answer."""
+        headers: Mapping[str, str] = {}
         try:
             async with asyncio.timeout(timeout_s):
                 async with self._client.chat.completions.with_streaming_response.create(**body) as response:
-                    got = await body_of(response)
+                    headers, got = response.headers, await body_of(response)
         except (TimeoutError, openai.APITimeoutError):
-            return Failure(Drop(TIMED_OUT, f"after {timeout_s:.0f} s"), again=True)
+            return Failure(Drop(TIMED_OUT, f"after {timeout_s:.0f} s{self._through}"), again=True)
         except openai.APIStatusError as error:
-            status, asked_s = error.status_code, retry_after_s(error.response.headers.get("retry-after"))
-            again = status in RETRIED and (asked_s or 0.0) <= self.config.wait_s
-            detail = message_of(error, self._key) + (f"; to be asked again after {asked_s:.0f} s" if asked_s else "")
-            drop, wait_s = Drop(f"{FAILURE}HTTP {status}", detail), asked_s if again else None
-            return Failure(drop, again, sent=status >= 500, status=status, retry_after_s=wait_s)
+            return self._failure(refusal(error.status_code, text_of(error)), error.response.headers)
         except openai.OpenAIError as error:
             sent = type(error.__cause__).__name__ not in NOT_SENT
-            return Failure(Drop(CONNECTION, cause(error)), again=True, sent=sent)
-        answer = got if isinstance(got, Drop) else read_answer(got, self._key)
+            return Failure(Drop(CONNECTION, cause(error) + self._through), again=True, sent=sent)
+        answer = got if isinstance(got, Drop) else read_answer(got)
+        if isinstance(answer, Refusal):
+            return self._failure(answer, headers)
         return answer if isinstance(answer, Answer) else Failure(answer, again=True)
+
+    def _failure(self, refused: Refusal, headers: Mapping[str, str]) -> Answer | Failure:
+        """What becomes of a request that the server answered with an error."""
+        if refused.codes & FILTERED:
+            return Answer(Reply("", "filtered", 0), 0, 0)
+        status = 402 if refused.codes & NO_CREDIT else refused.status
+        asked_s = retry_after_s(headers.get("retry-after"))
+        again = (status in RETRIED or not status) and (asked_s or 0.0) <= self.config.wait_s
+        detail = refused.message + (f"; to be asked again after {asked_s:.0f} s" if asked_s else "")
+        return Failure(
+            Drop(f"{FAILURE}HTTP {status}" if status else UNUSABLE, detail + self._through),
+            again,
+            sent=status >= 500 or not status,
+            status=status or None,
+            retry_after_s=asked_s if again else None,
+            parameters=refused.parameters if status in REFUSES_PARAMETERS else (),
+        )

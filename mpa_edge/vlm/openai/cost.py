@@ -68,7 +68,7 @@ class Meter:
     def settle(self, reserve: float, tokens_in: int | None, tokens_out: int | None) -> None:
         """A reply came: its tokens are booked in place of the reserve; None where the server does not count them."""
         self._reserved -= reserve
-        self._largest_prompt = max(self._largest_prompt or 0, tokens_in or 0)
+        self._largest_prompt = max(self._largest_prompt or 0, tokens_in or 0) or None
         counted = tokens_in is not None and tokens_out is not None
         cost = self.cost(tokens_in or 0, tokens_out or 0) if counted else reserve
         more = TeacherUsage(

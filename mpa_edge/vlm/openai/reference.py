@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from mpa_edge.config.recipe import SERVER_PREFIX
 from mpa_edge.errors import MpaError
+from mpa_edge.runs.network import is_this_machine, secret_from
 
 EXAMPLE = f"{SERVER_PREFIX}http://127.0.0.1:8000/v1#MODEL"
 DEFAULT_KEY = "OPENAI_API_KEY"
@@ -63,23 +62,18 @@ def is_private_way(base_url: str) -> bool:
     [True, True, True, False]
     """
     url = urlsplit(base_url)
-    host = url.hostname or ""
-    try:
-        local = ip_address(host).is_loopback
-    except ValueError:
-        local = host == "localhost"
-    return url.scheme == "https" or local
+    return url.scheme == "https" or is_this_machine(url.hostname or "")
 
 
 def key_for(base_url: str, api_key_env: str | None) -> str | None:
     """The key to send, from the environment only; None where there is none to send.
 
-    A key that the recipe names (`api_key_env`) must be set, else MpaError. The default key may belong to another
-    server, so it is sent only over an encrypted or local connection.
+    A key that the recipe names (`api_key_env`) must be set, and one that is sent must fit into a header, else MpaError.
+    The default key may belong to another server, so it is sent only over an encrypted or local connection.
     """
     if api_key_env is None:
-        return os.environ.get(DEFAULT_KEY) or None if is_private_way(base_url) else None
-    key = os.environ.get(api_key_env)
-    if not key:
+        return secret_from(DEFAULT_KEY) if is_private_way(base_url) else None
+    key = secret_from(api_key_env)
+    if key is None:
         raise MpaError(f"the environment has no {api_key_env} (teacher_server.api_key_env): export it first")
     return key

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mpa_edge.metrics.lenient import without_thoughts
+from mpa_edge.runs.log import redacted
 from mpa_edge.types import Drop, FinishReason, Reply
 from mpa_edge.vlm.shared.prompts import without_special_tokens
 
@@ -21,11 +23,24 @@ EMPTY, UNUSABLE = "server: empty reply", "server: unusable reply"
 MAX_DETAIL_CHARS = 200
 MAX_BODY_BYTES, READ_BYTES = 8_000_000, 65_536
 MAX_TOKENS = 10**9
+# in lower case, as servers and the models behind them write them; no reason at all is a normal end
 REASONS: dict[str, FinishReason] = {
-    **dict.fromkeys(("stop", "eos", "eos_token", "stop_sequence"), "stop"),
-    **dict.fromkeys(("length", "max_tokens"), "length"),
-    **dict.fromkeys(("content_filter", "safety"), "filtered"),
+    **dict.fromkeys(
+        ("", "none", "null", "stop", "eos", "eos_token", "stop_sequence", "end_turn", "end", "complete", "completed"),
+        "stop",
+    ),
+    **dict.fromkeys(("length", "max_tokens", "max_new_tokens", "max_output_tokens", "model_length"), "length"),
+    **dict.fromkeys(
+        ("content_filter", "content_filtered", "safety", "refusal", "recitation", "blocklist", "prohibited_content"),
+        "filtered",
+    ),
 }
+# fields of errors, in lower case
+NO_CREDIT = {"insufficient_quota", "insufficient_balance", "billing_hard_limit_reached", "billing_not_active"}
+FILTERED = {"content_filter", "content_policy_violation", "data_inspection_failed", "moderation_blocked"}
+LIMITS = ("max_tokens", "max_completion_tokens")
+# what a server may refuse to be told, in the order in which it is left out
+PARAMETERS = ("top_p", "seed", "temperature", *LIMITS)
 # words that a server's tokenizer may take for an image, a turn or an end, whoever wrote them (compare vLLM's
 # CVE-2026-44222): what a teacher writes goes into a prompt again
 SPECIAL = re.compile(
@@ -70,57 +85,120 @@ async def body_of(response: Any) -> bytes | Drop:
     return bytes(body)
 
 
-def read_answer(body: bytes, secret: str | None = None) -> Answer | Drop:
-    """The body of a 200 -> an answer, or a Drop where it is HTML, truncated, or has no choice with a message."""
+@dataclass(frozen=True)
+class Refusal:
+    """An error that a server answered with: by its status, or with status 200 and an error as the body."""
+
+    status: int
+    """Of HTTP, or the one that the body names; 0 where there is none."""
+    message: str
+    """The server's, in short and without secrets."""
+    codes: frozenset[str] = frozenset()
+    """What it calls the error, in lower case."""
+    parameters: tuple[str, ...] = ()
+    """Those of PARAMETERS that it is about."""
+
+
+def refusal(status: int, body: str) -> Refusal:
+    """What a server's error says. Which parameter it does not take stands in a field of some, in the words of others.
+
+    >>> refusal(400, '{"error": {"message": "Unknown name", "code": "unsupported", "param": "seed"}}')
+    Refusal(status=400, message='Unknown name', codes=frozenset({'unsupported'}), parameters=('seed',))
+    >>> refusal(422, '{"detail": [{"loc": ["body", "top_p"], "msg": "extra"}]}').parameters
+    ('top_p',)
+    """
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        document = None
+    document = document[0] if isinstance(document, list) and document else document
+    document = document if isinstance(document, Mapping) else {}
+    found = document.get("error") or document.get("detail") or document
+    fields = found if isinstance(found, Mapping) else {}
+    message = fields.get("message") if fields else found
+    code, param = str(fields.get("code")), fields.get("param")
+    if status == 200:
+        status = int(code) if re.fullmatch(r"[45]\d\d", code) else 0
+    about = param if isinstance(param, str) and param else body
+    return Refusal(
+        status,
+        excerpt(message if isinstance(message, str) and message else body),
+        frozenset(str(fields[key]).lower() for key in ("code", "type", "status") if fields.get(key)),
+        tuple(name for name in PARAMETERS if re.search(rf"(?<!\w){name}(?!\w)", about)),
+    )
+
+
+def read_answer(body: bytes) -> Answer | Refusal | Drop:
+    """The body of a 200 -> an answer, or an error, or a Drop where it is HTML, cut, or has no choice with a message."""
     try:
         document = json.loads(body)
     except ValueError:  # also UnicodeDecodeError and JSONDecodeError
-        return Drop(UNUSABLE, f"not JSON: {excerpt(body.decode(errors='replace'), secret)}")
+        return Drop(UNUSABLE, f"not JSON: {excerpt(body.decode(errors='replace'))}")
     except RecursionError:
         return Drop(UNUSABLE, "JSON that is nested too deeply")
     if not isinstance(document, dict):
-        return Drop(UNUSABLE, f"no JSON object: {excerpt(str(document), secret)}")
+        return Drop(UNUSABLE, f"no JSON object: {excerpt(str(document))}")
     choices, usage = document.get("choices"), document.get("usage")
     choice = choices[0] if isinstance(choices, list) and choices else None
-    message = choice.get("message") if isinstance(choice, dict) else None
+    holder = choice if isinstance(choice, dict) else document
+    if holder.get("error"):
+        return refusal(200, json.dumps({"error": holder["error"]}))
+    message = holder.get("message")
     if not isinstance(choice, dict) or not isinstance(message, dict):
-        return Drop(UNUSABLE, f"no choices: {excerpt(json.dumps(document), secret)}")
-    why, content = choice.get("finish_reason"), message.get("content")
-    reason = REASONS.get(why) if isinstance(why, str) else None
+        return Drop(UNUSABLE, f"no choices: {excerpt(json.dumps(document))}")
+    why, content = choice.get("finish_reason"), _joined(message.get("content"))
+    reason = REASONS.get(str(why).lower()) if why is None or isinstance(why, str) else None
     if message.get("refusal"):
         reason = "filtered"
     if reason is None:
         return Drop(UNUSABLE, f"finish_reason is {excerpt(str(why))}")
-    if content is not None and not isinstance(content, str):
-        return Drop(UNUSABLE, f"the content is {type(content).__name__}")
-    text = "" if reason == "filtered" else without_special_tokens(plain(content or ""), SPECIAL).strip()
-    drop = Drop(EMPTY) if not text and reason == "stop" else None
-    tokens_in, tokens_out = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
-    return Answer(Reply(text, reason, tokens_out or 0, drop=drop), tokens_in, tokens_out)
+    if content is None:
+        return Drop(UNUSABLE, f"the content is {type(message['content']).__name__}")
+    text = "" if reason == "filtered" else without_special_tokens(plain(without_thoughts(content)), SPECIAL).strip()
+    thoughts = content or any(message.get(key) for key in ("reasoning_content", "reasoning"))
+    drop = Drop(EMPTY, "only thoughts: switch thinking off at the server" if thoughts else "")
+    tokens_in, tokens_out = (
+        _count(usage, "prompt_tokens", "input_tokens"),
+        _count(usage, "completion_tokens", "output_tokens"),
+    )
+    reply = Reply(text, reason, tokens_out or 0, drop=drop if not text and reason == "stop" else None)
+    return Answer(reply, tokens_in, tokens_out)
 
 
-def _count(usage: object, key: str) -> int | None:
-    value = usage.get(key) if isinstance(usage, dict) else None
+def _joined(content: Any) -> str | None:
+    """The text of a message, which may come in parts; None where it is of another kind. Thoughts are left out."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        return None
+    texts = [part.get("text") if isinstance(part, dict) else part for part in content]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _count(usage: object, *keys: str) -> int | None:
+    """A count of tokens under the first of its names that is there."""
+    value = next((usage[key] for key in keys if key in usage), None) if isinstance(usage, dict) else None
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_TOKENS else None
 
 
-def message_of(error: APIStatusError, key: str | None) -> str:
-    """The error message in a server's response, or the start of its body, without the key, which some repeat."""
+def text_of(error: APIStatusError) -> str:
+    """The body of an error."""
     try:
-        text = error.response.text
-    except Exception:
+        return str(error.response.text)
+    except Exception:  # of the transport: it was cut, or cannot be unpacked
         return "unreadable"
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        document = None
-    found = document.get("error", document.get("detail")) if isinstance(document, Mapping) else None
-    message = found.get("message") if isinstance(found, Mapping) else found
-    return excerpt(message if isinstance(message, str) else text, key)
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what led to it, innermost last."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__
 
 
 def cause(error: BaseException) -> str:
-    """What is below a client's error, in a few words: its own message may quote a URL."""
+    """What is below a client's error, in a few words: its own message says nothing."""
     inner = error.__cause__ or error
     return f"{type(inner).__name__}: {excerpt(str(inner))}".removesuffix(": ")
 
@@ -150,11 +228,10 @@ def plain(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def excerpt(text: str, secret: str | None = None) -> str:
-    """The start of a server's message, on one line and without the key.
+def excerpt(text: str) -> str:
+    """The start of a server's message, on one line and without the secrets of this process's environment.
 
-    >>> excerpt("bad  key\\nsk-1", "sk-1")
-    'bad key ***'
+    >>> excerpt("bad  key\\nBearer sk-1")
+    'bad key Bearer ***'
     """
-    shown = plain(text.replace(secret, "***") if secret else text)
-    return " ".join(shown[: 10 * MAX_DETAIL_CHARS].split())[:MAX_DETAIL_CHARS]
+    return " ".join(redacted(plain(text)).split())[:MAX_DETAIL_CHARS]

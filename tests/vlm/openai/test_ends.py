@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -242,3 +243,87 @@ def test_other_secrets_of_the_environment_stay_here(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("OPENAI_ADMIN_KEY", KEY)
     _, server = one_reply()
     assert KEY not in json.dumps(server.headers)
+
+
+# --- the way to the server ---
+
+
+def test_a_proxy_never_sees_what_is_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with serving() as proxy:
+        for name in ("http_proxy", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        _, server = one_reply()
+    assert (proxy.headers, proxy.bodies) == ([], [])
+    assert server.headers[-1]["authorization"] == f"Bearer {KEY}"
+
+
+def test_a_proxy_is_used_and_named_in_errors_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with serving(says("through"), status(502, "no route"), status(401)) as proxy:
+        port = proxy.url.split(":")[2].partition("/")[0]
+        monkeypatch.setenv("http_proxy", f"me:{KEY}@127.0.0.1:{port}")
+        vlm = OpenAIVLM("http://teacher.invalid/v1", "m", name="t", server=SOON.model_copy(update={"retries": 0}))
+        first, second = vlm.answer([request()])[0], vlm.answer([request()])[0]
+        vlm.close()
+        assert first.text == "through"
+        assert second.drop is not None
+        assert second.drop.detail == f"no route through the proxy of http_proxy (http://127.0.0.1:{port})"
+        assert proxy.headers[-1]["proxy-authorization"].startswith("Basic ")
+    with pytest.raises(
+        MpaError, match=r"at http://teacher.invalid/v1 through the proxy of http_proxy \(http://127"
+    ) as e:
+        OpenAIVLM("http://teacher.invalid/v1", "m", name="t", server=SOON)
+    assert KEY not in "".join(traceback.format_exception(e.value))
+    assert KEY not in capsys.readouterr().err
+
+
+def test_a_server_whose_certificate_nobody_vouches_for_is_not_waited_for(tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    made = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run([*made.split(), "-keyout", key, "-out", cert], check=True, capture_output=True)
+    with serving(tls=(cert, key)) as server:
+        config = SOON.model_copy(update={"wait_s": 600.0})
+        with pytest.raises(MpaError, match=r"not trusted \(self-signed certificate\): set SSL_CERT_FILE"):
+            OpenAIVLM(server.url, "m", name="t", server=config)
+        with pytest.MonkeyPatch.context() as changed:
+            changed.setenv("SSL_CERT_FILE", str(cert))
+            vlm = OpenAIVLM(server.url, "m", name="t", server=config)
+            assert vlm.answer([request()])[0].text == "7"
+            vlm.close()
+
+
+SECRETS = {
+    "a line end of Windows": ("OPENAI_API_KEY", "sk-canary-0123456789\r", 0),
+    "a dash of a text program": ("OPENAI_API_KEY", "sk\u2013canary-0123456789", 1),
+    "two lines": ("OPENAI_API_KEY", "sk-canary-0123456789\nsk-canary-9876543210", 1),
+    "an organisation": ("OPENAI_ORG_ID", "org\u2013canary-0123456789", 1),
+    "certificates": ("SSL_CERT_FILE", "/nowhere", 1),
+}
+
+
+@pytest.mark.parametrize("how", SECRETS)
+def test_what_the_environment_holds_works_or_is_named_at_once_and_stands_nowhere(how: str, tmp_path: Path) -> None:
+    name, value, rc = SECRETS[how]
+    out, began = tmp_path / "answers.jsonl", time.monotonic()
+    with serving(says("red")) as server:
+        words = ["evaluate", server.reference, "--limit", "2", "--out", str(out), "-v"]
+        done = subprocess.run(
+            [sys.executable, "-m", "mpa_edge", *words],
+            env=os.environ | {name: value},
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+    assert done.returncode == rc, done.stderr
+    assert time.monotonic() - began < 60
+    if rc:
+        assert server.bodies == []
+        assert done.stderr.splitlines()[-1].startswith(f"error: {name} ")
+    else:
+        assert {headers["authorization"] for headers in server.headers} == {"Bearer sk-canary-0123456789"}
+    written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [text for text in (done.stdout, done.stderr, *written) if "canary" in text]

@@ -152,11 +152,12 @@ def test_words_with_a_meaning_for_a_tokenizer_are_taken_out(text: str, left: str
     assert without_special_tokens(text, SPECIAL) == left
 
 
-def test_an_excerpt_is_short_one_line_and_without_the_key() -> None:
-    text = excerpt("a\n" * 500 + "sk-1", "sk-1")
+def test_an_excerpt_is_short_one_line_and_without_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTHER_API_KEY", "sk-0123456789")
+    text = excerpt("a\n" * 500 + "sk-0123456789")
     assert len(text) <= 200
     assert "\n" not in text
-    assert excerpt("x sk-1 y sk-1", "sk-1") == "x *** y ***"
+    assert excerpt("x sk-0123456789 y") == "x (OTHER_API_KEY) y"
 
 
 # --- breaker ----------------------------------------------------------------------------------------------------------
