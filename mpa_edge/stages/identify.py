@@ -1,13 +1,15 @@
 """Parity Identifier: what the teacher answers the same way twice and the student gets wrong is the gap.
 
-Method: arXiv 2509.16633, section on the Parity Identifier. Agreement is the task's lenient metric, never substring
-containment. The student is asked only what the teacher confirmed, and one model is in memory at a time.
+Method: arXiv 2509.16633, section on the Parity Identifier. Agreement is the task's lenient metric on canonical
+answers, never substring containment. The student is asked only what the teacher confirmed, and one model is in memory
+at a time.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,7 @@ from mpa_edge.stages.run import Run, begin, memory_counts
 from mpa_edge.stages.shards import ShardWorker, ask_teacher, engine_of, files_of, open_ahead, poisoned_counts
 from mpa_edge.stages.teacher import nothing_built_on, usage_counts
 from mpa_edge.tasks import answer_prompt
+from mpa_edge.tasks.parse import canonical_answer
 from mpa_edge.types import VLM, Drop, Dropped, ParityRecord, PseudoAnnotation, Reply, Request, Verdict
 from mpa_edge.vlm import load
 
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 STAGE = "identify"
 VERDICTS = ("gap", "parity", "unverified")
 UNVERIFIED = "not confirmed by the teacher"
+EXAMPLES = 3
 Agrees = Callable[[str, str], bool]
 
 
@@ -57,6 +61,7 @@ def run_identify(run: Run, fresh: bool = False) -> None:
     folder, inputs = run.stage_folder(STAGE), identify_inputs(run)
     if not fresh and is_done(folder, inputs) and not (nothing_built_on(run, "level") and poisoned(folder)):
         say("identify: already done, nothing changed")
+        require_verified(folder)
         return
     begin(STAGE, folder, inputs, fresh)
     clock, facts = StageClock(folder), Facts()
@@ -89,6 +94,19 @@ def run_identify(run: Run, fresh: bool = False) -> None:
         used=facts.used,
     )
     say(f"identify: {counts['gap']} gap, {counts['parity']} parity, {counts['unverified']} unverified")
+    require_verified(folder)
+
+
+def require_verified(folder: Path) -> None:
+    """Raise MpaError, after three examples, where the teacher confirmed none of its annotations."""
+    if all(row.verdict == "unverified" for row in each_row(folder, ParityRecord)):
+        rows = list(islice(each_row(folder, ParityRecord), EXAMPLES))
+        for row in rows:
+            say(f"  {row.image}: {row.question!r}, first {row.answer!r}, then {row.teacher_answer!r}")
+        raise MpaError(
+            "identify: the teacher confirmed none of its own answers, so nothing is left to train on: see that it gets "
+            "the images and answers in a few words, or use a larger one, then rerun annotate with --fresh"
+        )
 
 
 class AnnotationWorker(ShardWorker):
@@ -170,7 +188,7 @@ def judge(
     images: Mapping[str, Image] | None = None,
 ) -> list[ParityRecord]:
     """Verdicts on annotations; `teacher` has the teacher's answers to each. The student is asked what they confirm."""
-    agrees = get_metric(run.task.metric).agrees
+    agrees = agreement(run)
     asked = [row for row, said in zip(rows, teacher, strict=True) if confirmed(row.answer, said, agrees)]
     answers = {row.id: reply.text for row, reply in zip(asked, ask(student, run, asked, images), strict=True)}
     return [
@@ -218,6 +236,12 @@ def teacher_folder(run: Run) -> Path:
 def dropped_row(row: PseudoAnnotation | ParityRecord, drop: Drop) -> Dropped:
     """The record of a row that is left out."""
     return Dropped(id=row.id, image=row.image, stage=STAGE, reason=drop.reason, detail=drop.detail)
+
+
+def agreement(run: Run) -> Agrees:
+    """Whether two answers say the same, whoever gave them: the task's lenient metric on their canonical forms."""
+    agrees = get_metric(run.task.metric).agrees
+    return lambda one, other: agrees(canonical_answer(one), canonical_answer(other))
 
 
 def verdict(pseudo: str, teacher: Sequence[str], student: str | None, agrees: Agrees) -> Verdict:

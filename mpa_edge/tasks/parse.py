@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from mpa_edge.metrics.lenient import unquoted
+from mpa_edge.metrics.lenient import unquoted, without_thoughts
 from mpa_edge.types import Drop
 
 SPECIAL_TOKEN = re.compile(
-    r"<think>.*?</think>|<[|｜][^<>\n]{0,60}?[|｜]>|\[/?INST\]|</?s>|</?(?:box|ref|img|image|video|IMG_CONTEXT|pad|eos|bos|unk)>"
+    r"<[|｜][^<>\n]{0,60}?[|｜]>|\[/?INST\]|</?s>|</?(?:box|ref|img|image|video|IMG_CONTEXT|pad|eos|bos|unk)>"
     r"|<(?:end_of_utterance|fake_token_around_image|global-img|row_\d+_col_\d+|end_of_turn|start_of_turn|im_start|im_end)>",
     re.IGNORECASE | re.DOTALL,
 )
 OPENING_TAG = re.compile(r"<(question|answer)>", re.IGNORECASE)
 CLOSING_TAG = re.compile(r"</(?:question|answer)>", re.IGNORECASE)
-JSON_TEXT = r'"(?:[^"\\]|\\.)*"'
-JSON_PAIR = re.compile(
-    rf'"question"\s*:\s*({JSON_TEXT})\s*,\s*"answer"\s*:\s*({JSON_TEXT}|-?\d[\d.]*)', re.IGNORECASE | re.DOTALL
-)
+ESCAPE = re.compile(r'\\(["\\/bfnrtu])?')
+JSON_START = re.compile(r"[{\[]")
+MOST_JSON_STARTS = 100
+QUESTION_KEYS = ("question", "q", "generated_question", "pseudo_question", "query")
+ANSWER_KEYS = ("answer", "a", "short_answer", "final_answer", "correct_answer")
 # at the start of a line any case is taken, after bullets, numbers and bold; a heading of its own needs no colon
 HEADING = re.compile(
     r"^[ \t>#*_`~|•–-]*(?:\(?\d{1,2}[.):][ \t]*)?[*_`\[]*(?:(?:generated|pseudo|short|final|correct)[ -])?"
@@ -41,6 +44,25 @@ SHORT = re.compile(
     r"|(?<=\s)[*_`]*Q|(?<=[?.!] )[*_`]*A)\d{0,2}[*_`]*[ \t]*[:：][*_`]*",
     re.MULTILINE,
 )
+# what some write between question and answer, or after both; the second words also stand in questions and on signs
+ASIDE = re.compile(
+    r"(?:(?:^[ \t>#*_`•-]*|(?<=[\s*_`]))[*_`]*(?:Reason(?:ing)?|Explanation|Rationale|Thoughts?|Thinking|Analysis|"
+    r"Justification|Evidence|Observations?|Chain[ -]of[ -][Tt]hought)"
+    r"|(?:^[ \t>#*_`•-]*|(?<=[?.!][\s*_`]))[*_`]*(?:Note|Hint|Steps?|Context|Description|Solution|Calculation))"
+    r"[*_`]*[ \t]*[:：][*_`]*",
+    re.MULTILINE,
+)
+# a question's end; one inside quotes is no end
+ASKED = re.compile(r"[?？؟](?![\"”’»]\s+[^\W\dA-Z])")
+# what may follow it: nothing of weight, brackets, the options to choose from, or a word or two such as "please"
+BELONGS = re.compile(
+    r"\W*|\W*[(\[].*[)\]]\W*|[^\w(]*(?:(?i:options|choices|choose|select|pick)\b|\(?(?:[A-Ha-h][).:]|[1-9]\))).*"
+    r"|\s+[^\W\dA-Z]\w*(?:\s+\w+){0,2}\W*",
+    re.DOTALL,
+)
+BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+IN_MATH = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
+MATH = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+)\\\)|\\\[(.+)\\\]")
 BRACKETS = {"<": ">", "[": "]", "{": "}"}
 PLACEHOLDER = re.compile(
     r"(?:your|the|one|a|an|insert|write|short)\b.*\b(?:question|answer|phrase)\b.*|question|answer", re.I
@@ -59,8 +81,11 @@ ABBREVIATED = (
     "jan feb mar apr jun jul aug sep sept oct nov dec"
 )
 ABBREVIATIONS = frozenset(f"{word}." for word in ABBREVIATED.split())
+HTML = re.compile(r"</?(?:b|i|em|strong|code|u|p|span)>", re.IGNORECASE)
 FENCE = re.compile(r"^[ \t]*```[^\n`]*$", re.MULTILINE)
 DETAIL_CHARS = 200
+# more than an answer may have; what a broken server sends can be without end
+MOST_CHARS = 20_000
 
 
 @dataclass(frozen=True)
@@ -82,10 +107,12 @@ def parse_annotation(text: str, max_answer_words: int) -> ParsedAnnotation | Dro
     ParsedAnnotation(question='Look at the bus. What colour is it?', answer='Red')
     >>> parse_annotation("Q: How many? A: 3 Q: Why? A: So", 7)
     ParsedAnnotation(question='How many?', answer='3')
+    >>> parse_annotation("Question: How many? Reasoning: I see two, so it is 2. Answer: 2", 7)
+    ParsedAnnotation(question='How many?', answer='2')
     >>> parse_annotation("Question: What is this?", 7)
     Drop(reason='no answer', detail='What is this?')
     """
-    plain = _without_tokens(text)
+    plain = _without_tokens(without_thoughts(text)[:MOST_CHARS])
     if not plain:
         return Drop("empty")
     question, answer = _first_pair(plain)
@@ -100,9 +127,10 @@ def parse_annotation(text: str, max_answer_words: int) -> ParsedAnnotation | Dro
 
 def _first_pair(text: str) -> tuple[str, str]:
     """The first question that has an answer; where none has, the last question and "", or two empty texts."""
-    if found := JSON_PAIR.search(text):
-        question, answer = found.groups()
-        return _question(_json_text(question)), canonical_answer(_json_text(answer))
+    for found in _objects(text):
+        question, answer = _question(_value(found, QUESTION_KEYS)), canonical_answer(_value(found, ANSWER_KEYS))
+        if question and answer:
+            return question, answer
     labels = _labels(text)
     question = ""
     if labels and not _is_question(labels[0]) and (before := text[: labels[0].start()].strip()):
@@ -114,24 +142,53 @@ def _first_pair(text: str) -> tuple[str, str]:
         body = text[label.end() : end]
         if _is_question(label):
             question = _question(body) or question
-        elif question and (answer := canonical_answer(body)):
+        elif question and label.re is not ASIDE and (answer := canonical_answer(body)):
             return question, answer
     return question, ""
 
 
-def _json_text(value: str) -> str:
-    """A JSON string's text, or a number as it was written."""
-    try:
-        return str(json.loads(value, strict=False)) if value.startswith('"') else value
-    except ValueError:
-        return value.strip('"')
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """Every JSON object in a text, also inside of others, with its keys in lower case and its numbers as written.
+
+    A list of a question and one more is taken for an object.
+    """
+    # a backslash before any other letter is an error in JSON, and common
+    text = ESCAPE.sub(lambda match: match[0] if match[1] else "\\\\", text)
+    decoder, at = json.JSONDecoder(strict=False, parse_int=str, parse_float=str), 0
+    for _ in range(MOST_JSON_STARTS):
+        if not (begun := JSON_START.search(text, at)):
+            return
+        try:
+            value, at = decoder.raw_decode(text, begun.start())
+        except (ValueError, RecursionError):
+            at = begun.end()
+            continue
+        inside = [value]
+        while inside:
+            one = inside.pop(0)
+            if isinstance(one, list) and len(one) == 2 and str(one[0]).rstrip().endswith("?"):
+                one = dict(zip((QUESTION_KEYS[0], ANSWER_KEYS[0]), one, strict=True))
+            if isinstance(one, dict):
+                yield {key.strip().lower().replace(" ", "_"): held for key, held in one.items()}
+            inside = [*(one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()), *inside]
+
+
+def _value(found: dict[str, Any], keys: tuple[str, ...]) -> str:
+    """The text under the first of the keys; "" where it is none. Of a list it is the first one."""
+    value = next((found[key] for key in keys if key in found), "")
+    value = value[0] if isinstance(value, list) and value else value
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value if isinstance(value, str) else ""
 
 
 def _labels(text: str) -> list[re.Match[str]]:
-    """Where "Question:" and "Answer:" stand; "Q:" and "A:" count only where there is no written-out answer label."""
+    """Where "Question:" and "Answer:" stand, and what ends them, such as "Reasoning:".
+
+    "Q:" and "A:" count only where there is no written-out answer label.
+    """
     found = [*HEADING.finditer(text), *INLINE.finditer(text)]
     if all(_is_question(match) for match in found):
         found += SHORT.finditer(text)
+    found += ASIDE.finditer(text)
     labels: list[re.Match[str]] = []
     for match in sorted(found, key=lambda match: (match.start(), -match.end())):
         if not labels or match.start() >= labels[-1].end():
@@ -141,12 +198,17 @@ def _labels(text: str) -> list[re.Match[str]]:
 
 def _is_question(label: re.Match[str]) -> bool:
     """Whether a label begins a question: no other word in a label has a q."""
-    return "q" in label[0].lower()
+    return label.re is not ASIDE and "q" in label[0].lower()
 
 
 def _question(text: str) -> str:
-    """The question on one line; "" where there is no word in it."""
-    text = " ".join(_without_tokens(text).split())
+    """The question on one line, without what was said after it; "" where there is no word in it."""
+    text = _without_tokens(text)
+    if ends := [*ASKED.finditer(text)]:
+        text = text if BELONGS.fullmatch(text, ends[-1].end()) else text[: ends[-1].end()]
+    else:
+        text = next((line for line in text.splitlines() if any(char.isalnum() for char in line)), "")
+    text = " ".join(text.split())
     while (peeled := re.sub(r"^[\s#>|•*_-]+|[\s#>|*_-]+$", "", _unmarked(text))) != text:
         text = peeled
     return text if any(char.isalnum() for char in text) else ""
@@ -155,15 +217,20 @@ def _question(text: str) -> str:
 def canonical_answer(text: str) -> str:
     """The short answer in the form a student should learn: first line, no decoration, no final stop; "" if none.
 
+    It is the form in which answers of models are compared, too.
+
     >>> [canonical_answer(t) for t in ("**Red.**", "The answer is 3.5.", '"Stop"<|im_end|>', "red\\n\\nBecause")]
     ['Red', '3.5', 'Stop', 'red']
     >>> [canonical_answer(t) for t in ("U.S.", "Main St.", "-5", "50%", "$1,000", "3.5", "B.")]
     ['U.S.', 'Main St.', '-5', '50%', '$1,000', '3.5', 'B']
+    >>> [canonical_answer(t) for t in ("I see 3.\\nAnswer: 3", "So: $\\\\boxed{3}$.", '{"answer": 3}', "2?</think>3")]
+    ['3', '3', '3', '3']
     """
-    before = None
+    text, before = without_thoughts(text)[:MOST_CHARS], None
     while text != before:
         before = text
-        lines = (line.strip() for line in _without_tokens(text).splitlines())
+        text = _unwrapped(_without_tokens(text))
+        lines = (line.strip() for line in text.splitlines())
         text = _unmarked(next((line for line in lines if line.strip("*_`#>-|. ")), ""))
         if noise := LEADING_NOISE.match(text):
             text = text[noise.end() :]
@@ -173,10 +240,27 @@ def canonical_answer(text: str) -> str:
     return text
 
 
+def _unwrapped(text: str) -> str:
+    """What is inside of JSON, after the last label "Answer:", before an explanation, in a box or between math marks."""
+    if text.startswith(("{", "[")) and (
+        found := next((v for o in _objects(text) if (v := _value(o, ANSWER_KEYS))), "")
+    ):
+        text = found
+    labels = [match for match in (*HEADING.finditer(text), *INLINE.finditer(text)) if not _is_question(match)]
+    if labels and (after := text[max(label.end() for label in labels) :].strip()):
+        text = after
+    if (aside := ASIDE.search(text)) and (before := text[: aside.start()].strip()):
+        text = before
+    if boxes := BOXED.findall(text):
+        text = boxes[-1]
+    text = IN_MATH.sub(r"\1", text)
+    return next(filter(None, math.groups())).strip() if (math := MATH.fullmatch(text.strip())) else text
+
+
 def _without_tokens(text: str) -> str:
     """Special tokens become line ends: what follows one is another turn."""
-    text = CLOSING_TAG.sub("\n", OPENING_TAG.sub(r"\n\1: ", text))
-    return FENCE.sub("", SPECIAL_TOKEN.sub("\n", text)).strip()
+    text = CLOSING_TAG.sub("\n", OPENING_TAG.sub(r"\n\1: ", without_thoughts(text)))
+    return FENCE.sub("", SPECIAL_TOKEN.sub("\n", HTML.sub("", text))).strip()
 
 
 def _unmarked(text: str) -> str:

@@ -28,6 +28,7 @@ from mpa_edge.stages.run import Run
 from mpa_edge.stages.teacher import total_usage
 from mpa_edge.tasks import get_task
 from mpa_edge.types import Dropped, ParityRecord, PseudoAnnotation
+from mpa_edge.vlm import load
 from mpa_edge.vlm.openai import circuit_breaker
 from tests.stages.conftest import FakeVLM, recipe_with
 from tests.vlm import fault_server as faults
@@ -75,6 +76,15 @@ def run_of(make_run: Callable[..., Run]) -> Callable[..., Run]:
         return make_run(**defaults | own | changed)
 
     return make
+
+
+def with_student(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    """A student that always says the same; the teacher is the server."""
+
+    def load_either(reference: str, *, name: str, **given: Any) -> Any:
+        return load(reference, name=name, **given) if name == "teacher" else FakeVLM("student", lambda request: answer)
+
+    monkeypatch.setattr(identify, "load", load_either)
 
 
 def annotated(run: Run) -> list[str]:
@@ -191,6 +201,46 @@ def test_a_failed_vote_drops_the_row(run_of, server) -> None:
     assert len(lost(run)) == 6
 
 
+@pytest.mark.parametrize("votes", [0, 1, 3])
+@pytest.mark.parametrize(
+    "second",
+    ["**3**", "<think>2?</think>3", "2?\n</think>\n3", "The answer is 3.", "\\boxed{3}", '"3."', "I see 3.\nAnswer: 3"],
+)
+def test_an_answer_in_another_form_is_the_same_answer(run_of, server, monkeypatch, second: str, votes: int) -> None:
+    with_student(monkeypatch, second.replace("3", "4"))
+    server.script = lambda number, asked: good(number, asked) if prompt_of(asked) in PROMPTS else says(second)
+    run = run_of(server, annotate__votes=votes)
+    run_annotate(run)
+    run_identify(run)
+    assert (report(run).verified, report(run).gap) == (12, 12)
+    with_student(monkeypatch, second)
+    run_identify(run, fresh=True)
+    assert (report(run).verified, report(run).gap) == (12, 0)
+
+
+def test_nothing_confirmed_ends_with_examples(run_of, server, shelf, capsys) -> None:
+    server.script = lambda number, asked: good(number, asked) if prompt_of(asked) in PROMPTS else says("4")
+    run = run_of(server)
+    run_annotate(run)
+    shelf(student=lambda request: "3")
+    for _ in range(2):  # also when it is done
+        capsys.readouterr()
+        with pytest.raises(MpaError, match="confirmed none of its own answers, .* then rerun annotate with --fresh"):
+            run_identify(run)
+        assert capsys.readouterr().err.count("'How many ") == 3
+    assert run.finished("identify")
+
+
+def test_nothing_annotated_ends_with_examples(run_of, server, capsys) -> None:
+    server.script = lambda number, asked: says(None, finish="length", reasoning_content="hm")
+    run = run_of(server)
+    for _ in range(2):
+        capsys.readouterr()
+        with pytest.raises(MpaError, match=r"not one question with an answer \(cut at max_new_tokens\): .* --fresh"):
+            run_annotate(run)
+        assert capsys.readouterr().err.count(".png: cut at max_new_tokens, ''") == 3
+
+
 @pytest.mark.parametrize("behaviour", [faults.html, faults.truncated, says(None), says("")])
 def test_no_answer_is_ever_made_of_what_is_none(run_of, server, behaviour) -> None:
     server.script = lambda number, asked: behaviour
@@ -250,14 +300,7 @@ def test_a_finished_run_needs_its_server_no_more(run_of, shelf) -> None:
 
 
 def test_identify_without_votes_asks_the_server_and_drops_what_it_does_not_answer(run_of, server, monkeypatch) -> None:
-    real = identify.load
-    monkeypatch.setattr(
-        identify,
-        "load",
-        lambda reference, *, name, **given: (
-            real(reference, name=name, **given) if name == "teacher" else FakeVLM("student", lambda request: "4")
-        ),
-    )
+    with_student(monkeypatch, "4")
     run = run_of(server, annotate__votes=0, annotate__shard_size=6, concurrency=1)
     run_annotate(run)
     server.bodies.clear()

@@ -1,6 +1,7 @@
 """Teacher outputs of every kind -> question and answer, or a reason. The golden rows were judged by eye, one by one."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,23 @@ def test_golden_rows_cover_every_reason() -> None:
         ("``", ""),
         ("<3", "<3"),
         ("'", "'"),
+        ("<think>2?</think>33", "33"),
+        ("2? no.\n</think>\n\n33", "33"),
+        ("<think>33", ""),
+        ("33</think>", ""),
+        ("\\boxed{33}", "33"),
+        ("So $\\boxed{\\text{33}}$.", "33"),
+        ("\\(33\\)", "33"),
+        ("$33$", "33"),
+        ("$5", "$5"),
+        ("<answer><|begin_of_box|>33<|end_of_box|></answer>", "33"),
+        ('```json\n{"answer": 33}\n```', "33"),
+        ("I see three.\n\n**Answer:** 33", "33"),
+        ("Reasoning: three bars. Answer: 33", "33"),
+        ("33 Explanation: three bars", "33"),
+        ("Note: fragile", "Note: fragile"),
+        ("<b>33</b>", "33"),
+        ('**"33."**', "33"),
     ],
 )
 def test_canonical_answer(text: str, answer: str) -> None:
@@ -146,6 +164,16 @@ def test_a_plain_pair_comes_back_whole(question: list[str], answer: str, form: s
         f"Q: {asked}\nA: {answer}",
     ):
         assert parse_annotation(text, 1) == ParsedAnnotation(asked, answer)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 10**6, '{"a":' * 10**5, "Question: " * 10**5, "<think>" * 10**5, "\\boxed{" * 10**5]
+)
+def test_a_reply_without_end_costs_no_time(text: str) -> None:
+    began = time.monotonic()
+    assert isinstance(parse_annotation(text, 7), Drop)
+    canonical_answer(text)
+    assert time.monotonic() - began < 5
 
 
 def test_the_words_of_the_output_format_are_no_annotation() -> None:

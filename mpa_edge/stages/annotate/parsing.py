@@ -72,11 +72,11 @@ def parsed(reply: Reply, task: Task) -> tuple[str, str] | Drop:
         return reply.drop
     if reply.finish_reason == "filtered":
         return Drop("withheld by the teacher's server")
+    if reply.finish_reason == "length":
+        return Drop("cut at max_new_tokens", reply.text[:200])
     found = parse_annotation(reply.text, task.max_answer_words)
     if isinstance(found, Drop):
         return found
-    if reply.finish_reason == "length":
-        return Drop("cut at max_new_tokens", reply.text[:200])
     return found.question, found.answer
 
 

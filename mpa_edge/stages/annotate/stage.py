@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpa_edge.engines.job import Job
 from mpa_edge.engines.retries import poisoned
+from mpa_edge.errors import MpaError
 from mpa_edge.images.cache import groups
 from mpa_edge.images.folder import open_image
 from mpa_edge.images.index import HELD_OUT, ImageEntry
@@ -38,6 +40,8 @@ from mpa_edge.vlm import load
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+EXAMPLES = 3
+
 
 def run_annotate(run: Run, fresh: bool = False) -> None:
     """Write `1-annotate/`: for each shard of images a part with PseudoAnnotation rows, and what was dropped and why."""
@@ -49,6 +53,7 @@ def run_annotate(run: Run, fresh: bool = False) -> None:
 
     if not fresh and is_done(folder, inputs) and not may_add_rows():
         say("annotate: already done, nothing changed")
+        require_annotations(folder)
         return
     begin(STAGE, folder, inputs, fresh)
     run.remember_scan()
@@ -76,6 +81,20 @@ def run_annotate(run: Run, fresh: bool = False) -> None:
     say(
         f"annotate: {counts['annotated']} question-answer pairs on {counts['images']} images, {counts['dropped']} "
         f"dropped{f' ({listed})' if listed else ''}"
+    )
+    require_annotations(folder)
+
+
+def require_annotations(folder: Path) -> None:
+    """Raise MpaError, after three examples, where the teacher wrote no annotation that can be used."""
+    if count_rows(folder):
+        return
+    for row in islice((row for row in each_dropped(folder) if row.id != row.image), EXAMPLES):
+        say(f"  {row.image}: {row.reason}, {row.detail!r}")
+    reasons = ", ".join(count_reasons(each_dropped(folder)))
+    raise MpaError(
+        f"annotate: not one question with an answer ({reasons}): use images that can be read and a teacher that "
+        f"follows the prompts, then rerun with --fresh"
     )
 
 
