@@ -19,6 +19,7 @@ from mpa_edge.questions import left_out
 from mpa_edge.runs.files import read_json, sha256_json, write_json
 from mpa_edge.runs.log import versions
 from mpa_edge.runs.memory import peak_rss_bytes
+from mpa_edge.runs.paths import remove
 from mpa_edge.types import VLM, Prediction
 
 SAMPLES_MARK = "_samples_"
@@ -62,7 +63,8 @@ def run_eval(
             write_json(results_path(out), {"identity": identity, "finished": False})
         if log.missing:
             with closing(load_vlm()) as vlm:
-                answer_all(vlm, log, title=spec.questions.name, skip_failed=True)
+                after_chunk = _keep_replies(vlm, out, fresh) if out else lambda: None
+                answer_all(vlm, log, title=spec.questions.name, skip_failed=True, after_chunk=after_chunk)
         if log.unanswered:
             say(f"{spec.questions.name}: {left_out(log.unanswered)}")
         result = score(spec, name, log.predictions(name), log.unanswered, time.monotonic() - started)
@@ -70,6 +72,18 @@ def run_eval(
             about = {"identity": identity, "finished": True, "versions": versions("torch", "transformers")}
             write_json(results_path(out), result | about)
     return result
+
+
+def _keep_replies(vlm: VLM, out: Path, fresh: bool) -> Callable[[], None]:
+    """Let a server's replies be kept beside the log as they come; the value forgets those that are in the log."""
+    keep_books, path = getattr(vlm, "keep_books", None), out.with_name(f".{out.name}.replies")
+    if keep_books is None:
+        return lambda: None
+    if fresh:
+        remove(path)
+    keep_books(lambda: None, path)
+    forget: Callable[[], None] = vlm.forget_replies  # type: ignore[attr-defined]
+    return forget
 
 
 def _check_same(out: Path, identity: dict[str, str], log: AnswerLog) -> None:

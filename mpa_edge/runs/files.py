@@ -110,10 +110,10 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def atomic_write(path: Path, need_bytes: int = MB) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path, need_bytes: int = MB, *, sync: bool = True) -> Iterator[IO[bytes]]:
     """A binary file that gets its name only when it is complete and on the disk; after an error nothing is left.
 
-    `need_bytes` is what the disk-full message asks for.
+    `need_bytes` is what the disk-full message asks for. Without `sync` a power cut may lose it, a kill does not.
     """
     temp = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}{TEMP_SUFFIX}")
     try:
@@ -121,9 +121,11 @@ def atomic_write(path: Path, need_bytes: int = MB) -> Iterator[IO[bytes]]:
             with new_file(temp) as file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())
             move(temp, path)
-            fsync_folder(path.parent)
+            if sync:
+                fsync_folder(path.parent)
     finally:
         remove(temp, quietly=True)
 
@@ -139,16 +141,16 @@ def link_or_copy(path: Path, to: Path) -> None:
     move(temp, to)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file atomically."""
-    with atomic_write(path, len(data)) as file:
+def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
+    """Write a whole file atomically; `sync` as in `atomic_write`."""
+    with atomic_write(path, len(data), sync=sync) as file:
         file.write(data)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
     """Write a JSON document (or a pydantic model) atomically, with sorted keys and a final newline."""
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-    write_bytes(path, (json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, (json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode(), sync=sync)
 
 
 def read_json(path: Path) -> Any:

@@ -130,12 +130,12 @@ def _predictions(run: Run, name: str, spec: EvalSpec, clock: StageClock) -> list
                 batch_size=recipe.evaluate.batch_size,
                 **(teacher_options(run) if name == "teacher" else {}),
             )
-            with closing(vlm), account(run, STAGE, vlm) as save_usage:
+            with closing(vlm), account(run, STAGE, vlm) as booked:
                 check_card(run, vlm, write=False)
 
                 def after_chunk() -> None:
                     clock.tick()
-                    save_usage()
+                    booked()
 
                 answer_all(vlm, log, title=f"evaluate {name}", after_chunk=after_chunk)
         made = log.predictions(name)

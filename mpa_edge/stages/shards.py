@@ -154,12 +154,13 @@ def ask_teacher(
         say(f"rows that the teacher's server did not answer stay out: {error}")
         return worker.facts()
     check_card(run, worker.vlm, write=stage == "annotate")
-    asked_before = set(incomplete)
-    with account(run, stage, worker.vlm) as save:
+    asked_before, lossy = set(incomplete), set(incomplete)
+    with account(run, stage, worker.vlm) as booked:
 
         def checked(shard: int) -> None:
             written(shard)
-            save()
+            (lossy.add if failures(worker.dropped(shard)) else lossy.discard)(shard)
+            booked(whole=not lossy)
             require_answers(run, *worker.lost(shard), again=shard in asked_before)
 
         do_shards(replace(job, todo=todo), checked)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -20,6 +22,7 @@ from mpa_edge.vlm.openai.reply import OVER_BUDGET, is_failure
 
 LEDGER = "teacher-usage.json"
 CARD = "server.json"
+REPLIES = ".replies.jsonl"
 
 
 def teacher_options(run: Run, wait: bool = True) -> dict[str, Any]:
@@ -58,25 +61,35 @@ def usage_counts(run: Run, stage: str) -> dict[str, int]:
 
 
 @contextmanager
-def account(run: Run, stage: str, teacher: VLM) -> Iterator[Callable[[], None]]:
-    """Keep the books of a teacher while a stage works, also when the block ends with an error.
+def account(run: Run, stage: str, teacher: VLM) -> Iterator[Callable[..., None]]:
+    """Keep the books of a teacher while a stage works: the cost before each request, the replies as they come.
 
-    The value is a function to call after each shard, so that a kill loses the usage of one shard at most. A checkpoint
-    costs nothing.
+    The value is a function to call after each shard that is written, with `whole=False` where rows of it, or of one
+    before, are still missing: their other replies are kept. A checkpoint costs nothing.
     """
     before = usage_of(run, stage)
+    keep_books: Callable[[Callable[[], None], Path], None] | None = getattr(teacher, "keep_books", None)
 
-    def save() -> None:
+    def save(*, sync: bool) -> None:
         used: TeacherUsage | None = getattr(teacher, "usage", None)
         if used is not None:
             known = read_json(run.folder / LEDGER)
-            sum_ = add(before, used) if before else used
-            write_json(run.folder / LEDGER, (known if isinstance(known, dict) else {}) | {stage: sum_.model_dump()})
+            sums = (known if isinstance(known, dict) else {}) | {
+                stage: (add(before, used) if before else used).model_dump()
+            }
+            write_json(run.folder / LEDGER, sums, sync=sync)
 
+    def written(*, whole: bool = True) -> None:
+        save(sync=True)
+        if keep_books is not None:
+            teacher.forget_replies(only_many=not whole)  # type: ignore[attr-defined]
+
+    if keep_books is not None:
+        keep_books(partial(save, sync=False), run.stage_folder(stage) / REPLIES)
     try:
-        yield save
+        yield written
     finally:
-        save()
+        save(sync=True)
 
 
 def image_settings(run: Run) -> dict[str, Any]:

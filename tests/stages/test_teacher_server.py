@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -183,8 +184,9 @@ def test_too_many_failures_stop_the_run_and_keep_what_came(run_of, server) -> No
     run_annotate(run)
     assert (len(annotated(run)), lost(run)) == (12, [])
     assert set(kept) <= set(annotated(run))
-    # what came is not paid for again: 2 requests for each row that was missing
-    assert len(server.prompts()) == 2 * (12 - len(kept))
+    # what came is not paid for again, also where it was an annotation whose vote was lost
+    answered = len([n for n in range(len(before)) if n % 3 != 2])
+    assert len(server.prompts()) == 24 - answered
     assert len(before) <= 8
     used = total_usage(run)
     assert used is not None
@@ -429,37 +431,134 @@ def test_a_cost_limit_needs_a_server_that_counts(run_of, server) -> None:
     assert len(server.bodies) == 1
 
 
-@pytest.mark.slow
-def test_a_killed_run_goes_on_with_the_next_shard_and_knows_what_it_spent(
-    server: FaultServer, images_folder: Path, tmp_path: Path, run_of: Callable[..., Run]
-) -> None:
-    def slowly(number: int, asked: dict[str, Any]) -> faults.Behaviour:
-        time.sleep(0.05)
-        return good(number, asked)
+WORDS = {
+    "annotate.samples_per_image": 2,
+    "annotate.shard_size": 6,
+    "images.render": "null",
+    "teacher_server.price_in": 1.0,
+    "teacher_server.price_out": 10.0,
+}
 
+
+def words_for(server: FaultServer, images_folder: Path, out: Path, concurrency: int, **changed: Any) -> list[str]:
+    own = {"teacher": f"'{server.reference}'", "teacher_server.concurrency": concurrency}
+    settings = WORDS | own | {key.replace("__", "."): value for key, value in changed.items()}
+    words = ["annotate", "minicharts", "--images", str(images_folder), "--out", str(out)]
+    return words + [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+
+
+def slowly(number: int, asked: dict[str, Any]) -> faults.Behaviour:
+    time.sleep(0.05)
+    return good(number, asked)
+
+
+def keys(server: FaultServer) -> list[str]:
+    return [json.dumps(asked, sort_keys=True) for asked in server.bodies]
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_asks_for_nothing_again_that_was_answered(
+    server: FaultServer, images_folder: Path, tmp_path: Path, run_of: Callable[..., Run], stop: int, concurrency: int
+) -> None:
     server.script = slowly
-    changed = {
-        "annotate.samples_per_image": 2,
-        "annotate.shard_size": 2,
-        "images.render": "null",
-        "teacher": f"'{server.reference}'",
-        "teacher_server.concurrency": 1,
-    }
-    words = ["annotate", "minicharts", "--images", str(images_folder), "--out", str(tmp_path / "run")]
-    words += [word for key, value in changed.items() for word in ("--set", f"{key}={value}")]
-    killed = subprocess.Popen([sys.executable, "-m", "mpa_edge", *words], stderr=subprocess.DEVNULL)
-    # eight requests a shard: the second one is at work
-    while len(server.bodies) < 12 and killed.poll() is None:
-        time.sleep(0.02)
-    killed.kill()
-    assert killed.wait() == -signal.SIGKILL
-    before = len(server.bodies)
-    server.script = good
+    words = words_for(server, images_folder, tmp_path / "run", concurrency)
+    for n in (7, 17):  # among the annotations, and among the votes
+        stopped = subprocess.Popen([sys.executable, "-m", "mpa_edge", *words], stderr=subprocess.DEVNULL)
+        while len(server.bodies) < n and stopped.poll() is None:
+            time.sleep(0.01)
+        stopped.send_signal(stop)
+        assert stopped.wait() != 0
+        run = run_of(server, folder="run")
+        used = total_usage(run)
+        assert used is not None
+        # each request counts from the moment it is sent
+        assert used.requests + used.failures == len(server.bodies)
+    assert not list(run.folder.rglob("part-*"))
     assert cli.exit_code(words) == 0
-    run = run_of(server, folder="run")
     assert (len(annotated(run)), len({*annotated(run)}), lost(run)) == (12, 12, [])
-    assert len(server.bodies) - before == 16
+    assert len({*keys(server)}) == 24
+    assert len(server.bodies) <= 24 + 2 * concurrency
     used = total_usage(run)
     assert used is not None
-    assert used.requests == 24
-    assert not list(run.folder.rglob("*.tmp"))
+    assert used.cost is not None
+    assert used.requests + used.failures == len(server.bodies)
+    # the first request of each start went out before anybody knew the size of a prompt
+    assert used.cost >= 150e-6 * len(server.bodies) - 3 * concurrency * 100e-6
+    assert not [*run.folder.rglob("*.tmp"), *run.folder.rglob(".replies*")]
+
+
+@pytest.mark.parametrize("max_bytes", [1_000, 2_500, 4_000])
+def test_a_full_disk_costs_no_answer_twice(
+    server: FaultServer, images_folder: Path, tmp_path: Path, run_of: Callable[..., Run], max_bytes: int
+) -> None:
+    """A limit on the size of files: the kept replies, or the part with the rows, do not fit."""
+    words = words_for(server, images_folder, tmp_path / "run", 2)
+    (tmp_path / "run").mkdir()
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-m", "mpa_edge", *words],
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes)),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].startswith("error: disk full at "), done.stderr
+    assert len({*keys(server)}) >= len(server.bodies) - 2 * 2
+    assert cli.exit_code(words) == 0
+    run = run_of(server, folder="run")
+    assert len(annotated(run)) == 12
+    assert len({*keys(server)}) == 24
+    # at most what was on its way at either stop
+    assert len(server.bodies) <= 24 + 2 * 2
+    used = total_usage(run)
+    assert used is not None
+    assert used.requests + used.failures >= len(server.bodies)
+
+
+def test_replies_are_kept_only_until_they_are_in_a_part(run_of, server) -> None:
+    run = run_of(server, annotate__shard_size=2)
+    seen: list[int] = []
+    replies = run.stage_folder("annotate") / ".replies.jsonl"
+
+    def script(number: int, asked: dict[str, Any]) -> faults.Behaviour:
+        seen.append(replies.read_bytes().count(b"\n"))
+        return good(number, asked)
+
+    server.script = script
+    run_annotate(run)
+    assert max(seen) <= 8
+    assert seen[8] <= 4
+    assert not replies.exists()
+    run_annotate(run, fresh=True)
+    assert len(server.bodies) == 2 * 24
+
+
+@pytest.mark.parametrize("damage", [b'{"key": "half', b"\xff\xfe\n", b'{"key": 1}\n[]\n', b"\0" * 500])
+def test_damaged_kept_replies_are_asked_for_again(run_of, server, damage: bytes) -> None:
+    server.script = failing(lambda number: number >= 6)
+    run = run_of(server, concurrency=1)
+    with pytest.raises(MpaError, match="did not answer"):
+        run_annotate(run)
+    replies = run.stage_folder("annotate") / ".replies.jsonl"
+    whole = replies.read_bytes()
+    assert whole.count(b"\n") == 6
+    replies.write_bytes(whole + damage)
+    server.bodies.clear()
+    server.script = good
+    run_annotate(run)
+    assert (len(annotated(run)), len(server.bodies)) == (12, 18)
+
+
+def test_an_evaluation_that_is_stopped_keeps_its_answers(server: FaultServer, tmp_path: Path) -> None:
+    server.script = slowly
+    words = ["evaluate", server.reference, "--limit", "20", "--out", str(tmp_path / "a.jsonl")]
+    words += ["--set", "teacher_server.concurrency=1"]
+    stopped = subprocess.Popen([sys.executable, "-m", "mpa_edge", *words], stderr=subprocess.DEVNULL)
+    while len(server.bodies) < 12 and stopped.poll() is None:
+        time.sleep(0.01)
+    stopped.kill()
+    stopped.wait()
+    assert cli.exit_code(words) == 0
+    assert len(server.bodies) <= 21
+    assert sorted(path.name for path in tmp_path.glob("*a*")) == ["a.jsonl", "a_results.json"]

@@ -9,20 +9,23 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import openai
 
 from mpa_edge.config.recipe import TeacherServerConfig
-from mpa_edge.errors import MpaError
+from mpa_edge.errors import MachineError, MpaError
 from mpa_edge.progress import say
+from mpa_edge.runs.files import sha256_json
 from mpa_edge.runs.network import certificates, proxy_for, secret_from
 from mpa_edge.types import Drop, Reply, Request, TeacherUsage, Timing
 from mpa_edge.vlm.openai.circuit_breaker import CircuitBreaker, Permit, backoff_s, retry_after_s
 from mpa_edge.vlm.openai.cost import Meter
 from mpa_edge.vlm.openai.image import ImageCache
+from mpa_edge.vlm.openai.kept import KeptReplies
 from mpa_edge.vlm.openai.reference import ServerReference, key_for
 from mpa_edge.vlm.openai.reply import (
     CONNECTION,
@@ -97,6 +100,8 @@ class OpenAIVLM:
         key, proxy, trusted = key_for(base_url, config.api_key_env), proxy_for(base_url), certificates()
         self._through = f" through {proxy}" if proxy else ""
         self._refused, self._accepted = set[str](), set[str]()
+        self._kept, self._disk_full = KeptReplies(), list[MachineError]()
+        self._count: Callable[[], None] = lambda: None
         self._meter = Meter(config.price_in, config.price_out, config.max_cost, spent_before)
         self._breaker = CircuitBreaker(config.wait_s, config.probe_s)
         self._images = ImageCache(config.image_format, config.max_image_bytes, config.concurrency + 8)
@@ -132,8 +137,20 @@ class OpenAIVLM:
         replies: list[Reply] = self._run(self._answer_all(requests))
         return replies
 
+    def keep_books(self, count: Callable[[], None], replies: Path) -> None:
+        """From now on call `count` before each request, and keep each reply in the file `replies` at once.
+
+        What is in the file already is not asked for again. MpaError where it cannot be written.
+        """
+        self._count, self._kept = count, KeptReplies(replies)
+
+    def forget_replies(self, *, only_many: bool = False) -> None:
+        """What was made of the replies is on the disk. `only_many`: keep them unless they are too many."""
+        self._kept.forget(only_many=only_many)
+
     def close(self) -> None:
         """Close the connections; safe to call twice."""
+        self._kept.close()
         if self._runner is not None:
             self._runner.run(self._client.close())
             self._runner.close()
@@ -211,17 +228,28 @@ class OpenAIVLM:
             raise errors.exceptions[0] from None
         finally:
             self._images.clear()
+        if self._disk_full:
+            first, self._disk_full = self._disk_full[0], []
+            raise first
         return [replies[i] for i in range(len(requests))]
 
     async def _answer(self, request: Request) -> Reply:
         """A reply, after as many attempts as allowed. Rate limits and refused parameters do not count as attempts."""
         left_s, tries, attempts, last = self.config.deadline_s, 0, 0, Drop(f"{FAILURE}not asked, it is down")
-        without = set[str]()
-        while (permit := await self._breaker.enter()) is not None:
+        uri, digest = await self._images.uri(request.image)
+        # image first, then text, as for every other VLM
+        text = without_special_tokens(plain(request.prompt), SPECIAL)
+        key = sha256_json([self.reference.model, digest, text, self._parameters(request, set())])
+        if (known := self._kept.get(key)) is not None:
+            return known
+        content = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": text}]
+        message, without = {"role": "user", "content": content}, set[str]()
+        while not self._disk_full and (permit := await self._breaker.enter()) is not None:
             began, without = time.monotonic(), without | self._refused
-            outcome = await self._attempt(request, permit, left_s, without)
+            body = {"model": self.reference.model, "messages": [message], **self._parameters(request, without)}
+            outcome = await self._attempt(body, request.max_new_tokens, permit, left_s)
             if isinstance(outcome, Reply):
-                self._remember(without if outcome.finish_reason != "failed" else set())
+                self._keep(key, outcome, without)
                 return outcome
             last, wait_s = outcome.drop, backoff_s(tries)
             if more := next((n for n in outcome.parameters if n not in without | self._accepted), None):
@@ -237,12 +265,19 @@ class OpenAIVLM:
             await asyncio.sleep(wait_s)
         return Reply("", "failed", 0, drop=last)
 
-    def _remember(self, without: set[str]) -> None:
-        """What was left out of a request that succeeded is left out of all others."""
+    def _keep(self, key: str, reply: Reply, without: set[str]) -> None:
+        """Write a reply down. What was left out of its request is left out of all others."""
+        if reply.finish_reason == "failed":
+            return
         if more := sorted(without - self._refused):
             self._refused |= without
             greedy = "; its answers are not greedy then" if "temperature" in more else ""
             say(f"the teacher's server refuses {' and '.join(more)}: all requests go without from now on{greedy}")
+        if reply.drop is None:
+            try:
+                self._kept.add(key, reply)
+            except MachineError as error:  # what is on its way may still fit
+                self._disk_full.append(error)
 
     def _parameters(self, request: Request, without: set[str]) -> dict[str, Any]:
         """How an answer is made. The limit has two names, and one of them is always sent."""
@@ -254,22 +289,26 @@ class OpenAIVLM:
             wanted |= {"top_p": request.top_p, "seed": request.seed & MAX_SEED}
         return {name: value for name, value in wanted.items() if name == limit or name not in without}
 
-    async def _attempt(self, request: Request, permit: Permit, left_s: float, without: set[str]) -> Reply | Failure:
+    async def _attempt(
+        self, body: dict[str, Any], max_new_tokens: int, permit: Permit, left_s: float
+    ) -> Reply | Failure:
         """Ask once; meter and circuit breaker are told the outcome."""
         alive, why = None, ""
         try:
-            reserve = self._meter.reserve(request.max_new_tokens)
+            reserve = self._meter.reserve(max_new_tokens)
             if reserve is None:
                 return Reply("", "failed", 0, drop=Drop(OVER_BUDGET))
-            # image first, then text, as for every other VLM
-            text = without_special_tokens(plain(request.prompt), SPECIAL)
-            image = {"type": "image_url", "image_url": {"url": await self._images.uri(request.image)}}
-            message = {"role": "user", "content": [image, {"type": "text", "text": text}]}
-            body = {"model": self.reference.model, "messages": [message], **self._parameters(request, without)}
+            try:
+                self._count()
+            except MachineError as error:
+                self._disk_full.append(error)
+                self._meter.fail(reserve, sent=False)
+                return Reply("", "failed", 0, drop=Drop(f"{FAILURE}not asked, the disk is full"))
             began = time.monotonic()
             outcome = await self._send(body, min(self.config.timeout_s, left_s))
             if isinstance(outcome, Failure):
                 status, why = outcome.status, outcome.drop.reason.removeprefix(FAILURE)
+                self._meter.fail(reserve, sent=outcome.sent)
                 if status in HOPELESS and not self.usage.requests:
                     raise self._hopeless(status, outcome.drop.detail)
                 # its credit may be used up: its answers so far are kept. A 403 may be a gateway that rejects one image
@@ -279,7 +318,6 @@ class OpenAIVLM:
                     alive = None if status == BUSY else not outcome.again
                     if outcome.retry_after_s:
                         self._breaker.pause(outcome.retry_after_s)
-                self._meter.fail(reserve, sent=outcome.sent)
                 return outcome
             alive = True
             self._meter.settle(reserve, outcome.tokens_in, outcome.tokens_out)

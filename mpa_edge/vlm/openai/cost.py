@@ -32,9 +32,14 @@ class Meter:
         """
         self._price_in, self._price_out = price_in, price_out
         self._max_cost, self._spent_before = max_cost, spent_before
-        self._reserved = 0.0
+        self._on_their_way, self._reserved = 0, 0.0
         self._largest_prompt: int | None = None
-        self.usage = TeacherUsage(cost=self.cost(0, 0))
+        self._ended = TeacherUsage(cost=self.cost(0, 0))
+
+    @property
+    def usage(self) -> TeacherUsage:
+        """What was used. A request on its way counts as a failed attempt: whoever ends now has paid for it."""
+        return add(self._ended, TeacherUsage(failures=self._on_their_way, cost=self._reserved))
 
     def cost(self, tokens_in: int, tokens_out: int) -> float | None:
         """The price of some tokens.
@@ -55,23 +60,27 @@ class Meter:
         """Reserve what a request may cost; None where that could exceed the limit."""
         need = self.cost(self._largest_prompt or 0, max_new_tokens) or 0.0
         spent = self._spent_before + (self.usage.cost or 0.0)
-        if self._max_cost is not None and spent + self._reserved + need > self._max_cost:
+        if self._max_cost is not None and spent + need > self._max_cost:
             return None
-        self._reserved += need
+        self._on_their_way, self._reserved = self._on_their_way + 1, self._reserved + need
         return need
 
     def fail(self, reserve: float, *, sent: bool) -> None:
         """No usable reply came. The reserve is booked if the request was `sent`, else it is free again."""
-        self._reserved -= reserve
-        self.usage = add(self.usage, TeacherUsage(failures=1, cost=reserve if sent else 0.0))
+        self._book(reserve, TeacherUsage(failures=1, cost=reserve if sent else 0.0))
+
+    def _book(self, reserve: float, used: TeacherUsage) -> None:
+        self._on_their_way -= 1
+        # sums of floats that are taken back leave a rest
+        self._reserved = self._reserved - reserve if self._on_their_way else 0.0
+        self._ended = add(self._ended, used)
 
     def settle(self, reserve: float, tokens_in: int | None, tokens_out: int | None) -> None:
         """A reply came: its tokens are booked in place of the reserve; None where the server does not count them."""
-        self._reserved -= reserve
         self._largest_prompt = max(self._largest_prompt or 0, tokens_in or 0) or None
         counted = tokens_in is not None and tokens_out is not None
         cost = self.cost(tokens_in or 0, tokens_out or 0) if counted else reserve
         more = TeacherUsage(
             requests=1, tokens_in=tokens_in or 0, tokens_out=tokens_out or 0, uncounted=int(not counted), cost=cost
         )
-        self.usage = add(self.usage, more)
+        self._book(reserve, more)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import io
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Literal
@@ -42,6 +43,12 @@ def data_uri(image: Image, image_format: Format = "png", max_bytes: int = 5_000_
         image_format = "jpeg"
 
 
+def packed(image: Image, image_format: Format, max_bytes: int) -> tuple[str, str]:
+    """(data URI, its sha256)."""
+    uri = data_uri(image, image_format, max_bytes)
+    return uri, hashlib.sha256(uri.encode()).hexdigest()
+
+
 class ImageCache:
     """Data URIs of the images in use: an image is encoded once for several questions, in a thread."""
 
@@ -49,12 +56,12 @@ class ImageCache:
         self._format: Format = image_format
         self._max_bytes, self._capacity = max_bytes, capacity
         # the image is kept beside its task, so that no other image can get its id
-        self._tasks: OrderedDict[int, tuple[Image, asyncio.Task[str]]] = OrderedDict()
+        self._tasks: OrderedDict[int, tuple[Image, asyncio.Task[tuple[str, str]]]] = OrderedDict()
 
-    async def uri(self, image: Image) -> str:
-        """The data URI of an image."""
+    async def uri(self, image: Image) -> tuple[str, str]:
+        """The data URI of an image, and its sha256."""
         if id(image) not in self._tasks:
-            work = asyncio.to_thread(data_uri, image, self._format, self._max_bytes)
+            work = asyncio.to_thread(packed, image, self._format, self._max_bytes)
             self._tasks[id(image)] = image, asyncio.create_task(work)
         self._tasks.move_to_end(id(image))
         task = self._tasks[id(image)][1]

@@ -63,7 +63,8 @@ def test_few_images_are_kept_and_a_new_one_never_gets_the_bytes_of_an_old_one() 
         images = ImageCache("png", 10_000, capacity=2)
         uris = [await images.uri(Image.new("RGB", (4, 4), (n, 0, 0))) for n in range(30)]
         assert len(images._tasks) == 2
-        return [opened(uri)[0].getpixel((0, 0)) for uri in uris]  # type: ignore[misc]
+        assert len({digest for _, digest in uris}) == 30
+        return [opened(uri)[0].getpixel((0, 0)) for uri, _ in uris]  # type: ignore[misc]
 
     assert asyncio.run(run()) == [(n, 0, 0) for n in range(30)]
 
@@ -295,8 +296,8 @@ def test_with_prompts_of_one_size_the_limit_is_never_passed(
 
 def test_without_prices_tokens_are_counted_and_nothing_is_refused() -> None:
     meter = Meter()
-    held = meter.reserve(10**6)
-    assert (held, meter.is_blind) == (0.0, False)
+    assert ([meter.reserve(10**6) for _ in range(3)], meter.is_blind) == ([0.0] * 3, False)
+    assert meter.usage == TeacherUsage(failures=3)  # so far
     meter.settle(0.0, 10, 2)
     meter.fail(0.0, sent=True)
     meter.fail(0.0, sent=False)
