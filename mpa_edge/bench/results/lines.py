@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WrapValidator
 
@@ -97,7 +97,6 @@ KINDS = {
     kind: TypeAdapter(model)
     for kind, model in (("loaded", Loaded), ("answer", Answer), ("memory", Memory), ("failed", Failed))
 }
-Variant = Literal["artifact", "base"]
 
 
 @dataclass(frozen=True)
