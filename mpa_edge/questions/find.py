@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mpa_edge.errors import MpaError
+from mpa_edge.runs.network import check_hub
 from mpa_edge.types import is_inside
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -27,6 +28,7 @@ def local_data(data: str, parquet: Sequence[str]) -> Path:
         return path
     if not HUB_ID.fullmatch(data):
         raise MpaError(f"no folder or file '{data}': name one that exists with --data, or a data set id OWNER/NAME")
+    check_hub()
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

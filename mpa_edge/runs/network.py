@@ -19,6 +19,8 @@ from urllib.request import getproxies_environment, proxy_bypass
 
 from mpa_edge.errors import MachineError, MpaError
 
+HUB_TOKEN = "HF_TOKEN"
+HUB = "https://huggingface.co"
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
@@ -113,3 +115,12 @@ def certificates() -> ssl.SSLContext | None:
     except (OSError, ValueError) as error:  # an ssl.SSLError is an OSError
         why = getattr(error, "strerror", None) or error
         raise MpaError(f"{name} is {value!r}, which cannot be used ({why}): correct or unset {name}") from None
+
+
+def check_hub() -> None:
+    """Raise MpaError that names the variable where the hub's client could not work with what the environment says."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return
+    secret_from(HUB_TOKEN)
+    proxy_for(os.environ.get("HF_ENDPOINT") or HUB)
+    certificates()

@@ -19,6 +19,7 @@ from mpa_edge.runs.files import read_json, require_free
 from mpa_edge.runs.isolation import run_isolated
 from mpa_edge.runs.log import LOG_FILE
 from mpa_edge.runs.manifest import FOLDERS, RUN_FILE
+from mpa_edge.runs.network import certificates, proxy_for
 from mpa_edge.runs.paths import require_plain
 from mpa_edge.stages.evaluate import questions
 from mpa_edge.stages.level.precision import require_packages
@@ -140,10 +141,14 @@ def preflight(run: Run, names: Sequence[str]) -> None:
             run_isolated(try_to_load, str(folder))
     if "level" in to_run:
         require_packages(level)
-    if is_server(recipe.teacher) and "annotate" in to_run:
+    asked = {"annotate", "evaluate"} | ({"identify"} if recipe.annotate.votes == 0 else set())
+    if is_server(recipe.teacher) and asked & {*to_run}:
         if find_spec("openai") is None:
             raise missing_package("openai", "openai")
-        key_for(parse(recipe.teacher).base_url, recipe.teacher_server.api_key_env)
+        base_url = parse(recipe.teacher).base_url
+        key_for(base_url, recipe.teacher_server.api_key_env)
+        proxy_for(base_url)
+        certificates()
     benchmark = recipe.evaluate.benchmark
     if benchmark and get_task(get_benchmark(benchmark).name).metric != run.task.metric:
         raise MpaError(

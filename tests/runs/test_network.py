@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ssl
+import traceback
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from mpa_edge.errors import MachineError, MpaError
+from mpa_edge.questions.find import local_data
 from mpa_edge.runs.network import certificates, is_this_machine, proxy_for, secret_from
+from mpa_edge.vlm.transformers.files import download
 
 KEY = "sk-canary-0123456789"
 
@@ -110,3 +113,16 @@ def test_certificates_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPat
                 certificates()
     monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
     assert isinstance(certificates(), ssl.SSLContext)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("HF_TOKEN", "hf\u2013canary-0123456789"), ("SSL_CERT_FILE", "/nowhere"), ("HTTPS_PROXY", "ftp://me:canary@h:1")],
+)
+def test_the_hub_is_not_asked_with_what_cannot_work(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    for ask in (lambda: download("owner/name"), lambda: local_data("owner/name", ["test"])):
+        with pytest.raises(MpaError, match=f"^{name} ") as caught:
+            ask()
+        assert "canary" not in "".join(traceback.format_exception(caught.value))

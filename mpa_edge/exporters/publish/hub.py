@@ -11,10 +11,9 @@ from mpa_edge.errors import MpaError
 from mpa_edge.exporters.publish.manifest import CARD, finished
 from mpa_edge.runs.log import redacted
 from mpa_edge.runs.manifest import MANIFEST
-from mpa_edge.runs.network import secret_from
+from mpa_edge.runs.network import HUB_TOKEN, check_hub, secret_from
 from mpa_edge.runs.paths import inside
 
-TOKEN = "HF_TOKEN"
 CHATTY = ("huggingface_hub", "httpx", "httpcore", "urllib3")
 
 
@@ -25,9 +24,10 @@ def push(folder: Path, repo_id: str, private: bool = False) -> str:
     refuses.
     """
     names = to_upload(folder)
-    token = secret_from(TOKEN)
+    token = secret_from(HUB_TOKEN)
     if token is None:
         raise MpaError("no token for the hub: set HF_TOKEN to one with write access and rerun")
+    check_hub()
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mpa_edge.errors import MpaError
+from mpa_edge.runs.network import check_hub
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
@@ -45,6 +46,8 @@ def local_folder(reference: str) -> Path:
 
 def download(hub_id: str, local_only: bool = False) -> Path:
     """Files of a hub checkpoint: weights as safetensors only, no program code. `local_only`: only from the cache."""
+    if not local_only:
+        check_hub()
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
