@@ -55,6 +55,7 @@ class Job:
         self.folder = folder
         self._transport = transport
         self._home = quoted_path(folder)
+        self._command = ""
 
     def start(self, command: str, copy: Path | None = None) -> State:
         """Start it, unless it is running or has ended with 0; returns the state that it had before.
@@ -62,6 +63,7 @@ class Job:
         copy: the host's copy of out.jsonl, which `lines` writes. Lines that the device lost (it lost power before they
         were on its disk) are restored from it first, so that no question is asked twice.
         """
+        self._command = command
         if self.state() not in ("running", "ended"):
             self._transport.push(
                 library.root() / "export" / "runners" / "job.sh", f"{self.folder}/job.sh", timeout_s=CALL_S
@@ -138,7 +140,7 @@ class Job:
                 continue
             if poll.state == "ended":
                 return
-            if poll.state != "running":
+            if poll.state != "running" and self._command:
                 restarts += 1
                 if restarts > MAX_RESTARTS:
                     raise MpaError(
@@ -146,8 +148,7 @@ class Job:
                         "check whether the device runs out of memory or power, then rerun"
                     )
                 say(f"the job on {where} was killed, or the device restarted: resuming it")
-                command = self._transport.checked("restart its job", f"cat {self._home}/command", timeout_s=CALL_S)
-                self.start(command.removesuffix("\n"), copy)
+                self.start(self._command, copy)
             elif still_s > stall_s:
                 last = last_line(self.errors())
                 self.stop()

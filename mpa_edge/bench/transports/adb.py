@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from mpa_edge.bench.transports.faults import ADB, fix_of
 from mpa_edge.bench.transports.process import Done, LinkError, TooSlowError, call
-from mpa_edge.bench.transports.transport import Transport, last_line
+from mpa_edge.bench.transports.transport import Transport, last_line, printable
 from mpa_edge.errors import MpaError
 
 ROOT = "/data/local/tmp/mpa-edge"
@@ -20,9 +21,8 @@ class AdbTransport(Transport):
     def __init__(self, serial: str | None = None, root: str | None = None) -> None:
         self.root = root or ROOT
         self._forwards: dict[int, int] = {}
-        if serial and ":" in serial:
-            adb("connect", serial)
-        self._serial = only_device(adb("devices"), serial)
+        said = adb("connect", serial).stdout if serial and ":" in serial else b""
+        self._serial = only_device(adb("devices"), serial, last_line(said, ""))
         self.name = f"adb {self._serial}"
 
     def _argv(self, command: str) -> list[str]:
@@ -44,7 +44,8 @@ class AdbTransport(Transport):
 
     def _broken(self, complaint: str) -> MpaError:
         why = last_line(complaint, "the connection was cut")
-        return LinkError(f"device {self._serial} does not answer ({why}): plug it in, and check adb devices")
+        fix = fix_of(complaint, ADB, "plug it in, and check adb devices")
+        return LinkError(f"device {self._serial} does not answer ({why}): {fix}")
 
     @contextmanager
     def forward(self, device_port: int) -> Iterator[int]:
@@ -76,21 +77,25 @@ def adb(*words: str) -> Done:
         ) from error
 
 
-def only_device(done: Done, serial: str | None) -> str:
-    """The serial to use, from the output of `adb devices`. MpaError unless it is there and ready, or the only one."""
+def only_device(done: Done, serial: str | None, said: str = "") -> str:
+    """The serial to use, from the output of `adb devices`. MpaError unless it is there and ready, or the only one.
+
+    said: what `adb connect` said, for a device on the network.
+    """
     lines = done.stdout.decode(errors="replace").splitlines()
     # only rows have a tab; older versions also print that they start their server
-    states = {row[0]: row[1] for line in lines if len(row := line.split("\t")) > 1}
+    states = {printable(row[0]): row[1] for line in lines if len(row := line.split("\t")) > 1}
     if done.rc or (not states and not serial):
         raise MpaError("adb sees no device: plug it in, enable USB debugging, and check adb devices")
     if serial is None and len(states) > 1:
         raise MpaError(f"adb sees several devices ({', '.join(states)}): name one with --via adb://SERIAL")
     chosen = serial or next(iter(states))
     if chosen not in states:
-        raise MpaError(f"adb sees no device {chosen} ({', '.join(states) or 'none at all'}): check adb devices")
+        why = said or ", ".join(states) or "none at all"
+        raise MpaError(f"adb sees no device {chosen} ({why}): {fix_of(why, ADB, 'check adb devices')}")
     if states[chosen] != "device":
         raise MpaError(
-            f"adb device {chosen} is not ready ({states[chosen]}): confirm on its screen if it asks, install the udev "
-            "rules (apt install android-sdk-platform-tools-common), then plug it in again"
+            f"adb device {chosen} is not ready ({printable(states[chosen])}): confirm on its screen if it asks, install "
+            "the udev rules (apt install android-sdk-platform-tools-common), then plug it in again"
         )
     return chosen

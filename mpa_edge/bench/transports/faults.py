@@ -35,6 +35,16 @@ LINK: Faults = (
     ("onfiguration option|config.*line", "fix that line of the ssh configuration"),
     ("identification|banner|closed by|reset by", "check the port, and the server's log there: it hangs up on us"),
 )
+ADB: Faults = (
+    ("unauthorized|failed to authenticate", "confirm the question on its screen"),
+    ("offline", "plug it in again, or run adb reconnect"),
+    ("refused", "enable debugging over the network (adb tcpip 5555, once over USB), and check the port"),
+    (
+        "[Nn]o route|unreachable|timed? ?out",
+        "check its power and network, and that this machine is in the same network",
+    ),
+    ("resolve|not known", "check the name, or write its address"),
+)
 LOGIN: Faults = (
     ("open refused", "set MaxSessions in its sshd_config to 2 or more"),
     ("[Pp]assword .*expired|change your password|required to change", "log in by hand and change the password"),

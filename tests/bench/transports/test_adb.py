@@ -61,6 +61,19 @@ def test_a_device_that_is_not_there(way: AdbTransport, device: AdbPeer) -> None:
         connect("adb://emulator-1")
 
 
+@pytest.mark.parametrize(
+    ("serial", "says"),
+    [
+        ("{address}:9", r"\(.*refused.*\): enable debugging over the network"),
+        ("nowhere.invalid:5555", r"\(.*resolve.*\): check the name, or write its address"),
+    ],
+)
+def test_why_a_device_on_the_network_is_not_there(way: AdbTransport, device: AdbPeer, serial: str, says: str) -> None:
+    with pytest.raises(MpaError, match=says) as caught:
+        connect(f"adb://{serial.format(address=device.address)}")
+    assert str(caught.value).isprintable()
+
+
 def serve_once(device: AdbPeer) -> subprocess.Popen:
     """Somebody on the device who says hello on port 8123."""
     code = "import socket\nlistener = socket.create_server(('127.0.0.1', 8123))\nprint(flush=True)\n"
