@@ -95,7 +95,7 @@ def only_device(done: Done, serial: str | None, said: str = "") -> str:
         raise MpaError(f"adb sees no device {chosen} ({why}): {fix_of(why, ADB, 'check adb devices')}")
     if states[chosen] != "device":
         raise MpaError(
-            f"adb device {chosen} is not ready ({printable(states[chosen])}): confirm on its screen if it asks, install "
-            "the udev rules (apt install android-sdk-platform-tools-common), then plug it in again"
+            f"adb device {chosen} is not ready ({printable(states[chosen])}): confirm on its screen if it asks, "
+            "install the udev rules (apt install android-sdk-platform-tools-common), then plug it in again"
         )
     return chosen
