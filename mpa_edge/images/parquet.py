@@ -77,7 +77,8 @@ class ImageColumn:
     def __init__(self, path: str) -> None:
         import pyarrow.parquet as pq
 
-        self._file = pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False)
+        file = open(path, "rb")  # noqa: SIM115  (stays open; pyarrow takes no path that is not UTF-8)
+        self._file = pq.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
         column = image_column(self._file.schema_arrow.names)
         if column is None:
             raise KeyError(f"no column {' or '.join(COLUMNS)}")

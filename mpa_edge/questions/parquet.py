@@ -25,7 +25,8 @@ def read_rows(benchmark: Benchmark, folder: Path, path: Path) -> Iterator[Row]:
 
     name = path.relative_to(folder).as_posix()
     try:
-        file = pq.ParquetFile(path, pre_buffer=False)
+        opened = path.open("rb")  # pyarrow takes no path that is not UTF-8
+        file = pq.ParquetFile(opened, pre_buffer=False)
         columns = _columns(benchmark, path, file.schema_arrow.names)
         for role in ("question", "answers"):
             kind = file.schema_arrow.field(columns[role]).type

@@ -150,7 +150,19 @@ def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
 def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
     """Write a JSON document (or a pydantic model) atomically, with sorted keys and a final newline."""
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-    write_bytes(path, (json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode(), sync=sync)
+    text = json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    if not is_utf8(text):  # a path, which can hold any bytes: JSON has escapes for them
+        text = json.dumps(plain, indent=2, sort_keys=True) + "\n"
+    write_bytes(path, text.encode(), sync=sync)
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text is all characters: a path can also hold bytes that are not UTF-8, as halves of surrogate pairs.
+
+    >>> is_utf8("b\u00fc"), is_utf8(os.fsdecode(b"b\\xfc"))
+    (True, False)
+    """
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def read_json(path: Path) -> Any:

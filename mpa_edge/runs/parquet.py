@@ -73,7 +73,8 @@ def read_rows(path: Path, model: type[Row]) -> list[Row]:
 
     try:
         # not read_table: that one looks for partitions in the folder names
-        table = pq.ParquetFile(path).read()
+        with path.open("rb") as file:  # pyarrow takes no path that is not UTF-8
+            table = pq.ParquetFile(file).read()
     except (OSError, pa.ArrowException) as error:
         raise MpaError(f"{path} cannot be read: delete it and rerun") from error
     if not table.schema.equals(schema_of(model)):
@@ -111,7 +112,8 @@ def _readable(path: Path, model: type[BaseModel]) -> bool:
     import pyarrow.parquet as pq
 
     try:
-        return bool(pq.read_schema(path).equals(schema_of(model)))
+        with path.open("rb") as file:
+            return bool(pq.read_schema(file).equals(schema_of(model)))
     except (OSError, pa.ArrowException):
         return False
 
@@ -140,7 +142,11 @@ def count_rows(folder: Path) -> int:
     """Number of rows in all shards, from the files' metadata."""
     import pyarrow.parquet as pq
 
-    return sum(pq.read_metadata(path).num_rows for path in folder.glob("part-*.parquet"))
+    rows = 0
+    for path in folder.glob("part-*.parquet"):
+        with path.open("rb") as file:
+            rows += pq.read_metadata(file).num_rows
+    return rows
 
 
 def _all(paths: Iterable[Path], model: type[Row]) -> Iterator[Row]:

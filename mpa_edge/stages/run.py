@@ -21,7 +21,7 @@ from mpa_edge.images.index import ImageEntry, ImageIndex, Shards
 from mpa_edge.nursery.render import MARK, render
 from mpa_edge.progress import say
 from mpa_edge.questions.published import read_benchmark
-from mpa_edge.runs.files import read_json, sha256_json, write_bytes, write_json
+from mpa_edge.runs.files import is_utf8, read_json, sha256_json, write_bytes, write_json
 from mpa_edge.runs.manifest import (
     FOLDERS,
     INPUTS,
@@ -215,15 +215,23 @@ def _absolute(path: str | None) -> str | None:
     return str(Path(path).expanduser().resolve()) if path else None
 
 
+def _absolute_text(path: str | None) -> str | None:
+    """The same for a recipe, which is text: below a folder whose name is not UTF-8, the path stays as it is."""
+    found = _absolute(path)
+    return found if found is None or is_utf8(found) else path
+
+
 def with_absolute_paths(used: Recipe) -> Recipe:
     """The same recipe, with paths that hold in any working folder. Names on a hub stay as they are."""
     recipe = used.model_dump(mode="json")
-    models = {key: _absolute(recipe[key]) for key in ("teacher", "student") if Path(recipe[key]).expanduser().is_dir()}
-    images = recipe["images"] | {"path": _absolute(recipe["images"]["path"])}
+    models = {
+        key: _absolute_text(recipe[key]) for key in ("teacher", "student") if Path(recipe[key]).expanduser().is_dir()
+    }
+    images = recipe["images"] | {"path": _absolute_text(recipe["images"]["path"])}
     asked = recipe["evaluate"]
     data = asked["data"]
-    data = _absolute(data) if data and Path(data).expanduser().exists() else data
-    evaluate = asked | {"questions": _absolute(asked["questions"]), "data": data}
+    data = _absolute_text(data) if data and Path(data).expanduser().exists() else data
+    evaluate = asked | {"questions": _absolute_text(asked["questions"]), "data": data}
     return Recipe.model_validate(recipe | models | {"images": images, "evaluate": evaluate})
 
 

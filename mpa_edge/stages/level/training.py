@@ -20,7 +20,7 @@ from mpa_edge.config.recipe import LevelConfig
 from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.families import family_of
 from mpa_edge.progress import Advance, progress, say
-from mpa_edge.runs.files import make_folder, read_json, write_json
+from mpa_edge.runs.files import is_utf8, make_folder, read_json, write_json
 from mpa_edge.runs.isolation import disk_guard
 from mpa_edge.runs.manifest import COMPLETE, StageClock
 from mpa_edge.runs.paths import move, remove
@@ -69,7 +69,9 @@ def train(run: Run, selection: Selection, checkpoints: Path, out: Path, clock: S
     When memory runs out, training resumes with a smaller micro-batch and more gradient accumulation, so a step sees the
     same samples. In several processes that is an error: the others would wait for the one that ran out.
     """
-    checkpoints, config = make_folder(checkpoints.resolve()), run.recipe.level
+    resolved, config = checkpoints.resolve(), run.recipe.level
+    # tokenizers take no path that is not UTF-8, which a relative one may well be
+    checkpoints = make_folder(resolved if is_utf8(str(resolved)) else checkpoints)
     if world_size() > 1:  # the other processes may have another working folder
         images = str(run.images_folder.absolute())
         run = replace(run, folder=run.folder.absolute(), recipe=with_absolute_paths(run.recipe), images=images)
