@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
@@ -17,20 +16,22 @@ MEMORY_BYTES = 2_000_000_000
 MAX_CHARACTERS = 100_000
 KNOWN = ("830005085ddd94cec605b6e21b885b28ffad6e3f82ee6a212c523533e8f04f01",)
 """SHA-256 of templates that need no trial: those of the built-in models."""
+TRIED = "MPA_EDGE_TRIED_TEMPLATES"
+"""Environment variable of this process and those that it starts: SHA-256 of templates that passed, with blanks."""
 TEXT = [{"type": "text", "text": "What is shown?"}]
 QUESTION = {"role": "user", "content": [{"type": "image"}, *TEXT]}
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 CHATS = ([QUESTION], [QUESTION, {"role": "assistant", "content": TEXT}])
 
 
-@functools.lru_cache(8)
 def require_bounded(template: str, label: str) -> None:
     """Raise MpaError for a chat template that takes too long, too much memory, or multiplies its messages.
 
     It is rendered in a process of its own, for the conversations that are used here: a question about an image, and the
     same with its answer. Other faults of a template are left to its first use. `label` begins the message.
     """
-    if hashlib.sha256(template.encode(errors="surrogatepass")).hexdigest() in KNOWN:
+    digest = hashlib.sha256(template.encode(errors="surrogatepass")).hexdigest()
+    if digest in KNOWN or digest in os.environ.get(TRIED, ""):
         return
     command = [sys.executable, "-m", __name__]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -40,6 +41,7 @@ def require_bounded(template: str, label: str) -> None:
             f"the chat template of {label} takes more than {CPU_S} s, {MEMORY_BYTES // 10**9} GB or {MAX_CHARACTERS} "
             "characters for one question: put the template of the original model into the folder"
         )
+    os.environ[TRIED] = f"{os.environ.get(TRIED, '')} {digest}".strip()
 
 
 def _characters(template: str) -> int:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
 import pytest
 
@@ -25,6 +26,7 @@ def test_a_template_without_bounds_is_refused_in_one_line(template: str) -> None
 @pytest.mark.parametrize("template", [*TEMPLATES.values(), "{{ raise_exception('no system prompt') }}", "{% if"])
 def test_other_templates_pass_with_the_errors_that_they_raise_later(template: str) -> None:
     template_limits.require_bounded(template, "'it'")
+    assert hashlib.sha256(template.encode()).hexdigest() in os.environ[template_limits.TRIED]
 
 
 def test_the_built_in_models_need_no_trial() -> None:
