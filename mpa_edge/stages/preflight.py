@@ -15,7 +15,7 @@ from mpa_edge.planning.counts import can_evaluate
 from mpa_edge.planning.estimate import DRAWN_PX, Images, Plan, as_machine, make_plan, sample_images
 from mpa_edge.planning.model_specs import UnknownModelError
 from mpa_edge.planning.records import find_device
-from mpa_edge.runs.files import read_json, require_free
+from mpa_edge.runs.files import is_utf8, read_json, require_free
 from mpa_edge.runs.isolation import run_isolated
 from mpa_edge.runs.log import LOG_FILE
 from mpa_edge.runs.manifest import FOLDERS, RUN_FILE
@@ -30,6 +30,7 @@ from mpa_edge.vlm.openai.reference import is_server, key_for, parse
 from mpa_edge.vlm.transformers.files import check_files, require_unquantized, tensor_shapes, weight_files
 
 ASK_TEACHER = {"annotate", "identify", "evaluate"}
+SAVED = {"level", "merge", "evaluate"}
 ASK_STUDENT = {"identify", "level", "merge", "evaluate"}
 
 
@@ -123,6 +124,11 @@ def preflight(run: Run, names: Sequence[str]) -> None:
     recipe, level = run.recipe, run.recipe.level
     to_run = [name for name in names if not run.finished(name)]
     _require_own_folder(run.folder)
+    if not is_utf8(str(run.folder)) and SAVED & set(to_run):
+        raise MpaError(
+            f"the path '{run.folder}' is not UTF-8, and tokenizers cannot be saved below it: choose another --out, or "
+            "change into that folder and name --out without it"
+        )
     if run.engine.name == "ray":
         require_ray(run.engine.address)
     stored = read_json(run.folder / RUN_FILE) or {}

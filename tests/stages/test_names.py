@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mpa_edge.errors import MpaError
 from mpa_edge.evaluation.predict import question_set
 from mpa_edge.runs.parquet import count_rows, shards_done
 from mpa_edge.stages.annotate.stage import run_annotate
 from mpa_edge.stages.identify import run_identify
+from mpa_edge.stages.preflight import preflight
 from mpa_edge.stages.run import open_run, remember
 from mpa_edge.tasks import get_task
 from mpa_edge.types import ParityRecord
@@ -50,4 +53,6 @@ def test_a_run_below_such_a_folder(relative, shelf, make_run, images_folder, odd
     assert Path(again.images or "").samefile(odd / "images")
     assert question_set(again.recipe.evaluate, Path()).samples[0].image == "images/1.png"
     assert count_rows(again.stage_folder("identify")) == 5
+    with nullcontext() if relative else pytest.raises(MpaError, match="is not UTF-8, and tokenizers cannot be saved"):
+        preflight(again, ("level",))
     assert len(shards_done(again.stage_folder("identify"), ParityRecord)) == 3
