@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from mpa_edge.errors import MachineError, MpaError, missing_package
-from mpa_edge.runs.files import read_json
+from mpa_edge.runs.files import FULL, read_json
 from mpa_edge.vlm.shared.prompts import without_special_tokens
 from mpa_edge.vlm.transformers.files import AGAIN, check_files, local_folder, tensor_shapes, weight_files
 from mpa_edge.vlm.transformers.template_limits import require_bounded
@@ -239,13 +239,16 @@ def _from_pretrained(folder: Path, options: dict[str, Any]) -> Any:
 def library_errors(folder: Path, processor: Any = None) -> Iterator[None]:
     """Turn whatever a library raises in the block into an MpaError that names the file of a checkpoint to blame.
 
-    `processor` is tried part by part where it could be loaded. MachineError where memory runs out.
+    `processor` is tried part by part where it could be loaded. MachineError where memory runs out; a full disk is left
+    to the caller.
     """
     try:
         yield
     except (MpaError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # tokenizers panics with a BaseException
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
         if is_out_of_memory(error):
             full = f"out of memory while '{folder}' was loaded: use a smaller model or a larger machine"
             raise MachineError(full) from error
@@ -313,9 +316,10 @@ def _blamed(folder: Path, processor: Any) -> tuple[str, BaseException] | None:
 
 
 def _line(error: BaseException) -> str:
-    """The first line of an error's text."""
+    """The first line of an error's text; its kind where that asks for a report to the library's authors."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".")[:200] if lines else type(error).__name__
+    told = bool(lines) and not any(word in lines[0] for word in ("unexpected", "report"))
+    return lines[0].rstrip(".")[:200] if told else type(error).__name__
 
 
 @contextmanager
