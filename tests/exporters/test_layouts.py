@@ -19,6 +19,7 @@ from mpa_edge.exporters.gguf.convert import stage
 from mpa_edge.exporters.gguf.template import gguf_template
 from mpa_edge.exporters.pipeline import Order, choose_schemes, run_export
 from mpa_edge.exporters.source import open_source
+from mpa_edge.planning.model_specs import model_spec
 from mpa_edge.runs.files import read_json, write_json
 from mpa_edge.vlm import load
 from mpa_edge.vlm.llama_cpp.gguf_header import read_header
@@ -67,6 +68,9 @@ def test_every_reader_sees_the_checkpoint_as_transformers_saves_it(
     assert source.config == plain.config
     assert source.image_values(None) == plain.image_values(None)
     assert source.shapes == plain.shapes
+    planned, usual_plan = (model_spec(str(one.checkpoint)) for one in (source, plain))
+    assert planned.shapes == usual_plan.shapes
+    assert planned.image_tokens([(300, 200)]) == usual_plan.image_tokens([(300, 200)])
     budget = load_target("cpu").image
     assert source.image_values(budget) == plain.image_values(budget)
     staged, usual = (stage(one, tmp_path / f"staged-{i}", budget) for i, one in enumerate((source, plain)))
