@@ -19,6 +19,18 @@ class MachineError(MpaError):
     """The machine lacks memory, disk space or a package; what was being made or checked is not at fault."""
 
 
+class NotFiniteError(MpaError):
+    """An export computes infinite numbers, or none: in 16 bits, a number above 65,504 is infinite."""
+
+    def __init__(self, path: object, component: str) -> None:
+        """`component` (`config.scheme.Component`): the one in whose output they are first."""
+        super().__init__(str(path), component)
+        self.component = component
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} computes values that are not numbers: export with another scheme"
+
+
 class VerificationError(MpaError):
     """Something was made and then found not to be what it must be (merge, export, bench gate)."""
 

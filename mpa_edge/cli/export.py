@@ -161,7 +161,7 @@ def result_lines(manifest: ExportManifest) -> Iterator[str]:
     parity, figures = manifest.parity, manifest.accuracy
     yield (
         f"cosine of image embeddings {parity['vision_cosine_min']:.4f}, "
-        f"logits within {parity['max_abs_logit_diff']:.2g}, "
+        f"KL {parity['kl']:.2g} from the checkpoint, "
         f"{parity['greedy_prefix']:.0%} of greedy tokens the same"
     )
     if figures:

@@ -38,10 +38,8 @@ class Tolerance(Section):
 
     vision_cosine_min: float = Field(gt=-1.0, le=1.0)
     """Smallest cosine of an image token's embedding with its original."""
-    max_abs_logit_diff: float = Field(gt=0.0)
-    """Largest difference of a logit after equal tokens, in standard deviations of the checkpoint's logits."""
-    greedy_prefix: float = Field(ge=0.0, le=1.0)
-    """Share of the compared greedy choices that must be the same, near ties counted as the same."""
+    kl_max: float = Field(gt=0.0)
+    """Largest mean divergence of its next-token distributions from the checkpoint's, on English text, in nats."""
 
 
 class Scheme(Section):

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mpa_edge import __version__
 from mpa_edge.artifact import read_artifact
-from mpa_edge.config.library import load_scheme
+from mpa_edge.config.library import load_scheme, names
 from mpa_edge.config.scheme import ONNX_COMPONENTS, Scheme
 from mpa_edge.config.target import ImageBudget, Target
 from mpa_edge.errors import MpaError, VerificationError, missing_package
@@ -105,36 +105,42 @@ class Order:
         """CPU threads that the target asks for on the device."""
         return self.target.cpu.threads if self.target else None
 
+    def others(self, scheme: Scheme) -> tuple[Scheme, ...]:
+        """Schemes to advise in the place of one: the target's, or all where there is no target."""
+        wanted = [choice.name for choice in self.target.schemes] if self.target else names("schemes")
+        return tuple(resolved(name, self.target) for name in wanted if name != scheme.name)
+
     @cached_property
     def references(self) -> References:
         """What every scheme is compared with; traced on first use."""
         return trace_references(self.source, self.budget, self.threads)
 
 
-def choose_schemes(source: Source, names: Sequence[str], target: Target | None) -> tuple[Scheme, ...]:
-    """The named schemes, or all of the target's that this model can take; with the precisions that the target sets.
+def resolved(name: str, target: Target | None) -> Scheme:
+    """A scheme with the precisions that a target sets."""
+    scheme = load_scheme(name)
+    for choice in target.schemes if target else ():
+        if choice.name == scheme.name:
+            return scheme.model_copy(update={"components": dict(choice.components)})
+    return scheme
 
-    Raises MpaError with the reason where a named scheme, or every one of the target's, is not possible.
+
+def choose_schemes(source: Source, wanted: Sequence[str], target: Target | None) -> tuple[Scheme, ...]:
+    """The wanted schemes, or all of the target's that this model can take; with the precisions that the target sets.
+
+    Raises MpaError with the reason where a wanted scheme, or every one of the target's, is not possible.
     """
     source.check()
-
-    def resolved(name: str) -> Scheme:
-        scheme = load_scheme(name)
-        for choice in target.schemes if target else ():
-            if choice.name == scheme.name:
-                return scheme.model_copy(update={"components": dict(choice.components)})
-        return scheme
-
     budget = target.image if target else None
-    if names or target is None:
-        chosen = [resolved(name) for name in dict.fromkeys(names)]
+    if wanted or target is None:
+        chosen = [resolved(name, target) for name in dict.fromkeys(wanted)]
         for scheme in chosen:
             check_possible(source, scheme, budget)
         try_layout(source, chosen[:1], budget)
         return tuple(chosen)
     chosen, refusals = [], []
     for choice in target.schemes:
-        scheme = resolved(choice.name)
+        scheme = resolved(choice.name, target)
         try:
             check_possible(source, scheme, budget)
         except MpaError as error:
@@ -300,7 +306,8 @@ def export_scheme(order: Order, scheme: Scheme) -> Path:
             order.source, scheme, building, order.budget, order.context_tokens, order.device_threads
         )
         try:
-            parity, details = verify(order.source, building, scheme, order.budget, order.threads, order.references)
+            references, others = order.references, order.others(scheme)
+            parity, details = verify(order.source, building, scheme, order.budget, order.threads, references, others)
         except VerificationError:
             clear(building)  # no file of a wrong export stays
             remove(building)

@@ -22,6 +22,7 @@ PARITY_KEYS = [
     "tokens_equal",
     "image_tokens_equal",
     "vision_cosine_min",
+    "kl",
     "max_abs_logit_diff",
     "greedy_prefix",
     "blank_image_changes",

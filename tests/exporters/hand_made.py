@@ -21,6 +21,7 @@ PARITY = {
     "tokens_equal": True,
     "image_tokens_equal": True,
     "vision_cosine_min": 0.99912,
+    "kl": 0.0125,
     "max_abs_logit_diff": 0.25,
     "greedy_prefix": 0.9375,
     "blank_image_changes": True,

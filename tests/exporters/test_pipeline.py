@@ -23,6 +23,7 @@ SAME = Parity(
     tokens_equal=True,
     image_tokens_equal=True,
     vision_cosine_min=1.0,
+    kl=0.0,
     max_abs_logit_diff=0.0,
     greedy_prefix=1.0,
     blank_image_changes=True,

@@ -73,7 +73,5 @@ def test_no_decoder_has_one_scale_for_all_activations(name: str) -> None:
 
 
 def test_fewer_bits_are_allowed_more() -> None:
-    allowed = [
-        load_scheme(f"onnx-{kind}").tolerance.max_abs_logit_diff for kind in ("fp32", "fp16", "int8", "q4", "q2")
-    ]
+    allowed = [load_scheme(f"onnx-{kind}").tolerance.kl_max for kind in ("fp32", "fp16", "int8", "q4", "q2")]
     assert allowed == sorted(set(allowed))

@@ -24,7 +24,7 @@ SOURCES = (
     "exporters/gguf/*.py",
     "vlm/pixels/config.py",
 )
-ANY = Tolerance(vision_cosine_min=0.5, max_abs_logit_diff=10.0, greedy_prefix=0.0)
+ANY = Tolerance(vision_cosine_min=0.5, kl_max=10.0)
 CONTEXT_TOKENS = 1024
 
 

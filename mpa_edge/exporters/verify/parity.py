@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from mpa_edge.config.scheme import Tolerance
 from mpa_edge.types import Record, Trace
@@ -20,8 +19,11 @@ NOTHING_IN_COMMON = -1.0
 BLANK_SHARE = 0.5
 # nearer to the base than this share of the way from base to aligned: the export is the base model's
 BASE_SHARE = 0.5
-# a smaller relative change between base and aligned is no change
-MIN_CHANGE = 1e-4
+# a smaller relative change of the embeddings, or divergence of the distributions, between base and aligned is no change
+MIN_CHANGE, MIN_KL = 1e-4, 1e-6
+# a mean that lies more standard errors from zero than this is no chance: 0.1 %, one-sided
+SURE = 3.1
+VISION, DECODER, TEMPLATE, PIXELS = "vision encoder", "decoder", "chat template", "preprocessing"
 
 
 class Parity(Record):
@@ -33,6 +35,8 @@ class Parity(Record):
     """As many image tokens, and as many embeddings for them."""
     vision_cosine_min: float
     """Smallest cosine of an image token's embedding with its original; -1 where they cannot be paired."""
+    kl: float
+    """Mean divergence of the next-token distributions, KL(checkpoint, export) in nats, on text and answers."""
     max_abs_logit_diff: float
     """Largest difference of a logit over the steps up to the first different token."""
     greedy_prefix: float
@@ -47,11 +51,7 @@ class ParityDetails(Record):
     probes: int
     """Requests that were compared."""
     steps: int
-    """Greedy steps whose logits were compared."""
-    near_ties: int
-    """Probes that parted at two tokens that the checkpoint itself hardly tells apart."""
-    greedy_prefix_clear: float
-    """Share of compared choices that are equal or near ties: what the tolerance is about (`prefix_shares`)."""
+    """Next-token distributions that were compared."""
     logit_std: float
     """Standard deviation of the checkpoint's logits: what a difference is held against."""
     relative_logit_diff: float
@@ -62,8 +62,21 @@ class ParityDetails(Record):
     """The same in the checkpoint."""
     pixels_equal: bool | None
     """The vision encoder was given the same numbers; None where the runtime hides them."""
-    toward_aligned: dict[str, float] = Field(default_factory=dict)
-    """Where vision embeddings and logits lie on the way from the base model (0) to the aligned one (1)."""
+    vision_toward_aligned: float | None = None
+    """Where the image embeddings lie on the way from the base model (0) to the aligned one (1)."""
+    kl_base: float | None = None
+    """The export's divergence from the base model on the text, to be compared with `kl_aligned`."""
+    kl_aligned: float | None = None
+    """The same from the aligned model."""
+
+
+class Reason(NamedTuple):
+    """One thing that is wrong."""
+
+    component: str
+    """Where."""
+    text: str
+    """What, in one line."""
 
 
 @dataclass(frozen=True)
@@ -90,23 +103,9 @@ class Pair:
         return min(self.common + 1, self.shorter)
 
     @property
-    def choices(self) -> int:
-        """Greedy choices that were compared; an answer that ends too early chose differently."""
-        return min(self.common + 1, len(self.reference.tokens))
-
-    @property
     def ends_elsewhere(self) -> bool:
         """The same tokens as far as both go, but one is longer: other end tokens, which no rounding explains."""
         return self.common == self.shorter and len(self.reference.tokens) != len(self.artifact.tokens)
-
-    @property
-    def margin(self) -> float:
-        """How much more the checkpoint prefers its own token where the two part; infinite where they do not."""
-        step = self.common
-        if step >= self.shorter:
-            return float("inf")
-        row = self.reference.logits[step]
-        return float(row[self.reference.tokens[step]] - row[self.artifact.tokens[step]])
 
 
 @dataclass(frozen=True)
@@ -115,43 +114,47 @@ class Compared:
 
     parity: Parity
     details: ParityDetails
-    reasons: tuple[str, ...]
-    """Why the export is not the same model, one line each; empty where it is."""
+    reasons: tuple[Reason, ...]
+    """Why the export is not the same model; empty where it is."""
     vision_equal: bool
     """The image embeddings are within the tolerance."""
 
 
-def compare(pairs: Sequence[Pair], tolerance: Tolerance, image_id: int) -> Compared:
+def compare(
+    pairs: Sequence[Pair], texts: Sequence[tuple[Array, Array]], tolerance: Tolerance, image_id: int
+) -> Compared:
     """Compare every probe with its original.
 
     Args:
         pairs: The probes; the last is the first one with a gray image.
+        texts: (tokens, vocabulary) logits before the tokens of a text, in the checkpoint and in the export.
         tolerance: Of the scheme.
         image_id: Id of the token that stands for one image embedding.
     """
     *pairs, blank = pairs
     logit_std = float(np.mean([row.std() for pair in pairs for row in pair.reference.logits]))
     logit_diff = largest_logit_diff(pairs)
-    greedy_prefix, clear, ties = prefix_shares(pairs, near_tie=tolerance.max_abs_logit_diff * logit_std)
     change = blank_change(pairs[0].artifact, blank.artifact)
     wanted = blank_change(pairs[0].reference, blank.reference)
     digests = [(pair.reference.pixels_sha256, pair.artifact.pixels_sha256) for pair in pairs]
     hidden = any(artifact is None for _, artifact in digests)
+    steps = [(pair.reference.logits[: pair.comparable], pair.artifact.logits[: pair.comparable]) for pair in pairs]
+    kl = np.concatenate([divergences(ours, theirs) for ours, theirs in (*texts, *steps)])
+    total, same = sum(len(pair.reference.tokens) for pair in pairs), sum(pair.common for pair in pairs)
     parity = Parity(
         tokens_equal=all(pair.reference.input_ids == pair.artifact.input_ids for pair in pairs),
         image_tokens_equal=all(
             image_tokens(pair.reference, image_id) == image_tokens(pair.artifact, image_id) for pair in pairs
         ),
         vision_cosine_min=smallest_cosine(pairs),
+        kl=float(kl.mean()),
         max_abs_logit_diff=logit_diff,
-        greedy_prefix=greedy_prefix,
+        greedy_prefix=same / total if total else 0.0,
         blank_image_changes=change > 0 and change >= BLANK_SHARE * wanted,
     )
     details = ParityDetails(
         probes=len(pairs),
-        steps=sum(pair.comparable for pair in pairs),
-        near_ties=ties,
-        greedy_prefix_clear=clear,
+        steps=len(kl),
         logit_std=logit_std,
         relative_logit_diff=logit_diff / logit_std if logit_std else float("inf"),
         blank_change=change,
@@ -160,6 +163,32 @@ def compare(pairs: Sequence[Pair], tolerance: Tolerance, image_id: int) -> Compa
     )
     found = tuple(reasons(pairs, parity, details, tolerance, image_id))
     return Compared(parity, details, found, parity.vision_cosine_min >= tolerance.vision_cosine_min)
+
+
+def divergences(reference: Array, other: Array) -> Array:
+    """KL(reference, other) of each row of logits, in nats; infinite where it is no number, or the shapes differ.
+
+    A runtime whose context ends may have fewer rows.
+    """
+    reference = reference[: len(other)]
+    if reference.shape != other.shape or not len(other):
+        return np.array([np.inf])
+    found = []
+    for ours, theirs in zip(reference, other, strict=True):  # not all rows at once: a vocabulary can be 150,000 wide
+        p, q = log_softmax(ours), log_softmax(theirs)
+        found.append(max(float((np.exp(p) * (p - q)).sum()), 0.0))
+    return np.where(np.isfinite(found), found, np.inf)
+
+
+def log_softmax(logits: Array) -> Array:
+    """Logarithms of the probabilities.
+
+    >>> log_softmax(np.array([0.0, 0.0])).round(3).tolist()
+    [-0.693, -0.693]
+    """
+    with np.errstate(all="ignore"):
+        shifted: Array = logits.astype(np.float64) - logits.max()
+        return shifted - np.log(np.exp(shifted).sum())
 
 
 def image_tokens(trace: Trace, image_id: int) -> tuple[int, int]:
@@ -192,20 +221,6 @@ def largest_logit_diff(pairs: Sequence[Pair]) -> float:
     return largest
 
 
-def prefix_shares(pairs: Sequence[Pair], near_tie: float) -> tuple[float, float, int]:
-    """(share of equal greedy tokens, share of compared choices that are explained, probes with a near tie).
-
-    In the first share, all tokens of a probe count as different from its first different token on. But random probes
-    have near ties, where any rounding picks the other token, and after one of those nothing can be compared. So the
-    tolerance applies to the second share, over the steps up to the parting: a choice is explained where the token is
-    the same, or where the checkpoint prefers its own by no more than `near_tie`, the difference that the scheme allows.
-    """
-    total, compared = sum(len(pair.reference.tokens) for pair in pairs), sum(pair.choices for pair in pairs)
-    same = sum(pair.common for pair in pairs)
-    ties = sum(pair.margin <= near_tie for pair in pairs)
-    return same / total if total else 0.0, (same + ties) / compared if compared else 0.0, ties
-
-
 def blank_change(seen: Trace, blank: Trace) -> float:
     """Largest change of a first-step logit with a gray image; 0 where a trace is empty or not finite."""
     if seen.logits[:1].shape != blank.logits[:1].shape or not len(seen.logits):
@@ -216,75 +231,80 @@ def blank_change(seen: Trace, blank: Trace) -> float:
 
 def reasons(
     pairs: Sequence[Pair], parity: Parity, details: ParityDetails, tolerance: Tolerance, image_id: int
-) -> list[str]:
+) -> Iterator[Reason]:
     """Everything that is wrong, causes before their consequences."""
-    found = []
     if not parity.image_tokens_equal:
         sides = [(image_tokens(pair.artifact, image_id), image_tokens(pair.reference, image_id)) for pair in pairs]
         (tokens, rows), (wanted_tokens, wanted_rows) = next((ours, theirs) for ours, theirs in sides if ours != theirs)
-        found.append(
-            f"image tokens: {tokens} with {rows} embeddings, in the checkpoint {wanted_tokens} with {wanted_rows}"
+        yield Reason(
+            PIXELS,
+            f"{tokens} image tokens with {rows} embeddings, in the checkpoint {wanted_tokens} with {wanted_rows}",
         )
-    if not parity.tokens_equal:
+    elif not parity.tokens_equal:
         pair = next(pair for pair in pairs if pair.reference.input_ids != pair.artifact.input_ids)
         wanted, ids = pair.reference.input_ids, pair.artifact.input_ids
         differ = (i for i, (ours, theirs) in enumerate(zip(wanted, ids, strict=False)) if ours != theirs)
         at = next(differ, min(len(wanted), len(ids)))
         few, wanted_few = (" ".join(map(str, side[at : at + 4])) or "none" for side in (ids, wanted))
-        found.append(
-            f"token ids: the prompt has {len(ids)} tokens, in the checkpoint {len(wanted)}; from token {at} on they "
-            f"are {few}, in the checkpoint {wanted_few}"
+        yield Reason(
+            TEMPLATE,
+            f"the prompt has {len(ids)} tokens, in the checkpoint {len(wanted)}; from token {at} on they are {few}, "
+            f"in the checkpoint {wanted_few}",
         )
+    seen = parity.vision_cosine_min >= tolerance.vision_cosine_min
     if parity.vision_cosine_min == NOTHING_IN_COMMON:
-        found.append("vision embeddings: their number or width differs")
-    elif parity.vision_cosine_min < tolerance.vision_cosine_min:
+        yield Reason(VISION, "its embeddings differ in number or width from the checkpoint's")
+    elif not seen:
         least = tolerance.vision_cosine_min
-        found.append(f"vision embeddings: cosine {parity.vision_cosine_min:.5f}, must be {least:g} at least")
-    if not np.isfinite(parity.max_abs_logit_diff):
-        found.append("logits: some are not finite, or the vocabulary differs")
-    elif not parity.max_abs_logit_diff <= tolerance.max_abs_logit_diff * details.logit_std:
-        found.append(
-            f"logits: differ by {parity.max_abs_logit_diff:.3g}, which is {details.relative_logit_diff:.3g} of their "
-            f"standard deviation; the scheme allows {tolerance.max_abs_logit_diff:g} of it"
+        yield Reason(
+            VISION,
+            f"cosine {parity.vision_cosine_min:.5f} with the checkpoint's embeddings, must be {least:g} at least",
         )
-    if details.greedy_prefix_clear < tolerance.greedy_prefix:
-        share, least = details.greedy_prefix_clear, tolerance.greedy_prefix
-        found.append(
-            f"greedy tokens: {share:.0%} of the choices are equal or near ties, the scheme requires {least:.0%}"
+    if not np.isfinite(parity.kl):
+        yield Reason(DECODER, "some logits are not finite, or the vocabulary differs")
+    elif not parity.kl <= tolerance.kl_max:
+        because = "" if seen else ", perhaps because of the image embeddings"
+        yield Reason(
+            DECODER,
+            f"its next-token distributions are KL {parity.kl:.2g} from the checkpoint's on {details.steps} tokens, "
+            f"the scheme allows {tolerance.kl_max:g}{because}",
         )
     if any(pair.ends_elsewhere for pair in pairs):
-        found.append("end of the answer: after the same tokens, one of the two continues and the other one stops")
-    if not parity.blank_image_changes:
-        found.append(
-            f"image: a gray one changes the logits by {details.blank_change:.2g}, in the checkpoint by "
-            f"{details.blank_change_reference:.2g}: the export ignores it"
+        yield Reason(DECODER, "after the same tokens, one of the two answers continues and the other one stops")
+    if not parity.blank_image_changes and np.isfinite(parity.kl):
+        yield Reason(
+            DECODER if seen else VISION,
+            f"a gray image changes the logits by {details.blank_change:.2g}, in the checkpoint by "
+            f"{details.blank_change_reference:.2g}: the export ignores the image",
         )
-    return found
 
 
 def compare_with_base(
-    aligned: Sequence[Trace], base: Sequence[Trace], artifact: Sequence[Trace]
-) -> tuple[dict[str, float], list[str]]:
+    embeddings: tuple[Array, Array, Array], texts: tuple[Array, Array, Array]
+) -> tuple[dict[str, float], list[Reason]]:
     """Whether an export is the aligned model or the base, whatever its tolerance allows.
 
-    Returns where the export lies on the way from base (0) to aligned (1), by its vision embeddings and by its
-    first-step logits, and one reason for each of these that lies at the base. Rounding that is as large as what the
-    alignment changed puts an export near neither of the two: then there is no reason.
+    `embeddings` of an image and `texts`, logits before the tokens of a text, are of the aligned model, the base and the
+    export. Returns fields of `ParityDetails`, and a reason for each side that is the base's. An export that is as far
+    from both, because rounding changes more than the alignment did, gives none.
     """
-    positions: dict[str, float] = {}
-    found: list[str] = []
-    for name in ("vision embeddings", "logits"):
-        sides = [
-            [(trace.vision if name != "logits" else trace.logits[:1]).astype(np.float64) for trace in traces]
-            for traces in (aligned, base, artifact)
-        ]
-        if any(len({array.shape for array in probe}) > 1 for probe in zip(*sides, strict=True)):
-            continue
-        after, before, export = (np.concatenate([array.ravel() for array in side]) for side in sides)
-        change, moved = after - before, export - before
-        if np.linalg.norm(change) <= MIN_CHANGE * np.linalg.norm(before) or not np.isfinite(moved).all():
-            continue
-        positions[name] = round(float(moved @ change / (change @ change)), 4)
-        if np.linalg.norm(moved) < BASE_SHARE * np.linalg.norm(change):
-            found.append(f"adapter: the {name} are the base model's, not the aligned model's")
-    return positions, found
+    found: dict[str, float] = {}
+    wrong: list[Reason] = []
+    aligned, base, export = (array.astype(np.float64) for array in embeddings)
+    if aligned.shape == base.shape == export.shape:
+        change, moved = aligned - base, export - base
+        if np.linalg.norm(change) > MIN_CHANGE * np.linalg.norm(base) and np.isfinite(moved).all():
+            found["vision_toward_aligned"] = round(float((moved * change).sum() / (change**2).sum()), 4)
+            if np.linalg.norm(moved) < BASE_SHARE * np.linalg.norm(change):
+                wrong.append(Reason(VISION, "its embeddings are the base model's, not the aligned model's"))
+    aligned, base, export = (array[: len(texts[2])] for array in texts)
+    from_aligned, from_base = divergences(aligned, export), divergences(base, export)
+    if not (np.isfinite(from_aligned).all() and np.isfinite(from_base).all()) or aligned.shape != base.shape:
+        return found, wrong
+    nearer_base = from_aligned - from_base
+    found |= {"kl_aligned": float(from_aligned.mean()), "kl_base": float(from_base.mean())}
+    error = nearer_base.std(ddof=1) / np.sqrt(len(nearer_base)) if len(nearer_base) > 1 else np.inf
+    if divergences(base, aligned).mean() > MIN_KL and nearer_base.mean() > SURE * error:
+        told = f"KL {from_base.mean():.2g} from the base model's and {from_aligned.mean():.2g} from the aligned one's"
+        wrong.append(Reason(DECODER, f"its next-token distributions are {told}: they are the base model's"))
+    return found, wrong

@@ -13,39 +13,55 @@ from mpa_edge.types import Request
 MAX_NEW_TOKENS = 8
 GRAY = (128, 128, 128)
 LONG, SHORT = 256, 64
+TEXT_TOKENS = 256
+TEXT = """\
+The harbour office opens at seven. Before that the quay belongs to the gulls, and to whoever could not sleep: an old man
+with a folding chair, two students who share one coat, a woman who counts the boats and writes the number into a small
+red notebook. On Monday there were 41, on Tuesday 38, because the weather had turned and three crews had gone home.
+Nobody asked her to count them. She says that a number which is written down every day becomes useful after a year, and
+that most people stop after a week.
+
+At half past nine the ferry from the islands comes in, usually with mail, milk and about sixty passengers. Most of them
+work in the hospital or at the university; the others want to see the market, where fish is cheaper than in any shop and
+the prices are still written with chalk. "What does the large one cost?" asked a boy in a yellow jacket. "Twelve euros,"
+said the seller, "but it is too heavy for you. Take two of the small ones, and tell your father how to cook them: ten
+minutes in the oven, with a little oil, salt and half a lemon." The boy nodded, paid with a note that was wet from the
+rain, and ran. By noon the stalls are empty, the ice has melted between the stones, and the whole square smells of the
+sea. In the afternoon the wind often comes from the north-west, and then the flags on the roof of the office stand out
+as stiff as boards.
+"""
+"""English, written for this check: a model's activations on text are larger than on a drawn image alone."""
 
 
 def probes(image: dict[str, Any], prompt: Callable[[str], str], image_token: str) -> list[list[Request]]:
     """Probes for an image processor with these values, in batches; the last is the first one with a gray image.
 
-    Two images are asked about alone, two as a batch with other sizes and questions of different length. A wide and a
-    tall image are cheap for models that split an image into tiles; the third one has two rows of tiles.
-    `prompt` adds what the run adds to each question; one question contains the image token, as a user's might.
+    One image is asked about alone, two as a batch with other sizes and questions of different length. Every tile costs
+    seconds where images are split: the wide image has one row of tiles, the tall one two columns. `prompt` adds what
+    the run adds to each question; one question contains the image token, as a user's might.
     """
-    wide, tall = drawn(LONG, SHORT, seed=1), drawn(SHORT, LONG, seed=2)
-    middle = drawn(*two_rows(image), seed=3)
+    wide, tall = drawn(LONG, SHORT, seed=1), drawn(*two_columns(image), seed=2)
     short = prompt("What is shown?")
     longer = prompt(f"How many red{image_token} shapes are there, and is the largest one left of 3 o'clock?")
     gray = Image.new("RGB", wide.size, GRAY)
-    first, second, third, fourth, blank = (
-        Request(each, question, MAX_NEW_TOKENS)
-        for each, question in ((wide, longer), (middle, short), (wide, short), (tall, longer), (gray, longer))
+    first, second, blank = (
+        Request(each, question, MAX_NEW_TOKENS) for each, question in ((wide, longer), (tall, short), (gray, longer))
     )
-    return [[first], [second], [third, fourth], [blank]]
+    return [[first], [second, blank]]
 
 
-def two_rows(image: dict[str, Any]) -> tuple[int, int]:
-    """Width and height that become two rows of tiles where images are split: every tile costs seconds.
+def two_columns(image: dict[str, Any]) -> tuple[int, int]:
+    """Width and height that become two columns of tiles where images are split.
 
-    >>> two_rows({"max_image_size": {"longest_edge": 512}, "size": {"longest_edge": 2048}})
-    (256, 128)
-    >>> two_rows({"size": {"height": 112, "width": 112}})
-    (192, 128)
+    >>> two_columns({"max_image_size": {"longest_edge": 512}, "size": {"longest_edge": 2048}})
+    (128, 256)
+    >>> two_columns({"size": {"height": 112, "width": 112}})
+    (128, 192)
     """
     if "max_image_size" not in image:
-        return 192, 128
+        return 128, 192
     tiles = image["size"]["longest_edge"] // image["max_image_size"]["longest_edge"]
-    return 64 * max(tiles, 2), 128
+    return 128, 64 * max(tiles, 2)
 
 
 def drawn(width: int, height: int, seed: int) -> Image.Image:

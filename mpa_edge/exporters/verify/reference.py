@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpa_edge.exporters.verify.probes import probes
+from mpa_edge.exporters.verify.probes import TEXT, TEXT_TOKENS, probes
 from mpa_edge.types import Request, Trace
 from mpa_edge.vlm.pixels.common import pixels_digest
 
@@ -35,15 +35,33 @@ class ProbeTrace:
     """What its image processor made of the image alone, under the names of the exported vision encoder's inputs."""
 
 
-def trace_checkpoint(source: Source, budget: ImageBudget | None, threads: int | None) -> list[ProbeTrace]:
+@dataclass(frozen=True)
+class CheckpointTraces:
+    """What an export is compared with."""
+
+    probes: list[ProbeTrace]
+    """One for each probe; of the base model, of the first one only."""
+    tokens: tuple[int, ...]
+    """The beginning of the English text."""
+    forced: Array
+    """(tokens, vocabulary) logits before each of them, behind the first probe's prompt."""
+
+
+def trace_checkpoint(
+    source: Source, budget: ImageBudget | None, threads: int | None, first_only: bool = False
+) -> CheckpointTraces:
     """Trace a checkpoint on the probes. Loads torch and the fp32 weights: call it in a process of its own."""
     from mpa_edge.vlm.transformers.checkpoint import library_errors
 
     image = source.image_values(budget)
     model = Checkpoint(source.checkpoint, image, threads)
     batches = probes(image, source.prompt, str(model.processor.image_token))
+    tokens = tuple(model.processor.tokenizer(TEXT, add_special_tokens=False)["input_ids"][:TEXT_TOKENS])
     with library_errors(source.checkpoint, model.processor):  # files may be sound and not fit together
-        return [found for batch in batches for found in model.trace(batch)]
+        found = model.trace(batches[0])
+        forced = model.forced(batches[0][0], tokens)
+        rest = [] if first_only else [one for batch in batches[1:] for one in model.trace(batch)]
+    return CheckpointTraces([*found, *rest], tokens, forced)
 
 
 class Checkpoint:
@@ -62,6 +80,8 @@ class Checkpoint:
         of_pil = AutoImageProcessor.from_pretrained(str(folder), backend="pil", trust_remote_code=False)
         self.processor.image_processor = type(of_pil).from_dict(image)
         self.model: Any = checkpoint.load_model(str(folder), "cpu")
+        self._seen: tuple[Request, Any] | None = None
+        """The last request that was traced alone, and the features of its image: seconds for each tile."""
         if self.model.config.model_type in TILED:
             few_tiles_at_once(self.model.base_model.vision_model)
         ends, pad = self.model.generation_config.eos_token_id, self.model.generation_config.pad_token_id
@@ -117,6 +137,7 @@ class Checkpoint:
                 )
         finally:
             del base.get_image_features
+        self._seen = (requests[0], features[0]) if len(requests) == 1 else None
         logits = torch.stack(out.scores, 1).float().numpy()
         new = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
         n_image_tokens = (inputs["input_ids"] == self.model.config.image_token_id).sum(1).tolist()
@@ -129,6 +150,26 @@ class Checkpoint:
             pixels = self.pixels(request)
             trace = Trace(tuple(ids), pixels_digest(pixels), vision[i], logits[i][:n], tuple(kept[:n]))
             found.append(ProbeTrace(trace, pixels))
+        return found
+
+    def forced(self, request: Request, tokens: Sequence[int]) -> Array:
+        """(tokens, vocabulary) logits before each of the tokens, which are read behind the prompt in one run."""
+        import torch
+
+        inputs = self.inputs([request])
+        for name, filler in (("input_ids", list(tokens[:-1])), ("attention_mask", 1), ("mm_token_type_ids", 0)):
+            if name in inputs:
+                more = torch.tensor(filler).expand(1, len(tokens) - 1)
+                inputs[name] = torch.cat([inputs[name], more.to(inputs[name].dtype)], 1)
+        base, seen = self.model.base_model, self._seen
+        if seen is not None and seen[0] is request:
+            base.get_image_features = lambda *_, **__: seen[1]
+        try:
+            with torch.inference_mode():
+                out = self.model(**inputs, logits_to_keep=len(tokens))
+        finally:
+            base.__dict__.pop("get_image_features", None)
+        found: Array = out.logits[0].float().numpy()
         return found
 
     def inputs(self, requests: Sequence[Request]) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpa_edge.artifact import read_artifact
-from mpa_edge.errors import MpaError
+from mpa_edge.errors import MpaError, NotFiniteError
 from mpa_edge.types import FinishReason, Reply, Request, Timing, Trace
 from mpa_edge.vlm.llama_cpp.language import LanguageModel, Piece, merged, open_table
 from mpa_edge.vlm.llama_cpp.vision import EncodedImage, Projector, images_for_mtmd
@@ -143,6 +143,19 @@ class LlamaCppVLM:
             traces.append(trace)
         return traces
 
+    def forced(self, request: Request, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """(tokens, vocabulary) logits before each of the tokens, which are read behind the prompt.
+
+        Fewer rows where the context ends.
+        """
+        prompt = self._prompt(request, self.look(request.image))
+        self._read(prompt, False)
+        rows = [self.language.logits().copy()]
+        for token in tokens[: self.artifact.context_tokens - len(prompt.ids)][:-1]:
+            self.language.step(token)
+            rows.append(self.language.logits().copy())
+        return np.stack(rows)
+
     def close(self) -> None:
         """Free the memory; safe to call twice."""
         self.vision.close()
@@ -200,7 +213,7 @@ class LlamaCppVLM:
         choose = Sampler(request, self.artifact.repetition_penalty, prompt.ids)
         limit = min(request.max_new_tokens, self.artifact.context_tokens - len(prompt.ids))
         if not np.isfinite(language.logits()).all():
-            raise MpaError(f"{language.path} computes values that are not numbers: export with another scheme")
+            raise NotFiniteError(language.path, "language")
         for n in range(1, limit + 1):
             logits = language.logits()
             scores = choose.scores(logits)

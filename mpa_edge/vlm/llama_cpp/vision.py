@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpa_edge.errors import MpaError
+from mpa_edge.errors import MpaError, NotFiniteError
 from mpa_edge.vlm.llama_cpp.gguf_header import read_header
 from mpa_edge.vlm.llama_cpp.language import LanguageModel, Piece, last_error
 from mpa_edge.vlm.pixels import resized
@@ -46,7 +46,7 @@ class Projector:
         from llama_cpp import mtmd_cpp
 
         read_header(path)
-        self.mtmd, self.language, self.image_id = mtmd_cpp, language, image_id
+        self.mtmd, self.path, self.language, self.image_id = mtmd_cpp, path, language, image_id
         params = mtmd_cpp.mtmd_context_params_default()
         params.n_threads, params.warmup, params.print_timings = language.threads, False, False
         params.flash_attn_type = language.lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -87,6 +87,8 @@ class Projector:
         if code := mtmd.mtmd_encode_chunk(self.context, chunk):
             raise MpaError(f"llama.cpp cannot encode an image, code {code} ({last_error()}): free memory and rerun")
         rows = np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(self.context), (n, self.language.hidden)).copy()
+        if not np.isfinite(rows).all():
+            raise NotFiniteError(self.path, "mmproj")
         grid = None
         if mtmd.mtmd_decode_use_mrope(self.context):
             tokens = mtmd.mtmd_input_chunk_get_tokens_image(chunk)

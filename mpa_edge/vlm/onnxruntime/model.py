@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpa_edge.artifact import read_artifact
-from mpa_edge.errors import MpaError
+from mpa_edge.errors import MpaError, NotFiniteError
 from mpa_edge.types import Reply, Request, Timing, Trace
 from mpa_edge.vlm.onnxruntime.sessions import (
     Decoder,
@@ -151,6 +151,17 @@ class OnnxVLM:
             traces.append(Trace(tuple(prompt.ids), pixels_digest(arrays), vision, own, answer))
         return traces
 
+    def forced(self, request: Request, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """(tokens, vocabulary) logits before each of the tokens, which are read behind the prompt in one run."""
+        prepared = prepare(self.artifact.image, request.image)
+        ids = self._ids(request, prepared)
+        prompt = self._prompt(request, ids, prepared.pixels, self.vision.encode(prepared.pixels))
+        embeds = np.concatenate([prompt.embeds, self._embed(np.array([tokens[:-1]], np.int64))[0]])
+        following = prompt.positions.max() + 1 + np.arange(len(tokens) - 1)
+        following = np.broadcast_to(following, (*prompt.positions.shape[:-1], len(following)))
+        positions = np.expand_dims(np.concatenate([prompt.positions, following], -1), -2)
+        return self._finite(self.decoder.read(embeds[None], positions, len(tokens)))
+
     def close(self) -> None:
         """Free the weights."""
         self.vision = self.embed = self.decoder = None
@@ -224,7 +235,7 @@ class OnnxVLM:
 
     def _finite(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         if not np.isfinite(logits).all():
-            raise MpaError(f"{self.decoder.path} computes values that are not numbers: export with another scheme")
+            raise NotFiniteError(self.decoder.path, "decoder")
         return logits
 
 

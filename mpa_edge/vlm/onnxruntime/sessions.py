@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
-from mpa_edge.errors import MpaError
+from mpa_edge.errors import MpaError, NotFiniteError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -109,8 +109,10 @@ class VisionEncoder(Graph):
                 )
             arrays[name] = pixels[key]
         features = [self.run(tile)[0] for tile in tiles(arrays)]
-        rows = [found.reshape(-1, found.shape[-1]) for found in features]
-        return np.concatenate(rows).astype(np.float32, copy=False)
+        rows = np.concatenate([found.reshape(-1, found.shape[-1]) for found in features])
+        if not np.isfinite(rows).all():
+            raise NotFiniteError(self.path, "vision")
+        return rows.astype(np.float32, copy=False)
 
 
 def tiles(pixels: Pixels) -> Iterator[Pixels]:
@@ -163,6 +165,14 @@ class Decoder(Graph):
         logits, *present = self.run(feeds)
         last: NDArray[np.float32] = logits[:, -1].astype(np.float32, copy=False)
         return last, dict(zip(self.cache_inputs, present, strict=True))
+
+    def read(self, embeds: NDArray[Any], positions: NDArray[np.int64], n_logits: int) -> NDArray[np.float32]:
+        """(1, S, hidden), (1, S) or (3, 1, S) -> (n_logits, vocabulary) of the last tokens, in one run."""
+        feeds = {"inputs_embeds": embeds, "attention_mask": np.ones((1, embeds.shape[1]), np.int64)}
+        counts = {name: np.full_like(one, n_logits) for name, one in self.constants.items()}
+        logits = self.run(feeds | {"position_ids": positions, **counts, **self.empty_cache(1)})[0]
+        last: NDArray[np.float32] = logits[0, -n_logits:].astype(np.float32, copy=False)
+        return last
 
 
 def has_dynamic_ranges(path: Path) -> bool:

@@ -180,7 +180,7 @@ def place(tmp_path: Path, made: Path, which: str) -> tuple[Path, Artifact]:
         name=artifact.scheme,
         format=artifact.format,
         components=_bits(artifact),
-        tolerance=Tolerance(vision_cosine_min=0.5, max_abs_logit_diff=1.0, greedy_prefix=0.0),
+        tolerance=Tolerance(vision_cosine_min=0.5, kl_max=1.0),
     )
     source = open_source(str(checkpoint(which)), out=str(tmp_path / "exports"))
     write_card(source, artifact, hand_made.manifest_of(scheme, folder), folder)
