@@ -24,6 +24,7 @@ MODEL_TYPES = ("idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "lla
 HIDDEN, FFN, HEAD_DIM, TEXT_LAYERS = 256, 512, 64, 2
 CONTEXT = 4096
 GAIN, GAIN_OF_ENDS = 1.5, 2.5
+SURENESS = 0.45
 """Matrices get this over the root of their fan-in; input and output embeddings more, for logits with clear winners."""
 # read with the module: what is on the disk later need not be what runs
 SOURCES = [Path(source).read_text(encoding="utf-8") for source in (__file__, text.__file__)]
@@ -92,6 +93,8 @@ def _randomize(model: Any, random: Any) -> None:
                 parameter.normal_(0, gain / parameter[0].numel() ** 0.5, generator=random)
             else:
                 parameter.normal_(0 if "bias" in name else 1, 0.1, generator=random)
+            if name.endswith(("text_model.norm.weight", "language_model.norm.weight")):
+                parameter.mul_(SURENESS)  # as sure of the next token as rounding to 4 bits leaves a trained model
 
 
 def _text(tokenizer: Any, *, hidden: int = HIDDEN, tied: bool = False) -> dict[str, Any]:

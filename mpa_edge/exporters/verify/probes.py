@@ -13,7 +13,7 @@ from mpa_edge.types import Request
 MAX_NEW_TOKENS = 8
 GRAY = (128, 128, 128)
 LONG, SHORT = 256, 64
-TEXT_TOKENS = 256
+TEXT_TOKENS = 384
 TEXT = """\
 The harbour office opens at seven. Before that the quay belongs to the gulls, and to whoever could not sleep: an old man
 with a folding chair, two students who share one coat, a woman who counts the boats and writes the number into a small
@@ -28,7 +28,8 @@ said the seller, "but it is too heavy for you. Take two of the small ones, and t
 minutes in the oven, with a little oil, salt and half a lemon." The boy nodded, paid with a note that was wet from the
 rain, and ran. By noon the stalls are empty, the ice has melted between the stones, and the whole square smells of the
 sea. In the afternoon the wind often comes from the north-west, and then the flags on the roof of the office stand out
-as stiff as boards.
+as stiff as boards. A storm is a different matter: the pilots stay in, the cranes are tied down, and the radio reads
+out the height of the water every hour until somebody, usually the youngest clerk, is sent to close the iron gates.
 """
 """English, written for this check: a model's activations on text are larger than on a drawn image alone."""
 

@@ -324,7 +324,8 @@ def test_an_activation_that_is_too_large_for_16_bits(tmp_path: Path) -> None:
     weights = load_file(checkpoint / "model.safetensors")
     prefix = "model.vision_model.encoder.layers.0.mlp."
     weights = {name: array.astype(np.float32) for name, array in weights.items()}
-    weights[f"{prefix}fc1.bias"][0], weights[f"{prefix}fc2.weight"][:, 0] = 1e5, 1e-5
+    for name, factor in (("fc1.weight", 1e5), ("fc1.bias", 1e5), ("fc2.weight", 1e-5)):
+        weights[prefix + name] *= np.float32(factor)
     save_file(weights, checkpoint / "model.safetensors")
     source = Source("large", checkpoint, tmp_path / "exports")
     schemes = [load_scheme(name) for name in ("onnx-fp32", "onnx-fp16", "onnx-int8")]
@@ -345,7 +346,7 @@ def test_an_activation_that_is_too_large_for_16_bits(tmp_path: Path) -> None:
     ("scheme", "component", "advised"),
     [
         ("onnx-q4", "decoder", "choose a scheme with more bits for the decoder: gguf-q8_0, onnx-fp16, onnx-int8"),
-        ("onnx-int8", "vision encoder", "choose a scheme with more bits for the vision encoder: onnx-fp16"),
+        ("onnx-int8", "vision encoder", "choose a scheme with more bits for the vision encoder: gguf-q8_0, onnx-fp16"),
         ("onnx-fp16", "decoder", "no other scheme here has more bits for the decoder: rerun with --fresh, or name a "),
         ("gguf-q8_0", "chat template", "more bits do not help; check the checkpoint's chat template, or use a scheme "),
         ("onnx-q4", "runtime", "a file is damaged or its runtime is another version: rerun with --fresh, and run "),
