@@ -301,10 +301,10 @@ def compare_with_base(
     from_aligned, from_base = divergences(aligned, export), divergences(base, export)
     if not (np.isfinite(from_aligned).all() and np.isfinite(from_base).all()) or aligned.shape != base.shape:
         return found, wrong
-    nearer_base, change = from_aligned - from_base, float(divergences(base, aligned).mean())
+    nearer_base, way = from_aligned - from_base, float(divergences(base, aligned).mean())
     found |= {"kl_aligned": float(from_aligned.mean()), "kl_base": float(from_base.mean())}
     error = nearer_base.std(ddof=1) / np.sqrt(len(nearer_base)) if len(nearer_base) > 1 else np.inf
-    if nearer_base.mean() > 0 and change > max(SURE * error, MIN_KL):
+    if nearer_base.mean() > 0 and way > max(SURE * error, MIN_KL):
         told = f"KL {from_base.mean():.2g} from the base model's and {from_aligned.mean():.2g} from the aligned one's"
         wrong.append(Reason(DECODER, f"its next-token distributions are {told}: they are the base model's"))
     return found, wrong
