@@ -67,7 +67,7 @@ def trace_checkpoint(
 class Checkpoint:
     """A transformers checkpoint whose inner values can be read while it answers.
 
-    `image` holds all values of the image processor.
+    `image` holds values of the image processor that replace its own.
     """
 
     def __init__(self, folder: Path, image: dict[str, Any], threads: int | None) -> None:
@@ -78,7 +78,7 @@ class Checkpoint:
         checkpoint.set_threads(threads)
         self.processor = checkpoint.load_processor(str(folder))
         of_pil = AutoImageProcessor.from_pretrained(str(folder), backend="pil", trust_remote_code=False)
-        self.processor.image_processor = type(of_pil).from_dict(image)
+        self.processor.image_processor = type(of_pil).from_dict(of_pil.to_dict() | image)
         self.model: Any = checkpoint.load_model(str(folder), "cpu")
         self._seen: tuple[Request, Any] | None = None
         """The last request that was traced alone, and the features of its image: seconds for each tile."""
