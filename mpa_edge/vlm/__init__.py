@@ -15,7 +15,6 @@ from mpa_edge.artifact import is_artifact, read_artifact
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.runs.files import sha256_file, sha256_json
 from mpa_edge.vlm.openai.reference import is_server, parse
-from mpa_edge.vlm.transformers.files import require_no_adapter
 
 if TYPE_CHECKING:
     from mpa_edge.config.recipe import TeacherServerConfig
@@ -51,6 +50,8 @@ def resolve(reference: str) -> str:
     folder = Path(reference).expanduser()
     if folder.exists():
         if not is_artifact(folder):
+            from mpa_edge.vlm.transformers.files import require_no_adapter  # not in a bundle for a device
+
             require_no_adapter(folder)
         if not is_artifact(folder) and not (folder / "config.json").is_file():
             raise MpaError(f"'{reference}' has no config.json: name a folder that holds a transformers checkpoint")
