@@ -33,7 +33,7 @@ SENSITIVE = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
 SHORTEST_SECRET_CHARS = 8
 """Shorter values would black out ordinary words."""
 CREDENTIALS = re.compile(
-    r"(?<=://)[^/\s]+(?=@)|(?<=Bearer )\S+|(?<=Basic )\S+|\b(?:sk|hf|ghp|github_pat)[-_]\w[-\w]{15,}"
+    r"(?<=://)[^/\s]+(?=@)|(?<=Bearer )\S+|(?<=Basic )[\w+/=]{8,}|\b(?:sk|hf|ghp|github_pat)[-_]\w[-\w]{15,}"
 )
 LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "onnxruntime", "llama-cpp-python", "ray", "openai")
 FORMAT = "%(asctime)s %(levelname)s %(process)d %(module)s: %(message)s"
