@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -127,8 +126,7 @@ def evaluate_model(
                 batch_size=recipe.evaluate.batch_size,
                 server=recipe.teacher_server,
             )
-            # a link that the user names is followed
-            out_path = Path(os.path.realpath(out) if os.path.islink(out) else out) if out else None
+            out_path = Path(out) if out else None
             result = run_eval(spec, Path(model).name, load_vlm, out_path, fingerprint(model), fresh)
     if dry_run:
         click.echo(f"ask {model} {len(spec.questions.samples)} questions of {spec.questions.name}, {spec.task.metric}")

@@ -15,7 +15,7 @@ from mpa_edge.config.recipe import Recipe
 from mpa_edge.errors import MpaError
 from mpa_edge.runs.files import make_folder, write_bytes
 from mpa_edge.runs.manifest import RUN_FILE
-from mpa_edge.runs.paths import remove
+from mpa_edge.runs.paths import inside, remove, require_plain
 from mpa_edge.runs.remote.stores import is_url
 from mpa_edge.runs.wheel import CONSTRAINTS, build_wheel, constraints, wheel_name
 from mpa_edge.vlm.openai.reference import is_server
@@ -186,6 +186,7 @@ def write_kit(job: Job) -> None:
     files[CONSTRAINTS] = constraints().read_bytes()
     if job.recipe_file:
         files[RECIPE] = job.recipe_file.read_bytes()
+    require_plain(inside(job.folder, CLOUD))
     for path in make_folder(job.kit).iterdir():
         remove(path)
     for name, content in files.items():

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from mpa_edge import __version__
-from mpa_edge.artifact import read_artifact
+from mpa_edge.artifact import is_artifact, read_artifact
 from mpa_edge.config.library import load_scheme, names
 from mpa_edge.config.scheme import ONNX_COMPONENTS, Scheme
 from mpa_edge.config.target import ImageBudget, Target
@@ -197,6 +197,9 @@ def run_export(order: Order) -> list[Path]:
     exports = order.source.exports
     for name in (PARTS, *(f"{kind}{scheme.name}" for scheme in order.schemes for kind in ("", BUILDING, OLD))):
         require_plain(inside(exports, name))
+    for folder in (exports / scheme.name for scheme in order.schemes):
+        if folder.is_dir() and any(folder.iterdir()) and not (is_artifact(folder) or (folder / MANIFEST).is_file()):
+            raise MpaError(f"{folder} contains something other than an export: choose another --out")
     with run_lock(exports):
         for old in exports.glob(f"{OLD}*"):  # of a kill; the only copy stays until there is a new one
             if (exports / old.name.removeprefix(OLD)).exists():

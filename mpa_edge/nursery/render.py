@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mpa_edge.errors import MpaError
 from mpa_edge.nursery import world
 from mpa_edge.nursery.draw import STYLES, paint
 from mpa_edge.runs.files import disk_errors, make_folder, read_json, write_bytes, write_json
@@ -70,7 +71,12 @@ def render(folder: Path, n: int, seed: int, style: FileStyle, answers_per_image:
 
 
 def _clear(folder: Path, n: int, seed: int) -> None:
-    """Remove the mark, the answers, and the minicharts that will not be overwritten."""
+    """Remove the mark, the answers, and the minicharts that will not be overwritten.
+
+    MpaError where the answers are not ours: no image is there that they are about.
+    """
+    if (folder / ANSWERS).exists() and not any(folder.glob("minichart-*.png")):
+        raise MpaError(f"{folder} has an {ANSWERS} of its own: choose another folder")
     for path in (folder / MARK, folder / ANSWERS):
         remove(path)
     for path in folder.glob("minichart-*.png"):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,8 @@ from mpa_edge.errors import MachineError, MpaError
 from mpa_edge.runs.paths import copy, move, new_file, remove
 
 TEMP_SUFFIX = ".tmp"
+LEFTOVER = re.compile(rf"\..+[-.]\d+{re.escape(TEMP_SUFFIX)}")
+"""Names of temporary files; all of them have the number of the process that writes."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 MB = 1_000_000
 HASHED_AT_ONCE = 2**18
@@ -132,7 +135,7 @@ def atomic_write(path: Path, need_bytes: int = MB, *, sync: bool = True) -> Iter
 
 def link_or_copy(path: Path, to: Path) -> None:
     """Give a file a second name, without a copy where the disk supports hard links."""
-    temp = to.with_name(f".{to.name}{TEMP_SUFFIX}")
+    temp = to.with_name(f".{to.name}.{os.getpid()}{TEMP_SUFFIX}")
     remove(temp)
     try:
         os.link(path, temp)
@@ -175,7 +178,7 @@ def read_json(path: Path) -> Any:
 
 def sweep(folder: Path) -> int:
     """Remove the temporary files that killed processes left in a folder tree; returns how many."""
-    leftovers = list(folder.rglob(f".*{TEMP_SUFFIX}"))
+    leftovers = [path for path in folder.rglob(f".*{TEMP_SUFFIX}") if LEFTOVER.fullmatch(path.name)]
     for path in leftovers:
         remove(path)
     return len(leftovers)

@@ -81,8 +81,14 @@ def remove(path: Path, *, quietly: bool = False) -> None:
 
 
 def move(path: Path, to: Path) -> None:
-    """Give a file or folder another name on the same disk. A file or a link that has the name is replaced."""
-    os.replace(path, to)
+    """Give a file or folder another name on the same disk. A file or a link that has the name is replaced.
+
+    MpaError where a folder is in the place of a file, or the other way round.
+    """
+    try:
+        os.replace(path, to)
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise MpaError(f"cannot replace {to} ({error.strerror}): remove it yourself, and rerun") from error
 
 
 def copy(path: Path, to: Path) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from mpa_edge.config.library import load_recipe
 from mpa_edge.config.recipe import Recipe
 from mpa_edge.engines.job import LOCAL, Engine, Facts
@@ -38,6 +40,7 @@ from mpa_edge.runs.memory import peak_rss_bytes
 from mpa_edge.runs.paths import require_plain
 from mpa_edge.runs.write_hooks import tell
 from mpa_edge.tasks import Task, get_benchmark, get_task
+from mpa_edge.types import Record
 from mpa_edge.vlm import fingerprint
 
 
@@ -171,6 +174,15 @@ def not_finished(folder: Path, stage: str) -> MpaError:
     return MpaError(f"{folder} has no finished {stage}: run {how} first")
 
 
+class Remembered(Record):
+    """run.json: what the recipe does not say."""
+
+    images: str | None
+    """Absolute path of the folder of images; None where the recipe draws them."""
+    limit: int | None
+    """Use the first images only."""
+
+
 def open_run(
     source: str | None,
     *,
@@ -184,11 +196,14 @@ def open_run(
     folder = Path(source)
     if (folder / RUN_FILE).is_file():
         require_plain(folder)
-        stored = read_json(folder / RUN_FILE)
-        if not isinstance(stored, dict) or not {"images", "limit"} <= stored.keys():
-            raise MpaError(f"{folder / RUN_FILE} is damaged: rerun mpa-edge align with the recipe and --out {folder}")
+        try:
+            stored = Remembered.model_validate(read_json(folder / RUN_FILE))
+        except ValidationError as error:
+            raise MpaError(
+                f"{folder / RUN_FILE} is damaged: rerun mpa-edge align with the recipe and --out {folder}"
+            ) from error
         recipe = load_recipe(str(folder / RECIPE_FILE), overrides)
-        return Run(Path(out or source), recipe, images or stored["images"], limit or stored["limit"])
+        return Run(Path(out or source), recipe, images or stored.images, limit or stored.limit)
     if folder.is_dir():
         raise MpaError(f"'{source}' is not a run folder (no {RUN_FILE}): name a recipe, or a folder that align made")
     recipe = load_recipe(source, overrides)
@@ -205,7 +220,7 @@ def remember(run: Run) -> None:
     from ruamel.yaml import YAML
 
     images = run.images or run.recipe.images.path
-    write_json(run.folder / RUN_FILE, {"images": _absolute(images), "limit": run.limit})
+    write_json(run.folder / RUN_FILE, Remembered(images=_absolute(images), limit=run.limit))
     text = StringIO()
     YAML(typ="safe", pure=True).dump(with_absolute_paths(run.recipe).model_dump(mode="json"), text)
     write_bytes(run.folder / RECIPE_FILE, text.getvalue().encode())

@@ -237,6 +237,13 @@ def test_links_of_the_user_are_followed(made: Path, tmp_path: Path, capfd: pytes
     assert (tmp_path / "here").is_symlink()
 
 
+@pytest.mark.parametrize("extra", [[], ["--fresh"]])
+def test_a_file_of_answers_that_is_a_link(scene: Scene, refused: Callable[..., str], extra: list[str]) -> None:
+    (scene.home / "x.jsonl").symlink_to(scene.victim / "a.txt")
+    said = refused("evaluate", "nursery:student", "--limit", "2", "--out", str(scene.home / "x.jsonl"), *extra)
+    assert "x.jsonl is a link" in said
+
+
 # --- exports, benchmarks and bundles ----------------------------------------------------------------------------------
 
 
@@ -314,6 +321,48 @@ def test_making_a_bundle_removes_only_our_own_leftovers(tmp_path: Path) -> None:
     with half_made(tmp_path / "bundle"):
         pass
     assert sorted(os.listdir(tmp_path)) == sorted(kept)
+
+
+def test_a_folder_of_the_user_is_not_taken_for_a_bundle(tmp_path: Path) -> None:
+    """Image files of operating systems come with SHA256SUMS too."""
+    from mpa_edge.bench.host.bundle import CODE, SUMS, _is_bundle
+
+    (tmp_path / SUMS).write_text(f"{'0' * 64}  own.iso\n")
+    (tmp_path / "own.iso").write_text("")
+    assert not _is_bundle(tmp_path)
+    (tmp_path / SUMS).write_text(f"{'0' * 64}  {CODE}\n{'0' * 64}  own.iso\n")
+    assert _is_bundle(tmp_path)
+    (tmp_path / "thesis.txt").write_text("")
+    assert not _is_bundle(tmp_path)
+
+
+def test_an_export_does_not_replace_a_folder_of_the_user(scene: Scene, refused: Callable[..., str]) -> None:
+    (scene.home / "models" / "onnx-int8").mkdir(parents=True)
+    (scene.home / "models" / "onnx-int8" / "thesis.txt").write_text("")
+    said = refused("export", "nursery:student", "--as", "onnx-int8", "--out", str(scene.home / "models"))
+    assert said.endswith("onnx-int8 contains something other than an export: choose another --out")
+
+
+def test_answers_of_the_user_are_not_replaced(scene: Scene, refused: Callable[..., str]) -> None:
+    (scene.home / "answers.jsonl").write_text("")
+    refused("nursery", "render", str(scene.home), "--n", "2")
+
+
+@pytest.mark.parametrize("stored", [{"images": 7, "limit": None}, {"images": None, "limit": "x"}, {"images": None}, []])
+def test_a_run_file_of_other_values(scene: Scene, refused: Callable[..., str], stored: Any) -> None:
+    write_json(scene.run / RUN_FILE, stored)
+    assert "run.json is damaged" in refused("annotate", str(scene.run))
+
+
+def test_a_job_folder_of_a_cloud_run(scene: Scene) -> None:
+    from mpa_edge.cloud.job import Job, write_kit
+
+    (scene.run / "cloud").mkdir()
+    (scene.run / "cloud" / "kit").symlink_to(scene.victim)
+    job = Job("x", "sky", scene.run, "s3://b/x", *[None] * 10)  # type: ignore[arg-type]
+    with pytest.raises(MpaError, match="cloud/kit is a link"):
+        write_kit(job)
+    assert scene.is_kept()
 
 
 # --- buckets ----------------------------------------------------------------------------------------------------------

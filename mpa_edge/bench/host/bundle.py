@@ -156,7 +156,7 @@ def make_bundle(
         write_json(half / MANIFEST, manifest)
         place = folder / manifest.sha256[:SHORT_DIGITS] if named_by_hash else folder
         if place.is_dir() and any(place.iterdir()):
-            if not (place / SUMS).is_file():
+            if not _is_bundle(place):
                 raise MpaError(f"{place} contains something other than a bundle: choose another --out")
             # if this run is killed in between, the next one removes what has such a name
             old = half.with_name(f"{half.name.removesuffix(HALF_SUFFIX)}-old.{os.getpid()}{HALF_SUFFIX}")
@@ -166,6 +166,16 @@ def make_bundle(
         else:
             move(half, place)
     return Bundle(place, manifest)
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether a folder holds nothing but a bundle: then it may be replaced."""
+    try:
+        lines = (folder / SUMS).read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError):
+        return False
+    names = {line.partition("  ")[2] for line in lines} | {MANIFEST, SUMS}
+    return CODE in names and names >= {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
 
 
 def pack(bundle: Bundle, out: Path) -> None:

@@ -253,7 +253,7 @@ class Mirror:
             )
         same: dict[str, Same] = {}
         for line in lines[1:]:
-            with suppress(ValueError):  # a line cut short by a kill
+            with suppress(ValueError, TypeError, LookupError):  # a line cut short by a kill
                 name, *rest = json.loads(line)
                 same.pop(name, None)
                 if rest:
