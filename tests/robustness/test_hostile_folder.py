@@ -56,6 +56,7 @@ COMMANDS = {
     "export": ["export", "--as", "onnx-int8"],
     "bench": ["bench", "--as", "onnx-int8"],
     "bundle": ["bundle", "--as", "onnx-int8"],
+    "report": ["report"],
     "what would run": ["align", "--dry-run"],
 }
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from mpa_edge.bench.results.records import ANSWERS, BENCH, SWEEP, TIMINGS, AnswerRow, BenchReport, Sweep, Timed
 from mpa_edge.errors import MpaError, OutsideError
-from mpa_edge.runs.log import LOG_FILE
+from mpa_edge.runs.log import LOG_FILE, RUN_FILE
 from mpa_edge.runs.paths import inside, require_plain
 
 FOLDER = "bench"
@@ -53,6 +53,8 @@ def find_benches(run: Path) -> list[Path]:
     """Folders with a bench.json: RUN/bench/TARGET/SCHEME, or the folder itself. MpaError where there is none."""
     if not run.is_dir():
         raise MpaError(f"no folder {run}: give a run that was benchmarked, or make one with mpa-edge align")
+    if (run / RUN_FILE).is_file():
+        require_plain(run)
     places = [run / BENCH, *sorted((run / FOLDER).glob(f"*/*/{BENCH}")), *sorted(run.glob(f"*/{BENCH}"))]
     found = [inside(run, path.relative_to(run).as_posix()).parent for path in places if path.is_file()]
     if not found:
