@@ -64,10 +64,10 @@ def answers_of_run(comparison: Comparison, run: Path | None, checkpoint: Path, n
         folder = run / FOLDERS["evaluate"]
         path = folder / f"predictions-{name}.parquet"
         evaluated, merged = read_manifest(folder), read_manifest(checkpoint)
-        if evaluated and merged and evaluated.inputs["merge"] == sha256_json(merged.outputs) and path.is_file():
+        if evaluated and merged and evaluated.inputs.get("merge") == sha256_json(merged.outputs) and path.is_file():
             # not where the files of the model have changed since
             if name == "base":
-                same = evaluated.inputs["student"] == fingerprint(comparison.recipe.student)
+                same = evaluated.inputs.get("student") == fingerprint(comparison.recipe.student)
             else:
                 same = not damaged(checkpoint, merged)
             known = {row.sample_id: row for row in read_rows(path, Prediction)}

@@ -49,7 +49,8 @@ class BuildContext:
         """A file below `parts`, made once for all schemes; one whose hash has changed is made again."""
         path = self.parts / name
         make_folder(path.parent)
-        made = read_json(self.parts / MADE) or {}
+        stored = read_json(self.parts / MADE)
+        made = stored if isinstance(stored, dict) else {}
         if name not in made or made[name] != _hashes(path):
             for old in (path, path.with_name(f"{path.name}{DATA}")):
                 remove(old)

@@ -154,7 +154,8 @@ def finish(
 def seconds_so_far(folder: Path) -> float:
     """Wall seconds of all attempts at a stage, as last written by its clock."""
     stored = read_json(folder / CLOCK)
-    return float(stored["seconds"]) if isinstance(stored, dict) and "seconds" in stored else 0.0
+    seconds = stored.get("seconds") if isinstance(stored, dict) else None
+    return float(seconds) if isinstance(seconds, int | float) else 0.0
 
 
 class StageClock:

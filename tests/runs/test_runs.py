@@ -97,6 +97,12 @@ def test_the_clock_adds_up_attempts(tmp_path: Path) -> None:
     assert 100.02 <= clock.tick() == folders.seconds_so_far(tmp_path) < 101
 
 
+@pytest.mark.parametrize("stored", [[], {}, {"seconds": "x"}, {"seconds": None}, 7])
+def test_a_clock_that_is_damaged_starts_anew(tmp_path: Path, stored: object) -> None:
+    files.write_json(tmp_path / folders.CLOCK, stored)
+    assert folders.seconds_so_far(tmp_path) == 0.0
+
+
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     files.write_json(path, {"old": True})

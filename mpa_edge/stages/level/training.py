@@ -298,7 +298,7 @@ def _planned_steps(config: LevelConfig, n_train: int) -> int:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint; those that a kill left half-written are removed."""
-    found = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*")}
+    found = {step: path for path in folder.glob("checkpoint-*") if (step := _step_of(str(path)))}
     for path in found.values():
         if not (path / COMPLETE).is_file():
             remove(path)
@@ -336,12 +336,13 @@ def _curve(history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
 
 
 def _step_of(place: str | None) -> int | None:
-    """The step of a checkpoint's folder.
+    """The step of a checkpoint's folder; None where it has none.
 
-    >>> _step_of("runs/x/checkpoint-40"), _step_of(None)
-    (40, None)
+    >>> _step_of("runs/x/checkpoint-40"), _step_of("runs/x/checkpoint-old"), _step_of(None)
+    (40, None, None)
     """
-    return int(Path(place).name.split("-")[1]) if place else None
+    step = place.rpartition("/checkpoint-")[2] if place else ""
+    return int(step) if step.isdecimal() else None
 
 
 @contextmanager
