@@ -148,10 +148,12 @@ def test_a_folder_with_anything_but_files_is_refused(run: Path, victim: Path, ki
 
 def test_clearing_a_folder_and_sweeping_stay_inside(run: Path, victim: Path) -> None:
     (run / "way").symlink_to(victim)
-    (run / "sub" / ".x.tmp").symlink_to(victim)
-    (victim / ".y.tmp").write_text("")
+    (run / "sub" / ".x.9.tmp").symlink_to(victim)
+    (run / ".own.tmp").write_text("of another program")
+    (victim / ".y.9.tmp").write_text("")
     assert files.sweep(run) == 1
-    (victim / ".y.tmp").unlink()  # still there
+    assert (run / ".own.tmp").is_file()
+    (victim / ".y.9.tmp").unlink()  # still there
     clear(run)
     assert os.listdir(run) == []
     assert untouched(victim)

@@ -51,7 +51,7 @@ DEVICE_CODE = (
     *("config/__init__.py", "config/recipe.py", "config/scheme.py", "images/*.py"),
     *("runs/__init__.py", "runs/files.py", "runs/paths.py", "runs/network.py"),
     *("vlm/*.py", "vlm/shared/*.py", "vlm/pixels/*.py", "vlm/llama_cpp/*.py", "vlm/onnxruntime/*.py"),
-    *("vlm/openai/__init__.py", "vlm/openai/reference.py"),
+    *("vlm/openai/__init__.py", "vlm/openai/reference.py", "vlm/transformers/__init__.py", "vlm/transformers/files.py"),
 )
 
 
