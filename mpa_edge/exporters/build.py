@@ -12,6 +12,7 @@ from mpa_edge.config.scheme import ONNX_COMPONENTS, CalibrationConfig, Component
 from mpa_edge.config.target import ImageBudget
 from mpa_edge.exporters.gguf.convert import convert
 from mpa_edge.exporters.gguf.quantize import quantize_gguf
+from mpa_edge.exporters.importance import measure_importance, texts_of
 from mpa_edge.exporters.onnx.export import export_component
 from mpa_edge.exporters.onnx.quantize import quantize_component
 from mpa_edge.exporters.publish.layout import file_name
@@ -106,7 +107,10 @@ def make_component(context: BuildContext, scheme: Scheme, component: Component, 
             if not (calibration / "done.json").is_file():
                 context.run(calibrate, context.source, graphs, make_folder(calibration), n, context.budget)
                 write_json(calibration / "done.json", {"n": n})
-        return list(context.run(quantize_component, full, out, component, precision, scheme, calibration))
+        importance = None
+        if component == "decoder" and precision in ("q4", "q4f16"):
+            importance = context.part("importance.npz", lambda path: _importance(context, path))
+        return list(context.run(quantize_component, full, out, component, precision, scheme, calibration, importance))
     if component == "mmproj" or precision == "f16":
         part = _gguf(context, "mmproj" if component == "mmproj" else "language", precision)
         # a file of its own: damage to one export must not reach another
@@ -123,6 +127,11 @@ def _graph(context: BuildContext, component: Component) -> Path:
     """The full-precision ONNX graph of a component."""
     name = f"onnx/{component}/{Path(file_name('onnx', component, 'fp32')).name}"
     return context.part(name, lambda path: context.run(export_component, context.source.checkpoint, component, path))
+
+
+def _importance(context: BuildContext, path: Path) -> None:
+    """How much each input of the language model's matrices matters."""
+    context.run(measure_importance, context.source.checkpoint, texts_of(context.source), path)
 
 
 def _gguf(context: BuildContext, component: Literal["language", "mmproj"], precision: str) -> Path:

@@ -75,7 +75,7 @@ def forecast_bytes(source: Source, scheme: Scheme) -> dict[Component, int]:
     sizes: dict[Component, int] = {}
     for component, precision in scheme.components.items():
         if component in ONNX_COMPONENTS:
-            bits = [(_onnx_bits(one, precision, scheme.block_size), one) for one in tensors_of(source, component)]
+            bits = [(_onnx_bits(one, precision, scheme), one) for one in tensors_of(source, component)]
         else:
             bits = [(_gguf_bits(one, component, precision, source), one) for one in tensors_of(source, component)]
         sizes[component] = int(sum(width * tensor.n_parameters for width, tensor in bits) / 8)
@@ -96,7 +96,7 @@ def fp32_bytes(source: Source, component: Component) -> int:
     return 4 * sum(tensor.n_parameters for tensor in tensors_of(source, component))
 
 
-def _onnx_bits(tensor: Tensor, precision: str, block_size: int) -> float:
+def _onnx_bits(tensor: Tensor, precision: str, scheme: Scheme) -> float:
     """Bits for each parameter of a tensor in an ONNX graph."""
     is_static_convolution = precision.startswith("qdq") and len(tensor.shape) > 2
     if not (tensor.is_matrix or tensor.place == "embed" or is_static_convolution):
@@ -107,8 +107,11 @@ def _onnx_bits(tensor: Tensor, precision: str, block_size: int) -> float:
     if precision not in BLOCKS:
         return bits
     scale_bits = 16 if precision == "q4f16" else 32
+    name = "head" if tensor.place == "head" else tensor.name.removesuffix(".weight").rpartition(".")[2]
+    if bits == 4 and tensor.place in ("language", "head") and name in scheme.eight_bits:
+        bits = 8
     zero_point_bits = 4 if bits == 4 else 0
-    return bits + (scale_bits + zero_point_bits) / block_size
+    return bits + (scale_bits + zero_point_bits) / scheme.block_size
 
 
 def _gguf_bits(tensor: Tensor, component: Component, precision: str, source: Source) -> float:

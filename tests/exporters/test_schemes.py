@@ -53,7 +53,7 @@ def test_file_names_are_those_of_transformers_js(name: str) -> None:
 
 
 def test_the_schemes_that_are_promised() -> None:
-    assert {f"onnx-{kind}" for kind in ("fp32", "fp16", "int8", "q4", "q4f16", "qdq", "q2")} == set(ONNX)
+    assert {f"onnx-{kind}" for kind in ("fp32", "fp16", "int8", "q4-q8", "q4", "q4f16", "qdq", "q2")} == set(ONNX)
 
 
 def test_two_bits_are_a_control_and_nothing_else_is() -> None:

@@ -7,7 +7,7 @@ What a precision means, by component:
 | fp16 | fp16 | fp16 | fp16; norms, angles and indices in fp32 |
 | int8 | 7 bits of int8, a scale a column | uint8, one scale | uint8, a scale a row, found at run time |
 | q8 | 8 bits, a scale a block | uint8, one scale | fp32; int8 a row and block inside the CPU kernel |
-| q4, q4f16 | 4 bits, a scale a block | 4 bits, a scale a block | fp32 or fp16; inside the CPU kernel as q8 |
+| q4, q4f16 | 4 bits, a scale a block; some as q8 | 4 bits, a scale a block | as q8, or fp16 |
 | q2 | 2 bits, a scale a block | uint8, one scale | as q4 |
 | qdq8, qdq16 | int8, a scale a column | uint8, one scale | int8 or uint16, range from the calibration |
 
@@ -23,6 +23,7 @@ they do not, and the same file would compute other numbers there.
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,13 @@ STATIC_OPTIONS: dict[str, Any] = {
 
 
 def quantize_component(
-    fp32: Path, out: Path, component: Component, precision: str, scheme: Scheme, calibration: Path | None = None
+    fp32: Path,
+    out: Path,
+    component: Component,
+    precision: str,
+    scheme: Scheme,
+    calibration: Path | None = None,
+    importance: Path | None = None,
 ) -> list[str]:
     """Write an fp32 graph in another precision; returns one sentence where weights stayed wider.
 
@@ -66,8 +73,9 @@ def quantize_component(
         out: The file, which gets its name when it is complete; weights above 1.9 GB go to `out`_data.
         component: vision, embed or decoder.
         precision: A name of `scheme.OnnxPrecision`.
-        scheme: Its block size and calibration method apply.
+        scheme: Its block size, 8-bit matrices and calibration method apply.
         calibration: Folder that `calibrate` wrote, for the qdq precisions.
+        importance: File that `measure_importance` wrote, for 4 bits; None: all weights matter equally.
     """
     try:
         import onnxruntime  # noqa: F401
@@ -79,7 +87,7 @@ def quantize_component(
         precision = EMBED_FALLBACK.get(precision, precision)
     with files.work_folder(out) as folder, quiet():
         source = files.prepare(fp32, folder)
-        model = _quantized(source, folder / "quantized.onnx", component, precision, scheme, calibration)
+        model = _quantized(source, folder / "quantized.onnx", component, precision, scheme, calibration, importance)
         notes = [] if precision in ("fp32", "fp16") else files.kept_wide(model, source, component)
         files.save(model, folder / out.name)
         del model
@@ -88,19 +96,33 @@ def quantize_component(
 
 
 def _quantized(
-    source: Path, scratch: Path, component: Component, precision: str, scheme: Scheme, calibration: Path | None
+    source: Path,
+    scratch: Path,
+    component: Component,
+    precision: str,
+    scheme: Scheme,
+    calibration: Path | None,
+    importance: Path | None,
 ) -> ModelProto:
     """The quantized graph in memory. `scratch` is a file that a quantizer may write."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    from mpa_edge.exporters.onnx.blocks import layer_name
     from mpa_edge.exporters.onnx.files import is_large
     from mpa_edge.exporters.onnx.half import to_half
 
     if precision in ("fp32", "fp16"):
         model = onnx.load(source)
     elif precision in BLOCK_BITS:
-        model = _blockwise(source, component, BLOCK_BITS[precision], scheme.block_size)
+        bits = BLOCK_BITS[precision]
+        wide = scheme.eight_bits if bits == 4 and component == "decoder" else []
+        model = onnx.load(source)
+        products = [node for node in model.graph.node if node.op_type == "MatMul"]
+        kept = [node.name for node in products if layer_name(node.input[1]).rpartition(".")[2] in wide]
+        model = _blockwise(model, component, bits, scheme.block_size, importance, kept)
+        if kept:
+            model = _blockwise(model, component, 8, scheme.block_size)
     else:
         if precision == "int8":
             is_table = component == "embed"  # looked up in uint8, then scaled
@@ -160,13 +182,22 @@ def unit_rows(source: Path) -> Path:
     return target
 
 
-def _blockwise(source: Path, component: Component, bits: int, block_size: int) -> ModelProto:
+def _blockwise(
+    model: ModelProto,
+    component: Component,
+    bits: int,
+    block_size: int,
+    importance: Path | None = None,
+    excluded: Sequence[str] = (),
+) -> ModelProto:
     """Weights as blocks of `bits`-bit numbers, each block with its scale and, at 4 bits, its zero point.
 
     8 bits need no zero point. 2 bits are the negative control, where it would save half of what is to be lost.
     """
-    import onnx
+    import numpy as np
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+
+    from mpa_edge.exporters.onnx.blocks import WeightedQuantizer
 
     operator, axis = ("Gather", 1) if component == "embed" else ("MatMul", 0)
     config = DefaultWeightOnlyQuantConfig(
@@ -177,7 +208,10 @@ def _blockwise(source: Path, component: Component, bits: int, block_size: int) -
         quant_axes=((operator, axis),),
         bits=bits,
     )
-    quantizer = MatMulNBitsQuantizer(onnx.load(source), algo_config=config)
+    quantizer = MatMulNBitsQuantizer(model, nodes_to_exclude=excluded, algo_config=config)
+    if bits == 4:
+        known = dict(np.load(importance)) if importance else {}
+        quantizer.node_quantizer = WeightedQuantizer(config, known)
     quantizer.process()
     return quantizer.model.model
 
