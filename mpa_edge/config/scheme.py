@@ -57,7 +57,7 @@ class Scheme(Section):
     """Precision of each component of the format."""
     block_size: Literal[16, 32, 64, 128] = 32
     """Weights that share a scale in q8, q4 and q2."""
-    eight_bits: list[str] = Field(default_factory=list)
+    eight_bits: tuple[str, ...] = Field((), strict=False)
     """Matrices of a q4 decoder that keep 8 bits, by their name in a layer, such as v_proj; head: the output matrix."""
     calibration: CalibrationConfig | None = None
     """Needed by qdq8 and qdq16."""

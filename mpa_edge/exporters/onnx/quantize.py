@@ -116,7 +116,7 @@ def _quantized(
         model = onnx.load(source)
     elif precision in BLOCK_BITS:
         bits = BLOCK_BITS[precision]
-        wide = scheme.eight_bits if bits == 4 and component == "decoder" else []
+        wide = scheme.eight_bits if bits == 4 and component == "decoder" else ()
         model = onnx.load(source)
         products = [node for node in model.graph.node if node.op_type == "MatMul"]
         kept = [node.name for node in products if layer_name(node.input[1]).rpartition(".")[2] in wide]
