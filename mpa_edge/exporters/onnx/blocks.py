@@ -30,7 +30,7 @@ def layer_name(weight: str) -> str:
     return weight.removeprefix("language.").removesuffix(".weight")
 
 
-class WeightedQuantizer(DefaultWeightOnlyQuantizer):  # type: ignore[misc]
+class WeightedQuantizer(DefaultWeightOnlyQuantizer):
     """ONNX Runtime's own quantizer, with scales and zero points that minimize the weighted error.
 
     `importance` is the mean square of each input by layer; a layer that is not there has equal weights.
