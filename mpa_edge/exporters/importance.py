@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from mpa_edge.config.library import root
 from mpa_edge.exporters.source import Source
+from mpa_edge.runs.files import write_bytes
 from mpa_edge.runs.manifest import FOLDERS
 from mpa_edge.runs.parquet import read_parts
 from mpa_edge.types import ParityRecord
@@ -62,4 +64,6 @@ def measure_importance(checkpoint: Path, texts: Sequence[str], out: Path) -> Non
             ids = tokenizer(text, return_tensors="pt", truncation=True, max_length=TEXT_TOKENS)["input_ids"]
             language(input_ids=ids, use_cache=False)
             n_tokens += ids.shape[1]
-    np.savez(out, **{name: (total / n_tokens).numpy() for name, total in sums.items()})
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: (total / n_tokens).numpy() for name, total in sums.items()})
+    write_bytes(out, buffer.getvalue())
