@@ -111,7 +111,9 @@ def open_in_place(path: str | Path, flags: int = os.O_RDWR) -> int:
     try:
         descriptor = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+        if error.errno == errno.EISDIR:
+            raise MpaError(f"{path} is a folder: name a file") from error
+        if error.errno in (errno.ELOOP, errno.ENXIO):
             raise _not_plain(path, is_link=error.errno == errno.ELOOP) from error
         raise
     status = os.fstat(descriptor)

@@ -38,7 +38,9 @@ def place(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F8
     monkeypatch.setenv("PATH", f"{workplace / 'bin'}{os.pathsep}{os.environ['PATH']}")
     render(workplace / "charts", 3, 7, "target")
     official.chartqa(workplace / "data" / "chartqa", "train")
+    official.write_image(workplace / "data" / "chartqa" / "train" / "png" / "166.png", 99)  # not in the test part
     official.textvqa(workplace / "data" / "textvqa", split="train", rows=[official.textvqa_row(1, "1", "what is it?")])
+    official.write_image(workplace / "data" / "textvqa" / "train_images" / "1.jpg", 98)
     for name in ("mine", "photos"):
         if not (workplace / "runs" / name).exists():
             (workplace / "runs" / name).mkdir(parents=True)
