@@ -11,7 +11,7 @@ from typing import Any, Literal
 from mpa_edge.config.scheme import ONNX_COMPONENTS, CalibrationConfig, Component, Scheme
 from mpa_edge.config.target import ImageBudget
 from mpa_edge.exporters.gguf.convert import convert
-from mpa_edge.exporters.gguf.quantize import quantize_gguf
+from mpa_edge.exporters.gguf.quantize import WEIGHTED, quantize_gguf
 from mpa_edge.exporters.importance import measure_importance, texts_of
 from mpa_edge.exporters.onnx.export import export_component
 from mpa_edge.exporters.onnx.quantize import quantize_component
@@ -107,9 +107,7 @@ def make_component(context: BuildContext, scheme: Scheme, component: Component, 
             if not (calibration / "done.json").is_file():
                 context.run(calibrate, context.source, graphs, make_folder(calibration), n, context.budget)
                 write_json(calibration / "done.json", {"n": n})
-        importance = None
-        if component == "decoder" and precision in ("q4", "q4f16"):
-            importance = context.part("importance.npz", lambda path: _importance(context, path))
+        importance = _importance(context) if component == "decoder" and precision in ("q4", "q4f16") else None
         return list(context.run(quantize_component, full, out, component, precision, scheme, calibration, importance))
     if component == "mmproj" or precision == "f16":
         part = _gguf(context, "mmproj" if component == "mmproj" else "language", precision)
@@ -119,7 +117,8 @@ def make_component(context: BuildContext, scheme: Scheme, component: Component, 
     elif precision in ("f32", "bf16"):
         _convert(context, "language", precision, out)
     else:
-        return list(quantize_gguf(_gguf(context, "language", "f16"), out, precision, context.threads))
+        full, importance = _gguf(context, "language", "f16"), _importance(context) if precision in WEIGHTED else None
+        return quantize_gguf(full, out, precision, context.threads, importance)
     return []
 
 
@@ -129,9 +128,13 @@ def _graph(context: BuildContext, component: Component) -> Path:
     return context.part(name, lambda path: context.run(export_component, context.source.checkpoint, component, path))
 
 
-def _importance(context: BuildContext, path: Path) -> None:
+def _importance(context: BuildContext) -> Path:
     """How much each input of the language model's matrices matters."""
-    context.run(measure_importance, context.source.checkpoint, texts_of(context.source), path)
+
+    def measure(path: Path) -> None:
+        context.run(measure_importance, context.source.checkpoint, texts_of(context.source), path)
+
+    return context.part("importance.npz", measure)
 
 
 def _gguf(context: BuildContext, component: Literal["language", "mmproj"], precision: str) -> Path:

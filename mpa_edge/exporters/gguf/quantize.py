@@ -8,6 +8,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.runs.files import TEMP_SUFFIX, disk_errors, fsync_folder, make_folder
 from mpa_edge.runs.isolation import run_isolated
@@ -17,14 +20,29 @@ from mpa_edge.vlm.llama_cpp.gguf_header import Header, read_header
 # precision of a scheme -> the type that most tensors get
 DEFAULT_TYPES = {name: name.removesuffix("_m") for name in ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q2_k")}
 SUPER_BLOCK = 256
+WEIGHTED = ("q5_k_m", "q4_k_m", "q4_0", "q2_k")
+"""Precisions that are rounded by importance: with 6 bits and more it makes no difference."""
+# layer of a transformers language model -> tensor of a block
+TENSORS = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
 LOG_LINES = 20
 
 
-def quantize_gguf(source: Path, out: Path, precision: str, threads: int | None = None) -> list[str]:
+def quantize_gguf(
+    source: Path, out: Path, precision: str, threads: int | None = None, importance: Path | None = None
+) -> list[str]:
     """Write `source` (f16) in fewer bits; returns what the user should know about the result, one line each.
 
-    Runs in a process of its own. The file gets its name when it is complete. MpaError where the precision is unknown,
-    the source is not a GGUF file, or llama.cpp fails.
+    `importance` is a file of `measure_importance`: weights with large inputs are rounded more carefully. Runs in a
+    process of its own. The file gets its name when it is complete. MpaError where the precision is unknown, the source
+    is not a GGUF file, or llama.cpp fails.
     """
     if precision not in DEFAULT_TYPES:
         raise MpaError(f"no GGUF precision '{precision}': choose {', '.join(DEFAULT_TYPES)}")
@@ -33,7 +51,7 @@ def quantize_gguf(source: Path, out: Path, precision: str, threads: int | None =
     temp = out.with_name(f".{out.name}.{os.getpid()}{TEMP_SUFFIX}")
     try:
         with disk_errors(out.parent, need_bytes):
-            run_isolated(_quantize, source, temp, precision, threads or os.cpu_count() or 1)
+            run_isolated(_quantize, source, temp, precision, threads or os.cpu_count() or 1, importance)
             header = read_header(temp)
             move(temp, out)
             fsync_folder(out.parent)
@@ -42,7 +60,7 @@ def quantize_gguf(source: Path, out: Path, precision: str, threads: int | None =
     return notes(header, precision)
 
 
-def _quantize(source: Path, out: Path, precision: str, threads: int) -> None:
+def _quantize(source: Path, out: Path, precision: str, threads: int, importance: Path | None) -> None:
     try:
         import llama_cpp
     except ModuleNotFoundError as error:
@@ -59,10 +77,29 @@ def _quantize(source: Path, out: Path, precision: str, threads: int) -> None:
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{precision.upper()}")
     parameters.nthread = threads
+    weighted = importance_of(importance) if importance else {}
+    # the array ends with an entry without a name; `weighted` keeps the numbers alive
+    entries = (llama_cpp.llama_model_imatrix_data * (len(weighted) + 1))()
+    for entry, (name, values) in zip(entries, weighted.items(), strict=False):
+        data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        entry.name, entry.data, entry.size = name.encode(), data, values.size
+    if weighted:
+        parameters.imatrix = entries
     failed = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(parameters))
     if failed or not out.is_file():
         reason = next((line for line in reversed(log) if line), f"code {failed}")
         raise MpaError(f"llama.cpp did not quantize to {precision} ({reason}): use gguf-f16, or report it")
+
+
+def importance_of(path: Path) -> dict[str, NDArray[np.float32]]:
+    """Name of a GGUF tensor -> mean square of each of its inputs."""
+    found = {}
+    with np.load(path) as stored:
+        for name in stored.files:
+            _, number, layer = name.split(".", 2)
+            if layer in TENSORS:
+                found[f"blk.{number}.{TENSORS[layer]}.weight"] = np.ascontiguousarray(stored[name], np.float32)
+    return found
 
 
 def notes(header: Header, precision: str) -> list[str]:

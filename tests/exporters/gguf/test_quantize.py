@@ -3,11 +3,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from gguf import GGUFReader, dequantize
+from numpy.typing import NDArray
 
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.gguf.convert import convert
-from mpa_edge.exporters.gguf.quantize import DEFAULT_TYPES, notes, quantize_gguf
+from mpa_edge.exporters.gguf.quantize import DEFAULT_TYPES, WEIGHTED, notes, quantize_gguf
 from mpa_edge.vlm.llama_cpp.gguf_header import Header, TensorInfo, read_header
 from tests.exporters.gguf.headers import gguf, tensor, text, write
 from tests.exporters.gguf.made import converted, source_of
@@ -74,3 +77,28 @@ def test_the_file_has_fewer_bits_and_says_where_rows_did_not_fit(which: str, tmp
         assert bool(lines) == (which == "narrow" and precision != "q8_0")
         matrices = [tensor.type for tensor in made.tensors if tensor.name.endswith(("ffn_up.weight", "attn_q.weight"))]
         assert set(matrices) == {own} or which == "narrow"
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("precision", WEIGHTED)
+def test_weights_of_large_inputs_are_rounded_more_carefully(precision: str, tmp_path: Path) -> None:
+    """One input of a matrix counts a thousand times as much as the others: its weights come out closer."""
+    source, name, loud = converted("student", "language"), "blk.0.ffn_up.weight", 5
+    original = weights(source, name)
+    inputs = np.ones(original.shape[1], np.float32)
+    inputs[loud] = 1e3
+    np.savez(tmp_path / "importance.npz", **{"layers.0.mlp.up_proj": inputs})
+
+    def error(importance: Path | None) -> float:
+        out = tmp_path / f"{importance is not None}.gguf"
+        quantize_gguf(source, out, precision, 1, importance)
+        return float(np.square(weights(out, name) - original)[:, loud].mean())
+
+    assert error(tmp_path / "importance.npz") < 0.7 * error(None)
+
+
+def weights(path: Path, name: str) -> NDArray[np.float32]:
+    """A tensor of a GGUF file, (rows, columns)."""
+    found = next(one for one in GGUFReader(path).tensors if one.name == name)
+    values: NDArray[np.float32] = dequantize(found.data, found.tensor_type)
+    return values
