@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import IO
 
 from mpa_edge.errors import MpaError, OutsideError
-from mpa_edge.types import is_inside
 
 COPIED_BYTES = 1 << 20
 STAGED_SUFFIX = ".staged"
@@ -26,6 +25,8 @@ STAGED_SUFFIX = ".staged"
 
 def inside(root: Path, name: str) -> Path:
     """The path of `name` below `root`, which may itself be a link. OutsideError where the name or a link leads out."""
+    from mpa_edge.types import is_inside  # loads pydantic, which `mpa-edge --help` does without
+
     path = root / name
     if not is_inside(name) or os.path.realpath(path) != os.path.normpath(os.path.join(os.path.realpath(root), name)):
         raise OutsideError(f"{name!r:.200} leads out of {root}: do not use this folder, or delete what names it")

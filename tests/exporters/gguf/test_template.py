@@ -15,7 +15,7 @@ from mpa_edge.exporters.gguf.convert import convert
 from mpa_edge.exporters.gguf.template import QUESTION, client_prompt, gguf_template, template_problem, wanted_prompt
 from mpa_edge.vlm.llama_cpp.gguf_header import read_header
 from mpa_edge.vlm.transformers.checkpoint import load_processor
-from tests.exporters.gguf.made import STUDENT, checkpoint, converted
+from tests.exporters.gguf.made import STUDENT, checkpoint, converted, source_of
 from tests.families import zoo
 
 TALK = [
@@ -99,5 +99,5 @@ def test_a_template_of_an_older_file_or_our_own_reaches_the_gguf(which: str, tmp
     (folder / "tokenizer_config.json").write_text(json.dumps(words))
     if which == "smolvlm":
         (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
-    convert(folder, "language", tmp_path / "x.gguf")
+    convert(source_of(folder), "language", tmp_path / "x.gguf")
     assert template_problem(str(folder), read_header(tmp_path / "x.gguf").metadata) is None
