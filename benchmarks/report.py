@@ -254,9 +254,9 @@ def real_parts(rows: Document) -> list[str]:
         (
             "`python benchmarks/real_weights.py --out docs/real.json`: SmolLM2-135M, the decoder of SmolVLM-256M, on "
             f"{first['passages']} English passages against fp32 (perplexity {first['perplexity_fp32']:.1f}). One "
-            f"thread, CPU time (the machine had other work), {first['machine']['cpu']} with {flags}. The built-in student has no activations "
-            "hundreds of times larger than the rest, as trained models do: where the two tables disagree, this one "
-            "decides.\n"
+            f"thread, CPU time (the machine had other work), {first['machine']['cpu']} with {flags}. The built-in "
+            "student has no activations hundreds of times larger than the rest, as trained models do: where the two "
+            "tables disagree, this one decides.\n"
         ),
         table(columns, list(rows.values())),
     ]
