@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from mpa_edge import __version__
-from mpa_edge.errors import MpaError, did_you_mean
+from mpa_edge.errors import MpaError, VerificationError, did_you_mean
 from mpa_edge.runs.log import close_log, escaped, log_path, logger, redacted, show_log
 
 FOLDER = Path(__file__).parent
@@ -105,7 +105,9 @@ def main(ctx: click.Context) -> None:
 
 
 def error_line(error: BaseException) -> str:
-    """The line that a user reads about an error."""
+    """The line that a user reads about an error; several where something was made and is wrong in several ways."""
+    if isinstance(error, VerificationError):
+        return "\n".join(line.rstrip() for line in str(error).splitlines())
     if isinstance(error, MpaError):
         return " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:

@@ -172,3 +172,9 @@ def test_ctrl_c_is_130() -> None:
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert err.strip() == "interrupted: rerun to resume"
+
+
+def test_several_reasons_are_several_lines() -> None:
+    error = cli.error_line(VerificationError("another model\n  decoder: too far\n  vision encoder: too far"))
+    assert error.splitlines()[1:] == ["  decoder: too far", "  vision encoder: too far"]
+    assert cli.error_line(MpaError("one\n line")) == "one line"
