@@ -147,10 +147,10 @@ def build(gguf: Path, folder: Path, dither: float, vision_layers: int) -> Path:
         )
     for key, value in (("bos", 1), ("eos", 2), ("pad", 2)):
         setattr(model.generation_config, f"{key}_token_id", value)
-    pictures = Idefics3ImageProcessor(
+    images = Idefics3ImageProcessor(
         size={"longest_edge": shapes.LONGEST_PX}, max_image_size={"longest_edge": shapes.TILE_PX}
     )
-    processor = Idefics3Processor(pictures, words, image_seq_len=shapes.IMAGE_TOKENS, chat_template=TEMPLATE)
+    processor = Idefics3Processor(images, words, image_seq_len=shapes.IMAGE_TOKENS, chat_template=TEMPLATE)
     model.to(torch.bfloat16).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

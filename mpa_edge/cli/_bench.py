@@ -87,7 +87,7 @@ def open_benches(asked: dict[str, Any], reach: Reach | None = None) -> list[Benc
     if asked["schemes"]:
         return [bench_of(source, target, scheme, exported(source, scheme, target), asked, reach) for scheme in schemes]
     made = [one for one in schemes if is_current(source, source.exports / one.name)]
-    artifact = exported(source, made[0], target) if made else run_export(Order(source, schemes, target, first=True))[0]
+    artifact = source.exports / made[0].name if made else run_export(Order(source, schemes, target, first=True))[0]
     scheme = next(one for one in schemes if one.name == artifact.name)
     return [bench_of(source, target, scheme, artifact, asked, reach)]
 

@@ -11,6 +11,7 @@ import pytest
 
 from mpa_edge.errors import MachineError, MpaError
 from mpa_edge.questions.find import local_data
+from mpa_edge.runs import network
 from mpa_edge.runs.network import certificates, is_this_machine, proxy_for, secret_from
 from mpa_edge.vlm.transformers.files import download
 
@@ -89,8 +90,8 @@ def test_an_address_that_is_none_is_refused_by_name(monkeypatch: pytest.MonkeyPa
         proxy_for("https://example.org/v1")
 
 
-@pytest.mark.skipif(find_spec("socksio") is not None, reason="the package is here")
 def test_socks_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "find_spec", lambda name: None if name == "socksio" else find_spec(name))
     monkeypatch.setenv("ALL_PROXY", "socks5h://me:pw@proxy:1080")
     with pytest.raises(MachineError, match="^ALL_PROXY names a SOCKS proxy, and socksio is missing: pip install"):
         proxy_for("https://example.org/v1")
