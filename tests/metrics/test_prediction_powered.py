@@ -46,7 +46,9 @@ def test_is_that_of_the_authors(
     assert 0 < added < (0.005 if kind == "binary" else 0.007)
 
 
-def rows(rng: np.random.Generator, n: int, group: int, **shares: float) -> tuple[list[str], Scores, Scores, NDArray[np.bool_]]:
+def rows(
+    rng: np.random.Generator, n: int, group: int, **shares: float
+) -> tuple[list[str], Scores, Scores, NDArray[np.bool_]]:
     """(group of each row, true and silver scores of two models as (2, n), whether it can be answered)."""
     groups = np.repeat(np.arange(n), rng.integers(1, 2 * group, n) if group > 1 else 1)[:n]
     common = rng.random((4, n))[:, groups]
@@ -57,7 +59,12 @@ def rows(rng: np.random.Generator, n: int, group: int, **shares: float) -> tuple
     same = rng.random(n) < shares.get("same", 0.3)
     same_after = np.where(after == before, same, rng.random(n) < shares.get("same_after", 0.3))
     silver = [np.where(teacher, b, ~b & s) for b, s in ((before, same), (after, same_after))]
-    return [str(group) for group in groups], np.array([before, after], float), np.array(silver, float), rng.random(n) >= 0.05
+    return (
+        [str(group) for group in groups],
+        np.array([before, after], float),
+        np.array(silver, float),
+        rng.random(n) >= 0.05,
+    )
 
 
 PLAIN = {"teacher": 0.9, "before": 0.5, "gained": 0.3, "lost": 0.05}

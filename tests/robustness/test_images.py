@@ -82,7 +82,8 @@ def test_nothing_but_broken_files(forks, set_arguments, tmp_path) -> None:
     (folder / "b.png").write_text("text")
     ended = forks("align", "--images", str(folder), "--out", str(tmp_path / "run"), *set_arguments())
     assert ended.rc == 1
-    assert "not one question with an answer (empty file, not an image)" in ended.last and "use images that can be read" in ended.last
+    assert "not one question with an answer (empty file, not an image)" in ended.last
+    assert "use images that can be read" in ended.last
     assert "empty file: 1" in ended.stderr
     assert "Traceback" not in ended.stderr
 
