@@ -46,16 +46,11 @@ TOPICS = (
     *("execmodel", "formatstrings", "function", "import", "integers", "naming", "numbers", "objects", "specialnames"),
     *("operator-summary", "strings", "types", "typesseq", "typesmapping", "with", "yield", "slicings", "lists"),
 )
-SUBJECTS = (
-    "the capital of France",
-    "photosynthesis",
-    "a bicycle",
-    "the moon",
-    "bread",
-    "the number seven",
-    "a volcano",
+SUBJECTS = ("the capital of France", "photosynthesis", "a bicycle", "the moon", "bread", "a volcano")
+ASKED = (
+    *("What is {}?", "Write one sentence about {}.", "Name three facts about {}.", "Explain {} to a child."),
+    "Why does {} matter?",
 )
-ASKED = ("What is {}?", "Write one sentence about {}.", "Name three facts about {}.", "Explain {} to a child.")
 FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "asimddp", "i8mm", "sve")
 TEMPLATE = (
     "<|im_start|>{% for m in messages %}{{ m['role'] | capitalize }}{{ ':' if m['content'][0]['type'] == 'image' else "
@@ -184,7 +179,7 @@ def passages(tokenizer: Any, n: int) -> list[list[int]]:
 
 
 def instructions(tokenizer: Any) -> list[list[int]]:
-    """Token ids of 28 chat prompts."""
+    """Token ids of 30 chat prompts."""
     asked = [form.format(subject) for form in ASKED for subject in SUBJECTS]
     start, end = "<|im_start|>", "<|im_end|>"
     return [tokenizer(f"{start}user\n{text}{end}\n{start}assistant\n")["input_ids"] for text in asked]

@@ -36,7 +36,7 @@ def checkpoint(model_type: str, **options: Any) -> Path:
 
     Options, all with a default: `splitting` (idefics3, smolvlm), `tower` = "siglip" or "clip" (llava), `depth` = vision
     layers, `hidden` = width of the language model, `tied` = output embeddings are the input embeddings, `language` =
-    its kind (internvl), `seed`.
+    its kind (internvl), `full_size` = as many words as the published model (idefics3, smolvlm), `dtype`, `seed`.
     """
     folder = _home() / f"{model_type}-{_key(options)}"
     if not folder.is_dir():
@@ -62,7 +62,7 @@ def _key(options: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _save(folder: Path, model_type: str, seed: int = 0, **options: Any) -> None:
+def _save(folder: Path, model_type: str, seed: int = 0, dtype: str = "float32", **options: Any) -> None:
     import torch
 
     config, processor = RECIPES[model_type](**options)
@@ -72,7 +72,7 @@ def _save(folder: Path, model_type: str, seed: int = 0, **options: Any) -> None:
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.bos_token_id = tokenizer.bos_token_id
-    model.save_pretrained(folder)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
     processor.save_pretrained(folder)
 
 
@@ -118,12 +118,19 @@ def _text(tokenizer: Any, *, hidden: int = HIDDEN, tied: bool = False) -> dict[s
 
 
 def _smol(
-    model_type: str, *, splitting: bool = True, tied: bool = False, depth: int = 2, hidden: int = HIDDEN
+    model_type: str,
+    *,
+    splitting: bool = True,
+    tied: bool = False,
+    depth: int = 2,
+    hidden: int = HIDDEN,
+    full_size: bool = False,
 ) -> tuple[Any, Any]:
     """Tiles of 64 px, 16 tokens each; up to 4 x 4 of them and an overview."""
     import transformers
 
-    names = text.tokenizer("smollm", text.SMOL_SPECIALS, bos="<|im_start|>", eos="<end_of_utterance>", pad="<|im_end|>")
+    ends = {"bos": "<|im_start|>", "eos": "<end_of_utterance>", "pad": "<|im_end|>"}
+    names = text.tokenizer("smollm", text.SMOL_SPECIALS, **ends, full_size=full_size)
     base = "Idefics3" if model_type == "idefics3" else "SmolVLM"
     config = getattr(transformers, f"{base}Config")(
         text_config={"model_type": "llama", "rope_theta": 100000.0, **_text(names, hidden=hidden, tied=tied)},

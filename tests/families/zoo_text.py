@@ -28,10 +28,11 @@ QWEN_SPECIALS = (
 LLAVA_SPECIALS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
 INTERNVL_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>")
 
+# as published
 SMOL_TEMPLATE = (
-    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
-    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
-    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
+    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
+    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
     "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
@@ -57,6 +58,8 @@ QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 N_MERGES = 200
+# of SmolVLM: tokens before the words, words with those, all
+N_EARLY, N_WORDS, N_TOKENS = 4, 49152, 49280
 CORPUS = """What is the value of the largest bar in this chart? Answer the question with a single word or phrase.
 Which colour is the line? How many bars are there in the picture? Read the word on the sign.
 What does the title say? The answer is a number. Is the red bar higher than the blue one? yes no
@@ -67,8 +70,20 @@ The quick brown fox jumps over the lazy dog. green yellow orange purple black wh
 """
 
 
-def tokenizer(kind: str, specials: tuple[str, ...], *, eos: str, pad: str, bos: str | None = None, **extra: Any) -> Any:
-    """A byte-level BPE tokenizer with the pre-tokenizer `smollm` or `qwen2`, the same at every call."""
+def tokenizer(
+    kind: str,
+    specials: tuple[str, ...],
+    *,
+    eos: str,
+    pad: str,
+    bos: str | None = None,
+    full_size: bool = False,
+    **extra: Any,
+) -> Any:
+    """A byte-level BPE tokenizer with the pre-tokenizer `smollm` or `qwen2`, the same at every call.
+
+    `full_size` gives it SmolVLM's 49,280 tokens, those of images behind all words.
+    """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -80,14 +95,27 @@ def tokenizer(kind: str, specials: tuple[str, ...], *, eos: str, pad: str, bos: 
     as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind == "smollm")
     made.pre_tokenizer = pre_tokenizers.Sequence([split, as_bytes])
     made.decoder = decoders.ByteLevel()
+    early, late = (specials[:N_EARLY], specials[N_EARLY:]) if full_size else (specials, ())
     trainer = trainers.BpeTrainer(
-        vocab_size=len(specials) + 256 + N_MERGES,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in specials],
+        vocab_size=N_WORDS if full_size else len(specials) + 256 + N_MERGES,
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in early],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    made.train_from_iterator([CORPUS, "\n\n", "a\n\n\nb"] * 3, trainer)
+    made.train_from_iterator([CORPUS, "\n\n", "a\n\n\nb"] * 3 + (invented_words() if full_size else []), trainer)
+    if full_size:
+        reserved = [f"<|reserved_special_token_{i}|>" for i in range(N_TOKENS - N_WORDS - len(late))]
+        made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (*late, *reserved)])
     ends = {"eos_token": eos, "pad_token": pad, **({"bos_token": bos} if bos else {})}
     return PreTrainedTokenizerFast(
         tokenizer_object=made, clean_up_tokenization_spaces=False, padding_side="left", **ends, **extra
     )
+
+
+def invented_words() -> list[str]:
+    """Lines of words that nobody knows, as many as merges are needed."""
+    import random
+
+    syllables = [consonant + vowel for consonant in "bcdfghjklmnpqrstvwxz" for vowel in "aeiouy"]
+    drawn = random.Random(0)
+    return [" ".join("".join(drawn.choices(syllables, k=drawn.randint(2, 4))) for _ in range(100)) for _ in range(700)]
