@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from mpa_edge.cli.main import VERBOSE_KEY
+from mpa_edge.errors import MpaError
 from mpa_edge.runs.log import escaped, show_log
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -25,6 +26,20 @@ def is_verbose() -> bool:
     return bool(click.get_current_context().meta.get(VERBOSE_KEY))
 
 
+class _MetricName(click.ParamType):  # type: ignore[type-arg]  # not generic in all versions
+    name = "metric"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from mpa_edge.metrics import get_metric
+
+        try:
+            return get_metric(str(value)).name
+        except MpaError as error:
+            self.fail(str(error), param, ctx)
+
+
+METRIC = _MetricName()
+"""The name of a metric, with its parameters."""
 verbose_option = click.option(
     "-v",
     "--verbose",

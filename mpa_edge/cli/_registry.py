@@ -1,35 +1,35 @@
-"""What `list`, `show`, `copy` and `check` know: files (recipes, targets, schemes) and modules (tasks, families)."""
+"""What `list`, `show`, `copy` and `check` know: files (recipes, targets, schemes, tasks) and modules (families)."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, cast
 
 from mpa_edge.config import library
 from mpa_edge.errors import MpaError, did_you_mean
 
-FILE_KINDS: tuple[library.Kind, ...] = ("recipes", "targets", "schemes")
-MODULE_KINDS = ("tasks", "families")
-KINDS = (*FILE_KINDS, *MODULE_KINDS)
+FILE_KINDS: tuple[library.Kind, ...] = ("recipes", "targets", "schemes", "tasks")
+FAMILIES = "families"
+KINDS = (*FILE_KINDS, FAMILIES)
 
 
-def modules(kind: str) -> dict[str, Any]:
-    """Every task or family by name."""
+def families() -> dict[str, Any]:
+    """Every family by name."""
     from mpa_edge.families import families
-    from mpa_edge.tasks import tasks
 
-    return dict(tasks() if kind == "tasks" else families())
+    return dict(families())
 
 
 def names(kind: str) -> list[str]:
     """Names of everything of one kind."""
-    return list(modules(kind)) if kind in MODULE_KINDS else library.names(cast(library.Kind, kind))
+    return list(families()) if kind == FAMILIES else library.names(cast(library.Kind, kind))
 
 
 def title(kind: str, name: str) -> str:
     """One line about something; empty where it has no title."""
-    if kind in MODULE_KINDS:
-        return str(modules(kind)[name].title)
+    if kind == FAMILIES:
+        return str(families()[name].title)
     document = library.load_yaml(library.find(cast(library.Kind, kind), name), name)
     return str(document.get("title", "")) if isinstance(document, dict) else ""
 
@@ -37,14 +37,14 @@ def title(kind: str, name: str) -> str:
 def file_kind(name: str) -> library.Kind:
     """Kind of a name, or of your own file: by its keys, then by the folder that contains it, else a recipe."""
     path = Path(name)
-    if path.suffix not in (".yaml", ".yml") and len(path.parts) == 1:
+    if not library.is_path(name):
         return next((kind for kind in FILE_KINDS if name in names(kind)), "recipes")
     folder_kind: library.Kind = next((kind for kind in FILE_KINDS if path.resolve().parent.name == kind), "recipes")
     try:
         document = library.load_yaml(path, name) if path.is_file() else None
-    except MpaError:
-        return folder_kind
-    keys = set(document) if isinstance(document, dict) else set()
+        keys = set(document) if isinstance(document, dict) else set()
+    except MpaError:  # not valid YAML: what its lines begin with
+        keys = set(re.findall(r"(?m)^(\w+):", path.read_text(encoding="utf-8", errors="replace")))
     fits = {kind: len(keys & set(library.model_of_kind(kind).model_fields)) for kind in FILE_KINDS}
     return max(FILE_KINDS, key=lambda kind: (fits[kind], kind == folder_kind))
 

@@ -1,4 +1,4 @@
-"""Validate recipes, targets and schemes: one line for each mistake."""
+"""Validate recipes, targets, schemes and tasks: one line for each mistake."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def problems(name: str, overrides: tuple[str, ...]) -> list[str]:
     """Every mistake of one document; the task or the schemes that it names must exist, too."""
     kind = _registry.file_kind(name)
     found = library.problems(kind, name, overrides)
-    if found or kind == "schemes":
+    if found or kind in ("schemes", "tasks"):
         return found
     wrong = recipe_problems(name, overrides) if kind == "recipes" else target_problems(name, overrides)
     return [f"{library.SINGULAR[kind]} '{library.find(kind, name).stem}': {line}" for line in wrong]
@@ -28,11 +28,15 @@ def problems(name: str, overrides: tuple[str, ...]) -> list[str]:
 
 def recipe_problems(name: str, overrides: tuple[str, ...]) -> list[str]:
     """An unknown task, or a malformed address of the teacher's server."""
+    from mpa_edge.tasks import get_task
     from mpa_edge.vlm.openai.reference import is_server, parse
 
-    recipe, tasks, found = library.load_recipe(name, overrides), _registry.names("tasks"), []
-    if recipe.task not in tasks:
-        found.append(f"no task '{recipe.task}' (known: {', '.join(tasks)})")
+    recipe, found = library.load_recipe(name, overrides), list[str]()
+    metric = None
+    try:
+        metric = get_task(recipe.task).metric
+    except MpaError as error:
+        found.append(str(error))
     try:
         if is_server(recipe.teacher):
             parse(recipe.teacher)
@@ -46,8 +50,7 @@ def recipe_problems(name: str, overrides: tuple[str, ...]) -> list[str]:
             asked = question_set(recipe.evaluate, Path()).samples
         except MpaError as error:
             return [*found, str(error)]
-        if recipe.task in tasks:
-            metric = _registry.modules("tasks")[recipe.task].metric
+        if metric:
             for line in cautions(metric, [sample.answers for sample in asked]):
                 echo(f"{questions}: {line}", err=True)
     return found
@@ -83,14 +86,14 @@ def target_problems(name: str, overrides: tuple[str, ...]) -> list[str]:
 @verbose_option
 @click.pass_context
 def command(ctx: click.Context, names: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -> None:
-    """Check recipes, targets and schemes for unknown keys, wrong types and values out of range. Exit 1 on a mistake.
+    """Check documents for unknown keys, wrong types and values out of range. Exit 1 on a mistake.
 
-    Whether a file is a recipe, a target or a scheme is recognized by its keys.
+    Whether a file is a recipe, a target, a scheme or a task is recognized by its keys.
 
     \b
     Examples:
       $ mpa-edge check minicharts
-      $ mpa-edge check cpu jetson onnx-int8
+      $ mpa-edge check cpu jetson onnx-int8 chartqa
       $ mpa-edge check minicharts --set level.rank=8 --json
     """
     found = {name: problems(name, overrides) for name in names}

@@ -1,4 +1,4 @@
-"""Copy a recipe, a target or a scheme to a file of your own, to edit it."""
+"""Copy a recipe, a target, a scheme or a task to a file of your own, to edit it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from mpa_edge.runs import files
 @click.option("--force", is_flag=True, help="Replace DEST.yaml where it exists.")
 @verbose_option
 def command(name: str, dest: str, force: bool) -> None:
-    """Copy the recipe, target or scheme NAME to DEST.yaml with its comments, named after the file.
+    """Copy the recipe, target, scheme or task NAME to DEST.yaml with its comments, named after the file.
 
     \b
     Examples:
       $ mpa-edge copy minicharts my-charts.yaml
       $ mpa-edge check my-charts.yaml
       $ mpa-edge copy jetson my-robot.yaml
+      $ mpa-edge copy textvqa my-task.yaml
     """
     source, target = library.find(_registry.file_kind(name), name), Path(dest)
     if target.suffix not in (".yaml", ".yml"):

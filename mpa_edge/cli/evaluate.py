@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mpa_edge.cli._options import is_verbose, print_json
+from mpa_edge.cli._options import METRIC, is_verbose, print_json
 from mpa_edge.cli._stage import run_named_stages, stage_arguments, suppress_library_output
 from mpa_edge.errors import MpaError
 from mpa_edge.metrics import METRICS, cautions
@@ -32,7 +32,7 @@ OUT_HELP = "Run folder; for a MODEL: a .jsonl file that keeps its answers, so th
     "--data", metavar="PATH", help="The benchmark's folder, parquet file or hub id; or own questions, .csv/.jsonl."
 )
 @click.option("--split", metavar="NAME", help="Of the benchmark.  [default: the one that the paper uses]")
-@click.option("--metric", type=click.Choice(list(METRICS)), help="For own questions.  [default: of the model's run]")
+@click.option("--metric", type=METRIC, help="For own questions.  [default: of the model's run]")
 @partial(stage_arguments, source="[RECIPE|RUN|MODEL]", out="RUN|FILE.jsonl", out_help=OUT_HELP)
 def command(
     source: str | None, benchmark: str | None, data: str | None, split: str | None, metric: str | None, **arguments: Any
@@ -109,7 +109,7 @@ def evaluate_model(
     if limit:
         recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"n": limit})})
     if data is None and dry_run:
-        return click.echo(f"ask {model} {n_questions(recipe)} questions of task {recipe.task}")
+        return click.echo(f"ask {model} {n_questions(recipe)} questions of task {recipe.task_name}")
     with TemporaryDirectory(prefix="mpa-edge-") as scratch, suppress_library_output(is_verbose()):
         if data is None:
             spec = recipe_spec(recipe, Path(scratch))
@@ -178,7 +178,7 @@ def data_spec(
         if not use_recipe_task and metric is None:
             raise MpaError(f"own questions need a metric: add --metric {', '.join(METRICS)}")
         questions = read_own(path, limit)
-        task = Task(name="own", title="Own questions", metric=metric or "", annotation_prompts=())
+        task = Task(name="own", metric=metric or "")
         if use_recipe_task:
             task = get_task(recipe.task)
             task = dataclasses.replace(task, metric=metric or task.metric)

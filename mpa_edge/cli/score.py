@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from mpa_edge.cli._options import json_option, print_json, verbose_option
+from mpa_edge.cli._options import METRIC, json_option, print_json, verbose_option
 from mpa_edge.errors import MpaError
-from mpa_edge.metrics import METRICS, cautions, get_metric
+from mpa_edge.metrics import cautions, get_metric
 from mpa_edge.metrics.rows import parse_rows, score_rows
 
 
@@ -26,7 +26,7 @@ def content_of(path: str) -> bytes:
 
 @click.command("score")
 @click.argument("file", metavar="FILE.jsonl")
-@click.option("--metric", "name", type=click.Choice(list(METRICS)), required=True, help="How to score.")
+@click.option("--metric", "name", type=METRIC, required=True, help="How to score: anls, number:unit=bar, ...")
 @click.option("--lenient", is_flag=True, help="Ignore case, final stops, quotes, $, %, articles. Not the reference.")
 @json_option
 @verbose_option

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import cast
 
 import click
@@ -33,16 +32,16 @@ def command(name: str, kind: str | None, overrides: tuple[str, ...], as_json: bo
       $ mpa-edge show minicharts --json --set level.rank=8
       $ mpa-edge show minicharts --kind tasks
     """
-    kinds = [_registry.file_kind(name)] if Path(name).suffix in (".yaml", ".yml") else _registry.kinds_of(name)
+    kinds = [_registry.file_kind(name)] if library.is_path(name) else _registry.kinds_of(name)
     chosen = kind or kinds[0]
     if chosen not in kinds:
         raise MpaError(f"'{name}' is not in {chosen}: it is in {', '.join(kinds)}, use --kind {kinds[0]}")
-    if overrides and chosen in _registry.MODULE_KINDS:
+    if overrides and chosen == _registry.FAMILIES:
         raise MpaError(f"--set changes files only, and '{name}' is in {chosen}: leave --set out")
     if len(kinds) > 1 and not kind:
         echo(f"(this is from {chosen}; --kind {kinds[1]} shows the other '{name}')", err=True)
-    if chosen in _registry.MODULE_KINDS:
-        item = _registry.modules(chosen)[name]
+    if chosen == _registry.FAMILIES:
+        item = _registry.families()[name]
         values = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
         plain = json.loads(json.dumps(values, default=lambda value: getattr(value, "__name__", str(value))))
         if as_json:

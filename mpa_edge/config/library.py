@@ -1,4 +1,4 @@
-"""Recipes, targets and schemes by name (those that come with mpa-edge) or by path (your own)."""
+"""Recipes, targets, schemes and tasks by name (those that come with mpa-edge) or by path (your own)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from mpa_edge.config.scheme import Scheme
     from mpa_edge.config.target import Target
 
-Kind = Literal["recipes", "targets", "schemes"]
+Kind = Literal["recipes", "targets", "schemes", "tasks"]
 FOLDERS: dict[Kind, str] = {"recipes": "recipes", "targets": "targets", "schemes": "export/schemes"}
-SINGULAR: dict[Kind, str] = {"recipes": "recipe", "targets": "target", "schemes": "scheme"}
+SINGULAR: dict[Kind, str] = {"recipes": "recipe", "targets": "target", "schemes": "scheme", "tasks": "task"}
+TASKS = Path(__file__).parents[1] / "tasks"
 MAX_DOCUMENT_BYTES = 64_000
 
 
@@ -29,20 +30,34 @@ def root() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[2]
 
 
+def folder_of(kind: Kind) -> Path:
+    """Folder of the documents of a kind that come with mpa-edge."""
+    return TASKS if kind == "tasks" else root() / FOLDERS[kind]
+
+
 def names(kind: Kind) -> list[str]:
     """Names of all documents of a kind that come with mpa-edge, sorted."""
-    return sorted(path.stem for path in (root() / FOLDERS[kind]).glob("*.yaml"))
+    return sorted(path.stem for path in folder_of(kind).glob("*.yaml"))
+
+
+def is_path(name_or_path: str) -> bool:
+    """Whether this is the path of a document, and not a name.
+
+    >>> is_path("minicharts"), is_path("mine.yaml"), is_path("my/task")
+    (False, True, True)
+    """
+    own = Path(name_or_path)
+    return own.suffix in (".yaml", ".yml") or len(own.parts) > 1
 
 
 def find(kind: Kind, name_or_path: str) -> Path:
     """The file of a name, or of a path. Raises MpaError naming the nearest known name."""
-    own = Path(name_or_path)
-    if own.suffix in (".yaml", ".yml") or len(own.parts) > 1:
-        if own.is_file():
+    if is_path(name_or_path):
+        if (own := Path(name_or_path)).is_file():
             return own
         raise MpaError(f"no file '{name_or_path}': give a path that exists, or a name ({', '.join(names(kind))})")
     if name_or_path in names(kind):
-        return root() / FOLDERS[kind] / f"{name_or_path}.yaml"
+        return folder_of(kind) / f"{name_or_path}.yaml"
     tip = did_you_mean(name_or_path, names(kind), f"see mpa-edge list {kind}")
     raise MpaError(f"no {SINGULAR[kind]} '{name_or_path}' ({tip})")
 
@@ -124,6 +139,10 @@ def model_of_kind(kind: Kind) -> type[BaseModel]:
         from mpa_edge.config.target import Target
 
         return Target
+    if kind == "tasks":
+        from mpa_edge.config.task import TaskConfig
+
+        return TaskConfig
     from mpa_edge.config.scheme import Scheme
 
     return Scheme
@@ -150,7 +169,8 @@ def load(kind: Kind, name_or_path: str, overrides: Sequence[str] = ()) -> Any:
     if lines:
         more = f" (and {len(lines) - 1} more: mpa-edge check {name_or_path})" if len(lines) > 1 else ""
         raise MpaError(f"{label}: {lines[0]}{more}")
-    return model.model_validate(raw)
+    document = model.model_validate(raw)
+    return document.with_room_for_answers() if kind == "recipes" else document  # type: ignore[attr-defined]
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -174,4 +194,16 @@ def load_scheme(name_or_path: str, overrides: Sequence[str] = ()) -> Scheme:
 def _read(kind: Kind, name_or_path: str, overrides: Sequence[str]) -> tuple[str, Any]:
     path = find(kind, name_or_path)
     label = f"{SINGULAR[kind]} '{path.stem}'"
-    return label, apply_overrides(load_yaml(path, label), overrides)
+    raw = load_yaml(path, label)
+    if kind == "recipes":
+        return label, _with_task(apply_overrides(_with_task(raw), overrides))
+    return label, apply_overrides(raw, overrides)
+
+
+def _with_task(raw: Any) -> Any:
+    """A raw recipe, with the content of the file in the place of a task's path."""
+    task = raw.get("task") if isinstance(raw, dict) else None
+    if not isinstance(task, str) or not is_path(task):
+        return raw
+    path = find("tasks", task)
+    return raw | {"task": load_yaml(path, f"task '{path.stem}'")}

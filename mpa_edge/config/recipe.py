@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from mpa_edge.config.section import Section
+from mpa_edge.config.task import TOKENS, TaskConfig
 
 if TYPE_CHECKING:
     from typing import Self  # novm
@@ -18,12 +21,17 @@ BatchSize = Annotated[int, Field(ge=1, le=4096)]
 Tokens = Annotated[int, Field(ge=1, le=4096)]
 Count = Annotated[int, Field(ge=1, le=100_000_000)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+NAME_TAG, SECTION_TAG = "<name>", "<section>"
 
 
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, and values are not converted."""
+def _named_or_written(task: object) -> str:
+    return SECTION_TAG if isinstance(task, dict | TaskConfig) else NAME_TAG
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+TaskChoice = Annotated[
+    Annotated[str, Field(min_length=1), Tag(NAME_TAG)] | Annotated[TaskConfig, Tag(SECTION_TAG)],
+    Discriminator(_named_or_written),
+]
 
 
 class RenderConfig(Section):
@@ -254,8 +262,8 @@ class Recipe(Section):
     """Lower case letters, digits, dot, dash, underscore."""
     title: str = ""
     """One-line description."""
-    task: str = Field(min_length=1)
-    """A file of mpa_edge/tasks: prompts and metric."""
+    task: TaskChoice
+    """A name (`mpa-edge list tasks`), the path of a task's YAML file, or its keys: what to ask, what an answer is."""
     teacher: str = Field(min_length=1)
     """nursery:teacher, a folder, a model id, or openai:BASE_URL#MODEL for a server."""
     student: str = Field(min_length=1)
@@ -280,6 +288,23 @@ class Recipe(Section):
     """Only for a teacher on a server."""
     engine: EngineConfig = EngineConfig()
     """How shards of annotate and identify are run."""
+
+    @property
+    def task_name(self) -> str:
+        """Name of the task."""
+        return self.task if isinstance(self.task, str) else self.task.name
+
+    def with_room_for_answers(self) -> Recipe:
+        """With as many new tokens as the answers of the recipe's own task need, where it does not say how many."""
+        if isinstance(self.task, str):
+            return self
+        answer = self.task.answer.max_new_tokens
+        identify, annotate = self.identify, self.annotate
+        if "max_new_tokens" not in identify.model_fields_set and answer > identify.max_new_tokens:
+            identify = identify.model_copy(update={"max_new_tokens": answer})
+        if "max_new_tokens" not in annotate.model_fields_set and answer > TOKENS:
+            annotate = annotate.model_copy(update={"max_new_tokens": annotate.max_new_tokens + answer - TOKENS})
+        return self.model_copy(update={"identify": identify, "annotate": annotate})
 
     @model_validator(mode="after")
     def _student_is_here(self) -> Self:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from mpa_edge.config.recipe import Section
+from mpa_edge.config.section import Section
 
 if TYPE_CHECKING:
     from typing import Self  # novm

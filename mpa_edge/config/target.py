@@ -6,8 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mpa_edge.config.recipe import Section
 from mpa_edge.config.scheme import Component, GgufPrecision, OnnxPrecision
+from mpa_edge.config.section import Section
 
 
 class SchemeChoice(Section):

@@ -14,6 +14,8 @@ from pydantic.fields import FieldInfo
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 WORDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+TAGS = ("<name>", "<section>")
+"""What pydantic puts into a path where a value may be a name or a section."""
 Path = tuple[str | int, ...]
 """Keys and list positions that lead to a value."""
 
@@ -23,7 +25,9 @@ def mistakes(raw: Any, model: type[BaseModel]) -> list[str]:
     try:
         model.model_validate(raw)
     except ValidationError as error:
-        items = error.errors()
+        items: list[dict[str, Any]] = [
+            {**item, "loc": tuple(key for key in item["loc"] if key not in TAGS)} for item in error.errors()
+        ]
         # what pydantic says of a list because of its items would be said twice
         lists = {item["loc"][:-1] for item in items if item["loc"] and isinstance(item["loc"][-1], int)}
         return list(dict.fromkeys(explain(dict(item), model) for item in items if item["loc"] not in lists))
@@ -45,8 +49,9 @@ def explain(error: Mapping[str, Any], root: type[BaseModel]) -> str:
     if error["type"] == "missing":
         return f"key '{dotted}' is missing: add '{path[-1]}: ...', {must_be(field)}"
     if field is None or model_of(field.annotation) is not None:
-        known = ", ".join(section_at(root, path).model_fields)
-        return f"{dotted or 'the document'} is {shown(value)}: must be a section with keys {known}"
+        return (
+            f"{dotted or 'the document'} is {shown(value)}: must be {allowed(field.annotation if field else root, [])}"
+        )
     hint = ""
     if isinstance(value, str) and NUMBER.fullmatch(value.strip()):
         head, mark, exponent = value.strip().lower().partition("e")
@@ -57,10 +62,9 @@ def explain(error: Mapping[str, Any], root: type[BaseModel]) -> str:
 
 def model_of(annotation: Any) -> type[BaseModel] | None:
     """The section behind an annotation, None for a value: `RenderConfig | None` -> RenderConfig."""
-    for part in (annotation, *typing.get_args(annotation)):
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            return part
-    return None
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(model_of, typing.get_args(annotation))), None)
 
 
 def section_at(model: type[BaseModel], path: Path) -> type[BaseModel]:
@@ -120,6 +124,8 @@ def must_be(field: FieldInfo | None) -> str:
 def allowed(annotation: Any, constraints: list[Any]) -> str:
     """What a value of a type may be, in words."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"a section with keys {', '.join(annotation.model_fields)}"
     if origin is typing.Literal:
         return repr(args[0]) if len(args) == 1 else f"one of {', '.join(map(str, args))}"
     if origin is typing.Annotated:
@@ -129,7 +135,8 @@ def allowed(annotation: Any, constraints: list[Any]) -> str:
     if origin is dict:
         return f"names ({allowed(args[0], [])}), each with {allowed(args[1], [])}"
     if origin is tuple:
-        return f"a list of {allowed(args[0], []).removeprefix('one of ')}"
+        one = allowed(args[0], []).replace("a section", "sections").replace("a string", "strings")
+        return f"a list of {one.removeprefix('one of ')}"
     pattern = next((item.pattern for item in constraints if getattr(item, "pattern", None)), None)
     if pattern:
         return f"a string that matches {pattern}"

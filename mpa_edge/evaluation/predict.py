@@ -18,7 +18,7 @@ from mpa_edge.questions.own import read_questions
 from mpa_edge.questions.published import read_benchmark
 from mpa_edge.runs.files import sha256_json
 from mpa_edge.runs.paths import inside, names_in
-from mpa_edge.tasks import Task, answer_prompt, get_benchmark, get_task
+from mpa_edge.tasks import Task, answer_prompt, get_benchmark, get_task, tasks
 from mpa_edge.types import VLM, Drop, Reply, Request, Sample
 
 
@@ -43,7 +43,9 @@ class EvalSpec:
     def sha256(self) -> str:
         """Of the questions and of how they are asked."""
         asked = [(s.id, s.image, s.question, s.answers) for s in self.questions.samples]
-        return sha256_json({"asked": asked, "task": self.task.name, "limits": self.max_new_tokens})
+        name, how = self.task.name, [self.task.short_answer_suffix, self.task.metric]
+        task = name if tasks().get(name) == self.task else [name, *how]
+        return sha256_json({"asked": asked, "task": task, "limits": self.max_new_tokens})
 
 
 def recipe_spec(recipe: Recipe, drawn: Path) -> EvalSpec:

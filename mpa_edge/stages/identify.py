@@ -268,5 +268,7 @@ def confirmed(pseudo: str, teacher: Sequence[str], agrees: Agrees) -> bool:
 def identify_inputs(run: Run) -> dict[str, str]:
     """Hashes of everything that the verdicts depend on."""
     config = {"max_new_tokens": run.recipe.identify.max_new_tokens, "answer": answer_prompt(run.task, "?")}
+    if not isinstance(run.recipe.task, str):  # the metric of a name is always the same
+        config["metric"] = run.task.metric
     made_by = {"annotate": run.outputs_of("annotate"), "student": run.student_fingerprint}
     return made_by | {"config": sha256_json(config)}

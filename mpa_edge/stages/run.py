@@ -145,7 +145,9 @@ def entries_of_split(recipe: Recipe, folder: Path, entries: Sequence[ImageEntry]
 
     Raises MpaError where the files of the split are not in the folder, or no image is left.
     """
-    name, split = recipe.task, recipe.images.split
+    name, split = recipe.task_name, recipe.images.split
+    if not isinstance(recipe.task, str):
+        raise MpaError(f"images.split is for the benchmark of a task by name, and {name} is your own: use images.path")
     wanted = image_paths(name, str(folder), split)
     asked = image_paths(recipe.evaluate.benchmark, recipe.evaluate.data, recipe.evaluate.split)
     kept, root = wanted - asked, os.path.abspath(folder)

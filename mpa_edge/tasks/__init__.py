@@ -1,8 +1,7 @@
 """Tasks: what the teacher is told to ask about an image, how a question is put to a model, how answers are scored.
 
-Each module with `TASK = Task(...)` is a task; where it also has `BENCHMARK = Benchmark(...)`, the benchmark's published
-files can be read. The prompts follow the structure of Model Parity Alignment (arXiv 2509.16633): objective, output
-format, guidelines; the words are this project's own.
+A task is a document (`config/task.py`): those that come with mpa-edge are the YAML files here, your own is a file of
+yours. A module with `BENCHMARK = Benchmark(...)` reads the published files of the benchmark after which it is called.
 """
 
 from __future__ import annotations
@@ -10,64 +9,45 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mpa_edge.config import library
 from mpa_edge.errors import MpaError, did_you_mean
+from mpa_edge.metrics import Metric, get_metric
 from mpa_edge.questions.benchmark import Benchmark
 
+if TYPE_CHECKING:
+    from mpa_edge.config.task import TaskConfig
+
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
-OUTPUT_FORMAT = (
-    "Write exactly two lines and nothing else:\n"
-    "Question: <one question, ending with a question mark>\n"
-    "Answer: <a single word or short phrase, without a full sentence and without a final full stop>"
-)
 
 
 @dataclass(frozen=True)
 class Task:
-    """How to write questions of one kind, how to ask them, and how to score the answers."""
+    """How to write questions, how to ask them, and how to score the answers."""
 
     name: str
-    """What recipes call it; the name of its file."""
-    title: str
-    """One-line description."""
+    """What recipes call it."""
     metric: str
-    """Name of a metric (mpa_edge/metrics)."""
-    annotation_prompts: tuple[str, ...]
+    """Name of a metric, with its parameters (mpa_edge/metrics)."""
+    annotation_prompts: tuple[str, ...] = ()
     """What the teacher is told; annotation i of an image uses prompt i modulo their number."""
+    prompt_kinds: tuple[str | None, ...] = ()
+    """The kind of question that each of these prompts asks for; None: any."""
     short_answer_suffix: str = SHORT_ANSWER
     """What follows the question wherever it is asked: in identify, training, evaluation and export."""
     max_answer_words: int = 7
-    """A longer pseudo answer is dropped: a short reply would hardly ever match it."""
+    """A longer pseudo answer is dropped: a short reply would hardly ever match it. Only of text."""
+    form: str | None = None
+    """The metric whose form an answer must have; None: any text."""
+    examples: tuple[tuple[str, str], ...] = ()
+    """Questions with answers that the annotation prompts show."""
 
-
-def annotation_prompt(objective: str, kinds: Sequence[str] = (), focus: int | None = None) -> str:
-    """Objective, output format and guidelines as one prompt.
-
-    `kinds` are the kinds of question that it may ask; with `focus`, an index into them, it asks for that one only.
-
-    >>> print(annotation_prompt("Look at the chart.", ["lookup: read a value", "trend: follow a line"], focus=1))
-    Look at the chart.
-    <BLANKLINE>
-    Write exactly two lines and nothing else:
-    Question: <one question, ending with a question mark>
-    Answer: <a single word or short phrase, without a full sentence and without a final full stop>
-    <BLANKLINE>
-    The question is of this kind:
-    - trend: follow a line
-    """
-    parts = [objective, OUTPUT_FORMAT]
-    if kinds:
-        chosen, head = (kinds, "one of these kinds") if focus is None else ([kinds[focus]], "this kind")
-        parts.append("\n".join([f"The question is of {head}:", *(f"- {kind}" for kind in chosen)]))
-    return "\n\n".join(parts)
-
-
-def annotation_prompts(objective: str, kinds: Sequence[str]) -> tuple[str, ...]:
-    """A prompt that names all kinds, then one for each kind, so that the annotations of an image spread over them."""
-    return (annotation_prompt(objective, kinds), *(annotation_prompt(objective, kinds, at) for at in range(len(kinds))))
+    @property
+    def answer_form(self) -> Metric | None:
+        """What an answer must be; None: any text."""
+        return get_metric(self.form) if self.form else None
 
 
 def answer_prompt(task: Task, question: str) -> str:
@@ -83,12 +63,12 @@ def answer_prompt(task: Task, question: str) -> str:
 
 @functools.cache
 def tasks() -> dict[str, Task]:
-    """Every task by name, sorted.
+    """Every task that comes with mpa-edge by name, sorted.
 
     >>> list(tasks())
     ['chartqa', 'minicharts', 'okvqa', 'stvqa', 'textvqa']
     """
-    return {name: module.TASK for name, module in _modules().items() if hasattr(module, "TASK")}
+    return {name: _task_of(library.load("tasks", name)) for name in library.names("tasks")}
 
 
 @functools.cache
@@ -106,8 +86,8 @@ def _modules() -> dict[str, Any]:
     return {name: importlib.import_module(f"{__name__}.{name}") for name in names}
 
 
-def get_task(name: str) -> Task:
-    """The task of that name; MpaError naming the nearest one where there is none.
+def get_task(task: str | TaskConfig) -> Task:
+    """The task of a name or of a document; MpaError naming the nearest one where there is none of that name.
 
     >>> get_task("chartqa").metric
     'relaxed-accuracy'
@@ -116,9 +96,28 @@ def get_task(name: str) -> Task:
     ...
     mpa_edge.errors.MpaError: no task 'chart-qa': did you mean 'chartqa'?
     """
-    if name not in tasks():
-        raise MpaError(f"no task '{name}': " + did_you_mean(name, tasks(), f"use {', '.join(tasks())}"))
-    return tasks()[name]
+    if not isinstance(task, str):
+        return _task_of(task)
+    if task not in tasks():
+        known = f"use {', '.join(tasks())}, or the path of a task's YAML file"
+        raise MpaError(f"no task '{task}': " + did_you_mean(task, tasks(), known))
+    return tasks()[task]
+
+
+def _task_of(document: TaskConfig) -> Task:
+    from mpa_edge.config.task import MAX_WORDS
+
+    form = document.answer.form
+    return Task(
+        name=document.name,
+        metric=document.metric or form or "exact-match",
+        annotation_prompts=document.annotation_prompts,
+        prompt_kinds=document.prompt_kinds,
+        short_answer_suffix=document.short_answer_suffix,
+        max_answer_words=document.answer.max_words or MAX_WORDS,
+        form=form,
+        examples=tuple((one.question, one.answer) for one in document.examples),
+    )
 
 
 def get_benchmark(name: str) -> Benchmark:

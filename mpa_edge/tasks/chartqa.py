@@ -1,33 +1,13 @@
 """ChartQA: questions about charts, one answer each.
 
 >>> from mpa_edge.metrics import get_metric
->>> get_metric(TASK.metric).score("14", ["14"]), get_metric(TASK.metric).score("15", ["14"])
+>>> get_metric("relaxed-accuracy").score("14", ["14"]), get_metric("relaxed-accuracy").score("15", ["14"])
 (1.0, 0.0)
 """
 
 from collections.abc import Iterator
 
 from mpa_edge.questions.benchmark import Benchmark, Documents, Row, Split
-from mpa_edge.tasks import Task, annotation_prompts
-
-KINDS = (
-    "lookup: read one value, label or colour off the chart",
-    "comparison: find the highest, the lowest, or which of two is larger",
-    "trend: say how a series changes, or when it peaks or turns",
-    "inference: calculate or conclude something from several values, such as a sum, a difference, a ratio or a count",
-)
-
-TASK = Task(
-    name="chartqa",
-    title="ChartQA: reading charts and reasoning about them",
-    metric="relaxed-accuracy",
-    annotation_prompts=annotation_prompts(
-        "You are shown a chart. Ask one question about what it shows, and answer it from the chart alone. A number is "
-        "written in digits, as the chart writes it.",
-        KINDS,
-    ),
-    max_answer_words=5,
-)
 
 
 def rows(split: Split, documents: Documents) -> Iterator[Row]:
@@ -42,7 +22,7 @@ def rows(split: Split, documents: Documents) -> Iterator[Row]:
 
 
 BENCHMARK = Benchmark(
-    name=TASK.name,
+    name="chartqa",
     splits=tuple(
         Split(name, (f"{name}/{name}_human.json", f"{name}/{name}_augmented.json"), hub)
         for name, hub in (("test", ("test",)), ("val", ("val", "validation")), ("train", ("train",)))

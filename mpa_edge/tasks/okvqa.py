@@ -3,7 +3,7 @@
 The published answers are stemmed ("surf" for "surfing"), so a right word can score 0.
 
 >>> from mpa_edge.metrics import get_metric
->>> get_metric(TASK.metric).score("race", ["race"] * 10), get_metric(TASK.metric).score("racing", ["race"] * 10)
+>>> get_metric("vqa-accuracy").score("race", ["race"] * 10), get_metric("vqa-accuracy").score("racing", ["race"] * 10)
 (1.0, 0.0)
 """
 
@@ -11,27 +11,6 @@ from collections.abc import Iterator
 
 from mpa_edge.errors import MpaError
 from mpa_edge.questions.benchmark import Benchmark, Documents, Row, Split
-from mpa_edge.tasks import Task, annotation_prompts
-
-KINDS = (
-    "use: what an object in the image is for, how it works, or what it is made of",
-    "nature: what is known about an animal, a plant or the weather in the image",
-    "people: a sport, a job, a habit or a celebration that the image shows",
-    "place and time: where in the world, in what season or in what period this is",
-    "origin: who makes, invented, owns or is known for something in the image",
-)
-
-TASK = Task(
-    name="okvqa",
-    title="OK-VQA: questions that need outside knowledge",
-    metric="vqa-accuracy",
-    annotation_prompts=annotation_prompts(
-        "You are shown a photograph. Ask one question about something in it that cannot be answered from the image "
-        "alone, but with common knowledge about the world, and answer it. Do not ask what is plain to see.",
-        KINDS,
-    ),
-    max_answer_words=5,
-)
 
 
 def rows(split: Split, documents: Documents) -> Iterator[Row]:
@@ -58,7 +37,7 @@ def _split(name: str, coco: str) -> Split:
 
 
 BENCHMARK = Benchmark(
-    name=TASK.name,
+    name="okvqa",
     splits=(_split("val", "val2014"), _split("train", "train2014")),
     rows=rows,
     image_folders=("val2014", "train2014", "images/val2014", "images/train2014", "images", ""),

@@ -1,7 +1,7 @@
 """ST-VQA: questions about text in scenes, one or more accepted answers each.
 
 >>> from mpa_edge.metrics import get_metric
->>> get_metric(TASK.metric).score("joes diner", ["Joe's Diner"])
+>>> get_metric("anls").score("joes diner", ["Joe's Diner"])
 0.9090909090909091
 """
 
@@ -9,22 +9,8 @@ import hashlib
 from collections.abc import Iterator
 
 from mpa_edge.questions.benchmark import Benchmark, Documents, Row, Split
-from mpa_edge.tasks import Task, annotation_prompt
 
 HELD_OUT_PERCENT = 15
-
-TASK = Task(
-    name="stvqa",
-    title="ST-VQA: reading scene text",
-    metric="anls",
-    annotation_prompts=(
-        annotation_prompt(
-            "You are shown a picture of an everyday scene in which something is written. Ask one question whose answer "
-            "is a piece of that writing, and give the answer spelled as it stands in the image. Someone who cannot "
-            "read the writing must not be able to guess it."
-        ),
-    ),
-)
 
 
 def held_out(image: str) -> bool:
@@ -47,7 +33,7 @@ def rows(split: Split, documents: Documents) -> Iterator[Row]:
 
 HELD_OUT = "held-out"
 BENCHMARK = Benchmark(
-    name=TASK.name,
+    name="stvqa",
     splits=(
         Split("paper", ("train_task_1_onePerImage_val.json",), note="the published split of the paper's authors"),
         Split(

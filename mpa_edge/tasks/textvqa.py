@@ -1,26 +1,13 @@
 """TextVQA: questions about text in photographs, ten answers each.
 
 >>> from mpa_edge.metrics import get_metric
->>> get_metric(TASK.metric).score("Dakota", ["dakota"] * 8 + ["clos culombu"] * 2)
+>>> get_metric("vqa-accuracy").score("Dakota", ["dakota"] * 8 + ["clos culombu"] * 2)
 1.0
 """
 
 from collections.abc import Iterator
 
 from mpa_edge.questions.benchmark import Benchmark, Documents, Row, Split
-from mpa_edge.tasks import Task, annotation_prompt
-
-TASK = Task(
-    name="textvqa",
-    title="TextVQA: reading text in photographs",
-    metric="vqa-accuracy",
-    annotation_prompts=(
-        annotation_prompt(
-            "You are shown a photograph with text in it. Ask one question that can only be answered by reading that "
-            "text in its place in the scene, and answer it with words that can be read in the image."
-        ),
-    ),
-)
 
 
 def rows(split: Split, documents: Documents) -> Iterator[Row]:
@@ -31,7 +18,7 @@ def rows(split: Split, documents: Documents) -> Iterator[Row]:
 
 
 BENCHMARK = Benchmark(
-    name=TASK.name,
+    name="textvqa",
     splits=(
         Split("val", ("TextVQA_0.5.1_val.json",), ("validation", "val")),
         Split("train", ("TextVQA_0.5.1_train.json",), ("train",)),

@@ -130,7 +130,9 @@ def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_an_unknown_metric_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert score("--metric", "bleu", "x.jsonl") == 2
-    assert "'vqa-accuracy', 'anls', 'relaxed-accuracy', 'exact-match'" in capsys.readouterr().err
+    assert "no metric 'bleu': use vqa-accuracy, anls, relaxed-accuracy, exact-match, number" in capsys.readouterr().err
+    assert score("--metric", "choice:red", "x.jsonl") == 2
+    assert "two choices or more are needed: write choice:red|green" in capsys.readouterr().err
 
 
 def test_stdin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

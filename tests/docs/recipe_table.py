@@ -30,6 +30,8 @@ def docstrings(model: type[BaseModel]) -> dict[str, str]:
 
 
 def default_of(value: object) -> str:
+    if value == ():
+        return "`[]`"
     if isinstance(value, tuple):
         return f"`[{', '.join(value)}]`"
     if isinstance(value, str):
@@ -41,13 +43,14 @@ def row(name: str, model: type[BaseModel]) -> str:
     field = model.model_fields[name]
     default = "required" if field.is_required() else default_of(field.default)
     allowed = re.sub(r"(?<=matches )(\S+)", r"`\1`", must_be(field)).replace("|", "\\|")
+    allowed = re.sub(r" with keys .*", "", allowed)
     return f"| `{name}` | {default} | {allowed} | {docstrings(model)[name].replace('|', chr(92) + '|')} |\n"
 
 
 def section(model: type[BaseModel], path: str) -> str:
     """One table, and the tables of the sections below it."""
     inner = {name: model_of(field.annotation) for name, field in model.model_fields.items()}
-    plain = [name for name, below in inner.items() if below is None]
+    plain = [name for name, below in inner.items() if below is None or name == "task"]  # a name, or a section
     title = f"### {path}\n\n{inspect.getdoc(model)}\n\n" if path else "### At the top\n\n"
     out = title + HEAD + "".join(row(name, model) for name in plain) + "\n"
     return out + "".join(

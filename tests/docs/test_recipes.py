@@ -9,6 +9,7 @@ import pytest
 
 from mpa_edge.config.library import parse_yaml
 from mpa_edge.config.recipe import Recipe
+from mpa_edge.config.task import TaskConfig
 from mpa_edge.config.validation import keys, mistakes
 from mpa_edge.types import Sample
 from tests.docs import nursery_table, recipe_table
@@ -21,7 +22,7 @@ DOCTESTS = [name for name, text in TEXTS.items() if ">>> " in text]
 
 @pytest.mark.parametrize(("name", "text"), YAML, ids=[name for name, _ in YAML])
 def test_what_is_shown_is_valid(name: str, text: str, tmp_path) -> None:
-    """Recipes, and a configuration of accelerate, which says so in its first key."""
+    """Recipes, tasks, and a configuration of accelerate, which says so in its first key."""
     shown = parse_yaml(text, name)
     if "compute_environment" in shown:
         from accelerate.commands.config.config_args import load_config_from_file
@@ -30,7 +31,7 @@ def test_what_is_shown_is_valid(name: str, text: str, tmp_path) -> None:
         asked = load_config_from_file(str(tmp_path / "config.yaml"))
         assert (asked.num_processes, asked.num_machines) == (shown["num_processes"], shown["num_machines"])
         return
-    assert mistakes(shown, Recipe) == []
+    assert mistakes(shown, TaskConfig if "kinds" in shown else Recipe) == []
 
 
 def test_there_are_recipes_to_check() -> None:

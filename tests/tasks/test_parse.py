@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpa_edge.tasks import OUTPUT_FORMAT
+from mpa_edge.config.task import OUTPUT_FORMAT
 from mpa_edge.tasks.parse import ABBREVIATIONS, ParsedAnnotation, canonical_answer, parse_annotation
 from mpa_edge.types import Drop
 
