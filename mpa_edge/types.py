@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length", "filtered", "failed"]
 Verdict = Literal["gap", "parity", "unverified"]
+Truth = Literal["labels", "teacher"]
+"""What answers are compared with: known ones, or those of the teacher."""
 
 
 def is_inside(name: str) -> bool:
@@ -154,6 +156,8 @@ class Sample(Record):
     """Every accepted answer; at least one."""
     kind: str | None = None
     """Question kind for the breakdown, where the benchmark has one."""
+    group: str | None = None
+    """Images of one group are near-duplicates: intervals count them as one; None: each image is its own."""
 
 
 class PseudoAnnotation(Record):
@@ -217,7 +221,7 @@ class Prediction(Record):
     sample_id: str
     """Id of the sample."""
     image_id: str
-    """Bootstrap cluster: questions about one image belong together."""
+    """Bootstrap cluster: questions about one image, or one group of near-duplicates, belong together."""
     kind: str | None
     """Question kind, where the benchmark has one."""
     question: str
@@ -233,10 +237,10 @@ class Prediction(Record):
 
 
 class AlignAccuracy(Record):
-    """Strict metric on the held-out questions, 0 to 1."""
+    """Strict metric on the held-out questions, 0 to 1: agreement with the teacher where the truth is its answers."""
 
-    teacher: float
-    """The large model."""
+    teacher: float | None = None
+    """The large model; null where the truth is its own answers."""
     base: float
     """The small model before."""
     aligned: float
@@ -277,6 +281,8 @@ class AlignReport(Record):
     """Pseudo annotations that the teacher confirmed."""
     gap: int
     """Verified ones that the student got wrong: the parity subset."""
+    truth: Truth | None
+    """labels, or teacher: then the accuracy is none, but the agreement with the teacher. Null without evaluation."""
     accuracy: AlignAccuracy | None
     """Null where there was nothing to evaluate on."""
     gain: float | None

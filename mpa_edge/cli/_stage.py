@@ -175,10 +175,14 @@ def accuracy_lines(details: dict[str, Any]) -> Iterator[str]:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{details['n']} held-out questions, {details['metric']}")
-    for heading in ("", "teacher", "base", "aligned"):
+    from mpa_edge.questions import measure_of
+    from mpa_edge.questions.own import SILVER_NOTE
+
+    truth, models = details.get("truth", "labels"), tuple(details["accuracy"])
+    what = f"{measure_of(truth)}, " if truth != "labels" else ""
+    table = Table(title=f"{what}{details['n']} held-out questions, {details['metric']}")
+    for heading in ("", *models):
         table.add_column(heading, justify="right" if heading else "left")
-    models = ("teacher", "base", "aligned")
     table.add_row("all", *(f"{details['accuracy'][m]:.1%}" for m in models), style="bold")
     table.add_row("95 % interval", *("{:.1%} – {:.1%}".format(*details["ci95"][m]) for m in models))
     for kind, row in details["kinds"].items():
@@ -187,6 +191,8 @@ def accuracy_lines(details: dict[str, Any]) -> Iterator[str]:
     with console.capture() as captured:
         console.print(table)
     yield captured.get().rstrip("\n")
+    if truth == "teacher":
+        yield SILVER_NOTE
     (low, high), changed = details["gain_ci95"], details["flips"]
     # not printed with rich, which breaks lines at 80 columns when the output is no terminal
     yield (

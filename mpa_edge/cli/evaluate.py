@@ -94,7 +94,7 @@ def evaluate_model(
 ) -> None:
     """Ask one model the questions of its recipe, or those in `data`, and print its score."""
     from mpa_edge.config.library import load_recipe
-    from mpa_edge.evaluation.predict import recipe_spec
+    from mpa_edge.evaluation.predict import recipe_spec, with_silver
     from mpa_edge.evaluation.score import run_eval
     from mpa_edge.planning.counts import n_questions
     from mpa_edge.runs.manifest import RECIPE_FILE
@@ -105,7 +105,7 @@ def evaluate_model(
     if out is not None and not out.endswith(".jsonl"):
         raise MpaError(f"--out '{out}' is a file of answers here: let its name end in .jsonl")
     run = run_of(model)
-    recipe = load_recipe(str(run / RECIPE_FILE) if run else "minicharts", overrides)
+    recipe = with_silver(load_recipe(str(run / RECIPE_FILE) if run else "minicharts", overrides), run)
     if limit:
         recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"n": limit})})
     if data is None and dry_run:
@@ -205,7 +205,10 @@ def screen(result: dict[str, Any]) -> Iterator[str]:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{result['model']} on {result['questions']}, {result['images']} images")
+    from mpa_edge.questions import measure_of
+
+    title = f"{result['model']} on {result['questions']}, {result['images']} images"
+    table = Table(title=title if result["truth"] == "labels" else f"{title}: {measure_of(result['truth'])}")
     for heading in ("", "questions", result["metric"], "95 % interval"):
         table.add_column(heading, justify="right" if heading else "left")
     whole = "mean of the kinds" if result["mean_of_kinds"] else "all"
@@ -216,6 +219,8 @@ def screen(result: dict[str, Any]) -> Iterator[str]:
     with console.capture() as captured:
         console.print(table)
     yield captured.get().rstrip("\n")
+    if result["truth"] == "teacher":
+        yield result["note"]
     parts = [f"{name} {row['lenient']['accuracy']:.1%}" for name, row in result["kinds"].items()]
     named = f" ({', '.join(parts)})" if result["mean_of_kinds"] else ""
     yield f"{result['lenient']['metric']}, not the reference: {result['lenient']['accuracy']:.1%}{named}"

@@ -56,6 +56,8 @@ class ImagesConfig(Section):
     """Only the images of this split of the task's benchmark, whose files are in the folder; null: all of them."""
     max_pixels: int = Field(PILLOW_PIXEL_CAP, ge=1024, le=2 * PILLOW_PIXEL_CAP)
     """Images with more pixels are dropped before they are decoded."""
+    group: Literal["auto", "folder", "none"] = "auto"
+    """What is held out as a whole: near-duplicates, the images of one folder, or each image by itself."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -165,13 +167,13 @@ class EvaluateConfig(Section):
     """Held-out questions: teacher, base and aligned answer the same ones."""
 
     n: Count = 1000
-    """Questions the generator makes (or the first n of the file or benchmark)."""
+    """Questions the generator makes (or the first n of the file, the benchmark or the teacher's)."""
     seed: Seed = 1_000_003
     """Seed of the generator; must differ from images.render.seed."""
     style: Style = "target"
     """Look of the generated charts."""
     questions: str | None = None
-    """JSON lines {"id", "image", "question", "answers", "kind"} or a CSV file instead of the generator's."""
+    """JSON lines {"id", "image", "question", "answers", "kind"} or a CSV file instead of the generator's or teacher's."""
     benchmark: str | None = None
     """textvqa, stvqa, chartqa or okvqa: read its published files from `data`."""
     data: str | None = None
@@ -182,10 +184,14 @@ class EvaluateConfig(Section):
     """Largest batch. The first has 32 requests; it grows while memory allows and is halved when memory runs out."""
     bootstrap: int = Field(2000, ge=100, le=1_000_000)
     """Resamples of the images behind the interval."""
+    holdout: float = Field(0.1, ge=0.0, le=0.5)
+    """Without questions and benchmark: share of the images about which the teacher writes the questions; 0: none."""
+    votes: int = Field(5, ge=1, le=32)
+    """How often the teacher answers such a question; what it does not say every time is left out."""
 
     @property
     def generated(self) -> bool:
-        """Whether the questions are the generator's."""
+        """Whether the recipe names no questions."""
         return self.questions is None and self.benchmark is None
 
     @model_validator(mode="after")
@@ -305,6 +311,11 @@ class Recipe(Section):
         if "max_new_tokens" not in annotate.model_fields_set and answer > TOKENS:
             annotate = annotate.model_copy(update={"max_new_tokens": annotate.max_new_tokens + answer - TOKENS})
         return self.model_copy(update={"identify": identify, "annotate": annotate})
+
+    @property
+    def silver(self) -> bool:
+        """Whether the teacher writes the held-out questions: the generator's fit the built-in task only."""
+        return self.evaluate.generated and self.task != "minicharts" and self.evaluate.holdout > 0
 
     @model_validator(mode="after")
     def _student_is_here(self) -> Self:

@@ -66,7 +66,7 @@ class AnswerLog:
         return [
             Prediction(
                 sample_id=sample.id,
-                image_id=sample.image,
+                image_id=sample.group or sample.image,
                 kind=sample.kind,
                 question=sample.question,
                 answers=sample.answers,

@@ -17,6 +17,7 @@ from mpa_edge.questions import QuestionSet, left_out
 from mpa_edge.questions.own import read_questions
 from mpa_edge.questions.published import read_benchmark
 from mpa_edge.runs.files import sha256_json
+from mpa_edge.runs.manifest import FOLDERS, SILVER_QUESTIONS, read_manifest
 from mpa_edge.runs.paths import inside, names_in
 from mpa_edge.tasks import Task, answer_prompt, get_benchmark, get_task, tasks
 from mpa_edge.types import VLM, Drop, Reply, Request, Sample
@@ -48,8 +49,25 @@ class EvalSpec:
         return sha256_json({"asked": asked, "task": task, "limits": self.max_new_tokens})
 
 
+def with_silver(recipe: Recipe, run: Path | None) -> Recipe:
+    """The recipe of a run, with the questions that its teacher wrote where the recipe names none and they are there."""
+    folder = run / FOLDERS["silver"] if run else Path()
+    if run is None or not recipe.silver or read_manifest(folder) is None:
+        return recipe
+    evaluate = recipe.evaluate.model_copy(update={"questions": str(folder / SILVER_QUESTIONS)})
+    return recipe.model_copy(update={"evaluate": evaluate})
+
+
 def recipe_spec(recipe: Recipe, drawn: Path) -> EvalSpec:
-    """The held-out questions of a recipe, asked and scored as the recipe says; `drawn` as in `question_set`."""
+    """The held-out questions of a recipe, asked and scored as the recipe says; `drawn` as in `question_set`.
+
+    MpaError where there are none: the generator's fit the built-in task only.
+    """
+    if recipe.evaluate.generated and recipe.task != "minicharts":
+        raise MpaError(
+            f"recipe '{recipe.name}' names no held-out questions, and its teacher wrote none: run mpa-edge evaluate "
+            "RUN first, or name a file with --set evaluate.questions=FILE.jsonl"
+        )
     return EvalSpec(
         questions=question_set(recipe.evaluate, drawn),
         task=get_task(recipe.task),

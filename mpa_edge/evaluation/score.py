@@ -119,13 +119,15 @@ def score(
         kind: [row for row in made if row.kind == kind]
         for kind in (kinds if questions.mean_of_kinds else sorted(kinds))
     }
+    image_of = {sample.id: sample.image for sample in questions.samples}
     mean_of_kinds = questions.mean_of_kinds and len(kinds) > 1 and all(row.kind is not None for row in made)
     return {
         "model": model,
         "questions": questions.name,
         "note": questions.note,
         "dropped": dict(Counter(questions.dropped) + Counter(unanswered)),
-        "images": len({row.image_id for row in made}),
+        "truth": questions.truth,
+        "images": len({image_of[row.sample_id] for row in made}),
         **_figures(spec, made, by_kind if mean_of_kinds else {}),
         "mean_of_kinds": mean_of_kinds,
         "kinds": {kind: _figures(spec, rows, {}) for kind, rows in by_kind.items()},

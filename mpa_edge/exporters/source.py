@@ -14,6 +14,7 @@ from mpa_edge.config.library import load_recipe
 from mpa_edge.config.recipe import Recipe
 from mpa_edge.config.target import ImageBudget
 from mpa_edge.errors import MpaError, missing_package
+from mpa_edge.evaluation.predict import with_silver
 from mpa_edge.families import Family, family_of
 from mpa_edge.progress import say
 from mpa_edge.runs.files import read_json
@@ -131,7 +132,7 @@ def open_source(reference: str, out: str | None = None) -> Source:
         merged = folder / FOLDERS["merge"]
         if read_manifest(merged) is None:
             raise MpaError(f"{folder} has no finished merge: run mpa-edge align --out {folder} first")
-        recipe = load_recipe(str(folder / RECIPE_FILE))
+        recipe = with_silver(load_recipe(str(folder / RECIPE_FILE)), folder)
         return Source(folder.resolve().name, merged, Path(out) if out else folder / EXPORTS, run=folder, recipe=recipe)
     found = local_folder(resolve(reference))
     name = folder.resolve().name if folder.is_dir() else reference.rpartition("/")[2].replace(":", "-")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from mpa_edge.errors import MpaError
 from mpa_edge.images.decode import decode, unfit, without_metadata
-from mpa_edge.images.index import DUPLICATE, ImageEntry, ImageIndex
+from mpa_edge.images.index import DUPLICATE, HELD_OUT, ImageEntry, ImageIndex
 from mpa_edge.images.parquet import is_parquet_row, parquet_row_bytes
 from mpa_edge.runs.files import atomic_write, sha256_stream
 from mpa_edge.types import Drop
@@ -206,7 +206,7 @@ class PreviousScan:
         found = entries if isinstance(entries, ImageIndex) else ImageIndex(Path(), entries)
         with atomic_write(path) as file:
             for entry in found.sorted_by(_walk_order):
-                if entry.drop is not None and entry.drop.reason != DUPLICATE:
+                if entry.drop is not None and entry.drop.reason not in (DUPLICATE, HELD_OUT):
                     continue
                 with suppress(OSError):
                     state = _state(entry.path)

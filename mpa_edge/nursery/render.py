@@ -64,7 +64,7 @@ def render(folder: Path, n: int, seed: int, style: FileStyle, answers_per_image:
             picture.image.save(file, "PNG", compress_level=1)
         samples += questions_of(picture, seed, answers_per_image)
     if answers_per_image:
-        lines = [json.dumps(sample.model_dump(mode="json")) + "\n" for sample in samples]
+        lines = [json.dumps(sample.model_dump(mode="json", exclude={"group"})) + "\n" for sample in samples]
         write_bytes(folder / ANSWERS, "".join(lines).encode())
     write_json(folder / MARK, request)
     return folder

@@ -18,6 +18,10 @@ CHECKPOINTS = 3
 """On disk at once: the last two and the best."""
 OTHER_BYTES = 5_000_000
 """Tokenizer, settings, reports and logs of a run."""
+SILVER_AT_LEAST = 200
+"""Questions of the teacher about held-out images, where there are enough images."""
+SILVER_KEPT = 0.5
+"""Share of them that is expected to be left: a careful guess, which only decides how many images are needed."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Counts:
     """Rows and steps, some of them expected shares."""
 
     images: int
+    """Usable ones that may be learned from."""
     asked: float
     """Annotations requested from the teacher."""
     annotated: float
@@ -42,12 +47,39 @@ class Counts:
     steps_at_most: float
     """Without early stopping."""
     questions: int
-    """Held-out questions for teacher, base and aligned."""
+    """Held-out questions for teacher, base and aligned; for base and aligned where the teacher wrote them."""
+    silver_images: int = 0
+    """Held-out images about which the teacher writes questions."""
+    silver_asked: float = 0.0
+    """Questions requested about them."""
+    silver_annotated: float = 0.0
+    """Those that are kept; the teacher answers each of them `evaluate.votes` times."""
+
+
+def images_for(questions: int, recipe: Recipe) -> int:
+    """Held-out images that are enough for as many questions of the teacher."""
+    return math.ceil(questions / (SILVER_KEPT * recipe.annotate.samples_per_image))
+
+
+def images_at_least(recipe: Recipe) -> int:
+    """Images that are held out even where the recipe's share is less."""
+    return images_for(min(SILVER_AT_LEAST, recipe.evaluate.n), recipe)
+
+
+def n_held_out(images: int, recipe: Recipe) -> int:
+    """How many of so many images should be held out for the teacher's questions: at most half; 0 without such."""
+    share = max(round(recipe.evaluate.holdout * images), images_at_least(recipe))
+    return min(share, images // 2) if recipe.silver else 0
+
+
+def n_asked_about(held_out: int, recipe: Recipe) -> int:
+    """About how many of the images that are held out the teacher writes questions: enough for `evaluate.n`."""
+    return min(held_out, images_for(recipe.evaluate.n, recipe))
 
 
 def can_evaluate(recipe: Recipe) -> bool:
     """Whether there are held-out questions: the generator's fit the built-in task only."""
-    return not recipe.evaluate.generated or recipe.task == "minicharts"
+    return not recipe.evaluate.generated or recipe.task == "minicharts" or recipe.silver
 
 
 def n_questions(recipe: Recipe) -> int:
@@ -58,7 +90,11 @@ def n_questions(recipe: Recipe) -> int:
 
 
 def count(recipe: Recipe, images: int, assumed: Assumptions) -> Counts:
-    """Rows and steps of all stages."""
+    """Rows and steps of all stages; `images`: usable ones, with those that will be held out."""
+    held_back = n_held_out(images, recipe)
+    silver_images = n_asked_about(held_back, recipe)
+    images, silver_asked = images - held_back, float(silver_images * recipe.annotate.samples_per_image)
+    silver_annotated = silver_asked * assumed["kept"]
     level, asked = recipe.level, float(images * recipe.annotate.samples_per_image)
     annotated = asked * assumed["kept"]
     verified = annotated * assumed["verified"]
@@ -72,7 +108,10 @@ def count(recipe: Recipe, images: int, assumed: Assumptions) -> Counts:
         # early stopping needs one evaluation more than its patience
         steps = min(at_most, max(assumed["stopped_at"] * at_most, (level.patience + 1) * level.eval_steps))
     questions = n_questions(recipe) if can_evaluate(recipe) else 0
-    return Counts(images, asked, annotated, verified, gap, held_out, train, steps, at_most, questions)
+    if recipe.silver:
+        questions = min(questions, round(silver_annotated * assumed["verified"]))
+    silver = (silver_images, silver_asked, silver_annotated)
+    return Counts(images, asked, annotated, verified, gap, held_out, train, steps, at_most, questions, *silver)
 
 
 def batches(rows: float, groups: float, size: int) -> float:
@@ -90,13 +129,13 @@ def disk_bytes(
 ) -> dict[str, float]:
     """What a run writes, by kind, and the downloads for it. `models`: teacher, student; `drawn`: generated images."""
     downloads = {m.reference: m.shapes.parameters for m in models if not (m.is_local or m.is_server)}
-    drawn += made.questions if recipe.evaluate.generated else 0
+    drawn += made.questions if recipe.evaluate.generated and not recipe.silver else 0
     # each checkpoint: weights and moments; then the adapter (or all weights) once more
     state_bytes = (CHECKPOINTS * (1 + MOMENTS) + 1) * FLOAT_BYTES
     return {
         "downloads": BYTES_ON_DISK * sum(downloads.values()),
         "images": drawn * assumed["image_bytes"],
-        "rows": (made.asked + 3 * made.questions) * assumed["row_bytes"],
+        "rows": (made.asked + made.silver_asked + 3 * made.questions) * assumed["row_bytes"],
         "checkpoints": state_bytes * what.parameters,
         "merged": FLOAT_BYTES * models[1].shapes.parameters,
         "other": OTHER_BYTES,

@@ -242,9 +242,19 @@ def on_machine(plan: Plan, machine: Machine) -> MachinePlan:
         "level": _level(plan, machine),
         "merge": _merge(plan, machine),
     }
+    written: list[StagePlan] = []
     if n:
-        size, models = plan.recipe.evaluate.batch_size, (teacher, student, student)
-        stages["evaluate"] = _sum([ask(model, n, size, groups=n / CHUNK, per_image=1) for model in models])
+        size, models = plan.recipe.evaluate.batch_size, [teacher, student, student]
+        if made.silver_images:  # the teacher writes the questions, and is not asked again
+            models = models[1:]
+            rows, votes = made.silver_asked, made.silver_annotated * plan.recipe.evaluate.votes
+            groups, per_image = made.silver_images / annotate.shard_size, annotate.samples_per_image
+            how: dict[str, Any] = {"groups": groups, "per_image": per_image}
+            written = [
+                ask(teacher, rows, annotate.batch_size, kind="annotation", **how),
+                ask(teacher, votes, annotate.batch_size, new_images=False, is_loaded=True, **how),
+            ]
+        stages["evaluate"] = _sum([*written, *(ask(model, n, size, groups=n / CHUNK, per_image=1) for model in models)])
     return MachinePlan(machine, stages, plan.assumed["start_s"])
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpa_edge.types import Sample
+from mpa_edge.types import Sample, Truth
 
 MISSING = "missing image"
 
@@ -32,6 +32,17 @@ class QuestionSet:
     """What a reader of the result must know about these questions."""
     mean_of_kinds: bool = False
     """Whether the overall score is the mean of the kinds' scores, each kind having the same weight."""
+    truth: Truth = "labels"
+    """What the answers are."""
+
+
+def measure_of(truth: Truth) -> str:
+    """What a share of right answers is called.
+
+    >>> measure_of("labels"), measure_of("teacher")
+    ('accuracy', 'agreement with the teacher')
+    """
+    return "agreement with the teacher" if truth == "teacher" else "accuracy"
 
 
 def left_out(dropped: dict[str, int]) -> str:

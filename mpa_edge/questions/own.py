@@ -5,8 +5,9 @@
     image,question,answers
     photos/1.jpg,What does the sign say?,stop|halt
 
-`id` and `kind` are optional, other keys and columns are ignored. Image paths are relative to the file. A file is read
-whole and strictly before anything is asked: a fault is an MpaError that names the line and ends with the fix.
+`id`, `kind` and `group` are optional, other keys and columns are ignored. Image paths are relative to the file; in the
+questions that a teacher wrote (`"truth": "teacher"` in each row) they are relative to the images of its run. A file is
+read whole and strictly before anything is asked: a fault is an MpaError that names the line and ends with the fix.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -23,13 +25,19 @@ from typing import Any
 from mpa_edge.errors import MpaError
 from mpa_edge.metrics.reading import answers_of, decode, json_lines, no_character, text_of
 from mpa_edge.questions import MISSING, QuestionSet
-from mpa_edge.types import Sample
+from mpa_edge.runs.manifest import RUN_FILE, images_of_run
+from mpa_edge.types import Sample, Truth
 
 SUFFIXES = (".jsonl", ".csv")
 NEEDED = ("image", "question", "answers")
 EXAMPLE = '{"image": "1.jpg", "question": "What does the sign say?", "answers": ["stop"]}'
 LIST_EXAMPLE = 'stop|halt, or ["stop", "halt"] as JSON'
 DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+TEACHER: Truth = "teacher"
+SILVER_NOTE = (
+    "agreement with the teacher, not accuracy: it shows whether one model is closer to the teacher than another, and "
+    "cannot show what the teacher gets wrong itself"
+)
 NO_QUESTION, NO_ANSWER = "no question", "empty answer"
 
 
@@ -39,8 +47,9 @@ def read_questions(path: Path, limit: int | None = None) -> QuestionSet:
     A row without a question, or with an empty answer, for which silence would be right, is left out and counted.
     """
     samples, numbers, dropped = list[Sample](), list[int](), Counter[str]()
-    lines_of = dict[str, int]()
+    lines_of, by_teacher = dict[str, int](), False
     for number, (line, row) in enumerate(_rows(path)):
+        by_teacher |= row.get("truth") == TEACHER
         sample = _sample(row, line, f"{path}:{line}")
         if isinstance(sample, str):
             dropped[sample] += 1
@@ -54,7 +63,12 @@ def read_questions(path: Path, limit: int | None = None) -> QuestionSet:
     if not samples:
         why = "".join(f", {reason} in {n} rows" for reason, n in dropped.items())
         raise MpaError(f"{path} holds no question{why}: write one a line, as in {EXAMPLE}")
-    return QuestionSet(path.name, path.parent, tuple(samples[:limit]), tuple(numbers[:limit]), dict(dropped))
+    found = QuestionSet(path.name, path.parent, tuple(samples[:limit]), tuple(numbers[:limit]), dict(dropped))
+    if not by_teacher:
+        return found
+    run = path.parent.parent
+    folder = images_of_run(run) if (run / RUN_FILE).is_file() else path.parent
+    return replace(found, name="silver set", folder=folder, note=SILVER_NOTE, truth=TEACHER)
 
 
 def read_own(path: Path, limit: int | None = None) -> QuestionSet:
@@ -64,13 +78,12 @@ def read_own(path: Path, limit: int | None = None) -> QuestionSet:
     """
     found = read_questions(path)
     numbered = list(zip(found.numbers, found.samples, strict=True))
-    kept = [(i, sample) for i, sample in numbered if os.path.isfile(path.parent / sample.image)]
+    kept = [(i, sample) for i, sample in numbered if os.path.isfile(found.folder / sample.image)]
     if not kept:
         raise MpaError(f"{path}: no image exists (first: '{found.samples[0].image}'); give paths relative to the file")
     missing = {MISSING: len(numbered) - len(kept)} if len(kept) < len(numbered) else {}
-    return QuestionSet(
-        name=found.name,
-        folder=found.folder,
+    return replace(
+        found,
         samples=tuple(sample for _, sample in kept[:limit]),
         numbers=tuple(i for i, _ in kept[:limit]),
         dropped=missing | found.dropped,
@@ -84,7 +97,8 @@ def _sample(row: dict[str, Any], line: int, where: str) -> Sample | str:
         raise MpaError(f"{where}: no {' or '.join(missing)}: write the row as in {EXAMPLE}")
     image, question = (text_of(row[name], name, where, EXAMPLE) for name in ("image", "question"))
     # a table knows no difference between a number and its text, nor between nothing and an empty text
-    optional = {name: str(row[name]) if type(row.get(name)) is int else row.get(name) for name in ("id", "kind")}
+    names = ("id", "kind", "group")
+    optional = {name: str(row[name]) if type(row.get(name)) is int else row.get(name) for name in names}
     named = {name: text_of(v, name, where, EXAMPLE) for name, v in optional.items() if v not in (None, "")}
     answers = answers_of(row["answers"], where, EXAMPLE)
     if bad := no_character(image, question, *named.values(), *answers):

@@ -36,7 +36,16 @@ FOLDERS = {
     "level": "3-level",
     "merge": "merged",
     "evaluate": "evaluate",
+    "silver": "silver",
 }
+SILVER_QUESTIONS = "questions.jsonl"
+
+
+def images_of_run(run: Path) -> Path:
+    """Folder of a run's images, as its run file says; those that its recipe draws are inside the run."""
+    stored = read_json(run / RUN_FILE)
+    named = stored.get("images") if isinstance(stored, dict) else None
+    return Path(named) if isinstance(named, str) else run / RENDERED
 
 
 class Manifest(BaseModel):
@@ -47,7 +56,7 @@ class Manifest(BaseModel):
     schema_version: int = 1
     """Of this document."""
     stage: str
-    """annotate, identify, level, merge or evaluate."""
+    """annotate, identify, level, merge, evaluate or silver."""
     inputs: dict[str, str]
     """Everything the result depends on: name -> sha256."""
     outputs: dict[Inside, str]

@@ -7,15 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mpa_edge.config.recipe import Recipe
 from mpa_edge.errors import MpaError
 from mpa_edge.evaluation.answer_log import answer_all, open_log
-from mpa_edge.evaluation.predict import EvalSpec, question_set, questions_file, recipe_spec
+from mpa_edge.evaluation.predict import EvalSpec, question_set, questions_file, recipe_spec, with_silver
 from mpa_edge.evaluation.score import accuracy_by_kind
 from mpa_edge.images.folder import content_id
 from mpa_edge.metrics import cautions
 from mpa_edge.metrics.paired import bootstrap_ci95, flips, mcnemar_p, mean
 from mpa_edge.progress import say
-from mpa_edge.questions import QuestionSet
+from mpa_edge.questions import QuestionSet, measure_of
 from mpa_edge.runs.files import sha256_file, sha256_json, write_json
 from mpa_edge.runs.log import logger
 from mpa_edge.runs.manifest import StageClock, finish, is_done
@@ -42,11 +43,13 @@ def run_evaluate(run: Run, fresh: bool = False) -> None:
         return
     begin(STAGE, folder, inputs, fresh)
     clock = StageClock(folder)
-    spec = recipe_spec(run.recipe, folder / QUESTIONS)
+    spec = recipe_spec(asked_recipe(run), folder / QUESTIONS)
+    by_teacher = spec.questions.truth == "teacher"
     for line in cautions(run.task.metric, [sample.answers for sample in spec.questions.samples]):
         say(f"evaluate: {line}")
-    made = {name: _predictions(run, name, spec, clock) for name in MODELS}
-    result = summarise(made, spec.bootstrap, spec.seed) | {"metric": run.task.metric}
+    # the teacher would agree with itself
+    made = {name: _predictions(run, name, spec, clock) for name in MODELS[by_teacher:]}
+    result = summarise(made, spec.bootstrap, spec.seed) | {"metric": run.task.metric, "truth": spec.questions.truth}
     write_json(folder / RESULT, result)
     clock.tick()
     finish(
@@ -59,16 +62,21 @@ def run_evaluate(run: Run, fresh: bool = False) -> None:
         packages=("torch", "transformers", "openai"),
         used=device_used(run.recipe.device),
     )
-    logger.info("evaluate: accuracy %s, gain %s, interval %s", result["accuracy"], result["gain"], result["gain_ci95"])
+    logger.info(
+        "evaluate: %s %s, gain %s, interval %s",
+        *(measure_of(spec.questions.truth), result["accuracy"], result["gain"], result["gain_ci95"]),
+    )
     say(f"evaluate: {len(spec.questions.samples)} questions")
 
 
 def evaluate_inputs(run: Run) -> dict[str, str]:
     """Everything that the predictions depend on."""
-    config = run.recipe.evaluate
+    config = asked_recipe(run).evaluate
     if config.benchmark:  # wherever its files are
         samples = question_set(config, Path()).samples
-        questions_sha256 = sha256_json({"split": config.split, "asked": [sample.model_dump() for sample in samples]})
+        questions_sha256 = sha256_json(
+            {"split": config.split, "asked": [sample.model_dump(exclude={"group"}) for sample in samples]}
+        )
     else:
         questions_sha256 = sha256_file(questions_file(config.questions)) if config.questions else "generator"
     return {
@@ -78,7 +86,9 @@ def evaluate_inputs(run: Run) -> dict[str, str]:
         "questions": questions_sha256,
         "config": sha256_json(
             {
-                "evaluate": config.model_dump(exclude={"batch_size", "questions", "benchmark", "data", "split"}),
+                "evaluate": config.model_dump(
+                    exclude={"batch_size", "questions", "benchmark", "data", "split", "holdout", "votes"}
+                ),
                 "metric": run.task.metric,
                 "answer": answer_prompt(run.task, "?"),
                 "max_new_tokens": run.recipe.identify.max_new_tokens,
@@ -87,9 +97,14 @@ def evaluate_inputs(run: Run) -> dict[str, str]:
     }
 
 
+def asked_recipe(run: Run) -> Recipe:
+    """The recipe of a run, with the questions of its teacher where it names none."""
+    return with_silver(run.recipe, run.folder)
+
+
 def questions(run: Run) -> QuestionSet:
-    """The held-out questions of a run: from what its recipe names, or drawn by the generator."""
-    return question_set(run.recipe.evaluate, run.stage_folder(STAGE) / QUESTIONS)
+    """The held-out questions of a run: from what its recipe names, its teacher's, or drawn by the generator."""
+    return question_set(asked_recipe(run).evaluate, run.stage_folder(STAGE) / QUESTIONS)
 
 
 def unseen(asked: QuestionSet, run: Run) -> QuestionSet:

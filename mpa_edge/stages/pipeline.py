@@ -22,6 +22,7 @@ from mpa_edge.stages.level.stage import ASKED_ABOUT, level_inputs, run_level
 from mpa_edge.stages.merge import merge_inputs, run_merge
 from mpa_edge.stages.preflight import preflight
 from mpa_edge.stages.run import Run, not_finished, remember
+from mpa_edge.stages.silver import run_silver
 from mpa_edge.types import AlignAccuracy, AlignReport
 
 STAGES: dict[str, Callable[[Run, bool], None]] = {
@@ -57,8 +58,13 @@ def run_stages(run: Run, names: tuple[str, ...] = tuple(STAGES), fresh: bool = F
                     raise MpaError(f"{why}: name a file with --set evaluate.questions=FILE.jsonl")
                 say(f"evaluate: skipped, {why} (--set evaluate.questions=FILE.jsonl)")
                 continue
+            if name == "evaluate" and len(names) == 1 and run.recipe.silver:
+                run_silver(run)
             STAGES[name](run, fresh)
             tell(run.folder, settled=True)
+            if name == "annotate" and "evaluate" in names and run.recipe.silver:
+                run_silver(run, fresh)
+                tell(run.folder, settled=True)
 
 
 def check_earlier(run: Run, name: str) -> None:
@@ -95,6 +101,7 @@ def report(run: Run) -> AlignReport:
         dropped=count_reasons(chain.from_iterable(read_dropped(folder) for folder in done)),
         verified=gap + judged.get("parity", 0),
         gap=gap,
+        truth=result.get("truth", "labels") if result else None,
         accuracy=AlignAccuracy(**result["accuracy"], n=result["n"]) if result else None,
         gain=result["gain"] if result else None,
         gain_ci95=tuple(result["gain_ci95"]) if result else None,

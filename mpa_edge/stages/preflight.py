@@ -11,7 +11,7 @@ from mpa_edge.artifact import is_artifact
 from mpa_edge.engines.ray_cluster import require_ray
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.families import family_of
-from mpa_edge.planning.counts import can_evaluate
+from mpa_edge.planning.counts import can_evaluate, n_asked_about, n_held_out
 from mpa_edge.planning.estimate import DRAWN_PX, Images, Plan, as_machine, make_plan, sample_images
 from mpa_edge.planning.model_specs import UnknownModelError
 from mpa_edge.planning.records import find_device
@@ -42,8 +42,7 @@ def summary(run: Run) -> dict[str, Any]:
     length = f"{level.max_steps} steps" if level.max_steps else f"{level.epochs:g} epochs of the gap"
     evaluation = "skipped: no held-out questions (evaluate.questions or evaluate.benchmark)"
     if can_evaluate(recipe):
-        n = recipe.evaluate.n if recipe.evaluate.generated else len(questions(run).samples)
-        evaluation = f"{n} questions to teacher, base and aligned"
+        evaluation = _evaluation(run, images)
     return {
         "run": str(run.folder),
         "recipe": recipe.name,
@@ -66,27 +65,47 @@ def summary(run: Run) -> dict[str, Any]:
     }
 
 
+def _evaluation(run: Run, images: int) -> str:
+    """What evaluate would do with so many images to learn from."""
+    recipe = run.recipe
+    if not recipe.silver:
+        n = recipe.evaluate.n if recipe.evaluate.generated else len(questions(run).samples)
+        return f"{n} questions to teacher, base and aligned"
+    asked, votes = n_asked_about(usable_images(run) - images, recipe), recipe.evaluate.votes
+    return (
+        f"up to {asked * recipe.annotate.samples_per_image} questions that the teacher writes about {asked} of "
+        f"{usable_images(run) - images} held-out images and answers {votes} times, to base and aligned"
+    )
+
+
 def image_count(run: Run) -> int:
-    """Images that would be used; those that the generator draws are not drawn for it."""
+    """Images that would be learned from; those that the generator draws are not drawn for it."""
+    usable = usable_images(run)
+    return usable - n_held_out(usable, run.recipe) if run.recipe.silver else usable
+
+
+def usable_images(run: Run) -> int:
+    """The same, with those that are held out for the teacher's questions."""
     config = run.recipe.images
     if config.render is not None and not run.images:
         return min(config.render.n, run.limit or config.render.n)
-    return sum(entry.drop is None for entry in run.entries)
+    return sum(entry.drop is None for entry in (run.candidates if run.recipe.silver else run.entries))
 
 
 def estimate(run: Run) -> Plan | None:
     """The plan of a run on this CPU (not measured); None if the sizes of models or images are not known."""
     import psutil
 
-    render = run.recipe.images.render
+    recipe, render = run.recipe, run.recipe.images.render
     if render is not None and not run.images:
-        images = Images(image_count(run), (DRAWN_PX,), render.n, "drawn by the recipe's generator")
+        images = Images(usable_images(run), (DRAWN_PX,), render.n, "drawn by the recipe's generator")
     else:
-        images = sample_images(run.entries, run.recipe.images.max_pixels, str(run.images_folder))
+        images = sample_images(
+            run.candidates if recipe.silver else run.entries, run.recipe.images.max_pixels, str(run.images_folder)
+        )
     if not images.sizes:
         return None
     cpu = find_device("cpu").model_copy(update={"memory_bytes": psutil.virtual_memory().total})
-    recipe = run.recipe
     if is_server(recipe.teacher):
         # it takes nothing of this machine: the student, which is loaded anyway, stands in for it
         recipe = recipe.model_copy(update={"teacher": recipe.student})
@@ -162,7 +181,7 @@ def preflight(run: Run, names: Sequence[str]) -> None:
         )
     if "evaluate" in names and not recipe.evaluate.generated:
         questions(run)
-    if "annotate" in to_run and run.held_out and not image_count(run):
+    if "annotate" in to_run and not recipe.evaluate.generated and run.held_out and not image_count(run):
         raise MpaError(f"evaluation asks about every usable image in '{run.images_folder}': name other images")
     if "annotate" in to_run and (planned := estimate(run)):
         require_free(run.folder, round(planned.disk_bytes - planned.disk["downloads"]))

@@ -23,7 +23,7 @@ from mpa_edge.images.index import ImageEntry, ImageIndex, Shards
 from mpa_edge.nursery.render import MARK, render
 from mpa_edge.progress import say
 from mpa_edge.questions.published import read_benchmark
-from mpa_edge.runs.files import is_utf8, read_json, sha256_json, write_bytes, write_json
+from mpa_edge.runs.files import is_utf8, read_json, sha256_json, sha256_list, write_bytes, write_json
 from mpa_edge.runs.manifest import (
     FOLDERS,
     INPUTS,
@@ -39,6 +39,7 @@ from mpa_edge.runs.manifest import (
 from mpa_edge.runs.memory import peak_rss_bytes
 from mpa_edge.runs.paths import require_plain
 from mpa_edge.runs.write_hooks import tell
+from mpa_edge.stages.holdout import RECORD, HeldOut, choose, read_choice
 from mpa_edge.tasks import Task, get_benchmark, get_task
 from mpa_edge.types import Record
 from mpa_edge.vlm import fingerprint
@@ -82,18 +83,60 @@ class Run:
     def entries(self) -> Sequence[ImageEntry]:
         """The image files of the images folder, or of its chosen split, sorted by name.
 
-        Those that evaluation asks about have a `drop`. With a limit, no more than that many can be used.
+        Those that evaluation asks about have a `drop`. With a limit, no more than that many can be used, or held out
+        where the teacher writes the questions.
         """
-        found = scan(self.images_folder, self.previous_scan)
-        if self.recipe.images.split is not None:
-            found = entries_of_split(self.recipe, self.images_folder, found)
+        if self.recipe.silver:
+            chosen = ImageIndex(self.images_folder, self.candidates)
+            chosen.mark_held_out(self.held_out)
+            return chosen
+        found = self._found
         if held_out := self.held_out:
             found.mark_held_out(held_out)
         return found if self.limit is None else first_usable(found, self.limit, self.recipe.images.max_pixels)
 
     @cached_property
+    def candidates(self) -> Sequence[ImageEntry]:
+        """The entries among which those that are held out are chosen."""
+        found = self._found
+        return found if self.limit is None else first_usable(found, self.limit, self.recipe.images.max_pixels)
+
+    @property
+    def _found(self) -> ImageIndex:
+        found = scan(self.images_folder, self.previous_scan)
+        split = self.recipe.images.split
+        return found if split is None else entries_of_split(self.recipe, self.images_folder, found)
+
+    @property
+    def held_out_groups(self) -> dict[str, str]:
+        """Id of each image that is held out for the teacher's questions, in the order of the draw -> its group.
+
+        MpaError where nothing can be held out.
+        """
+        return self._choice.groups
+
+    @cached_property
+    def _choice(self) -> HeldOut:
+        """What was chosen once stays, until annotate finds other images."""
+        return read_choice(self.folder, self.recipe) or choose(self.recipe, self.candidates, self._images_sha256)
+
+    @cached_property
+    def _images_sha256(self) -> str:
+        return sha256_list([entry.id, entry.name, entry.drop is None] for entry in self.candidates)
+
+    def hold_out(self) -> None:
+        """Choose the images that are held out, once more where the images of the folder are others than before."""
+        if self._choice.images != self._images_sha256:
+            self.__dict__["_choice"] = choose(self.recipe, self.candidates, self._images_sha256)
+
+    @cached_property
     def held_out(self) -> frozenset[str]:
-        """Ids of the images that the questions of a file or a benchmark are about: nothing may be learned from them."""
+        """Ids of the images that evaluation asks about: nothing may be learned from them.
+
+        They are those of the questions of a file or a benchmark, or those that are held out for the teacher's.
+        """
+        if self.recipe.silver:
+            return frozenset(self.held_out_groups)
         if self.recipe.evaluate.generated:
             return frozenset()
         asked = question_set(self.recipe.evaluate, Path())
@@ -106,7 +149,9 @@ class Run:
         return PreviousScan(self.folder / SCAN_FILE)
 
     def remember_scan(self) -> None:
-        """Write the images and their ids, so that the next attempt need not read every image."""
+        """Write the images and their ids, so that the next attempt need not read every image, and what is held out."""
+        if self.recipe.silver:
+            write_json(self.folder / RECORD, self._choice)
         self.previous_scan.write(self.entries, self.folder / SCAN_FILE)
 
     @cached_property

@@ -45,7 +45,7 @@ def usage_of(run: Run, stage: str) -> TeacherUsage | None:
 def total_usage(run: Run) -> TeacherUsage | None:
     """What the teacher used in all stages; None where it is no server."""
     total = None
-    for stage in ("annotate", "identify", "evaluate"):
+    for stage in ("annotate", "silver", "identify", "evaluate"):
         if used := usage_of(run, stage):
             total = add(total, used) if total else used
     return total

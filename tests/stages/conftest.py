@@ -12,7 +12,7 @@ from PIL import Image
 
 from mpa_edge.config.library import apply_overrides, load_recipe
 from mpa_edge.config.recipe import Recipe
-from mpa_edge.stages import evaluate, identify
+from mpa_edge.stages import evaluate, identify, silver
 from mpa_edge.stages.annotate import stage as annotate
 from mpa_edge.stages.run import Run
 from mpa_edge.types import Reply, Request
@@ -64,7 +64,7 @@ def shelf(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Shelf]:
 
     def put(**says: Callable[[Request], Any]) -> Shelf:
         made = Shelf(says)
-        for module in (annotate, identify, evaluate):
+        for module in (annotate, identify, evaluate, silver):
             monkeypatch.setattr(module, "load", made)
         return made
 

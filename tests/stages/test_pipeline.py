@@ -54,7 +54,7 @@ def test_evaluation_without_questions_is_skipped_and_said(make_run, monkeypatch,
     done = []
     stages = {name: lambda run, fresh, name=name: done.append(name) for name in pipeline.STAGES}
     monkeypatch.setattr(pipeline, "STAGES", stages)
-    run = make_run(task="okvqa")
+    run = make_run(task="okvqa", evaluate__holdout=0.0)
     run_stages(run)
     assert done == ["annotate", "identify", "level", "merge"]
     assert capsys.readouterr().err == (
