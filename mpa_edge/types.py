@@ -281,7 +281,7 @@ class AlignReport(Record):
     """Pseudo annotations that the teacher confirmed."""
     gap: int
     """Verified ones that the student got wrong: the parity subset."""
-    truth: Truth | None
+    truth: Truth | None = None
     """labels, or teacher: then the accuracy is none, but the agreement with the teacher. Null without evaluation."""
     accuracy: AlignAccuracy | None
     """Null where there was nothing to evaluate on."""

@@ -173,7 +173,7 @@ class EvaluateConfig(Section):
     style: Style = "target"
     """Look of the generated charts."""
     questions: str | None = None
-    """JSON lines {"id", "image", "question", "answers", "kind"} or a CSV file instead of the generator's or teacher's."""
+    """JSON lines {"id", "image", "question", "answers", "kind"} or a CSV file; null: generated or by the teacher."""
     benchmark: str | None = None
     """textvqa, stvqa, chartqa or okvqa: read its published files from `data`."""
     data: str | None = None

@@ -120,8 +120,11 @@ def test_a_hosted_teacher_is_paid_by_the_token() -> None:
     hosted = plan("charts-served", "1000", "cpu", *prices)
     counts, tokens = own.counts, own.teacher_image.tokens
     requests = counts.asked + counts.annotated
-    read = counts.asked * (tokens + 130) + counts.annotated * (tokens + 37)
-    written = counts.asked * 30 + counts.annotated * 4
+    # evaluation has the teacher write questions about a tenth of the images, and answer each five times
+    assert (counts.images, counts.silver_images, counts.silver_asked) == (900, 100, 400)
+    asked, answered = counts.asked + counts.silver_asked, counts.annotated + 5 * counts.silver_annotated
+    read = asked * (tokens + 130) + answered * (tokens + 37)
+    written = asked * 30 + answered * 4
     assert hosted.machines[0].usd == pytest.approx((read * 0.2 + written * 0.6) / 1e6)
     assert seconds(hosted)["annotate"] == pytest.approx(requests * 3 / 32)
     assert own.machines[0].usd is None
@@ -135,7 +138,7 @@ def test_a_server_of_your_own_needs_no_weights_here() -> None:
 
 
 def test_no_questions_no_evaluation() -> None:
-    assert "evaluate" not in seconds(plan("charts-served", "10"))
+    assert "evaluate" not in seconds(plan("charts-served", "10", "cpu", "evaluate.holdout=0.0"))
     assert "evaluate" in seconds(plan("minicharts"))
 
 
