@@ -62,6 +62,7 @@ def test_what_the_teacher_does_not_say_every_time_is_left_out(silver_run, capsys
     sure = {(name, which) for name in held_out for which in (0, 1) if not (which and int(name[0]) % 2 == 0)}
     assert {(s.image, int(s.question[8])) for s in found.samples} == sure
     assert all(s.answers == (f"w{s.image[0]}",) * 10 and s.group for s in found.samples)
+    assert all(s.kind == get_task("okvqa").prompt_kinds[int(s.question[8])] for s in found.samples)
     dropped = [row.reason for row in each_dropped(silver_run.folder / "silver")]
     assert dropped == [UNSURE] * (6 - len(sure))
     assert (found.truth, found.folder) == ("teacher", silver_run.images_folder.absolute())
