@@ -185,6 +185,8 @@ def accuracy_lines(details: dict[str, Any]) -> Iterator[str]:
         table.add_column(heading, justify="right" if heading else "left")
     table.add_row("all", *(f"{details['accuracy'][m]:.1%}" for m in models), style="bold")
     table.add_row("95 % interval", *("{:.1%} – {:.1%}".format(*details["ci95"][m]) for m in models))
+    if wrong := details.get("unparsable"):
+        table.add_row("answers in another form", *(str(wrong[m]) for m in models))
     for kind, row in details["kinds"].items():
         table.add_row(f"{kind} ({row['n']:.0f})", *(f"{row[m]:.0%}" for m in models))
     console = Console()

@@ -51,7 +51,7 @@ def command(file: str, name: str, lenient: bool, as_json: bool) -> None:
     for line in cautions(name, [row.answers for row in rows]):
         click.echo(f"{source}: {line}", err=True)
     if as_json:
-        return print_json(dataclasses.asdict(report))
+        return print_json({key: value for key, value in dataclasses.asdict(report).items() if value is not None})
     from rich.console import Console
     from rich.table import Table
 
@@ -61,4 +61,7 @@ def command(file: str, name: str, lenient: bool, as_json: bool) -> None:
         table.add_column(column, justify="left" if column == "metric" else "right")
     counts = (right, report.n - right - wrong, wrong)
     table.add_row(report.metric, str(report.n), f"{100 * report.value:.2f} %", *map(str, counts))
-    return Console().print(table)
+    Console().print(table)
+    if report.unparsable:
+        click.echo(f"{report.unparsable} predictions are in another form and score 0")
+    return None

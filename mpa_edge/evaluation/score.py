@@ -12,7 +12,7 @@ from typing import Any
 from mpa_edge.errors import MpaError
 from mpa_edge.evaluation.answer_log import AnswerLog, answer_all, log_doc, open_log
 from mpa_edge.evaluation.predict import EvalSpec
-from mpa_edge.metrics import get_metric
+from mpa_edge.metrics import get_metric, unparsable
 from mpa_edge.metrics.paired import bootstrap_ci95, mean
 from mpa_edge.progress import say
 from mpa_edge.questions import left_out
@@ -145,13 +145,14 @@ def _figures(spec: EvalSpec, made: Sequence[Prediction], by_kind: Mapping[str, S
         metric.score(row.text, row.answers, lenient=True) * weight for row, weight in zip(made, weights, strict=True)
     ]
     images = [row.image_id for row in made]
+    wrong_form = unparsable(metric, [row.text for row in made])
     return {
         "n": len(made),
         "metric": metric.name,
         "accuracy": mean(strict),
         "ci95": bootstrap_ci95(strict, images, resamples=spec.bootstrap, seed=spec.seed, low=0.0),
         "lenient": {"metric": f"{metric.name}-lenient", "accuracy": mean(lenient)},
-    }
+    } | ({} if wrong_form is None else {"unparsable": wrong_form})
 
 
 def accuracy_by_kind(made: Mapping[str, Sequence[Prediction]]) -> dict[str, dict[str, float]]:

@@ -37,6 +37,10 @@ class Score(Protocol):
         ...
 
 
+Form = Number | Choice | JsonFields
+"""What an answer must be, where it may not be any text."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric by name."""
@@ -49,7 +53,7 @@ class Metric:
     """One prediction against its answers, 0 to 1."""
     reference: str
     """Source of the strict mode, with the commit."""
-    form: Number | Choice | JsonFields | None = None
+    form: Form | None = None
     """What an answer must be; None where it may be any text."""
 
     def agrees(self, prediction: str, answer: str) -> bool:
@@ -92,6 +96,16 @@ def cautions(name: str, answers: Iterable[Sequence[str]]) -> list[str]:
         other = sum(not any(map(form.canonical, one)) for one in listed)
         found[f"accept an answer that is {form.fault}, for which nothing is right: correct them"] = other
     return [f"{n} of {len(listed)} questions {what}" for what, n in found.items() if n]
+
+
+def unparsable(metric: Metric, texts: Iterable[str]) -> int | None:
+    """How many answers are not of the metric's form, whatever the accepted ones are; None where any text is.
+
+    >>> unparsable(get_metric("json:serial=text"), ['{"serial": "A1"}', "A1"]), unparsable(get_metric("anls"), [""])
+    (1, None)
+    """
+    form = metric.form
+    return None if form is None else sum(not form.reads(text) for text in texts)
 
 
 EXAMPLES = {"number": "number:relative=0.05,unit=bar", "choice": "choice:red|green", "json": "json:serial=text"}

@@ -88,6 +88,18 @@ def no_character(*texts: str) -> str | None:
     return next((char for text in texts for char in text if char == "\0" or "\ud800" <= char <= "\udfff"), None)
 
 
+def is_object(text: str) -> bool:
+    """Whether a text is a JSON object, as answers of type json are.
+
+    >>> is_object('{"a": 1}'), is_object("{'a': 1}"), is_object("[1]")
+    (True, False, False)
+    """
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def answers_of(value: Any, where: str, example: str) -> tuple[str, ...]:
     """The accepted answers of a row, as they stand there.
 
@@ -101,6 +113,6 @@ def answers_of(value: Any, where: str, example: str) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise MpaError(f"{where}: answers is {JSON_TYPES[type(value)]}: write a list of texts, as in {example}")
     answers = tuple(text_of(answer, "one of the answers", where, example) for answer in value)
-    if any(PRINTED_LIST.fullmatch(answer) for answer in answers):
+    if any(PRINTED_LIST.fullmatch(answer) and not is_object(answer) for answer in answers):
         raise MpaError(f"{where}: an answer is a list as Python prints it: write it as in {example}")
     return answers

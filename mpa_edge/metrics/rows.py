@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from mpa_edge.errors import MpaError
-from mpa_edge.metrics import Metric
+from mpa_edge.metrics import Metric, unparsable
 from mpa_edge.metrics.paired import mean
 from mpa_edge.metrics.reading import answers_of, json_lines, text_of
 
@@ -35,6 +35,8 @@ class ScoreReport:
     """Mean of the scores, 0 to 1."""
     scores: tuple[float, ...]
     """Score of each row, 0 to 1, not rounded, in the order of the file."""
+    unparsable: int | None = None
+    """Predictions that are not of the metric's form; None where any text is."""
 
 
 def parse_rows(data: bytes, name: str) -> Iterator[Row]:
@@ -65,10 +67,11 @@ def score_rows(metric: Metric, rows: Iterable[Row], name: str, *, lenient: bool 
 
     >>> from mpa_edge.metrics import get_metric
     >>> score_rows(get_metric("exact-match"), [Row("a", ("a",)), Row("b", ("c",))], "x.jsonl")
-    ScoreReport(metric='exact-match', n=2, value=0.5, scores=(1.0, 0.0))
+    ScoreReport(metric='exact-match', n=2, value=0.5, scores=(1.0, 0.0), unparsable=None)
     """
+    rows = list(rows)
     scores = tuple(metric.score(row.prediction, row.answers, lenient=lenient) for row in rows)
     if not scores:
         raise MpaError(f"{name}: no rows: write one a line, as in {EXAMPLE}")
     name = f"{metric.name}-lenient" if lenient else metric.name
-    return ScoreReport(name, len(scores), mean(scores), scores)
+    return ScoreReport(name, len(scores), mean(scores), scores, unparsable(metric, [row.prediction for row in rows]))

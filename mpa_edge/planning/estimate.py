@@ -209,7 +209,7 @@ def make_plan(
     `images`: a folder, a number, or what is known of them. `on` is called last: measuring this machine takes a second,
     and a mistake in the recipe should be reported first. `overrides`: assumptions, NAME=VALUE.
     """
-    assumed = assumptions(recipe.task_name, overrides)
+    assumed = assumptions(recipe.task, overrides)
     found = images if isinstance(images, Images) else find_images(recipe, images, assumed)
     teacher, student = model_spec(recipe.teacher), model_spec(recipe.student)
     what, counts = tuned(student.shapes, recipe.level), count(recipe, found.n, assumed)

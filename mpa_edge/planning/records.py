@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from mpa_edge.config.library import load_yaml
+from mpa_edge.config.task import TaskConfig
 from mpa_edge.errors import MpaError
 
 FOLDER = Path(__file__).parent
@@ -129,12 +130,18 @@ def find_device(name: str) -> Device:
     return devices[name]
 
 
-def assumptions(task: str, overrides: Sequence[str] = ()) -> Assumptions:
+def assumptions(task: str | TaskConfig, overrides: Sequence[str] = ()) -> Assumptions:
     """The assumptions for a task, with `NAME=VALUE` overrides applied. MpaError for an unknown name or a bad value."""
     file = load_yaml(FOLDER / "assumptions.yaml", "assumptions")
     factors = {name: Factor.model_validate(entry) for name, entry in file["assumptions"].items()}
-    for name, value in file["tasks"].get(task, {}).items():
-        factors[name] = Factor(value=value, where=f"measured in the built-in run of task {task}")
+    if isinstance(task, str):
+        for name, value in file["tasks"].get(task, {}).items():
+            factors[name] = Factor(value=value, where=f"measured in the built-in run of task {task}")
+    elif task.answer.type == "json":
+        longest = task.answer.max_new_tokens
+        for kind, more in (("answer", 0), ("annotation", factors["annotation_tokens"].value)):
+            for name, value in (("tokens", longest / 2), ("longest", longest)):
+                factors[f"{kind}_{name}"] = Factor(value=value + more, where="the fields of the task's answers")
     for override in overrides:
         name, _, text = override.partition("=")
         if name not in factors:

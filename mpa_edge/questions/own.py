@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mpa_edge.errors import MpaError
-from mpa_edge.metrics.reading import answers_of, decode, json_lines, no_character, text_of
+from mpa_edge.metrics.reading import answers_of, decode, is_object, json_lines, no_character, text_of
 from mpa_edge.questions import MISSING, QuestionSet
 from mpa_edge.runs.manifest import RUN_FILE, images_of_run
 from mpa_edge.types import Sample, Truth
@@ -159,12 +159,14 @@ def _header(cells: list[str], path: Path) -> list[str]:
 
 
 def split_answers(cell: str, where: str) -> list[Any]:
-    """Accepted answers of one cell: between bars, or a JSON list where an answer has a bar itself.
+    """Accepted answers of one cell: between bars, or a JSON list where an answer has a bar itself; or one JSON object.
 
     >>> split_answers("stop| halt |", "x:2"), split_answers('["a|b", "c"]', "x:2"), split_answers(" ", "x:2")
     (['stop', 'halt'], ['a|b', 'c'], [])
     """
     text = cell.strip()
+    if is_object(text):
+        return [text]
     if text.startswith("[") and text.endswith("]"):
         try:
             return list(json.loads(text))

@@ -13,7 +13,7 @@ from mpa_edge.evaluation.answer_log import answer_all, open_log
 from mpa_edge.evaluation.predict import EvalSpec, question_set, questions_file, recipe_spec, with_silver
 from mpa_edge.evaluation.score import accuracy_by_kind
 from mpa_edge.images.folder import content_id
-from mpa_edge.metrics import cautions
+from mpa_edge.metrics import cautions, get_metric, unparsable
 from mpa_edge.metrics.paired import bootstrap_ci95, flips, mcnemar_p, mean
 from mpa_edge.progress import say
 from mpa_edge.questions import QuestionSet, measure_of
@@ -50,6 +50,8 @@ def run_evaluate(run: Run, fresh: bool = False) -> None:
     # the teacher would agree with itself
     made = {name: _predictions(run, name, spec, clock) for name in MODELS[by_teacher:]}
     result = summarise(made, spec.bootstrap, spec.seed) | {"metric": run.task.metric, "truth": spec.questions.truth}
+    if (metric := get_metric(run.task.metric)).form:
+        result["unparsable"] = {name: unparsable(metric, [row.text for row in rows]) for name, rows in made.items()}
     write_json(folder / RESULT, result)
     clock.tick()
     finish(

@@ -29,7 +29,7 @@ from mpa_edge.stages.run import Run, begin, memory_counts
 from mpa_edge.stages.shards import ShardWorker, ask_teacher, engine_of, files_of, open_ahead, poisoned_counts
 from mpa_edge.stages.teacher import nothing_built_on, usage_counts
 from mpa_edge.tasks import answer_prompt
-from mpa_edge.tasks.parse import canonical_answer
+from mpa_edge.tasks.parse import in_form
 from mpa_edge.types import VLM, Drop, Dropped, ParityRecord, PseudoAnnotation, Reply, Request, Verdict
 from mpa_edge.vlm import load
 
@@ -240,8 +240,8 @@ def dropped_row(row: PseudoAnnotation | ParityRecord, drop: Drop) -> Dropped:
 
 def agreement(run: Run) -> Agrees:
     """Whether two answers say the same, whoever gave them: the task's lenient metric on their canonical forms."""
-    agrees = get_metric(run.task.metric).agrees
-    return lambda one, other: agrees(canonical_answer(one), canonical_answer(other))
+    agrees, form = get_metric(run.task.metric).agrees, run.task.answer_form
+    return lambda one, other: agrees(in_form(one, form), in_form(other, form))
 
 
 def verdict(pseudo: str, teacher: Sequence[str], student: str | None, agrees: Agrees) -> Verdict:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpa_edge.config import library
 from mpa_edge.errors import MpaError, did_you_mean
-from mpa_edge.metrics import Metric, get_metric
+from mpa_edge.metrics import Form, get_metric
 from mpa_edge.questions.benchmark import Benchmark
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ class Task:
     """Questions with answers that the annotation prompts show."""
 
     @property
-    def answer_form(self) -> Metric | None:
+    def answer_form(self) -> Form | None:
         """What an answer must be; None: any text."""
-        return get_metric(self.form) if self.form else None
+        return get_metric(self.form).form if self.form else None
 
 
 def answer_prompt(task: Task, question: str) -> str:

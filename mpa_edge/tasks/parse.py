@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mpa_edge.metrics import Form
+from mpa_edge.metrics.json_fields import JsonFields
 from mpa_edge.metrics.lenient import unquoted, without_thoughts
 from mpa_edge.types import Drop
 
@@ -98,10 +100,11 @@ class ParsedAnnotation:
     """Canonical short answer; never empty."""
 
 
-def parse_annotation(text: str, max_answer_words: int) -> ParsedAnnotation | Drop:
+def parse_annotation(text: str, max_answer_words: int, form: Form | None = None) -> ParsedAnnotation | Drop:
     """The first complete question-answer pair of a teacher's output, or the reason why it is left out.
 
-    Reasons: "empty", "no question", "no answer", "answer too long" (more than max_answer_words words).
+    Reasons: "empty", "no question", "no answer", "answer too long" (more than max_answer_words words); where answers
+    have a form, "answer is ..." instead of the length: "no number", "none of the choices", "no JSON object ...".
 
     >>> parse_annotation("**Question:** Look at the bus. What colour is it?\\n**Answer:** Red.", 7)
     ParsedAnnotation(question='Look at the bus. What colour is it?', answer='Red')
@@ -111,24 +114,33 @@ def parse_annotation(text: str, max_answer_words: int) -> ParsedAnnotation | Dro
     ParsedAnnotation(question='How many?', answer='2')
     >>> parse_annotation("Question: What is this?", 7)
     Drop(reason='no answer', detail='What is this?')
+    >>> from mpa_edge.metrics.number import Number
+    >>> parse_annotation("Question: How high?\\nAnswer: about 3,5 bar.", 7, Number(unit="bar"))
+    Drop(reason='answer is no number', detail='about 3,5 bar')
     """
     plain = _without_tokens(without_thoughts(text)[:MOST_CHARS])
     if not plain:
         return Drop("empty")
-    question, answer = _first_pair(plain)
+    question, answer = _first_pair(plain, form)
     if not question:
         return Drop("no question", " ".join(plain.split())[:DETAIL_CHARS])
     if not answer:
         return Drop("no answer", question[:DETAIL_CHARS])
+    if form is not None:
+        found = form.canonical(answer)
+        return ParsedAnnotation(question, found) if found else Drop(f"answer is {form.fault}", answer[:DETAIL_CHARS])
     if len(answer.split()) > max_answer_words:
         return Drop("answer too long", answer[:DETAIL_CHARS])
     return ParsedAnnotation(question, answer)
 
 
-def _first_pair(text: str) -> tuple[str, str]:
+def _first_pair(text: str, form: Form | None) -> tuple[str, str]:
     """The first question that has an answer; where none has, the last question and "", or two empty texts."""
+    whole = isinstance(form, JsonFields)
     for found in _objects(text):
         question, answer = _question(_value(found, QUESTION_KEYS)), canonical_answer(_value(found, ANSWER_KEYS))
+        if whole and (fields := next((found[key] for key in ANSWER_KEYS if isinstance(found.get(key), dict)), None)):
+            answer = json.dumps(fields, ensure_ascii=False)
         if question and answer:
             return question, answer
     labels = _labels(text)
@@ -142,7 +154,7 @@ def _first_pair(text: str) -> tuple[str, str]:
         body = text[label.end() : end]
         if _is_question(label):
             question = _question(body) or question
-        elif question and label.re is not ASIDE and (answer := canonical_answer(body)):
+        elif question and label.re is not ASIDE and (answer := body.strip() if whole else canonical_answer(body)):
             return question, answer
     return question, ""
 
@@ -212,6 +224,21 @@ def _question(text: str) -> str:
     while (peeled := re.sub(r"^[\s#>|•*_-]+|[\s#>|*_-]+$", "", _unmarked(text))) != text:
         text = peeled
     return text if any(char.isalnum() for char in text) else ""
+
+
+def in_form(text: str, form: Form | None) -> str:
+    """The answer in the form in which two are compared: canonical, and what its type makes of it; "" if none.
+
+    >>> from mpa_edge.metrics.number import Number
+    >>> in_form("The answer is 3,50 bar.", Number(unit="bar")), in_form("high", Number()), in_form("**Red**", None)
+    ('3.50', '', 'Red')
+    >>> in_form('```json\\n{"serial": "A 1"}\\n```', JsonFields((("serial", "text"),)))
+    '{"serial": "A 1"}'
+    """
+    if isinstance(form, JsonFields):
+        return form.canonical(without_thoughts(text)[:MOST_CHARS]) or ""
+    text = canonical_answer(text)
+    return text if form is None else form.canonical(text) or ""
 
 
 def canonical_answer(text: str) -> str:

@@ -144,3 +144,17 @@ def test_the_metric_of_an_answer_is_one_string_that_get_metric_reads(answer: Ans
     metric = get_metric(answer.form)
     assert metric.form is not None
     assert metric.name == metric.form.name == answer.form
+
+
+def test_prompts_are_shown_word_for_word(gauges: Path, capsys) -> None:
+    asked = get_task(library.load_recipe("mine.yaml").task)
+    for name in ("gauges.yaml", "mine.yaml"):
+        assert exit_code(["show", name, "--prompts"]) == 0
+        shown = capsys.readouterr().out
+        assert all(prompt in shown for prompt in asked.annotation_prompts)
+        assert shown.endswith("\nWas zeigt das Manometer an?\nAnswer the question with a number in digits, in bar.\n")
+    assert exit_code(["show", "gauges.yaml", "--prompts", "--json"]) == 0
+    found = library.json.loads(capsys.readouterr().out)
+    assert [row["kind"] for row in found["annotation"]] == [None, "reading", "limit"]
+    assert exit_code(["show", "cpu", "--prompts"]) == 1
+    assert "--prompts is for tasks and recipes, and 'cpu' is in targets" in capsys.readouterr().err

@@ -173,5 +173,7 @@ def test_bad_answers(metric: Metric, answers: list[str], fix: str, lenient: bool
 def test_unknown_metric_names_the_nearest() -> None:
     with pytest.raises(MpaError, match=r"did you mean 'vqa-accuracy'\?$"):
         get_metric("vqa_accuracy")
-    with pytest.raises(MpaError, match=r"use vqa-accuracy, anls, relaxed-accuracy, exact-match$"):
+    with pytest.raises(
+        MpaError, match=r"use vqa-accuracy, anls, relaxed-accuracy, exact-match, number:.*json:serial=text$"
+    ):
         get_metric("zzz")

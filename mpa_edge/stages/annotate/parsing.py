@@ -11,7 +11,7 @@ from mpa_edge.config.recipe import AnnotateConfig, Recipe
 from mpa_edge.images.index import ImageEntry
 from mpa_edge.stages.run import stable_seed
 from mpa_edge.tasks import Task, answer_prompt
-from mpa_edge.tasks.parse import parse_annotation
+from mpa_edge.tasks.parse import in_form, parse_annotation
 from mpa_edge.types import Drop, Dropped, PseudoAnnotation, Reply, Request
 
 STAGE = "annotate"
@@ -74,9 +74,11 @@ def parsed(reply: Reply, task: Task) -> tuple[str, str] | Drop:
         return Drop("withheld by the teacher's server")
     if reply.finish_reason == "length":
         return Drop("cut at max_new_tokens", reply.text[:200])
-    found = parse_annotation(reply.text, task.max_answer_words)
+    found = parse_annotation(reply.text, task.max_answer_words, task.answer_form)
     if isinstance(found, Drop):
         return found
+    if (found.question, found.answer) in [(asked, in_form(said, task.answer_form)) for asked, said in task.examples]:
+        return Drop("copied from the task's examples", found.question)
     return found.question, found.answer
 
 

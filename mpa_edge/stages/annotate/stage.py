@@ -235,4 +235,6 @@ def annotate_settings(run: Run, recipe: Recipe | None = None) -> dict[str, str]:
         "seed": run.recipe.seed,
         "max_pixels": run.recipe.images.max_pixels,
     }
+    if run.task.form:
+        config["form"] = run.task.form
     return {"teacher": run.teacher_fingerprint, "config": sha256_json(config | image_settings(run))}
