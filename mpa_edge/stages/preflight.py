@@ -163,7 +163,7 @@ def preflight(run: Run, names: Sequence[str]) -> None:
     used = {teacher: ASK_TEACHER, student: ASK_STUDENT}
     for folder in (folder for folder, stages in used.items() if folder and stages.intersection(to_run)):
         if not folder.is_relative_to(WEIGHTS) and find_spec("torch") and find_spec("transformers"):
-            run_isolated(try_to_load, str(folder))
+            run_isolated(try_to_load, str(folder), once=True)
     if "level" in to_run:
         require_packages(level)
     asked = {"annotate", "evaluate"} | ({"identify"} if recipe.annotate.votes == 0 else set())

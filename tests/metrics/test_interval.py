@@ -50,8 +50,8 @@ def images(rng: np.random.Generator, n: int, per: int, gained: float, lost: floa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n", "per"), [(24, 4), (50, 5), (100, 4), (100, 2)])
-@pytest.mark.parametrize("alike", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(("n", "per"), [(24, 4), (50, 5), (100, 2)])
+@pytest.mark.parametrize("alike", [0.0, 1.0])
 def test_questions_about_one_image_count_together(n: int, per: int, alike: float) -> None:
     rng, names = np.random.default_rng(n + per), np.arange(n) // per
     for gained, lost in ((0.0, 0.02), (0.0, 0.1), (0.05, 0.05), (0.3, 0.05), (0.3, 0.3)):

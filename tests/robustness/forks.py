@@ -54,7 +54,7 @@ def warm_up_export() -> None:
     _ = (onnxruntime, onnxscript, files, pipeline, quantize, llama_cpp_model, onnx_model)
     # its steps are forked as well: each would import the same libraries again, for seconds
     start = multiprocessing.get_context
-    multiprocessing.get_context = lambda method=None: start("fork" if method == "spawn" else method)
+    multiprocessing.get_context = lambda method=None: start("fork" if method else None)
 
 
 def child(argv: list[str], out: int, err: int, max_file_bytes: int | None) -> None:
