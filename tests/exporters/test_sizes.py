@@ -64,7 +64,7 @@ def test_an_onnx_graph(tmp_path: Path, model: str, component: Component) -> None
 
 # the others have the towers of these
 @pytest.mark.peer
-@pytest.mark.parametrize("model", (STUDENT, "qwen2_5_vl", "llava", "internvl"))
+@pytest.mark.parametrize("model", [STUDENT, "qwen2_5_vl", "llava", "internvl"])
 def test_the_weights_of_a_gguf_file(tmp_path: Path, model: str) -> None:
     source, off = source_of(checkpoint(model)), {}
     vocabulary = 36 * (source.config.get("text_config") or source.config)["vocab_size"]
