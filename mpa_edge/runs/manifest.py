@@ -29,6 +29,7 @@ RECIPE_FILE = "recipe.yaml"
 RUN_FILE = "run.json"
 RENDERED = "images"
 SCAN_FILE = ".images.jsonl"
+HASHES_FILE = ".image-hashes"
 COMPLETE = "complete"  # in each checkpoint of level, written last
 FOLDERS = {
     "annotate": "1-annotate",

@@ -10,11 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from mpa_edge.config.recipe import Recipe
+from mpa_edge.config.recipe import ImagesConfig, Recipe
 from mpa_edge.errors import MpaError
-from mpa_edge.images.index import ImageEntry
+from mpa_edge.images.index import ImageEntry, ImageIndex
 from mpa_edge.planning.counts import images_at_least, n_held_out
+from mpa_edge.progress import say
 from mpa_edge.runs.files import read_json, sha256_json
+from mpa_edge.runs.manifest import HASHES_FILE
+from mpa_edge.stages.near_duplicates import hashes_of, linked
 from mpa_edge.types import Record
 
 RECORD = "held-out.json"
@@ -46,31 +49,42 @@ def read_choice(run: Path, recipe: Recipe) -> HeldOut | None:
     return found if found.settings == settings_of(recipe) else None
 
 
-def choose(recipe: Recipe, entries: Iterable[ImageEntry], images: str) -> HeldOut:
-    """Choose among the usable ones of the `entries`, whose hash is `images`.
+def choose(run: Path, recipe: Recipe, entries: Sequence[ImageEntry], images: str) -> HeldOut:
+    """Choose among the usable ones of the `entries`, whose hash is `images`; the run folder keeps perceptual hashes.
 
     MpaError where nothing can be held out.
     """
-    usable = [(entry.id, entry.name) for entry in entries if entry.drop is None]
-    ids = [name for name, _ in usable]
-    groups = np.arange(len(ids))
-    if recipe.images.group == "folder":
-        groups = np.unique([name.rpartition("/")[0] for _, name in usable], return_inverse=True)[1]
-    chosen = choose_groups(groups, ids, n_held_out(len(ids), recipe), recipe.seed)
+    root = entries[0].root if len(entries) else Path()
+    usable = ImageIndex(root, (entry for entry in entries if entry.drop is None))
+    groups = group_images(usable, recipe.images, run / HASHES_FILE)
+    chosen = choose_groups(groups, (entry.id for entry in usable), n_held_out(len(usable), recipe), recipe.seed)
+    sizes = np.bincount(groups, minlength=1)
     if not len(chosen):
-        largest = int(np.bincount(groups).max()) if len(ids) else 0
-        why = f", {largest} of them in one group that is never split (images.group)" if largest > 1 else ""
+        why = f", {sizes.max()} of them in one group that is never split (images.group)" if sizes.max() > 1 else ""
         raise MpaError(
-            f"none of {len(ids)} images can be held out for evaluation{why}: add images, name questions with --set "
+            f"none of {len(usable)} images can be held out for evaluation{why}: add images, name questions with --set "
             "evaluate.questions=FILE.jsonl, or do without, --set evaluate.holdout=0"
         )
-    first = {int(groups[i]): ids[i] for i in reversed(chosen.tolist())}  # a group is named after its first image
-    by_id = {ids[i]: first[int(groups[i])] for i in chosen.tolist()}
+    if len(sizes) < len(usable):
+        say(f"held out: {len(chosen)} of {len(usable)} images, in {len(sizes)} groups; the largest has {sizes.max()}")
+    ids, first = [usable[i].id for i in chosen.tolist()], dict[int, str]()
+    for name, group in zip(ids, groups[chosen].tolist(), strict=True):
+        first.setdefault(group, name)  # a group is named after its first image
+    by_id = {name: first[group] for name, group in zip(ids, groups[chosen].tolist(), strict=True)}
     return HeldOut(settings=settings_of(recipe), images=images, groups=by_id)
 
 
-def choose_groups(groups: NDArray[np.int64], ids: Sequence[str], n: int, seed: int) -> NDArray[np.int64]:
-    """Positions, in the order of the draw, of about `n` images in whole groups, never more than half of all images.
+def group_images(entries: Sequence[ImageEntry], config: ImagesConfig, hashes: Path) -> NDArray[np.int64]:
+    """Group of each image, from 0, as the recipe says."""
+    if config.group == "auto":
+        return linked(hashes_of(entries, hashes, config.max_pixels))
+    if config.group == "none":
+        return np.arange(len(entries))
+    return np.unique([entry.name.rpartition("/")[0] for entry in entries], return_inverse=True)[1]
+
+
+def choose_groups(groups: NDArray[np.int64], ids: Iterable[str], n: int, seed: int) -> NDArray[np.int64]:
+    """Positions of about `n` images in whole groups, never more than half of all; the first of each group come first.
 
     The draw depends on the contents and the seed alone, not on names or order. Where every group is larger than what
     is wanted, the smallest are taken.
@@ -87,14 +101,12 @@ def choose_groups(groups: NDArray[np.int64], ids: Sequence[str], n: int, seed: i
     >>> choose_groups(np.zeros(8, np.int64), ids, 3, seed=0).tolist()
     []
     """
-    if not len(ids):
-        return np.zeros(0, np.int64)
-    drawn = [hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8] for name in ids]
+    drawn = (hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8] for name in ids)
     ranks = np.frombuffer(b"".join(drawn), dtype=">u8").astype(np.uint64)
     sizes = np.bincount(groups)
     first = np.full(len(sizes), np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(first, groups, ranks)
-    order, most, total = np.argsort(first, kind="stable"), len(ids) // 2, 0
+    order, most, total = np.argsort(first, kind="stable"), len(ranks) // 2, 0
     taken = np.zeros(len(sizes), bool)
     for group in order.tolist():
         if total + sizes[group] <= n:
@@ -104,4 +116,7 @@ def choose_groups(groups: NDArray[np.int64], ids: Sequence[str], n: int, seed: i
             if total < n and not taken[group] and total + sizes[group] <= most:
                 taken[group], total = True, total + int(sizes[group])
     chosen = np.flatnonzero(taken[groups])
-    return chosen[np.argsort(ranks[chosen], kind="stable")]
+    chosen = chosen[np.lexsort((ranks[chosen], groups[chosen]))]
+    of = groups[chosen]
+    turns = np.arange(len(chosen)) - np.searchsorted(of, of)
+    return chosen[np.lexsort((ranks[chosen], turns))]

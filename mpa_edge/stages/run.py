@@ -118,7 +118,9 @@ class Run:
     @cached_property
     def _choice(self) -> HeldOut:
         """What was chosen once stays, until annotate finds other images."""
-        return read_choice(self.folder, self.recipe) or choose(self.recipe, self.candidates, self._images_sha256)
+        return read_choice(self.folder, self.recipe) or choose(
+            self.folder, self.recipe, self.candidates, self._images_sha256
+        )
 
     @cached_property
     def _images_sha256(self) -> str:
@@ -127,7 +129,7 @@ class Run:
     def hold_out(self) -> None:
         """Choose the images that are held out, once more where the images of the folder are others than before."""
         if self._choice.images != self._images_sha256:
-            self.__dict__["_choice"] = choose(self.recipe, self.candidates, self._images_sha256)
+            self.__dict__["_choice"] = choose(self.folder, self.recipe, self.candidates, self._images_sha256)
 
     @cached_property
     def held_out(self) -> frozenset[str]:
