@@ -24,7 +24,7 @@ from mpa_edge.stages.level.stage import choose, level_inputs
 from mpa_edge.stages.pipeline import report
 from mpa_edge.stages.preflight import estimate, image_count, preflight, summary
 from mpa_edge.stages.run import Run, remember
-from mpa_edge.stages.silver import UNSURE, run_silver
+from mpa_edge.stages.silver import UNSURE, run_silver, silver_inputs
 from mpa_edge.tasks import get_task
 from mpa_edge.types import Prediction
 from tests.stages.conftest import FakeVLM, number_of
@@ -98,6 +98,10 @@ def test_images_that_come_later_change_nothing_until_annotate_sees_them(silver_r
         (images_folder / f"{i}.png").write_bytes((images_folder / "0.png").read_bytes() + bytes([i]))
     later = Run(silver_run.folder, silver_run.recipe, images=str(images_folder))
     assert (later.held_out, level_inputs(later)) == (before, inputs)
+    assert silver_inputs(later) == silver_inputs(silver_run)
+    more = silver_run.recipe.evaluate.model_copy(update={"votes": 6})
+    votes = replace(silver_run, recipe=silver_run.recipe.model_copy(update={"evaluate": more}))
+    assert (votes.held_out, silver_inputs(votes) == silver_inputs(silver_run)) == (before, False)
     assert annotate_inputs(later) != annotate_inputs(silver_run)
     run_annotate(later)
     assert len(Run(silver_run.folder, silver_run.recipe, images=str(images_folder)).held_out) == 6
