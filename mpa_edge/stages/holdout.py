@@ -30,8 +30,8 @@ class HeldOut(Record):
     """Hash of what the choice depends on in the recipe."""
     images: str
     """Hash of the images among which was chosen."""
-    groups: dict[str, str]
-    """Content id of each image that is held out, in the order of the draw -> its group."""
+    groups: tuple[tuple[str, str], ...]
+    """(content id, group) of each image that is held out, in the order of the draw."""
 
 
 def settings_of(recipe: Recipe) -> str:
@@ -70,8 +70,8 @@ def choose(run: Path, recipe: Recipe, entries: Sequence[ImageEntry], images: str
     ids, first = [usable[i].id for i in chosen.tolist()], dict[int, str]()
     for name, group in zip(ids, groups[chosen].tolist(), strict=True):
         first.setdefault(group, name)  # a group is named after its first image
-    by_id = {name: first[group] for name, group in zip(ids, groups[chosen].tolist(), strict=True)}
-    return HeldOut(settings=settings_of(recipe), images=images, groups=by_id)
+    pairs = tuple((name, first[group]) for name, group in zip(ids, groups[chosen].tolist(), strict=True))
+    return HeldOut(settings=settings_of(recipe), images=images, groups=pairs)
 
 
 def group_images(entries: Sequence[ImageEntry], config: ImagesConfig, hashes: Path) -> NDArray[np.int64]:

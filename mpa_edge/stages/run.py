@@ -107,13 +107,13 @@ class Run:
         split = self.recipe.images.split
         return found if split is None else entries_of_split(self.recipe, self.images_folder, found)
 
-    @property
+    @cached_property
     def held_out_groups(self) -> dict[str, str]:
         """Id of each image that is held out for the teacher's questions, in the order of the draw -> its group.
 
         MpaError where nothing can be held out.
         """
-        return self._choice.groups
+        return dict(self._choice.groups)
 
     @cached_property
     def _choice(self) -> HeldOut:
@@ -130,6 +130,7 @@ class Run:
         """Choose the images that are held out, once more where the images of the folder are others than before."""
         if self._choice.images != self._images_sha256:
             self.__dict__["_choice"] = choose(self.folder, self.recipe, self.candidates, self._images_sha256)
+            self.__dict__.pop("held_out_groups", None)
 
     @cached_property
     def held_out(self) -> frozenset[str]:

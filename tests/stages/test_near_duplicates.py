@@ -65,7 +65,7 @@ def recipe(group: str) -> Recipe:
 def sides(folder: Path, run: Path, group: str) -> tuple[set[int], set[int]]:
     """(numbers of the frames in training, of those held out)."""
     entries = scan(folder)
-    held_out = choose(run, recipe(group), entries, "").groups
+    held_out = dict(choose(run, recipe(group), entries, "").groups)
     parts = [(int(entry.name.rpartition("-")[2][:-4]), entry.id in held_out) for entry in entries]
     return tuple({i for i, out in parts if i < FRAMES and out is side} for side in (False, True))  # type: ignore[return-value]
 
@@ -95,7 +95,7 @@ def by_heart(folder: Path, run: Path, group: str) -> float:
     heart. It says what it has learned about the nearest image.
     """
     entries = scan(folder)
-    held_out = choose(run, recipe(group), entries, "").groups
+    held_out = dict(choose(run, recipe(group), entries, "").groups)
     answers = np.array([_answer(entry) for entry in entries])
     hashes, out = hashes_of(entries, run / "all", 10**8), np.array([entry.id in held_out for entry in entries])
     apart = np.bitwise_count(hashes[out][:, None] ^ hashes[~out][None]).sum(axis=2)
