@@ -239,6 +239,7 @@ def real_parts(rows: Document) -> list[str]:
     """What each scheme keeps of a trained language model."""
     first = next(iter(rows.values()))
     flags = ", ".join(first["machine"]["flags"])
+    schemes = " ".join(f"--scheme {name}" for name in rows)
     columns = {
         "Scheme": lambda one: one["scheme"],
         "Language side, MB": lambda one: f"{language_mb(one):.0f}",
@@ -246,17 +247,20 @@ def real_parts(rows: Document) -> list[str]:
         "Same first choice": lambda one: percent(one["top1"]),
         "KL, mean": lambda one: f"{one['kl_mean']:.4f}",
         "KL, 99th percentile": lambda one: f"{one['kl_p99']:.2f}",
+        "Greedy tokens": lambda one: percent(one["greedy_agreement"]),
         "Decode tok/s": lambda one: f"{one['decode_tokens_per_s']:.0f}",
         "Prefill tok/s": lambda one: f"{one['prefill_tokens_per_s']:.0f}",
     }
     return [
         "## What a scheme keeps of a trained language model\n",
         (
-            "`python benchmarks/real_weights.py --out docs/real.json`: SmolLM2-135M, the decoder of SmolVLM-256M, on "
-            f"{first['passages']} English passages against fp32 (perplexity {first['perplexity_fp32']:.1f}). One "
-            f"thread, CPU time (the machine had other work), {first['machine']['cpu']} with {flags}. The built-in "
-            "student has no activations hundreds of times larger than the rest, as trained models do: where the two "
-            "tables disagree, this one decides.\n"
+            f"`python benchmarks/real_weights.py {schemes} --out docs/real.json`: SmolLM2-135M, the decoder of "
+            f"SmolVLM-256M, on {first['passages']} English passages against fp32 (perplexity "
+            f"{first['perplexity_fp32']:.1f}). Greedy tokens: of the answers to 30 instructions, 32 tokens at most, "
+            "the share before the first one that differs; a near tie is enough to end it. One thread, CPU time (the "
+            f"machine had other work), {first['machine']['cpu']} with {flags}. The built-in student has no activations "
+            "hundreds of times larger than the rest, as trained models do: where the two tables disagree, this one "
+            "decides.\n"
         ),
         table(columns, list(rows.values())),
     ]

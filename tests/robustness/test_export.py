@@ -175,7 +175,7 @@ def test_a_damaged_part_is_made_again(forks, exported: Finished, tmp_path: Path)
     out = tmp_path / "exports"
     ended = forks.kill(*command(out, "gguf-q8_0"), run=out, stage=".parts/.made.json", after_s=0)
     assert ended.rc == -signal.SIGKILL, ended.stderr
-    part = out / ".parts" / "gguf" / "mmproj-f16.gguf"
+    part = out / ".parts" / "gguf" / "mmproj-q8_0.gguf"
     flip(part)
     again = forks(*command(out, "gguf-q8_0"))
     assert again.rc == 0, again.stderr
@@ -205,9 +205,9 @@ BAD = [
     ("onnx-int8", "artifact.json", cut),
     ("gguf-q8_0", "model-q8_0.gguf", cut),
     ("gguf-q8_0", "model-q8_0.gguf", empty),
-    ("gguf-q8_0", "mmproj-f16.gguf", cut),
-    ("gguf-q8_0", "mmproj-f16.gguf", nonsense),
-    ("gguf-q8_0", "mmproj-f16.gguf", Path.unlink),
+    ("gguf-q8_0", "mmproj-q8_0.gguf", cut),
+    ("gguf-q8_0", "mmproj-q8_0.gguf", nonsense),
+    ("gguf-q8_0", "mmproj-q8_0.gguf", Path.unlink),
 ]
 
 

@@ -162,7 +162,7 @@ def test_llama_cpp_is_told_the_limits_that_a_gguf_file_cannot_hold(tmp_path: Pat
     }
     artifact = hand_made.artifact_of(scheme, model_type="qwen2_vl", image=image)
     (command,) = blocks(card(run_source(tmp_path), artifact, hand_made.manifest_of(scheme, folder), folder), "sh")
-    assert "-m model-q4_0.gguf --mmproj mmproj-f16.gguf" in command
+    assert "-m model-q4_0.gguf --mmproj mmproj-q8_0.gguf" in command
     assert "--image-min-tokens 4 --image-max-tokens 256" in command
 
 
