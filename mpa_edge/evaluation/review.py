@@ -30,6 +30,7 @@ from mpa_edge.types import Prediction, Record, Sample
 REVIEW, DECISIONS = "review", "decisions.jsonl"
 MOST_BYTES = 64 * MB
 LONGEST_ANSWER = 1000
+PEOPLE = 10
 USABLE = 0.8
 """A kind of question is worth dropping where the teacher is surely right less often than this."""
 
@@ -50,10 +51,15 @@ class Decision(Record):
     at: str
     """When, UTC, ISO 8601."""
 
-    @property
-    def answers(self) -> tuple[str, ...]:
-        """The accepted answers where the teacher's is wrong."""
-        return tuple(part.strip() for part in self.answer.split("|") if part.strip())
+
+def accepted(typed: str, metric: str) -> tuple[str, ...]:
+    """The accepted answers that a person typed: between bars, unless it is an object. VQA accuracy counts ten people.
+
+    >>> accepted("stop | halt", "anls"), accepted('{"a": "x|y"}', "json:a=text"), len(accepted("5", "vqa-accuracy"))
+    (('stop', 'halt'), ('{"a": "x|y"}',), 10)
+    """
+    parts = (typed,) if typed.startswith("{") else tuple(part.strip() for part in typed.split("|") if part.strip())
+    return (parts * PEOPLE)[:PEOPLE] if metric == "vqa-accuracy" else parts
 
 
 @dataclass
@@ -147,7 +153,7 @@ def _read(file: IO[bytes], path: Path, found: Decisions) -> int:
             decision = Decision.model_validate_json(line, strict=True)
         except ValidationError:
             decision = None
-        if decision is None or (decision.verdict == "wrong" and not decision.answers):
+        if decision is None or (decision.verdict == "wrong" and not decision.answer.strip("| ")):
             raise MpaError(f"{path}:{number}: no decision of a review: delete this line, and rerun")
         if asked.get(decision.id) == decision.about:
             found.take(decision)
@@ -172,7 +178,7 @@ def true_score(decision: Decision, metric: str, text: str, silver: float) -> flo
     """
     if decision.verdict == "unanswerable":
         return None
-    return silver if decision.verdict == "right" else get_metric(metric).score(text, decision.answers)
+    return silver if decision.verdict == "right" else get_metric(metric).score(text, accepted(decision.answer, metric))
 
 
 def true_scores(decisions: Decisions, made: Sequence[Prediction], metric: str) -> dict[int, float | None]:
@@ -211,11 +217,7 @@ class TeacherQuality(Record):
 
 def teacher_quality(decisions: Decisions) -> TeacherQuality:
     """Of all reviewed questions. MpaError where there are none."""
-    rows = [
-        (decisions.by_id[s.id].verdict, s.group or s.image)
-        for s in decisions.samples
-        if s.id in decisions.by_id
-    ]
+    rows = [(decisions.by_id[s.id].verdict, s.group or s.image) for s in decisions.samples if s.id in decisions.by_id]
     if not rows:
         raise MpaError("no question is reviewed: run mpa-edge review RUN")
     right = [float(verdict == "right") for verdict, _ in rows]

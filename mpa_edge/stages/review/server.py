@@ -22,7 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 from PIL.Image import Image
 
 from mpa_edge.errors import MpaError
-from mpa_edge.evaluation.review import LONGEST_ANSWER
+from mpa_edge.evaluation.review import LONGEST_ANSWER, Ruling
 from mpa_edge.images.folder import open_image
 from mpa_edge.metrics.reading import no_character
 from mpa_edge.runs.log import logger
@@ -73,7 +73,7 @@ class ReviewServer(ThreadingHTTPServer):
 def serve(session: Session, max_pixels: int) -> Iterator[str]:
     """Serve the page of a session; gives its address. Images larger than `max_pixels` are not opened."""
     with ReviewServer(session, max_pixels) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         try:
             yield server.url
@@ -82,7 +82,7 @@ def serve(session: Session, max_pixels: int) -> Iterator[str]:
             thread.join()
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A request that is not answered."""
 
     def __init__(self, status: HTTPStatus, why: str) -> None:
@@ -110,7 +110,7 @@ class Handler(BaseHTTPRequestHandler):
             path = self._allowed()
             kind, data = respond(path)
             status = HTTPStatus.OK
-        except Refused as error:
+        except RefusedError as error:
             status, kind, data = error.status, "text/plain", str(error).encode()
         except (MpaError, OSError) as error:  # shown on the page, and nothing is lost
             status, kind, data = HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", str(error).encode(errors="replace")
@@ -122,14 +122,14 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def _allowed(self) -> str:
-        """The path behind the token; Refused for whoever has not got this page's address."""
+        """The path behind the token; RefusedError for whoever has not got this page's address."""
         host = self.headers.get("Host", "")
         origin = self.headers.get("Origin")
         _, token, path = [*self.path.split("/", 2), "", ""][:3]
         if host.rpartition(":")[0] not in HOSTS or (origin is not None and origin != f"http://{host}"):
-            raise Refused(HTTPStatus.FORBIDDEN, "this page is for this machine only")
+            raise RefusedError(HTTPStatus.FORBIDDEN, "this page is for this machine only")
         if not hmac.compare_digest(token.encode(errors="replace"), self.server.token.encode()):
-            raise Refused(HTTPStatus.FORBIDDEN, "open the address that mpa-edge review has printed")
+            raise RefusedError(HTTPStatus.FORBIDDEN, "open the address that mpa-edge review has printed")
         return path
 
     def _get(self, path: str) -> tuple[str, bytes]:
@@ -140,49 +140,52 @@ class Handler(BaseHTTPRequestHandler):
             return "application/json", json.dumps(self.server.session.state()).encode()
         if parts.path == "image":
             return self._image(parse_qs(parts.query).get("id", [""])[0])
-        raise Refused(HTTPStatus.NOT_FOUND, "there is nothing here")
+        raise RefusedError(HTTPStatus.NOT_FOUND, "there is nothing here")
 
     def _image(self, key: str) -> tuple[str, bytes]:
         session = self.server.session
         if key not in session.chosen:
-            raise Refused(HTTPStatus.NOT_FOUND, "there is no such question")
+            raise RefusedError(HTTPStatus.NOT_FOUND, "there is no such question")
         image = open_image(session.asked.folder / session.chosen[key].image, self.server.max_pixels)
         if isinstance(image, Drop):
-            raise Refused(HTTPStatus.NOT_FOUND, f"this image cannot be opened: {image.reason}")
+            raise RefusedError(HTTPStatus.NOT_FOUND, f"this image cannot be opened: {image.reason}")
         return encoded(image)
 
     def _post(self, path: str) -> tuple[str, bytes]:
         session, body = self.server.session, self._body()
         key, verdict, answer = (body.get(name, "") for name in ("id", "verdict", "answer"))
         if key not in session.chosen:
-            raise Refused(HTTPStatus.BAD_REQUEST, "there is no such question: reload the page")
+            raise RefusedError(HTTPStatus.BAD_REQUEST, "there is no such question: reload the page")
         if path == "undo":
             return "application/json", json.dumps(session.undo(key)).encode()
         if path != "decide":
-            raise Refused(HTTPStatus.NOT_FOUND, "there is nothing here")
-        if verdict not in ("right", "wrong", "unanswerable"):
-            raise Refused(HTTPStatus.BAD_REQUEST, "a verdict is right, wrong or unanswerable")
+            raise RefusedError(HTTPStatus.NOT_FOUND, "there is nothing here")
+        rulings: dict[str, Ruling] = {"right": "right", "wrong": "wrong", "unanswerable": "unanswerable"}
+        if verdict not in rulings:
+            raise RefusedError(HTTPStatus.BAD_REQUEST, f"a verdict is {', '.join(rulings)}")
         answer = " ".join(answer.split()) if verdict == "wrong" else ""
         if len(answer) > LONGEST_ANSWER or no_character(answer):
-            raise Refused(HTTPStatus.BAD_REQUEST, f"the answer is longer than {LONGEST_ANSWER} characters: shorten it")
-        if verdict == "wrong" and not answer.strip("| "):
-            raise Refused(HTTPStatus.BAD_REQUEST, "type the right answer, or choose that it cannot be answered")
-        return "application/json", json.dumps(session.decide(key, verdict, answer)).encode()
+            raise RefusedError(
+                HTTPStatus.BAD_REQUEST, f"the answer is longer than {LONGEST_ANSWER} characters: shorten it"
+            )
+        if verdict == "wrong" and (fault := session.fault(answer)):
+            raise RefusedError(HTTPStatus.BAD_REQUEST, fault)
+        return "application/json", json.dumps(session.decide(key, rulings[verdict], answer)).encode()
 
     def _body(self) -> dict[str, str]:
         """The JSON object of a request, whose values are all text."""
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal() or int(length) > MOST_BODY:
-            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the request is too long")
+            raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the request is too long")
         try:
             body = json.loads(self.rfile.read(int(length)))
         except (ValueError, RecursionError):
             body = None
         if not isinstance(body, dict) or not all(isinstance(value, str) for value in body.values()):
-            raise Refused(HTTPStatus.BAD_REQUEST, "the request is no JSON object of texts")
+            raise RefusedError(HTTPStatus.BAD_REQUEST, "the request is no JSON object of texts")
         return body
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  as the base class names it
         """Say nothing: the address, and with it the token, would stand in the log."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import statistics
@@ -19,11 +20,13 @@ from mpa_edge.evaluation.review import (
     DecisionLog,
     Decisions,
     Ruling,
+    accepted,
     in_random_order,
     open_decisions,
     read_decisions,
     teacher_quality,
 )
+from mpa_edge.metrics import get_metric
 from mpa_edge.questions import QuestionSet
 from mpa_edge.runs.files import write_bytes
 from mpa_edge.stages.evaluate import questions
@@ -49,8 +52,8 @@ def silver_set(run: Run) -> QuestionSet:
 class Session:
     """A review while its page is open. Safe to use from several threads."""
 
-    def __init__(self, asked: QuestionSet, log: DecisionLog, chosen: Sequence[Sample]) -> None:
-        self.asked, self.log = asked, log
+    def __init__(self, asked: QuestionSet, log: DecisionLog, chosen: Sequence[Sample], metric: str) -> None:
+        self.asked, self.log, self.metric = asked, log, metric
         self.chosen = {sample.id: sample for sample in chosen}
         self.lock = Lock()
 
@@ -81,8 +84,16 @@ class Session:
     def seconds_each(self) -> float:
         """What a decision takes: the median of the last ones, without breaks."""
         times = [datetime.fromisoformat(made.at) for made in list(self.decided.values())[-LAST:]]
-        gaps = [(b - a).total_seconds() for a, b in zip(times, times[1:], strict=False)]
+        gaps = [(b - a).total_seconds() for a, b in itertools.pairwise(times)]
         return statistics.median([gap for gap in gaps if 0 <= gap < A_BREAK_S] or [A_DECISION_S])
+
+    def fault(self, typed: str) -> str:
+        """What is wrong with a right answer that a person typed; empty where nothing is."""
+        form, answers = get_metric(self.metric).form, accepted(typed, self.metric)
+        if not answers:
+            return "type the right answer, or choose that it cannot be answered"
+        wrong = next((answer for answer in answers if form and form.canonical(answer) is None), None)
+        return f"'{wrong}' is {form.fault}: type another answer" if form and wrong else ""
 
     def decide(self, key: str, verdict: Ruling, answer: str) -> dict[str, Any]:
         """Write a decision about a chosen question, unless another tab has made one; the new state."""
@@ -113,7 +124,7 @@ def open_session(run: Run, n: int | None) -> Iterator[Session]:
         raise MpaError(f"the silver set of {run.folder} has only {total} questions: use --n {total}")
     chosen = in_random_order(asked.samples, run.recipe.seed)[: min(n or DEFAULT_N, total)]
     with open_decisions(run.folder, asked.samples) as log:
-        yield Session(asked, log, chosen)
+        yield Session(asked, log, chosen, run.task.metric)
 
 
 def summary(decisions: Decisions) -> str:
@@ -144,7 +155,7 @@ def export_reviewed(run: Run, path: Path) -> int:
         decision = known.get(sample.id)
         if decision is None or decision.verdict == "unanswerable":
             continue
-        answers = list(sample.answers if decision.verdict == "right" else decision.answers)
+        answers = sample.answers if decision.verdict == "right" else accepted(decision.answer, run.task.metric)
         image = os.path.relpath((asked.folder / sample.image).resolve(), path.parent.resolve())
         table.writerow(
             (sample.id, image, sample.question, answers_cell(answers), sample.kind or "", sample.group or sample.image)

@@ -48,6 +48,14 @@ class Page:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
+    def press(self, *keys: str) -> None:
+        """Keys, as a person presses them."""
+        for key in keys:
+            text = {"Enter": "\r"}.get(key, key)
+            named = {"text": text} if len(text) == 1 else {}
+            for kind in ("keyDown", "keyUp"):
+                self.send("Input.dispatchKeyEvent", type=kind, key=key, **(named if kind == "keyDown" else {}))
+
     def screenshot(self, path: Path, whole: bool = False) -> Path:
         data = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole, **self._clip(whole))
         path.write_bytes(base64.b64decode(data["data"]))
@@ -118,8 +126,8 @@ class Browser:
         return message
 
     @contextmanager
-    def open(self, path: Path, width: int = 1280, height: int = 900, dark: bool = False) -> Iterator[Page]:
-        """A file in a window of that size, when all of it is there."""
+    def open(self, path: Path | str, width: int = 1280, height: int = 900, dark: bool = False) -> Iterator[Page]:
+        """A file, or an address, in a window of that size, when all of it is there."""
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         page = self.pages[session] = Page(self, session)
@@ -130,7 +138,7 @@ class Browser:
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         page.send("Emulation.setEmulatedMedia", features=[scheme])
-        page.send("Page.navigate", url=path.resolve().as_uri())
+        page.send("Page.navigate", url=path if isinstance(path, str) else path.resolve().as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in page.events):
             self.receive()
         try:
