@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length", "filtered", "failed"]
 Verdict = Literal["gap", "parity", "unverified"]
-Truth = Literal["labels", "teacher"]
-"""What answers are compared with: known ones, or those of the teacher."""
+Truth = Literal["labels", "reviewed", "teacher"]
+"""What answers are compared with: known ones, those of the teacher, or these corrected by what a person reviewed."""
 
 
 def is_inside(name: str) -> bool:
@@ -282,7 +282,16 @@ class AlignReport(Record):
     gap: int
     """Verified ones that the student got wrong: the parity subset."""
     truth: Truth | None = None
-    """labels, or teacher: then the accuracy is none, but the agreement with the teacher. Null without evaluation."""
+    """labels; teacher: the accuracy is none, but the agreement with the teacher; reviewed: an estimate of the true
+    accuracy. Null without evaluation."""
+    n_reviewed: int | None = None
+    """Questions that a person has reviewed; null, as the next three, unless the truth is reviewed."""
+    teacher_accuracy: float | None = None
+    """Of these that can be answered, the share in which the teacher was right."""
+    teacher_ci95: tuple[float, float] | None = None
+    """95 % interval of it."""
+    method: str | None = None
+    """How the gain was estimated: prediction-powered, or from the reviewed rows alone."""
     accuracy: AlignAccuracy | None
     """Null where there was nothing to evaluate on."""
     gain: float | None
@@ -290,7 +299,7 @@ class AlignReport(Record):
     gain_ci95: tuple[float, float] | None
     """95 % interval of the gain, clustered by image."""
     p_mcnemar: float | None
-    """Exact McNemar test of aligned against base, two-sided."""
+    """Exact McNemar test of aligned against base, two-sided; null for an estimate from reviewed questions."""
     seconds: dict[str, float]
     """Wall seconds of each stage, all attempts together."""
     peak_rss_bytes: int

@@ -22,7 +22,7 @@ def test_records_are_frozen_and_know_their_fields() -> None:
 
 def test_align_report_has_the_published_keys() -> None:
     assert list(AlignReport.model_fields) == (
-        "run images annotated dropped verified gap truth "
+        "run images annotated dropped verified gap truth n_reviewed teacher_accuracy teacher_ci95 method "
         "accuracy gain gain_ci95 p_mcnemar seconds peak_rss_bytes".split()
     )
 

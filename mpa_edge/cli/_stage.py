@@ -157,12 +157,12 @@ def so_far(result: AlignReport, asked: bool) -> str:
 
 def show_result(run: Run, result: AlignReport) -> None:
     """Print the accuracy of a finished run, or the counts of an unfinished one."""
-    from mpa_edge.runs.files import read_json
+    from mpa_edge.stages.evaluate import result_of
     from mpa_edge.stages.teacher import total_usage, usage_line
 
     if (used := total_usage(run)) is not None:
         click.echo(usage_line(used))
-    details = read_json(run.stage_folder("evaluate") / "evaluate.json")
+    details = result_of(run)
     if result.accuracy is None or details is None:
         return click.echo(f"{run.folder}: {so_far(result, asked=run.finished('identify'))}")
     for line in accuracy_lines(details):
@@ -180,24 +180,29 @@ def accuracy_lines(details: dict[str, Any]) -> Iterator[str]:
 
     truth, models = details.get("truth", "labels"), tuple(details["accuracy"])
     what = f"{measure_of(truth)}, " if truth != "labels" else ""
-    table = Table(title=f"{what}{details['n']} held-out questions, {details['metric']}")
+    of_which = f", {details['n_reviewed']} of them reviewed" if truth == "reviewed" else ""
+    table = Table(title=f"{what}{details['n']} held-out questions{of_which}, {details['metric']}")
     for heading in ("", *models):
         table.add_column(heading, justify="right" if heading else "left")
     table.add_row("all", *(f"{details['accuracy'][m]:.1%}" for m in models), style="bold")
     table.add_row("95 % interval", *("{:.1%} – {:.1%}".format(*details["ci95"][m]) for m in models))
     if wrong := details.get("unparsable"):
-        table.add_row("answers in another form", *(str(wrong[m]) for m in models))
-    for kind, row in details["kinds"].items():
+        table.add_row("answers in another form", *(str(wrong.get(m, "")) for m in models))
+    if truth == "reviewed":
+        table.add_row("agreement with the teacher", "", *(f"{share:.1%}" for share in details["agreement"].values()))
+    for kind, row in details["kinds"].items() if truth != "reviewed" else ():
         table.add_row(f"{kind} ({row['n']:.0f})", *(f"{row[m]:.0%}" for m in models))
     console = Console()
     with console.capture() as captured:
         console.print(table)
     yield captured.get().rstrip("\n")
     if truth == "teacher":
-        yield SILVER_NOTE
+        yield f"{SILVER_NOTE}; mpa-edge review makes it an accuracy"
+    yield from details.get("quality", ())
     (low, high), changed = details["gain_ci95"], details["flips"]
+    if truth == "reviewed":
+        basis = f"{details['method']}, {details['n_reviewed']} reviewed questions"
+    else:
+        basis = f"McNemar p = {details['p_mcnemar']:.2g}, {changed['gained']} questions gained, {changed['lost']} lost"
     # not printed with rich, which breaks lines at 80 columns when the output is no terminal
-    yield (
-        f"gain {100 * details['gain']:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f}), "
-        f"McNemar p = {details['p_mcnemar']:.2g}, {changed['gained']} questions gained, {changed['lost']} lost"
-    )
+    yield (f"gain {100 * details['gain']:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f}), {basis}")

@@ -157,6 +157,8 @@ def show_result(order: Order, folders: list[Path], links: list[str]) -> None:
 
 def result_lines(manifest: ExportManifest) -> Iterator[str]:
     """What a user should know of one export."""
+    from mpa_edge.questions import measure_of
+
     yield from manifest.notes
     parity, figures = manifest.parity, manifest.accuracy
     yield (
@@ -167,8 +169,15 @@ def result_lines(manifest: ExportManifest) -> Iterator[str]:
     if figures:
         kept = "" if figures.retained_gain is None else f", {figures.retained_gain:.0%} of the gain kept"
         low, high = figures.ci95
+        what = "" if figures.truth == "labels" else f"{measure_of(figures.truth)}: "
         yield (
-            f"base {figures.base:.1%}, aligned {figures.aligned:.1%}, exported {figures.artifact:.1%} "
+            f"{what}base {figures.base:.1%}, aligned {figures.aligned:.1%}, exported {figures.artifact:.1%} "
             f"({low:.1%} to {high:.1%}) on {figures.n} questions{kept}"
         )
+        if figures.review:
+            low, high = figures.review.gain_ci95
+            yield (
+                f"true gain before export {100 * figures.review.gain:+.1f} points (95 % interval {100 * low:+.1f} to "
+                f"{100 * high:+.1f}), {figures.review.method}, {figures.review.n_reviewed} reviewed questions"
+            )
         yield f"the gain {VERDICTS[figures.verdict]}: {'; '.join(figures.reasons)}"

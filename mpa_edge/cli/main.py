@@ -26,7 +26,7 @@ START_HERE = (
     ("bench", "mpa-edge bench runs/minicharts --target cpu", "is the gain still there?"),
 )
 SECTIONS = {
-    "Align": ("align", "annotate", "identify", "level", "merge", "evaluate", "score"),
+    "Align": ("align", "annotate", "identify", "level", "merge", "evaluate", "review", "score"),
     "Ship": ("export", "bundle", "bench", "report"),
     "Look": ("list", "show", "copy", "check", "plan", "doctor", "nursery"),
 }

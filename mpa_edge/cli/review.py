@@ -1,4 +1,4 @@
-"""A person judges the teacher's answers: ten minutes make agreement with the teacher a true accuracy."""
+"""Judge the teacher's answers in a browser: agreement becomes accuracy."""
 
 from __future__ import annotations
 

@@ -10,19 +10,22 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Annotated, Literal
+from typing import IO, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
 from mpa_edge.errors import MpaError
 from mpa_edge.metrics import get_metric
+from mpa_edge.metrics.gain import Reviewed
 from mpa_edge.metrics.interval import mean_bounds
+from mpa_edge.metrics.paired import mean
 from mpa_edge.metrics.prediction_powered import Estimate, estimate
+from mpa_edge.questions import QuestionSet
 from mpa_edge.runs.files import MB, disk_errors, fsync_folder, make_folder, sha256_json
 from mpa_edge.runs.paths import inside, open_in_place
 from mpa_edge.types import Prediction, Record, Sample
@@ -72,6 +75,11 @@ class Decisions:
     """What counts: question -> decision, in the order in which they were made."""
     outdated: int = 0
     """Decisions about questions that are no longer asked, or that the teacher now answers otherwise."""
+
+    @property
+    def sha256(self) -> str:
+        """Of what counts."""
+        return sha256_json([made.model_dump(exclude={"at"}) for _, made in sorted(self.by_id.items())])
 
     def take(self, decision: Decision) -> None:
         """Let a decision count."""
@@ -250,6 +258,106 @@ def true_accuracy(made: Sequence[Prediction], decisions: Decisions, metric: str)
     """The true accuracy of a model, from its answers to all questions of a teacher."""
     clusters = [row.image_id for row in made]
     return estimate([row.score for row in made], true_scores(decisions, made, metric), clusters)
+
+
+class ReviewFigures(Record):
+    """What a review adds to the figures of base, aligned and an export."""
+
+    n_reviewed: int
+    """Reviewed questions."""
+    teacher_accuracy: float
+    """Share of right answers of the teacher to the reviewed questions that can be answered."""
+    teacher_ci95: tuple[float, float]
+    """95 % interval of it."""
+    gain: float
+    """True gain, aligned - base."""
+    gain_ci95: tuple[float, float]
+    """95 % interval of it."""
+    method: str
+    """How the gain was estimated: prediction-powered, or from the reviewed rows alone."""
+    agreement: tuple[float, float, float]
+    """Agreement of base, aligned and export with the teacher."""
+    quality: tuple[str, ...]
+    """How often the teacher was right, and which kinds to drop, in words."""
+
+
+def decisions_about(run: Path | None, asked: QuestionSet) -> Decisions | None:
+    """The decisions about the questions of a run's teacher; None where none of these tells what is true."""
+    if run is None or asked.truth != "teacher":
+        return None
+    found = read_decisions(run, asked.samples)
+    return found if any(one.verdict != "unanswerable" for one in found.by_id.values()) else None
+
+
+def reviewed_scores(decisions: Decisions, models: Sequence[Sequence[Prediction]], metric: str) -> Reviewed:
+    """Position of each reviewed question -> the true scores of base, aligned and export, in this order."""
+    base, aligned, artifact = (true_scores(decisions, rows, metric) for rows in models)
+    found = dict[int, tuple[float, float, float] | None]()
+    for i, score in base.items():
+        others = aligned[i], artifact[i]
+        known = score is not None and others[0] is not None and others[1] is not None
+        found[i] = (score or 0.0, others[0] or 0.0, others[1] or 0.0) if known else None
+    return found
+
+
+def review_figures(decisions: Decisions, models: Sequence[Sequence[Prediction]], metric: str) -> ReviewFigures | None:
+    """The figures of a review of what base, aligned and export were asked; None where it tells nothing."""
+    made = dict(zip(("base", "aligned"), models, strict=False))
+    found = reviewed_result(made, decisions, metric)
+    if found is None:
+        return None
+    agreement = [mean([row.score for row in rows]) for rows in models]
+    fields = {name: found[name] for name in ReviewFigures.model_fields if name in found}
+    return ReviewFigures(**fields | {"agreement": tuple(agreement), "quality": tuple(found["quality"])})
+
+
+def reviewed_result(
+    made: Mapping[str, Sequence[Prediction]], decisions: Decisions, metric: str
+) -> dict[str, Any] | None:
+    """True accuracies and gain of base and aligned, and the teacher's own accuracy; None where nothing tells them.
+
+    `made`: model -> its answers to all questions of the teacher.
+    """
+    rows = {name: made[name] for name in ("base", "aligned")}
+    n = len(true_scores(decisions, rows["base"], metric))
+    teacher = teacher_quality(decisions) if n else None
+    if teacher is None or teacher.accuracy is None:
+        return None
+    found = {name: true_accuracy(answers, decisions, metric) for name, answers in rows.items()}
+    gain = true_gain(rows["base"], rows["aligned"], decisions, metric)
+    return {
+        "truth": "reviewed",
+        "n_reviewed": n,
+        "accuracy": {"teacher": teacher.accuracy} | {name: one.value for name, one in found.items()},
+        "ci95": {"teacher": teacher.ci95} | {name: one.ci95 for name, one in found.items()},
+        "agreement": {name: mean([row.score for row in answers]) for name, answers in rows.items()},
+        "gain": gain.value,
+        "gain_ci95": gain.ci95,
+        "p_mcnemar": None,
+        "method": gain.method,
+        "teacher_accuracy": teacher.accuracy,
+        "teacher_ci95": teacher.ci95,
+        "quality": teacher_lines(decisions),
+    }
+
+
+def teacher_lines(decisions: Decisions) -> list[str]:
+    """How often the teacher was right, in words: of all reviewed questions, by kind, and which kinds to drop."""
+    found, kinds = teacher_quality(decisions), teacher_by_kind(decisions)
+    right = f"the teacher was right in {found.right} of {found.n - found.unanswerable} reviewed questions"
+    if found.accuracy is not None and found.ci95:
+        right += f": {found.accuracy:.0%} (95 % interval {found.ci95[0]:.0%} – {found.ci95[1]:.0%})"
+    lines = [right + (f"; {found.unanswerable} more cannot be answered" if found.unanswerable else "")]
+    if len(kinds) > 1:
+        each = (f"{kind} {one.right} of {one.n}" for kind, one in kinds.items())
+        lines.append(f"right by kind, of all that were reviewed: {', '.join(each)}")
+    drop = [f"{kind} (at most {one.usable_upper:.0%})" for kind, one in kinds.items() if one.worth_dropping]
+    if drop:
+        lines.append(
+            f"worth dropping, for the teacher is right less than {USABLE:.0%} of the time: {', '.join(drop)}; remove "
+            "them from the task's kinds, or use a larger teacher"
+        )
+    return lines
 
 
 def true_gain(before: Sequence[Prediction], after: Sequence[Prediction], decisions: Decisions, metric: str) -> Estimate:

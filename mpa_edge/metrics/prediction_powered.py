@@ -89,7 +89,7 @@ def estimate(
     _, groups = np.unique(np.asarray(clusters), return_inverse=True)
     value = mean + weight * float(s.mean() - s[rows].mean())
     residuals = _linear(y, rows, known) - weight * (s[rows] - s[rows].mean())
-    variance = _variance(residuals, groups[rows], ADDED, len(rows) / len(known))
+    variance = _variance(residuals, groups[rows], ADDED, max(high, -low) * len(rows) / len(known))
     variance += weight**2 * _variance(s - s.mean(), groups)
     degrees = min(len(known), len(np.unique(groups[rows]))) - 2
     reach = t_quantile(1 - level / 2, max(degrees, 1)) * math.sqrt(variance)

@@ -11,13 +11,14 @@ from mpa_edge.config.recipe import Recipe
 from mpa_edge.errors import MpaError
 from mpa_edge.evaluation.answer_log import answer_all, open_log
 from mpa_edge.evaluation.predict import EvalSpec, question_set, questions_file, recipe_spec, with_silver
+from mpa_edge.evaluation.review import decisions_about, reviewed_result
 from mpa_edge.evaluation.score import accuracy_by_kind
 from mpa_edge.images.folder import content_id
 from mpa_edge.metrics import cautions, get_metric, unparsable
 from mpa_edge.metrics.paired import bootstrap_ci95, flips, mcnemar_p, mean
 from mpa_edge.progress import say
 from mpa_edge.questions import QuestionSet, measure_of
-from mpa_edge.runs.files import sha256_file, sha256_json, write_json
+from mpa_edge.runs.files import read_json, sha256_file, sha256_json, write_json
 from mpa_edge.runs.log import logger
 from mpa_edge.runs.manifest import StageClock, finish, is_done
 from mpa_edge.runs.parquet import read_rows, write_rows
@@ -69,6 +70,22 @@ def run_evaluate(run: Run, fresh: bool = False) -> None:
         *(measure_of(spec.questions.truth), result["accuracy"], result["gain"], result["gain_ci95"]),
     )
     say(f"evaluate: {len(spec.questions.samples)} questions")
+
+
+def result_of(run: Run) -> dict[str, Any] | None:
+    """evaluate.json, with the true accuracies where a person has reviewed its questions; None before it is finished.
+
+    The models' answers are read, and none is asked again. MpaError where the decisions are damaged.
+    """
+    folder = run.stage_folder(STAGE)
+    result: dict[str, Any] | None = read_json(folder / RESULT) if run.finished(STAGE) else None
+    if result is None or result.get("truth") != "teacher" or not run.finished("silver"):
+        return result
+    decisions = decisions_about(run.folder, questions(run))
+    if decisions is None:
+        return result
+    made = {name: read_rows(folder / f"predictions-{name}.parquet", Prediction) for name in MODELS[1:]}
+    return result | (reviewed_result(made, decisions, run.task.metric) or {})
 
 
 def evaluate_inputs(run: Run) -> dict[str, str]:

@@ -8,7 +8,6 @@ from itertools import chain
 from mpa_edge.errors import MpaError
 from mpa_edge.planning.counts import can_evaluate
 from mpa_edge.progress import say
-from mpa_edge.runs.files import read_json
 from mpa_edge.runs.lock import run_lock
 from mpa_edge.runs.log import logger
 from mpa_edge.runs.manifest import FOLDERS, damaged, read_manifest
@@ -16,7 +15,7 @@ from mpa_edge.runs.memory import peak_rss_bytes
 from mpa_edge.runs.parquet import count_reasons, read_dropped
 from mpa_edge.runs.write_hooks import tell
 from mpa_edge.stages.annotate.stage import annotate_settings, run_annotate
-from mpa_edge.stages.evaluate import RESULT, run_evaluate
+from mpa_edge.stages.evaluate import result_of, run_evaluate
 from mpa_edge.stages.identify import identify_inputs, run_identify
 from mpa_edge.stages.level.stage import ASKED_ABOUT, level_inputs, run_level
 from mpa_edge.stages.merge import merge_inputs, run_merge
@@ -92,7 +91,7 @@ def report(run: Run) -> AlignReport:
     counts = {name: manifest.counts if manifest else {} for name, manifest in manifests.items()}
     made, judged = counts["annotate"], counts["identify"]
     done = (run.stage_folder(name) for name in ("annotate", "identify") if manifests[name])
-    result = read_json(run.stage_folder("evaluate") / RESULT) if manifests["evaluate"] else None
+    result = result_of(run) or {}
     gap = judged.get("gap", 0)
     return AlignReport(
         run=str(run.folder),
@@ -102,10 +101,11 @@ def report(run: Run) -> AlignReport:
         verified=gap + judged.get("parity", 0),
         gap=gap,
         truth=result.get("truth", "labels") if result else None,
+        **{name: result.get(name) for name in ("n_reviewed", "teacher_accuracy", "teacher_ci95", "method")},
         accuracy=AlignAccuracy(**result["accuracy"], n=result["n"]) if result else None,
-        gain=result["gain"] if result else None,
+        gain=result.get("gain"),
         gain_ci95=tuple(result["gain_ci95"]) if result else None,
-        p_mcnemar=result["p_mcnemar"] if result else None,
+        p_mcnemar=result.get("p_mcnemar"),
         seconds={name: manifest.seconds for name, manifest in manifests.items() if manifest},
         peak_rss_bytes=max(peak_rss_bytes(), *(c.get("peak_rss_bytes", 0) for c in counts.values())),
     )

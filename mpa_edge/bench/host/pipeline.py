@@ -210,7 +210,7 @@ def write_results(
         not_timed,
         found.cautions,
     )
-    made = report_of(bench, bundle.sha256, *host, evidence)
+    made = report_of(bench, bundle.sha256, *host, evidence, comparison.spec.questions.truth)
     logger.info("bench: %s on %s is %s", bench.scheme, bench.target.name, made[0].verdict)
     local = make_folder(bench.results / DEVICE)
     for name in (OUT, PROBE, PROBE_AFTER, WATCH):

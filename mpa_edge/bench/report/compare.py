@@ -18,6 +18,7 @@ from typing import Any, Literal
 from mpa_edge.bench.report.read import BenchData
 from mpa_edge.bench.report.words import METRIC_NAMES, percent, plural, quantity, signed, size
 from mpa_edge.metrics.paired import bootstrap_ci95, mcnemar_p
+from mpa_edge.questions import measure_of
 
 Outcome = Literal["regression", "improvement", "no clear change", "not compared"]
 LEAST_CHANGE = 0.05
@@ -139,7 +140,9 @@ def _accuracy(before: BenchData, after: BenchData) -> Change:
             f"95 % interval {_points(low)} to {_points(high)} points"
         )
     was, now = map(percent, values)
-    return Change("accuracy", "accuracy", before=was, after=now, change=change, outcome=outcome, why=why)
+    # what was reviewed of the one may not be of the other
+    title = measure_of("labels" if after.report.truth == "labels" else "teacher")
+    return Change("accuracy", title, before=was, after=now, change=change, outcome=outcome, why=why)
 
 
 def _points(share: float) -> str:

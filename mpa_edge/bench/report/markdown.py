@@ -10,6 +10,7 @@ from mpa_edge.bench.report.compare import Comparison
 from mpa_edge.bench.report.read import BenchData, log_line
 from mpa_edge.bench.results.records import Sweep
 from mpa_edge.bench.results.samples import pick, story
+from mpa_edge.questions import measure_of
 
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~$@:&-])")
 # these signs are harmless inside a sentence; a leading one stays escaped, as it would start a list
@@ -84,7 +85,8 @@ def _bench(data: BenchData) -> list[str]:
         "",
         *(f"- {escaped(reason)}" for reason in report.reasons),
         "",
-        *table(("Model", "Where", "Accuracy", "95 % interval"), accuracy),
+        *table(("Model", "Where", measure_of(report.truth).capitalize(), "95 % interval"), accuracy),
+        *(escaped(line) for line in words.truth_sentences(report)),
         escaped(f"{words.flips_sentence(report)} {words.margin_sentence(report)}"),
         "",
         *table(("What", "Median", "95 % interval", "p90", "p99", "Samples", "Base"), view.latency(report)),

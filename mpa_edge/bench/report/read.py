@@ -11,6 +11,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from mpa_edge.bench.results.records import ANSWERS, BENCH, SWEEP, TIMINGS, AnswerRow, BenchReport, Sweep, Timed
+from mpa_edge.bench.results.reviewed import with_review
 from mpa_edge.errors import MpaError, OutsideError
 from mpa_edge.runs.log import LOG_FILE, RUN_FILE
 from mpa_edge.runs.paths import inside, require_plain
@@ -63,7 +64,10 @@ def find_benches(run: Path) -> list[Path]:
 
 
 def read_bench(folder: Path) -> BenchData:
-    """A benchmark folder. Missing or torn side files are noted; MpaError where bench.json itself cannot be used."""
+    """A benchmark folder. Missing or torn side files are noted; MpaError where bench.json itself cannot be used.
+
+    Where its questions were reviewed since, the report says what is true.
+    """
     require_plain(folder)
     report = _document(folder / BENCH, BenchReport)
     answers, answer_notes = _rows(folder / ANSWERS, AnswerRow)
@@ -76,6 +80,8 @@ def read_bench(folder: Path) -> BenchData:
     path = inside(folder.parent, SWEEP)
     sweep = _document(path, Sweep) if path.is_file() else None
     above = folder.absolute().parents
+    if run := next((parent for parent in above[:4] if (parent / RUN_FILE).is_file()), None):
+        report = with_review(report, answers, run)
     has_log = len(above) > 2 and above[1].name == FOLDER and (above[2] / LOG_FILE).is_file()
     return BenchData(folder, report, tuple(answers), tuple(timings), thumbnails, sweep, tuple(notes), has_log)
 

@@ -11,6 +11,7 @@ from mpa_edge.bench.report.compare import Comparison
 from mpa_edge.bench.report.read import BenchData
 from mpa_edge.bench.report.view import budgets
 from mpa_edge.bench.results.records import Sweep
+from mpa_edge.questions import measure_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,11 +24,12 @@ def render_table(data: BenchData, width: int = WIDTH) -> str:
     """One benchmark, at most `width` columns."""
     report = data.report
     remarks = [*map(words.visible, report.reasons), *filter(None, [words.settling(report)])]
+    remarks += map(words.visible, words.truth_sentences(report))
     head = f"{words.SIGNS[report.verdict]} {words.headline(report)}: {words.visible(data.title)}"
     found = report.accuracy
     table = _table("", "base", "aligned", report.scheme)
     models = (found.base, found.aligned, found.artifact)
-    table.add_row("accuracy", *(words.percent(one.value) for one in models))
+    table.add_row(measure_of(report.truth), *(words.percent(one.value) for one in models))
     table.add_row("  95 % interval", *(words.percent_range(one.ci95) for one in models))
     lower = found.retained_gain_lower
     least = f", {words.at_least(lower)}" if lower is not None else ""
@@ -85,7 +87,9 @@ def verdict_line(data: BenchData) -> str:
     """One benchmark on one line."""
     report = data.report
     sign = words.SIGNS[report.verdict]
-    return f"{sign} {report.verdict}: {words.visible(data.title)}, {words.percent(report.accuracy.artifact.value)}"
+    value = words.percent(report.accuracy.artifact.value)
+    what = "" if report.truth == "labels" else f" {measure_of(report.truth)}"
+    return f"{sign} {report.verdict}: {words.visible(data.title)}, {value}{what}"
 
 
 def _table(*columns: str) -> Table:

@@ -27,7 +27,7 @@ def tiles(report: BenchReport) -> list[tuple[str, str, str]]:
         interval = words.interval(figure) if figure and figure.ci95 else ""
         times.append((title, median, interval if report.timings == "valid" else NO_VERDICT))
     return [
-        ("On-device accuracy", words.percent(found.artifact.value), words.percent_range(found.artifact.ci95)),
+        (words.MEASURES[report.truth], words.percent(found.artifact.value), words.percent_range(found.artifact.ci95)),
         (
             "Gain left",
             words.percent(found.retained_gain, 0),

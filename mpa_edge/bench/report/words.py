@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from mpa_edge.bench.results.records import BenchReport, Figure, Sweep
+from mpa_edge.questions.own import SILVER_NOTE
+from mpa_edge.types import Truth
 
 NONE = "–"
 LONGEST_TEXT = 400
@@ -31,6 +33,11 @@ METRIC_NAMES = {
     "total_s": "whole answer",
     "tokens_per_s": "decoding speed",
     "tokens": "tokens of an answer",
+}
+MEASURES: dict[Truth, str] = {
+    "labels": "On-device accuracy",
+    "reviewed": "True on-device accuracy",
+    "teacher": "Agreement with teacher",
 }
 BYTE_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
@@ -198,9 +205,10 @@ def summary(report: BenchReport) -> str:
     else:
         least = "" if lower is None else f", {at_least(lower)} with 95 % confidence" if lower > 0 else ", or none"
         retained = f"{percent(share, 0)} of the gain is left{least}."
+    right = "as its teacher does" if report.truth == "teacher" else "right"
     text = (
         f"On {report.target}, {report.scheme} answers {percent(found.artifact.value)} of "
-        f"{plural(found.artifact.n, 'question')} right. Before alignment it was {percent(found.base.value)}, "
+        f"{plural(found.artifact.n, 'question')} {right}. Before alignment it was {percent(found.base.value)}, "
         f"after it in full precision {percent(found.aligned.value)}."
     )
     return f"{text} {retained} {settling(report)}".strip()
@@ -219,14 +227,33 @@ def settling(report: BenchReport) -> str:
     """How many questions would settle it; empty where it is settled."""
     if report.accuracy_verdict != "inconclusive":
         return ""
+    if report.review:
+        return f"Review more questions to settle it: mpa-edge review RUN; {report.review.n_reviewed:,} are."
     if report.n_to_settle is None:
         return "No number of questions like these would settle it."
     return f"About {plural(report.n_to_settle, 'question')} would settle it; {report.accuracy.artifact.n:,} were asked."
 
 
+def truth_sentences(report: BenchReport) -> list[str]:
+    """What the figures are where nobody had labelled the questions; nothing where somebody had."""
+    if report.truth == "teacher":
+        return [f"These figures are {SILVER_NOTE}.", "A review makes them accuracies: mpa-edge review RUN."]
+    found = report.review
+    if found is None:
+        return []
+    silver = ", ".join(percent(share) for share in found.agreement)
+    how = plural(found.n_reviewed, "reviewed question")
+    low, high = (f"{100 * end:+.1f}" for end in found.gain_ci95)
+    return [
+        f"Accuracies are the true ones, estimated from the agreement with the teacher ({silver}) and {how}.",
+        f"True gain before export: {100 * found.gain:+.1f} points, 95 % interval {low} to {high} ({found.method}).",
+        *(f"{line[0].upper()}{line[1:]}." for line in found.quality),
+    ]
+
+
 def margin_sentence(report: BenchReport) -> str:
     """Non-inferiority against aligned."""
-    points = f"{100 * report.margin:g} points"
+    points = f"{100 * report.margin:g} points" + (" of agreement with the teacher" if report.truth != "labels" else "")
     if report.not_worse:
         return f"Not worse than aligned by more than {points}, with 95 % confidence."
     return f"It cannot be ruled out that it is worse than aligned by more than {points}."
@@ -235,6 +262,10 @@ def margin_sentence(report: BenchReport) -> str:
 def flips_sentence(report: BenchReport) -> str:
     """How many answers became right or wrong against base, with McNemar's test."""
     flips, p = report.accuracy.flips, report.accuracy.p_mcnemar
+    if report.truth == "reviewed":
+        return (
+            f"Against base, {plural(flips.gained, 'answer')} turned into the teacher's and {flips.lost:,} into another."
+        )
     return (
         f"Against base, {plural(flips.gained, 'answer')} turned right and {flips.lost:,} turned wrong "
         f"(McNemar's exact test, one-sided: {'p < 0.0001' if p < 0.0001 else f'p = {p:.2g}'})."

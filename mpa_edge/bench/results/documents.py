@@ -34,7 +34,7 @@ from mpa_edge.metrics.gain import MARGIN, accuracy_result, judge, not_worse
 from mpa_edge.runs import paths
 from mpa_edge.runs.files import atomic_write, make_folder, write_bytes, write_json
 from mpa_edge.tasks import Task, get_task
-from mpa_edge.types import Drop, Prediction, Record
+from mpa_edge.types import Drop, Prediction, Record, Truth
 
 NOT_TIMED = ("reading and decoding the image file", "the first answer of each process, which warms it up")
 MAYBE_WARM = "reading the files from the disk: load_s may be of files that were in memory already"
@@ -65,11 +65,17 @@ class Evidence:
 
 
 def report_of(
-    bench: Bench, bundle_sha256: str, base: Sequence[Prediction], aligned: Sequence[Prediction], evidence: Evidence
+    bench: Bench,
+    bundle_sha256: str,
+    base: Sequence[Prediction],
+    aligned: Sequence[Prediction],
+    evidence: Evidence,
+    truth: Truth = "labels",
 ) -> tuple[BenchReport, list[AnswerRow], list[Timed]]:
     """All documents of one benchmark: bench.json, answers.jsonl, timings.jsonl. MpaError where an answer is missing.
 
-    `bundle_sha256`: of what was sent to the device; `base`, `aligned`: the host's answers to the same questions.
+    `bundle_sha256`: of what was sent to the device; `base`, `aligned`: the host's answers to the same questions;
+    `truth`: what theirs are compared with.
     """
     lines = evidence.lines
     require_all(evidence.order.steps, lines, evidence.cautions)
@@ -97,6 +103,7 @@ def report_of(
         target=bench.target.name,
         emulated=evidence.before.get("emulated") is True,
         environment=environment(evidence.before, next(iter(loaded), {}), evidence.transport),
+        truth=truth,
         accuracy=accuracy_result(before, after, on_device, images, seed=bench.recipe.seed),
         accuracy_verdict=judgement.verdict,
         n_to_settle=judgement.n_to_settle,

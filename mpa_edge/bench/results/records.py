@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from mpa_edge.evaluation.review import ReviewFigures
 from mpa_edge.metrics.gain import AccuracyResult, Word
-from mpa_edge.types import Record
+from mpa_edge.types import Record, Truth
 
 BenchWord = Word | Literal["invalid"]
 BudgetName = Literal["memory_bytes", "ttft_s", "tokens_per_s"]
@@ -129,6 +130,10 @@ class BenchReport(Record):
     """An emulator ran it: accuracy counts, timings do not."""
     environment: Environment
     """Of the device."""
+    truth: Truth = "labels"
+    """What the answers are compared with; teacher: the accuracy is none, but the agreement with the teacher."""
+    review: ReviewFigures | None = None
+    """What a review says; null unless the truth is reviewed: then the accuracies are estimates of the true ones."""
     accuracy: AccuracyResult
     """Three models on the same questions."""
     accuracy_verdict: Word
@@ -136,7 +141,7 @@ class BenchReport(Record):
     n_to_settle: int | None
     """Questions that would settle an inconclusive accuracy; null otherwise."""
     not_worse: bool
-    """Not worse than aligned by more than the margin."""
+    """Not worse than aligned by more than the margin, by all answers: a review of some does not change it."""
     margin: float
     """The margin, in points of accuracy from 0 to 1."""
     latency: dict[str, Figure]

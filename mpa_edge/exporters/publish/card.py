@@ -12,6 +12,8 @@ from mpa_edge.exporters.publish.manifest import CARD, ExportManifest, component_
 from mpa_edge.exporters.publish.snippets import snippets
 from mpa_edge.exporters.sizes import fp32_bytes
 from mpa_edge.exporters.source import Source
+from mpa_edge.questions import measure_of
+from mpa_edge.questions.own import SILVER_NOTE
 from mpa_edge.runs.files import write_bytes
 from mpa_edge.runs.manifest import FOLDERS, read_manifest
 
@@ -123,7 +125,14 @@ def _accuracy(manifest: ExportManifest) -> Iterator[str]:
         return
     low, high = figures.ci95
     yield f"{figures.n:,} held-out questions, strict metric of the task, greedy decoding."
-    yield from ("", "| Model | Accuracy |", "|---|---:|")
+    if figures.truth == "teacher":
+        yield f"These figures are {SILVER_NOTE}."
+    if figures.review:
+        yield (
+            f"True accuracies, estimated from the agreement with the teacher and {figures.review.n_reviewed} reviewed "
+            f"questions ({figures.review.method})."
+        )
+    yield from ("", f"| Model | {measure_of(figures.truth).capitalize()} |", "|---|---:|")
     yield f"| base, fp32 | {figures.base:.1%} |"
     yield f"| aligned, fp32 | {figures.aligned:.1%} |"
     yield f"| **this export** | **{figures.artifact:.1%}** (95 % interval {low:.1%} to {high:.1%}) |"

@@ -10,11 +10,12 @@ from pydantic import ValidationError
 
 from mpa_edge.config.scheme import Component
 from mpa_edge.errors import MpaError
+from mpa_edge.evaluation.review import ReviewFigures
 from mpa_edge.metrics.gain import Word
 from mpa_edge.runs.files import read_json, sha256_file
 from mpa_edge.runs.manifest import MANIFEST, output_files
 from mpa_edge.runs.paths import inside, names_in
-from mpa_edge.types import Inside, Record
+from mpa_edge.types import Inside, Record, Truth
 
 CARD = "README.md"
 
@@ -49,15 +50,19 @@ class AccuracyFigures(Record):
     ci95: tuple[float, float]
     """95 % interval of the artifact's accuracy, clustered by image."""
     loss_upper: float
-    """Upper 95 % bound of aligned - artifact (one-sided)."""
+    """Upper 95 % bound of aligned - artifact (one-sided), by all answers: a review of some does not change it."""
     retained_gain: float | None
     """(artifact - base) / (aligned - base); null where there was no gain to keep."""
     verdict: Word
     """Whether at least half of the gain is left: holds, lost, or inconclusive on so many questions."""
     reasons: tuple[str, ...]
     """Why."""
+    truth: Truth = "labels"
+    """What answers are compared with; teacher: the figures are no accuracies, but the agreement with the teacher."""
+    review: ReviewFigures | None = None
+    """What a person's review says; null unless the truth is reviewed."""
     questions_sha256: str
-    """Of the questions: other questions are measured anew."""
+    """Of the questions, and of what was decided about them: others are measured anew."""
 
 
 class Refusal(Record):

@@ -18,7 +18,7 @@ HOSTILE = '<img src=x onerror="document.title=1">\u202e&amp;'
 """What a teacher may write."""
 
 
-def silver_rows() -> list[dict[str, object]]:
+def silver_rows(n: int = N) -> list[dict[str, object]]:
     """Two questions about each of 15 images; the teacher answers with the number of the question."""
     return [
         {
@@ -30,7 +30,7 @@ def silver_rows() -> list[dict[str, object]]:
             "group": f"g{i // 4}",
             "truth": "teacher",
         }
-        for i in range(N)
+        for i in range(n)
     ]
 
 
