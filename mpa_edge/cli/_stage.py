@@ -17,6 +17,7 @@ import click
 
 from mpa_edge.cli._options import is_verbose, print_json, run_options
 from mpa_edge.cli._remote import both_here, work_option
+from mpa_edge.errors import MpaError
 from mpa_edge.stages.level.ddp import broadcast, rank, require_launchable
 
 if TYPE_CHECKING:
@@ -81,10 +82,12 @@ def run_named_stages(
     fresh: bool,
     as_json: bool,
     engine: Engine | None = None,
+    after: Callable[[Run], None] | None = None,
 ) -> None:
     """Run the named stages and print the result, or print the plan. A run behind a URL works in its local copy.
 
-    Of several processes that `accelerate launch` started, only the first one does this; the others train along.
+    `after` is called in the end, also where a stage found nothing that it can use. Of several processes that
+    `accelerate launch` started, only the first one does this; the others train along.
     """
     from mpa_edge.stages.pipeline import report, run_stages
     from mpa_edge.stages.preflight import preflight, summary
@@ -106,13 +109,20 @@ def run_named_stages(
             preflight(run, names)
             show_plan(summary(run), names, as_json)
         else:
-            with suppress_library_output(is_verbose()):
-                run_stages(run, names, fresh)
+            try:
+                with suppress_library_output(is_verbose()):
+                    run_stages(run, names, fresh)
+            except MpaError:
+                if after:
+                    after(run)
+                raise
             result = report(run)
             if as_json:
                 print_json(result)
             else:
                 show_result(run, result)
+            if after:
+                after(run)
     broadcast(None)
 
 

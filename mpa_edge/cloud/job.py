@@ -10,7 +10,7 @@ from pathlib import Path
 from mpa_edge.cloud.machine import Needs, needs
 from mpa_edge.cloud.mounts import IMAGES, KIT, OUT, SKY_IGNORE, Mount, find_mounts
 from mpa_edge.cloud.names import bucket_url, job_name, require_printable, secret_names, split_bucket
-from mpa_edge.config.library import find, load_recipe, names
+from mpa_edge.config.library import find, is_path, load_recipe, names, yaml_of
 from mpa_edge.config.recipe import Recipe
 from mpa_edge.errors import MpaError
 from mpa_edge.runs.files import make_folder, write_bytes
@@ -108,6 +108,8 @@ def make_job(
     if (Path(source) / RUN_FILE).is_file():
         raise MpaError(f"'{source}' is a local run, which a rented machine does not see: name its recipe")
     recipe = load_recipe(source, overrides)
+    if any(is_path(value) for key, _, value in (one.partition("=") for one in overrides) if key.strip() == "task"):
+        raise MpaError("--set task=FILE names a file that a rented machine does not see: write it into the recipe")
     bucket, name = bucket_url(bucket, provider), job_name(name, recipe.name)
     if out and is_url(out):
         raise MpaError("--out is the local folder of the job: the run itself goes to --bucket URL")
@@ -185,7 +187,9 @@ def write_kit(job: Job) -> None:
     files = {SKY_IGNORE: b"# copy all of this folder, whatever git ignores\n", wheel_name(): build_wheel()}
     files[CONSTRAINTS] = constraints().read_bytes()
     if job.recipe_file:
-        files[RECIPE] = job.recipe_file.read_bytes()
+        # a task by path is a file of this machine
+        own = not isinstance(job.recipe.task, str)
+        files[RECIPE] = yaml_of(job.recipe) if own else job.recipe_file.read_bytes()
     require_plain(inside(job.folder, CLOUD))
     for path in make_folder(job.kit).iterdir():
         remove(path)

@@ -50,6 +50,7 @@ def find_mounts(recipe: Recipe, images: str | None, provider: str) -> tuple[list
         mounts.append(_folder("images", Path(place).expanduser(), IMAGES, provider))
     named = {"teacher": recipe.teacher, "student": recipe.student}
     named |= {"evaluate.data": asked.data or "", "evaluate.questions": asked.questions or ""}
+    named["level.labelled"] = recipe.level.labelled or ""
     if asked.data is not None and asked.data == recipe.images.path:
         # images and questions of a benchmark are one folder or bucket
         named["evaluate.data"] = ""
@@ -57,12 +58,12 @@ def find_mounts(recipe: Recipe, images: str | None, provider: str) -> tuple[list
     for key, value in named.items():
         local, name = Path(value).expanduser(), key.rpartition(".")[2]
         # a hub name is not a local path
-        if value and (local.is_dir() or (key.startswith("evaluate") and local.exists())):
+        if value and (local.is_dir() or ("." in key and local.exists())):
             inside = f"/{local.name}" if local.is_file() else ""
             mounts.append(_folder(name, local.parent if inside else local, f"{PLACE}/{name}", provider))
             overrides.append(f"{key}={PLACE}/{name}{inside}")
-        elif value and key == "evaluate.questions":
-            raise MpaError(f"no file '{value}' (evaluate.questions): name a file that exists")
+        elif value and key in ("evaluate.questions", "level.labelled"):
+            raise MpaError(f"no file '{value}' ({key}): name a file that exists")
     return mounts, overrides
 
 

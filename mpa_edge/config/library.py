@@ -104,6 +104,17 @@ def parse_yaml(text: str, label: str) -> Any:
         raise MpaError(f"{label}: not a YAML document ({' '.join(str(error).split())}): fix the file") from error
 
 
+def yaml_of(document: BaseModel) -> bytes:
+    """A document as a YAML file."""
+    from io import StringIO
+
+    from ruamel.yaml import YAML
+
+    text = StringIO()
+    YAML(typ="safe", pure=True).dump(document.model_dump(mode="json"), text)
+    return text.getvalue().encode()
+
+
 def apply_overrides(raw: Any, overrides: Sequence[str]) -> Any:
     """A copy of a raw document with each `a.b=value` applied; values are YAML. MpaError where one is malformed.
 

@@ -141,6 +141,8 @@ class LevelConfig(Section):
     """Share of the weight change that is kept: below 1 the student forgets less, and often gains more."""
     subset: Literal["gap", "all", "random", "verified"] = "gap"
     """What to train on; all but gap are for ablations (random: as many of all as the gap has)."""
+    labelled: str | None = None
+    """Rows of your own with known answers, .csv or .jsonl (image, question, answers), added to the gap in training."""
     holdout: float = Field(0.1, ge=0.0, le=0.5)
     """Share of the gap kept for early stopping; never labelled data."""
     patience: int = Field(3, ge=0, le=1000)

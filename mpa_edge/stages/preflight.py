@@ -22,6 +22,7 @@ from mpa_edge.runs.manifest import FOLDERS, RUN_FILE
 from mpa_edge.runs.network import certificates, proxy_for
 from mpa_edge.runs.paths import require_plain
 from mpa_edge.stages.evaluate import questions
+from mpa_edge.stages.level.labelled import labelled_rows
 from mpa_edge.stages.level.precision import require_packages
 from mpa_edge.stages.run import Run
 from mpa_edge.tasks import get_benchmark, get_task
@@ -166,6 +167,7 @@ def preflight(run: Run, names: Sequence[str]) -> None:
             run_isolated(try_to_load, str(folder), once=True)
     if "level" in to_run:
         require_packages(level)
+        labelled_rows(run)
     asked = {"annotate", "evaluate"} | ({"identify"} if recipe.annotate.votes == 0 else set())
     if is_server(recipe.teacher) and asked & {*to_run}:
         if find_spec("openai") is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from mpa_edge.config.library import load_recipe
+from mpa_edge.config.library import load_recipe, yaml_of
 from mpa_edge.config.recipe import Recipe
 from mpa_edge.engines.job import LOCAL, Engine, Facts
 from mpa_edge.errors import MpaError
@@ -265,15 +265,9 @@ def remember(run: Run) -> None:
 
     The run file is written first: it makes the folder a run folder.
     """
-    from io import StringIO
-
-    from ruamel.yaml import YAML
-
     images = run.images or run.recipe.images.path
     write_json(run.folder / RUN_FILE, Remembered(images=_absolute(images), limit=run.limit))
-    text = StringIO()
-    YAML(typ="safe", pure=True).dump(with_absolute_paths(run.recipe).model_dump(mode="json"), text)
-    write_bytes(run.folder / RECIPE_FILE, text.getvalue().encode())
+    write_bytes(run.folder / RECIPE_FILE, yaml_of(with_absolute_paths(run.recipe)))
 
 
 def _absolute(path: str | None) -> str | None:
@@ -297,7 +291,8 @@ def with_absolute_paths(used: Recipe) -> Recipe:
     data = asked["data"]
     data = _absolute_text(data) if data and Path(data).expanduser().exists() else data
     evaluate = asked | {"questions": _absolute_text(asked["questions"]), "data": data}
-    return Recipe.model_validate(recipe | models | {"images": images, "evaluate": evaluate})
+    level = recipe["level"] | {"labelled": _absolute_text(recipe["level"]["labelled"])}
+    return Recipe.model_validate(recipe | models | {"images": images, "level": level, "evaluate": evaluate})
 
 
 def begin(stage: str, folder: Path, inputs: Mapping[str, str], fresh: bool = False) -> None:

@@ -23,8 +23,10 @@ class Selection:
     """How many of the training rows are parity rows, added against forgetting."""
 
 
-def select(rows: Sequence[ParityRecord], config: LevelConfig, seed: int) -> Selection:
-    """Take the rows of `config.subset`, hold out whole images, and add replay.
+def select(
+    rows: Sequence[ParityRecord], config: LevelConfig, seed: int, labelled: frozenset[str] = frozenset()
+) -> Selection:
+    """Take the rows of `config.subset`, hold out whole images but none of the `labelled` ids, and add replay.
 
     The result depends on the rows and the seed, not on the order of the rows.
     """
@@ -32,7 +34,8 @@ def select(rows: Sequence[ParityRecord], config: LevelConfig, seed: int) -> Sele
     if config.subset == "random":
         n_gap = sum(row.verdict == "gap" for row in rows)
         chosen = _shuffled(chosen, seed, "subset")[:n_gap]
-    holdout = [row for row in chosen if _uniform(seed, "holdout", row.image_id) < config.holdout]
+    free = (row for row in chosen if row.image_id not in labelled)
+    holdout = [row for row in free if _uniform(seed, "holdout", row.image_id) < config.holdout]
     held_out_images = {row.image_id for row in holdout}
     train = [row for row in chosen if row.image_id not in held_out_images]
     replay: list[ParityRecord] = []

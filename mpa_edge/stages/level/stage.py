@@ -6,6 +6,8 @@ a peft adapter.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
 from mpa_edge.runs.files import sha256_json, write_json
@@ -15,6 +17,7 @@ from mpa_edge.runs.parquet import each_row, read_parts
 from mpa_edge.runs.paths import remove
 from mpa_edge.stages.level.ddp import world_size
 from mpa_edge.stages.level.interpolate import interpolate
+from mpa_edge.stages.level.labelled import LabelledRow, labelled_rows, labelled_sha256
 from mpa_edge.stages.level.precision import precision_used
 from mpa_edge.stages.level.selection import Selection, select
 from mpa_edge.stages.run import Run, begin, device_used, memory_counts
@@ -53,6 +56,7 @@ def run_level(run: Run, fresh: bool = False) -> None:
         "train": len(selection.train),
         "replayed": selection.replayed,
         "holdout": len(selection.holdout),
+        **({"labelled": n} if (n := sum(isinstance(row, LabelledRow) for row in selection.train)) else {}),
         "steps": outcome.steps,
         "best_step": outcome.best_step,
     }
@@ -74,7 +78,7 @@ def run_level(run: Run, fresh: bool = False) -> None:
 def level_inputs(run: Run) -> dict[str, str]:
     """Everything that the adapter depends on."""
     config = {
-        "level": run.recipe.level.model_dump(exclude={"min_gap"}),
+        "level": run.recipe.level.model_dump(exclude={"min_gap", "labelled"}),
         "seed": run.recipe.seed,
         "answer": answer_prompt(run.task, "?"),
     }
@@ -87,6 +91,8 @@ def level_inputs(run: Run) -> dict[str, str]:
         rows = each_row(run.stage_folder("identify"), ParityRecord)
         if seen := sorted({row.image_id for row in rows} & run.held_out):
             inputs[ASKED_ABOUT] = sha256_json(seen)
+    if labelled := labelled_rows(run):
+        inputs["labelled"] = labelled_sha256(labelled)
     return inputs
 
 
@@ -103,10 +109,12 @@ def choose(run: Run) -> Selection:
     if len(rows) < len(found):
         say(f"level: left out {len(found) - len(rows)} samples about images that evaluation asks about")
     n_gap = sum(row.verdict == "gap" for row in rows)
-    if n_gap < config.min_gap:
+    labelled = labelled_rows(run)
+    if n_gap + len(labelled) < config.min_gap:
         verified = sum(row.verdict != "unverified" for row in rows)
         raise MpaError(
             f"only {n_gap} gap items of {verified} verified ones (level.min_gap is {config.min_gap}): nothing was "
             f"trained, the annotations are kept in {run.folder}; add images, or raise annotate.samples_per_image"
         )
-    return select(rows, config, run.recipe.seed)
+    selection = select(rows, config, run.recipe.seed, frozenset(row.image_id for row in labelled))
+    return replace(selection, train=(*selection.train, *labelled))

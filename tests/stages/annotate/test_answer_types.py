@@ -57,7 +57,7 @@ def test_from_the_teachers_words_to_the_verdict(shelf, make_run, kind: str) -> N
 
     task = {"name": "mine", "objective": "Ask about the plate.", "kinds": KINDS, "answer": TYPES[kind]}
     shelf(teacher=teacher, student=student)
-    run = make_run(task=task, annotate__samples_per_image=1, level__min_gap=1)
+    run = make_run(task=task, annotate__samples_per_image=1, level__min_gap=1, evaluate__holdout=0.0)
     run_annotate(run)
     run_identify(run)
     rows = {row.image: row for row in read_parts(run.stage_folder("identify"), ParityRecord)}
@@ -83,7 +83,7 @@ def test_an_object_inside_the_teachers_own_object_and_a_copied_example(shelf, ma
         1: 'Question: What does it say?\nAnswer: {"serial": "B2", "bar": 1}',
     }
     shelf(teacher=lambda request: wrote.get(int(request.image.getpixel((0, 0))[0]), "none"))
-    run = make_run(task=task, annotate__samples_per_image=1, annotate__votes=0)
+    run = make_run(task=task, annotate__samples_per_image=1, annotate__votes=0, evaluate__holdout=0.0)
     run_annotate(run)
     assert count_reasons(read_dropped(run.stage_folder("annotate"))) == {
         "no question": 4,
