@@ -27,7 +27,7 @@ def mine(tmp_path: Path, images_folder: Path) -> Path:
     folder = tmp_path / "mine"
     folder.mkdir()
     Image.new("RGB", (8, 8), (99, 0, 0)).save(folder / "own.png")
-    (folder / "mine.csv").write_text(f"{HEAD}own.png,What is it?,stop|halt|halt\n../images/2.png,How many?,4\n")
+    (folder / "mine.csv").write_text("own.png,What is it?,stop|halt|halt\n../images/2.png,How many?,4\n")
     return folder / "mine.csv"
 
 
@@ -71,12 +71,12 @@ def test_images_that_evaluation_asks_about_are_refused_by_content(make_run, mine
     ("rows", "answer", "problem"),
     [
         (
-            f"{HEAD}a.png,What?,5\nb.png,What?,5\nown.png,What?,5\n",
+            "a.png,What?,5\nb.png,What?,5\nown.png,What?,5\n",
             {},
             "no image a.png, b.png: give paths relative to the",
         ),
         (
-            f"{HEAD}own.png,What?,five\n",
+            "own.png,What?,five\n",
             {"type": "number"},
             r"the answer to 'What\?' \(own.png\) is no number: correct it",
         ),
