@@ -27,7 +27,7 @@ def mine(tmp_path: Path, images_folder: Path) -> Path:
     folder = tmp_path / "mine"
     folder.mkdir()
     Image.new("RGB", (8, 8), (99, 0, 0)).save(folder / "own.png")
-    (folder / "mine.csv").write_text("own.png,What is it?,stop|halt|halt\n../images/2.png,How many?,4\n")
+    (folder / "mine.csv").write_text(f"{HEAD}own.png,What is it?,stop|halt|halt\n../images/2.png,How many?,4\n")
     return folder / "mine.csv"
 
 
