@@ -207,6 +207,8 @@ def _read(kind: Kind, name_or_path: str, overrides: Sequence[str]) -> tuple[str,
     label = f"{SINGULAR[kind]} '{path.stem}'"
     raw = load_yaml(path, label)
     if kind == "recipes":
+        if isinstance(raw, dict) and "kinds" in raw and "teacher" not in raw:
+            raise MpaError(f"'{name_or_path}' is a task and no recipe: name it in one, task: {name_or_path}")
         return label, _with_task(apply_overrides(_with_task(raw), overrides))
     return label, apply_overrides(raw, overrides)
 

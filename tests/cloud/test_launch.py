@@ -16,7 +16,10 @@ from PIL import Image
 
 from mpa_edge.cli.main import exit_code
 from mpa_edge.cloud import job, launch
+from mpa_edge.config.library import load_recipe
+from mpa_edge.errors import MpaError
 from tests.cloud.fakes import Fake, install, path_without
+from tests.cloud.made import job as made_job
 from tests.cloud.made import write_recipe
 from tests.docs.markdown import ROOT
 
@@ -300,3 +303,14 @@ def test_a_program_that_cannot_start_is_said(place: Path, capsys: pytest.Capture
 def test_hf_beside_this_python_is_found_without_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", path_without("hf"))
     assert launch.find_program("hf") == str(Path(sys.executable).parent / "hf")
+
+
+def test_a_task_of_your_own_goes_along_inside_the_recipe(place: Path) -> None:
+    (place / "mine.yaml").write_text("name: mine\nobjective: Ask about the sign.\nkinds: [{name: sign}]\n")
+    own = write_recipe(place / "own.yaml", task=str(place / "mine.yaml"), images="{render: {n: 10}}")
+    made = made_job(source=str(own))
+    job.write_kit(made)
+    with pytest.raises(MpaError, match="--set task=FILE names a file that a rented machine does not see"):
+        made_job(source=str(own), overrides=(f"task={place / 'mine.yaml'}",))
+    (place / "mine.yaml").unlink()
+    assert load_recipe(str(made.kit / "recipe.yaml")) == made.recipe

@@ -63,6 +63,9 @@ def test_checkpoints_and_questions_of_this_machine_go_along(place: Path) -> None
     mounts, overrides = find_mounts(own, None, "sky")
     assert {mount.what: mount.source for mount in mounts} == {"student": str(student), "questions": str(asked)}
     assert overrides == ["student=/mpa/student", "evaluate.questions=/mpa/questions/questions.csv"]
+    mounts, overrides = find_mounts(recipe(level__labelled=f'"{asked}/questions.csv"'), None, "sky")
+    assert [(mount.what, mount.source) for mount in mounts] == [("labelled", str(asked))]
+    assert overrides == ["level.labelled=/mpa/labelled/questions.csv"]
 
 
 def test_a_benchmark_is_one_folder(place: Path) -> None:

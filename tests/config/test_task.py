@@ -146,6 +146,12 @@ def test_the_metric_of_an_answer_is_one_string_that_get_metric_reads(answer: Ans
     assert metric.name == metric.form.name == answer.form
 
 
+def test_a_task_in_the_place_of_a_recipe(gauges: Path, capsys) -> None:
+    assert exit_code(["annotate", "gauges.yaml", "--images", "."]) == 1
+    said = capsys.readouterr().err
+    assert said == "error: 'gauges.yaml' is a task and no recipe: name it in one, task: gauges.yaml\n"
+
+
 def test_prompts_are_shown_word_for_word(gauges: Path, capsys) -> None:
     asked = get_task(library.load_recipe("mine.yaml").task)
     for name in ("gauges.yaml", "mine.yaml"):
