@@ -210,11 +210,12 @@ def sweep(axes_text: str, asked: dict[str, Any], reach: Reach, fresh: bool) -> t
             continue
         own = asked | {"no_base": True, "threads": setting.get("threads") or asked["threads"]}
         bench = bench_of(source, target, scheme, artifact, own, reach, label=f"sweep/{name}")
-        points.append(point_of(setting, read_bench(run_bench(bench, fresh)).report))
+        report = read_bench(run_bench(bench, fresh)).report
+        points.append(point_of(setting, report))
     if not points:
         raise MpaError("no setting of this sweep is possible for this model: name other values with --sweep AXIS=A:B")
     path = aligned_run(source)[0] / FOLDER / target.name / SWEEP
-    made = sweep_of(target.name, points)
+    made = sweep_of(target.name, points, report.truth)
     write_json(path, made)
     return made, path
 

@@ -41,6 +41,7 @@ from mpa_edge.exporters.verify.accuracy import measure
 from mpa_edge.exporters.verify.gate import References, trace_references, verify
 from mpa_edge.exporters.verify.parity import Parity
 from mpa_edge.progress import say
+from mpa_edge.questions import measure_of
 from mpa_edge.runs.files import read_json, require_free, sha256_json, write_json
 from mpa_edge.runs.lock import run_lock
 from mpa_edge.runs.log import versions
@@ -260,8 +261,9 @@ def require_within(figures: AccuracyFigures | None, margin: float) -> None:
     """Raise VerificationError where an export may have lost more accuracy than the margin, at 95 % confidence."""
     if figures and figures.loss_upper >= margin:
         raise VerificationError(
-            f"it may lose {100 * figures.loss_upper:.1f} points of accuracy (aligned {figures.aligned:.1%}, exported "
-            f"{figures.artifact:.1%} on {figures.n} questions, one-sided 95 %), {100 * margin:g} are allowed"
+            f"it may lose {100 * figures.loss_upper:.1f} points of {measure_of(figures.truth)} (aligned "
+            f"{figures.aligned:.1%}, exported {figures.artifact:.1%} on {figures.n} questions, one-sided 95 %), "
+            f"{100 * margin:g} are allowed"
         )
 
 
@@ -357,7 +359,7 @@ def report_of(folder: Path) -> dict[str, Any]:
         "path": str(folder),
         "files": {component: file.model_dump(mode="json") for component, file in manifest.files.items()},
         "parity": {name: manifest.parity[name] for name in Parity.model_fields},
-        "accuracy": accuracy and accuracy.model_dump(include={"base", "aligned", "artifact", "n"}),
+        "accuracy": accuracy and accuracy.model_dump(include={"truth", "base", "aligned", "artifact", "n"}),
         "retained_gain": accuracy.retained_gain if accuracy else None,
         "refused": [one.model_dump(include={"scheme", "reason"}) for one in manifest.refused],
         "seconds": manifest.seconds,

@@ -130,7 +130,8 @@ class Run:
         """Choose the images that are held out, once more where the images of the folder are others than before."""
         if self._choice.images != self._images_sha256:
             self.__dict__["_choice"] = choose(self.folder, self.recipe, self.candidates, self._images_sha256)
-            self.__dict__.pop("held_out_groups", None)
+            for made in ("held_out_groups", "held_out", "entries", "shards"):
+                self.__dict__.pop(made, None)
 
     @cached_property
     def held_out(self) -> frozenset[str]:

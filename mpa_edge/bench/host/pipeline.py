@@ -209,6 +209,7 @@ def write_results(
         bundle.artifact_bytes,
         not_timed,
         found.cautions,
+        {sample.id: sample.image for sample in comparison.samples},
     )
     made = report_of(bench, bundle.sha256, *host, evidence, comparison.spec.questions.truth)
     logger.info("bench: %s on %s is %s", bench.scheme, bench.target.name, made[0].verdict)

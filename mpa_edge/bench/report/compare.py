@@ -109,6 +109,7 @@ def differences(before: BenchData, after: BenchData) -> list[str]:
     here, there = old.environment, new.environment
     used = ("machine", "cpu", "cores", "os", "runtime", "backend", "threads", "transport")
     found: list[tuple[str, object, object]] = [("target", old.target, new.target), ("scheme", old.scheme, new.scheme)]
+    found.append(("answers compared with", old.truth, new.truth))
     found += [(name, getattr(here, name), getattr(there, name)) for name in used]
     for name in ("governor", "power_mode"):
         found.append((name.replace("_", " "), here.readings.get(name), there.readings.get(name)))
@@ -129,7 +130,7 @@ def _accuracy(before: BenchData, after: BenchData) -> Change:
     change, why = "", "no question was asked in both, or answers.jsonl is missing"
     if common:
         shifts = [row.scores[2] - old[row.id] for row in common]
-        low, high = bootstrap_ci95(shifts, [row.image for row in common], resamples=RESAMPLES, seed=0)
+        low, high = bootstrap_ci95(shifts, [row.cluster for row in common], resamples=RESAMPLES, seed=0)
         up, down = sum(shift > 0 for shift in shifts), sum(shift < 0 for shift in shifts)
         clear = mcnemar_p(up, down) < LEVEL and (low > 0 or high < 0)
         outcome = "no clear change" if not clear else "regression" if high < 0 else "improvement"

@@ -118,6 +118,6 @@ def _sweep(sweep: Sweep) -> list[str]:
                 "recommended" if place.chosen else "front" if point.on_front else "",
             )
         )
-    head = ("Setting", "Accuracy", "95 % interval", "TTFT", "Decoding", "Memory", "Budgets", "")
+    head = ("Setting", words.heading(sweep.truth), "95 % interval", "TTFT", "Decoding", "Memory", "Budgets", "")
     title, sentence = f"## Settings for {escaped(sweep.target)}", escaped(words.sweep_sentence(sweep))
     return [title, "", sentence, "", *table(head, rows)]

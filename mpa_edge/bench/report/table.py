@@ -63,7 +63,7 @@ def render_comparison(comparison: Comparison, width: int = WIDTH) -> str:
 def render_sweep(sweep: Sweep, width: int = WIDTH) -> str:
     """A row for each setting: `front` where no other beats it, `use` for the recommended one, which is named below."""
     names = list(dict.fromkeys(name for point in sweep.points for name in point.settings))
-    titles = ("accuracy", "95 % interval", "TTFT", "tokens/s", "peak memory", "within budgets", "")
+    titles = (measure_of(sweep.truth), "95 % interval", "TTFT", "tokens/s", "peak memory", "within budgets", "")
     table = _table(*(name.replace("_", " ") for name in names), *titles)
     for index, point in enumerate(sweep.points):
         figures = (

@@ -9,6 +9,7 @@ from mpa_edge.bench.report import words
 from mpa_edge.bench.report.read import BenchData
 from mpa_edge.bench.results.records import METRICS, AnswerRow, BenchReport
 from mpa_edge.metrics.gain import ModelAccuracy
+from mpa_edge.questions import measure_of
 
 MODELS = ("base", "aligned", "artifact")
 DEEPEST = 4
@@ -41,7 +42,7 @@ def tiles(report: BenchReport) -> list[tuple[str, str, str]]:
 
 def overview(report: BenchReport) -> list[tuple[str, str]]:
     """(column, value): one row of the table of all benchmarks."""
-    columns = ("Accuracy", "Gain left", "TTFT", "Decoding", "Memory", "Size")
+    columns = (words.heading(report.truth), "Gain left", "TTFT", "Decoding", "Memory", "Size")
     shown = ("no verdict" if remark == NO_VERDICT else value for _, value, remark in tiles(report))
     return list(zip(columns, shown, strict=True))
 
@@ -58,7 +59,7 @@ def accuracy_note(data: BenchData) -> str:
     about = f" about {words.plural(images, 'image')}" if images else ""
     return (
         f"The same {words.plural(data.report.accuracy.artifact.n, 'question')}{about} for all three, greedy decoding. "
-        "Lines are 95 % intervals; questions about one image are one cluster."
+        "Lines are 95 % intervals; questions about one image, or near-duplicates of it, are one cluster."
     )
 
 
@@ -153,7 +154,7 @@ def _plain(value: Any) -> str:
 
 def method(report: BenchReport) -> list[str]:
     """How the figures were measured."""
-    lines = ["Every question was asked once for the accuracy, with greedy decoding."]
+    lines = [f"Every question was asked once for the {measure_of(report.truth)}, with greedy decoding."]
     ttft = report.latency.get("ttft_s")
     if ttft and ttft.n:
         turns = ", alternating with base in the same scheme" if report.base_latency else ""

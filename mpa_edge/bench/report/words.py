@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from mpa_edge.bench.results.records import BenchReport, Figure, Sweep
+from mpa_edge.questions import measure_of
 from mpa_edge.questions.own import SILVER_NOTE
 from mpa_edge.types import Truth
 
@@ -186,10 +187,20 @@ def sweep_sentence(sweep: Sweep) -> str:
     return f"{advice}: {sweep.reason}."
 
 
+def heading(truth: Truth) -> str:
+    """Name of the measure, for the head of a table.
+
+    >>> heading("teacher")
+    'Agreement with the teacher'
+    """
+    return measure_of(truth).capitalize()
+
+
 def headline(report: BenchReport) -> str:
     """The verdict in a few words; of an invalid benchmark also what its accuracy says."""
     if report.verdict == "invalid":
-        said = {"holds": "the gain holds", "lost": "the gain is lost", "inconclusive": "accuracy is not settled"}
+        unsettled = f"{measure_of(report.truth)} is not settled"
+        said = {"holds": "the gain holds", "lost": "the gain is lost", "inconclusive": unsettled}
         return f"{HEADLINES['invalid']}; {said[report.accuracy_verdict]}"
     return HEADLINES[report.verdict]
 
@@ -266,8 +277,11 @@ def flips_sentence(report: BenchReport) -> str:
         return (
             f"Against base, {plural(flips.gained, 'answer')} turned into the teacher's and {flips.lost:,} into another."
         )
+    turned, back = ("turned right", "turned wrong")
+    if report.truth == "teacher":
+        turned, back = "now agree with the teacher", "no longer do"
     return (
-        f"Against base, {plural(flips.gained, 'answer')} turned right and {flips.lost:,} turned wrong "
+        f"Against base, {plural(flips.gained, 'answer')} {turned} and {flips.lost:,} {back} "
         f"(McNemar's exact test, one-sided: {'p < 0.0001' if p < 0.0001 else f'p = {p:.2g}'})."
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -62,6 +62,8 @@ class Evidence:
     """What this runtime does not time, besides NOT_TIMED."""
     cautions: tuple[str, ...] = ()
     """What of the job's output was left out."""
+    images: Mapping[str, str] = field(default_factory=dict)
+    """Question -> its image; empty where that is the cluster of the host's answers."""
 
 
 def report_of(
@@ -79,9 +81,9 @@ def report_of(
     """
     lines = evidence.lines
     require_all(evidence.order.steps, lines, evidence.cautions)
-    rows = answer_rows(get_task(bench.recipe.task), base, aligned, lines)
+    rows = answer_rows(get_task(bench.recipe.task), base, aligned, lines, evidence.images)
     before, after, on_device = ([row.scores[i] for row in rows] for i in range(3))
-    images = [row.image for row in rows]
+    images = [row.cluster for row in rows]
     judgement = judge(before, after, on_device, images)
     timings = [timed(line) for line in lines if line.kind == "answer"]
     rounds, base_rounds = in_rounds(timings, "artifact"), in_rounds(timings, "base")
@@ -139,9 +141,16 @@ def require_all(steps: Sequence[Step], lines: Sequence[Line], cautions: Sequence
 
 
 def answer_rows(
-    task: Task, base: Sequence[Prediction], aligned: Sequence[Prediction], lines: Iterable[Line]
+    task: Task,
+    base: Sequence[Prediction],
+    aligned: Sequence[Prediction],
+    lines: Iterable[Line],
+    images: Mapping[str, str],
 ) -> list[AnswerRow]:
-    """One row for each question: the answers of base and aligned on the host, and that of the device."""
+    """One row for each question: the answers of base and aligned on the host, and that of the device.
+
+    `images` as in Evidence.
+    """
     said = {
         line.values["id"]: str(line.values["text"])
         for line in lines
@@ -151,7 +160,8 @@ def answer_rows(
     return [
         AnswerRow(
             id=was.sample_id,
-            image=was.image_id,
+            image=images.get(was.sample_id, was.image_id),
+            group=None if images.get(was.sample_id, was.image_id) == was.image_id else was.image_id,
             question=was.question,
             kind=was.kind,
             answers=was.answers,

@@ -176,7 +176,7 @@ class AnswerRow(Record):
     id: str
     """Of the question."""
     image: str
-    """Path inside the image folder; questions with the same one are a cluster."""
+    """Path inside the image folder."""
     question: str
     """As it was asked."""
     kind: str | None
@@ -193,6 +193,13 @@ class AnswerRow(Record):
     """Of base, aligned, artifact: 0 to 1."""
     thumbnail: str | None = None
     """thumbnails/NAME.jpg where it is one of the samples that the report shows."""
+    group: str | None = None
+    """Group of near-duplicates that the image belongs to; null: it is its own."""
+
+    @property
+    def cluster(self) -> str:
+        """Questions with the same one are not independent."""
+        return self.group or self.image
 
 
 class Timed(Record):
@@ -236,6 +243,8 @@ class Sweep(Record):
     """Of this document."""
     target: str
     """Name of the target."""
+    truth: Truth = "labels"
+    """As in BenchReport."""
     points: tuple[SweepPoint, ...]
     """In the order they were measured."""
     recommended: int | None

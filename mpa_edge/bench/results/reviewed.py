@@ -35,7 +35,7 @@ def with_review(report: BenchReport, rows: Sequence[AnswerRow], run: Path) -> Be
         return report
     reviewed = reviewed_scores(decisions, models, metric)
     base, aligned, artifact = ([row.score for row in made] for made in models)
-    images = [row.image for row in rows]
+    images = [row.cluster for row in rows]
     before = judge(base, aligned, artifact, images)
     found = judge(base, aligned, artifact, images, reviewed=reviewed)
     rest = report.reasons[len(before.reasons) :] if report.reasons[: len(before.reasons)] == before.reasons else ()
@@ -56,7 +56,7 @@ def _prediction(row: AnswerRow, number: int) -> Prediction:
     """The answer of one of MODELS, by its number."""
     return Prediction(
         sample_id=row.id,
-        image_id=row.image,
+        image_id=row.cluster,
         kind=row.kind,
         question=row.question,
         answers=row.answers,

@@ -13,6 +13,7 @@ from itertools import product
 from mpa_edge.bench.results.records import BenchReport, Sweep, SweepPoint
 from mpa_edge.config.target import ImageBudget, Target
 from mpa_edge.errors import MpaError
+from mpa_edge.types import Truth
 
 Setting = dict[str, str | int]
 AXES = ("threads", "image_budget", "scheme")
@@ -90,11 +91,11 @@ def point_of(setting: Setting, report: BenchReport) -> SweepPoint:
     )
 
 
-def sweep_of(target: str, points: Sequence[SweepPoint]) -> Sweep:
-    """The front and the recommendation. `target`: its name."""
+def sweep_of(target: str, points: Sequence[SweepPoint], truth: Truth = "labels") -> Sweep:
+    """The front and the recommendation. `target`: its name; `truth`: of the reports behind the points."""
     index, reason = recommend(points)
     marked = (point.model_copy(update={"on_front": on}) for point, on in zip(points, front(points), strict=True))
-    return Sweep(target=target, points=tuple(marked), recommended=index, reason=reason)
+    return Sweep(target=target, truth=truth, points=tuple(marked), recommended=index, reason=reason)
 
 
 def goals(point: SweepPoint) -> Goals:

@@ -51,7 +51,7 @@ def card(source: Source, artifact: Artifact, manifest: ExportManifest, folder: P
         [*_front_matter(source, artifact, licences["base"]), f"# {artifact.name}", ""],
         [f"{TITLES[artifact.format]} ({listed}) {of}.", *_training(source, manifest, licences), ""],
         ["## Licence", "", *_licence(licences, folder), ""],
-        ["## Accuracy", "", *_accuracy(manifest), *_refused(manifest), ""],
+        [f"## {_measure(manifest)}", "", *_accuracy(manifest), *_refused(manifest), ""],
         ["## Files", "", *_files(source, manifest)],
         ["## Compared with the checkpoint", "", *_parity(manifest), ""],
         ["## How to run it", "", "From inside this folder, with an `image.png` in it.", ""],
@@ -118,6 +118,10 @@ def _licence(licences: dict[str, Licence], folder: Path) -> Iterator[str]:
             yield from ("", f"> **Warning:** {what}: {licence.restriction}.")
 
 
+def _measure(manifest: ExportManifest) -> str:
+    return measure_of(manifest.accuracy.truth if manifest.accuracy else "labels").capitalize()
+
+
 def _accuracy(manifest: ExportManifest) -> Iterator[str]:
     figures = manifest.accuracy
     if figures is None:
@@ -149,7 +153,7 @@ def _refused(manifest: ExportManifest) -> Iterator[str]:
         "",
         "Schemes that were tried before this one:",
         "",
-        "| Scheme | Accuracy | Refused because |",
+        f"| Scheme | {_measure(manifest)} | Refused because |",
         "|---|---:|---|",
     )
     for one in manifest.refused:

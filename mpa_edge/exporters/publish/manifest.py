@@ -37,7 +37,7 @@ class FileEntry(Record):
 
 
 class AccuracyFigures(Record):
-    """Strict metric on the same held-out questions, 0 to 1."""
+    """Strict metric on the same held-out questions, 0 to 1; where the truth is the teacher's, agreement with it."""
 
     base: float
     """The student before alignment, fp32."""
