@@ -136,11 +136,11 @@ def recommend(points: Sequence[SweepPoint]) -> tuple[int | None, str]:
     if ttft_s is not None:
         figures += f", first token after {ttft_s:.2f} s"
     if len(equal) == 1:
-        return chosen, f"clearly the most accurate within the budgets ({figures})"
+        return chosen, f"clearly the best within the budgets ({figures})"
     if chosen == best:
-        as_accurate = f"the quickest of {len(equal)} as accurate within noise"
-        return chosen, f"the most accurate within the budgets, and {as_accurate} ({figures})"
+        as_good = f"the quickest of {len(equal)} as good within noise"
+        return chosen, f"the best within the budgets, and {as_good} ({figures})"
     return chosen, (
-        f"the quickest of {len(equal)} settings within the budgets that are as accurate within noise "
+        f"the quickest of {len(equal)} settings within the budgets that are as good within noise "
         f"({figures}; the best has {points[best].accuracy:.1%})"
     )

@@ -20,6 +20,7 @@ from mpa_edge.bench.report.read import BenchData, read_bench
 from mpa_edge.bench.report.table import render_comparison, render_table, verdict_line
 from mpa_edge.bench.results.records import AnswerRow, BenchReport, Figure
 from mpa_edge.bench.results.samples import pick, story
+from mpa_edge.questions.own import SILVER_NOTE
 from tests.bench import made_up
 from tests.bench.report import hostile
 
@@ -293,3 +294,14 @@ def test_the_comparison_is_in_all_forms(holds: BenchData, tmp_path: Path) -> Non
     assert json.loads(json.dumps(document))["benches"][0]["bench"]["run"] == "newer"
     better, _ = compare_all([worse], [holds])
     assert "No regression beyond noise" in render_html([holds], better)
+
+
+def test_agreement_with_the_teacher_is_never_called_accuracy(holds: BenchData) -> None:
+    data = replace(changed(holds, truth="teacher", refused=()), sweep=None)
+    for text in (render_table(data), render_markdown([data], [], []), re.sub("<[^>]*>", " ", render_html([data], []))):
+        said = " ".join(text.split())
+        assert SILVER_NOTE in said
+        assert "greement with the teacher" in said.replace(SILVER_NOTE, "")
+        assert "accuracy" not in said.replace(SILVER_NOTE, "").lower()
+    comparisons, _ = compare_all([holds], [data])
+    assert comparisons[0].differences == ("answers compared with: labels → teacher",)

@@ -172,11 +172,25 @@ def test_the_first_answer_on_the_device_is_scored_beside_those_of_the_host() -> 
     lines = [answer("1", "red"), answer("2", "blue"), answer("1", "green", repetition=1), answer("2", "red", "base")]
     base = [prediction("1", "blue", 0.0, "red"), prediction("2", "red", 1.0, "red")]
     aligned = [prediction("1", "red", 1.0, "red"), prediction("2", "red", 1.0, "red")]
-    made = answer_rows(get_task("minicharts"), base, aligned, lines)
+    made = answer_rows(get_task("minicharts"), base, aligned, lines, {})
     assert [(one.base, one.aligned, one.artifact, one.scores) for one in made] == [
         ("blue", "red", "red", (0.0, 1.0, 1.0)),
         ("red", "red", "blue", (1.0, 1.0, 0.0)),
     ]
+
+
+def test_near_duplicates_count_as_one_image() -> None:
+    host = [
+        [row.model_copy(update={"image_id": f"group {i // 6}"}) for i, row in enumerate(rows)]
+        for rows in (BASE, ALIGNED)
+    ]
+    images = {name: f"{name}.png" for name in IDS}
+    report, rows, _ = report_of(bench(), "0" * 64, *host, replace(evidence(0.8), images=images), "teacher")
+    alone, _, _ = report_of(bench(), "0" * 64, BASE, ALIGNED, evidence(0.8))
+    assert (rows[7].image, rows[7].group, rows[7].cluster) == ("q7.png", "group 1", "group 1")
+    wide, narrow = (one.accuracy.artifact.ci95 for one in (report, alone))
+    assert wide[1] - wide[0] > 1.5 * (narrow[1] - narrow[0])
+    assert report.truth == "teacher"
 
 
 def test_a_missing_answer_ends_with_the_runners_reason_and_what_to_do() -> None:

@@ -171,17 +171,15 @@ def test_reasons() -> None:
     index, reason = recommend([point(0.60, 9.0), point(0.58, 1.5), point(0.70, 0.1, ok=False)])
     assert index == 1
     assert reason == (
-        "the quickest of 2 settings within the budgets that are as accurate within noise "
+        "the quickest of 2 settings within the budgets that are as good within noise "
         "(58.0%, first token after 1.50 s; the best has 60.0%)"
     )
-    assert recommend([point(0.60, 1.0), point(0.58, 1.5)])[1].startswith(
-        "the most accurate within the budgets, and the"
-    )
+    assert recommend([point(0.60, 1.0), point(0.58, 1.5)])[1].startswith("the best within the budgets, and the")
     assert recommend([point(0.60, 9.0), point(0.20, 1.0)]) == (
         0,
-        "clearly the most accurate within the budgets (60.0%, first token after 9.00 s)",
+        "clearly the best within the budgets (60.0%, first token after 9.00 s)",
     )
-    assert recommend([point(0.60, None)])[1] == "clearly the most accurate within the budgets (60.0%)"
+    assert recommend([point(0.60, None)])[1] == "clearly the best within the budgets (60.0%)"
 
 
 def test_ties_go_to_the_faster_then_the_smaller() -> None:

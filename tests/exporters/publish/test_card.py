@@ -105,6 +105,15 @@ def test_a_downloaded_checkpoint_is_called_by_its_name_on_the_hub(tmp_path: Path
     assert "of `owner/small-vlm`, family smolvlm" in text
 
 
+def test_a_card_without_labels_says_what_its_figures_are(tmp_path: Path) -> None:
+    figures = hand_made.ACCURACY.model_copy(update={"truth": "teacher"})
+    text = text_of(run_source(tmp_path), tmp_path / "x", load_scheme("onnx-int8"), accuracy=figures)
+    assert "## Agreement with the teacher\n" in text
+    assert "| Model | Agreement with the teacher |" in text
+    assert "cannot show what the teacher gets wrong itself" in text
+    assert "ccuracy |" not in text
+
+
 @pytest.mark.parametrize("role", ["student", "teacher"])
 def test_a_licence_that_restricts_is_said_loudly(tmp_path: Path, role: str) -> None:
     """The teacher's, too: its words are in the training data."""
