@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from mpa_edge.cli._options import echo, verbose_option
+from mpa_edge.cli._options import dry_run_option, echo, verbose_option
 
 
 @click.command("review")
@@ -17,8 +17,9 @@ from mpa_edge.cli._options import echo, verbose_option
 @click.option(
     "--export", "export", metavar="FILE.csv", help="Write what was reviewed as labelled questions, and open no page."
 )
+@dry_run_option
 @verbose_option
-def command(run: str, n: int | None, export: str | None) -> None:
+def command(run: str, n: int | None, export: str | None, dry_run: bool) -> None:
     """Judge a random sample of the teacher's answers in your browser: right, wrong, or cannot be answered.
 
     The page is for this machine only: its address, which is printed, has a random token. Each decision is saved at
@@ -27,17 +28,22 @@ def command(run: str, n: int | None, export: str | None) -> None:
 
     \b
     Examples:
-      $ mpa-edge review runs/mine
-      $ mpa-edge review runs/mine --n 200
-      $ mpa-edge review runs/mine --export held-out.csv
+      $ mpa-edge review runs/own
+      $ mpa-edge review runs/own --n 50
+      $ mpa-edge review runs/own --export held-out.csv
     """
+    from mpa_edge.evaluation.review import read_decisions
     from mpa_edge.stages.review.server import serve
-    from mpa_edge.stages.review.session import export_reviewed, open_session, summary
+    from mpa_edge.stages.review.session import choose, export_reviewed, open_session, summary
     from mpa_edge.stages.run import open_run
 
     opened = open_run(run)
     if export is not None:
         return echo(f"{export}: {export_reviewed(opened, Path(export))} questions")
+    if dry_run:
+        asked, chosen = choose(opened, n)
+        decided = read_decisions(opened.folder, asked.samples)
+        return echo(f"review {len(chosen)} of {len(asked.samples)} questions; so far {summary(decided)}")
     ended = threading.Event()
     with open_session(opened, n) as session:
         # also where a shell started this in the background, and so had Ctrl-C ignored

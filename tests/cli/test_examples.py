@@ -18,10 +18,12 @@ from mpa_edge.cli import main as cli
 from mpa_edge.config.library import load_recipe
 from mpa_edge.runs.files import make_folder
 from mpa_edge.runs.manifest import finish
+from mpa_edge.stages.review.session import open_session
 from mpa_edge.stages.run import Run, remember
 from mpa_edge.vlm import WEIGHTS
 from tests.bench import made_up
 from tests.questions.official import chartqa, okvqa, own_csv, stvqa, textvqa
+from tests.stages.review.conftest import run_with_silver
 
 ROOT = Path(cli.__file__).parent.parent.parent
 PROMPT = "$ "
@@ -58,7 +60,7 @@ def runnable(path: tuple[str, ...], line: str) -> str:
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
-    """What examples talk about: photos/, charts/, runs/mine (merged, benchmarked), data/, files; `mpa-edge` in PATH."""
+    """What examples talk about: photos/, charts/, data/, files, `mpa-edge` in PATH, runs/mine (merged, benchmarked), runs/own."""
     for number, name in product(range(3), ("photos", "charts")):
         path = tmp_path / name / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
@@ -70,6 +72,8 @@ def workplace(tmp_path: Path) -> Path:
     finish(merged, "merge", inputs={}, config="", seed=0, counts={})
     for name in ("mine", "newer"):
         made_up.write(tmp_path / "runs" / name / "bench" / "jetson" / "gguf-q8_0", run=name, n=60)
+    with open_session(run_with_silver(tmp_path / "runs" / "own", tmp_path / "own", 50), 1) as session:
+        session.decide(session.state()["question"]["id"], "right", "")
     (tmp_path / "predictions.jsonl").write_text('{"answers": ["5"], "prediction": "5"}\n')
     shutil.copy(ROOT / "recipes" / "minicharts.yaml", tmp_path / "my-recipe.yaml")
     own_csv(tmp_path / "photos" / "questions.csv")

@@ -29,6 +29,7 @@ from mpa_edge.evaluation.review import (
 from mpa_edge.metrics import get_metric
 from mpa_edge.questions import QuestionSet
 from mpa_edge.runs.files import write_bytes
+from mpa_edge.runs.manifest import RUN_FILE
 from mpa_edge.stages.evaluate import questions
 from mpa_edge.stages.run import Run
 from mpa_edge.types import Sample
@@ -42,6 +43,8 @@ LAST = 20
 
 def silver_set(run: Run) -> QuestionSet:
     """The questions of a run that its teacher wrote. MpaError where there are none."""
+    if not (run.folder / RUN_FILE).is_file():
+        raise MpaError(f"'{run.folder}' is no run folder: name one that mpa-edge align made")
     if not run.recipe.silver:
         raise MpaError(f"{run.folder} has labelled questions, so there is nothing to review: run mpa-edge evaluate")
     if not run.finished("silver"):
@@ -112,17 +115,22 @@ class Session:
             return self._state()
 
 
-@contextmanager
-def open_session(run: Run, n: int | None) -> Iterator[Session]:
-    """A review of `n` random questions of a run, None: DEFAULT_N or all.
+def choose(run: Run, n: int | None) -> tuple[QuestionSet, list[Sample]]:
+    """The silver set of a run, and `n` random questions of it, None: DEFAULT_N or all.
 
-    MpaError where there is no silver set, or it has fewer questions, or another process reviews it.
+    MpaError where there is no silver set, or it has fewer questions.
     """
     asked = silver_set(run)
     total = len(asked.samples)
     if n is not None and n > total:
         raise MpaError(f"the silver set of {run.folder} has only {total} questions: use --n {total}")
-    chosen = in_random_order(asked.samples, run.recipe.seed)[: min(n or DEFAULT_N, total)]
+    return asked, in_random_order(asked.samples, run.recipe.seed)[: min(n or DEFAULT_N, total)]
+
+
+@contextmanager
+def open_session(run: Run, n: int | None) -> Iterator[Session]:
+    """A review of the questions that `choose` gives. MpaError also where another process reviews the run."""
+    asked, chosen = choose(run, n)
     with open_decisions(run.folder, asked.samples) as log:
         yield Session(asked, log, chosen, run.task.metric)
 

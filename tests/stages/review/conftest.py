@@ -34,28 +34,33 @@ def silver_rows(n: int = N) -> list[dict[str, object]]:
     ]
 
 
+def put_silver(run: Run, rows: list[dict[str, object]]) -> None:
+    """Give the run a silver set."""
+    folder = run.folder / "silver"
+    folder.mkdir(exist_ok=True)
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    finish(folder, "silver", inputs={}, config={}, seed=0, counts={"questions": len(rows)})
+
+
+def run_with_silver(folder: Path, images: Path, n: int = N) -> Run:
+    """A run whose teacher has written `n` questions."""
+    images.mkdir(exist_ok=True)
+    for i in range(-(-n // 2)):
+        Image.new("RGB", (40 + i, 30), (i, 80, 160)).save(images / f"{i}.png")
+    run = Run(folder, recipe_with(task="stvqa", evaluate__n=n), images=str(images))
+    run.folder.mkdir(parents=True)
+    remember(run)
+    put_silver(run, silver_rows(n))
+    return run
+
+
 @pytest.fixture
 def write_silver() -> Callable[..., None]:
     """write_silver(run, rows): the run has a silver set."""
-
-    def write(run: Run, rows: list[dict[str, object]]) -> None:
-        folder = run.folder / "silver"
-        folder.mkdir(exist_ok=True)
-        (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        finish(folder, "silver", inputs={}, config={}, seed=0, counts={"questions": len(rows)})
-
-    return write
+    return put_silver
 
 
 @pytest.fixture
-def reviewable(tmp_path: Path, write_silver: Callable[..., None]) -> Run:
+def reviewable(tmp_path: Path) -> Run:
     """The run."""
-    images = tmp_path / "photos"
-    images.mkdir()
-    for i in range(N // 2):
-        Image.new("RGB", (40 + i, 30), (10 * i, 80, 160)).save(images / f"{i}.png")
-    run = Run(tmp_path / "run", recipe_with(task="stvqa", evaluate__n=N), images=str(images))
-    run.folder.mkdir()
-    remember(run)
-    write_silver(run, silver_rows())
-    return run
+    return run_with_silver(tmp_path / "run", tmp_path / "photos")

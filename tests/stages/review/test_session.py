@@ -20,6 +20,7 @@ from mpa_edge.evaluation.review import (
 from mpa_edge.questions.own import read_own
 from mpa_edge.stages.evaluate import questions
 from mpa_edge.stages.review.session import export_reviewed, open_session, summary
+from mpa_edge.stages.run import remember
 from tests.stages.conftest import recipe_with
 from tests.stages.review.conftest import N, silver_rows
 
@@ -138,10 +139,17 @@ def test_a_link_in_the_place_of_the_file_is_not_followed(reviewable, tmp_path) -
 def test_needs_a_silver_set_of_that_size(reviewable, make_run, tmp_path) -> None:
     with pytest.raises(MpaError, match=rf"only {N} questions: use --n {N}"):
         open_session(reviewable, N + 1).__enter__()
-    with pytest.raises(MpaError, match="has labelled questions, so there is nothing to review"):
-        open_session(make_run("labelled"), None).__enter__()
-    with pytest.raises(MpaError, match=r"has no silver set to review: run mpa-edge evaluate .*early first"):
-        open_session(make_run("early", task="stvqa"), None).__enter__()
+    labelled, early = make_run("labelled"), make_run("early", task="stvqa")
+    for run, why in (
+        (make_run("nowhere"), "is no run folder: name one that mpa-edge align made"),
+        (labelled, "has labelled questions, so there is nothing to review"),
+        (early, r"has no silver set to review: run mpa-edge evaluate .*early first"),
+    ):
+        if run in (labelled, early):
+            run.folder.mkdir()
+            remember(run)
+        with pytest.raises(MpaError, match=why):
+            open_session(run, None).__enter__()
 
 
 def test_what_a_task_does_not_take_is_no_right_answer(reviewable) -> None:
