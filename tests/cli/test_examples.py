@@ -60,7 +60,7 @@ def runnable(path: tuple[str, ...], line: str) -> str:
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
-    """What examples talk about: photos/, charts/, data/, files, `mpa-edge` in PATH, runs/mine (merged, benchmarked), runs/own."""
+    """What examples talk about: photos/, charts/, data/, files, `mpa-edge` in PATH, runs/mine, runs/own (reviewed)."""
     for number, name in product(range(3), ("photos", "charts")):
         path = tmp_path / name / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
