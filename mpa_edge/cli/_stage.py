@@ -191,7 +191,7 @@ def accuracy_lines(details: dict[str, Any]) -> Iterator[str]:
     truth, models = details.get("truth", "labels"), tuple(details["accuracy"])
     what = f"{measure_of(truth)}, " if truth != "labels" else ""
     of_which = f", {details['n_reviewed']} of them reviewed" if truth == "reviewed" else ""
-    table = Table(title=f"{what}{details['n']} held-out questions{of_which}, {details['metric']}")
+    table = Table(title=f"{what}{details['n']} held-out questions{of_which}, {details['metric'].partition(':')[0]}")
     for heading in ("", *models):
         table.add_column(heading, justify="right" if heading else "left")
     table.add_row("all", *(f"{details['accuracy'][m]:.1%}" for m in models), style="bold")

@@ -209,7 +209,7 @@ def screen(result: dict[str, Any]) -> Iterator[str]:
 
     title = f"{result['model']} on {result['questions']}, {result['images']} images"
     table = Table(title=title if result["truth"] == "labels" else f"{title}: {measure_of(result['truth'])}")
-    for heading in ("", "questions", result["metric"], "95 % interval"):
+    for heading in ("", "questions", result["metric"].partition(":")[0], "95 % interval"):
         table.add_column(heading, justify="right" if heading else "left")
     whole = "mean of the kinds" if result["mean_of_kinds"] else "all"
     for name, row in {**result["kinds"], whole: result}.items():
@@ -221,6 +221,9 @@ def screen(result: dict[str, Any]) -> Iterator[str]:
     yield captured.get().rstrip("\n")
     if result["truth"] == "teacher":
         yield result["note"]
+    if wrong := result.get("unparsable"):
+        yield f"in another form, which scores 0: {wrong}"
     parts = [f"{name} {row['lenient']['accuracy']:.1%}" for name, row in result["kinds"].items()]
     named = f" ({', '.join(parts)})" if result["mean_of_kinds"] else ""
-    yield f"{result['lenient']['metric']}, not the reference: {result['lenient']['accuracy']:.1%}{named}"
+    lenient = result["metric"].partition(":")[0] + "-lenient"
+    yield f"{lenient}, not the reference: {result['lenient']['accuracy']:.1%}{named}"

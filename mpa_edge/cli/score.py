@@ -63,5 +63,5 @@ def command(file: str, name: str, lenient: bool, as_json: bool) -> None:
     table.add_row(report.metric, str(report.n), f"{100 * report.value:.2f} %", *map(str, counts))
     Console().print(table)
     if report.unparsable:
-        click.echo(f"{report.unparsable} predictions are in another form and score 0")
+        click.echo(f"in another form, which scores 0: {report.unparsable}")
     return None

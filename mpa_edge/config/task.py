@@ -36,8 +36,8 @@ FITS = {
 }
 """Type of answer -> the metrics that may be named for it; all but text have one of their own."""
 Words = Annotated[str, Field(min_length=1, max_length=2000)]
-ChoiceText = Annotated[str, Field(pattern=r"^[^|\s]([^|\n]{0,78}[^|\s])?$")]
-FieldName = Annotated[str, Field(pattern=r"^\w[\w .-]{0,63}$")]
+ChoiceText = Annotated[str, Field(min_length=1, max_length=80)]
+FieldName = Annotated[str, Field(pattern=r"^\w[\w.-]{0,63}$")]
 
 
 class KindConfig(Section):
@@ -94,10 +94,13 @@ class AnswerConfig(Section):
         for what, names in (("choices", self.choices), ("fields", self.fields)):
             if not names:
                 continue
-            from mpa_edge.metrics.lenient import normalized  # a device has no such package, and no tasks
+            from mpa_edge.metrics.choice import BETWEEN  # a device has no such package, and no tasks
+            from mpa_edge.metrics.lenient import normalized
 
             seen: dict[str, str] = {}
             for name in names:
+                if not normalized(name) or name != " ".join(name.split()) or BETWEEN in name:
+                    raise ValueError(f"answer.{what} has {name!r}: write words without | and without outer blanks")
                 if first := seen.get(normalized(name)):
                     raise ValueError(f"answer.{what} has '{name}' twice ('{first}' is the same): remove one")
                 seen[normalized(name)] = name
@@ -227,10 +230,7 @@ class TaskConfig(Section):
 
     def _annotation_prompt(self, kinds: tuple[KindConfig, ...]) -> str:
         """Objective, output format, language, examples and guidelines."""
-        parts = [
-            self.objective.strip(),
-            OUTPUT_FORMAT + self.answer.words,
-        ]
+        parts = [self.objective.strip(), OUTPUT_FORMAT + self.answer.words]
         if self.language:
             parts.append(
                 f"Write the question and the answer in {self.language}; the words Question and Answer stay in English."

@@ -14,8 +14,8 @@ from pydantic.fields import FieldInfo
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 WORDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
-TAGS = ("<name>", "<section>")
-"""What pydantic puts into a path where a value may be a name or a section."""
+NO_KEYS = ("<name>", "<section>", "[key]")
+"""What pydantic puts into a path where a value may be a name or a section, and where a name is wrong."""
 Path = tuple[str | int, ...]
 """Keys and list positions that lead to a value."""
 
@@ -26,10 +26,10 @@ def mistakes(raw: Any, model: type[BaseModel]) -> list[str]:
         model.model_validate(raw)
     except ValidationError as error:
         items: list[dict[str, Any]] = [
-            {**item, "loc": tuple(key for key in item["loc"] if key not in TAGS)} for item in error.errors()
+            {**item, "loc": tuple(key for key in item["loc"] if key not in NO_KEYS)} for item in error.errors()
         ]
         # what pydantic says of a list because of its items would be said twice
-        lists = {item["loc"][:-1] for item in items if item["loc"] and isinstance(item["loc"][-1], int)}
+        lists = {item["loc"][:i] for item in items for i, key in enumerate(item["loc"]) if isinstance(key, int)}
         return list(dict.fromkeys(explain(dict(item), model) for item in items if item["loc"] not in lists))
     return []
 
@@ -48,10 +48,16 @@ def explain(error: Mapping[str, Any], root: type[BaseModel]) -> str:
     field, value = field_at(root, path), error["input"]
     if error["type"] == "missing":
         return f"key '{dotted}' is missing: add '{path[-1]}: ...', {must_be(field)}"
+    if (
+        field is None
+        and path
+        and (names := field_at(root, path[:-1])) is not None
+        and model_of(names.annotation) is None
+    ):
+        return f"{dotted} is {shown(value)}: {'.'.join(map(str, path[:-1]))} must be {must_be(names)}"
     if field is None or model_of(field.annotation) is not None:
-        return (
-            f"{dotted or 'the document'} is {shown(value)}: must be {allowed(field.annotation if field else root, [])}"
-        )
+        wanted = allowed(field.annotation if field else root, [])
+        return f"{dotted or 'the document'} is {shown(value)}: must be {wanted}"
     hint = ""
     if isinstance(value, str) and NUMBER.fullmatch(value.strip()):
         head, mark, exponent = value.strip().lower().partition("e")
@@ -129,13 +135,15 @@ def allowed(annotation: Any, constraints: list[Any]) -> str:
     if origin is typing.Literal:
         return repr(args[0]) if len(args) == 1 else f"one of {', '.join(map(str, args))}"
     if origin is typing.Annotated:
-        return allowed(args[0], constraints)
+        inner = [one for item in args[1:] if isinstance(item, FieldInfo) for one in item.metadata]
+        return allowed(args[0], [*constraints, *inner])
     if origin in (typing.Union, types.UnionType):
         return " or ".join("null" if part is type(None) else allowed(part, constraints) for part in args)
     if origin is dict:
         return f"names ({allowed(args[0], [])}), each with {allowed(args[1], [])}"
     if origin is tuple:
         one = allowed(args[0], []).replace("a section", "sections").replace("a string", "strings")
+        one = one.replace(" that is ", " that are ").replace(" that matches ", " that match ")
         return f"a list of {one.removeprefix('one of ')}"
     pattern = next((item.pattern for item in constraints if getattr(item, "pattern", None)), None)
     if pattern:

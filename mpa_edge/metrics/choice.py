@@ -45,7 +45,7 @@ class Choice:
         ('Red', None)
         """
         wanted = normalized(text)
-        return next((choice for choice in self.choices if normalized(choice) == wanted), None)
+        return next((choice for choice in self.choices if wanted and normalized(choice) == wanted), None)
 
     def reads(self, text: str) -> bool:
         """Whether a text is one of the choices, with or without a final stop; case does not count."""

@@ -71,6 +71,12 @@ def test_own_questions_need_a_metric_where_no_run_says_one(tmp_path: Path, capsy
     assert run("some/model", "--data", path, "--metric", "anls", "--dry-run") == 0
     assert run("some/model", "--data", path, "--set", "task=okvqa", "--dry-run") == 0
     assert "vqa-accuracy" in capsys.readouterr().out
+    assert run("some/model", "--data", path, "--metric", "number:unit=bar", "--dry-run") == 0
+    said = capsys.readouterr()
+    assert said.out.endswith(", number:unit=bar\n")
+    assert "accept an answer that is no number" in said.err
+    assert run("some/model", "--data", path, "--metric", "nunber", "--dry-run") == 2
+    assert "did you mean 'number'?" in capsys.readouterr().err
 
 
 def test_few_answers_and_rows_without_one_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -165,3 +165,16 @@ def test_what_few_or_empty_answers_do_is_said(tmp_path: Path, capsys: pytest.Cap
     assert empty == f"{path}: 1 of 3 questions accept an empty answer, which makes silence right: leave them out"
     assert score("--metric", "exact-match", str(path), "--json") == 0
     assert "fewer" not in capsys.readouterr().err
+
+
+def test_answers_in_another_form_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "p.jsonl"
+    answer = '{"serial": "A1", "bar": 3.5}'
+    said = (answer, "A1, 3.5 bar", '{"serial": "A1", "bar": "3,5"}', '{"bar": 3.5}')
+    path.write_text("".join(json.dumps({"answer": answer, "prediction": one}) + "\n" for one in said))
+    assert score("--metric", "json:serial=text,bar=number", str(path), "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["scores"] == [1.0, 0.0, 1.0, 0.5]
+    assert (report["metric"], report["value"], report["unparsable"]) == ("json:serial=text,bar=number", 0.625, 1)
+    assert score("--metric", "json:serial=text,bar=number", str(path)) == 0
+    assert capsys.readouterr().out.endswith("in another form, which scores 0: 1\n")

@@ -10,6 +10,7 @@ from mpa_edge.cli.main import exit_code
 from mpa_edge.config import library
 from mpa_edge.config.task import AnswerConfig, TaskConfig
 from mpa_edge.metrics import get_metric
+from mpa_edge.planning.records import assumptions
 from mpa_edge.tasks import get_task
 
 RECIPE = "schema_version: 1\nname: mine\ntask: {}\nteacher: nursery:teacher\nstudent: nursery:student\n"
@@ -82,6 +83,8 @@ def test_room_for_the_answers_of_a_form(gauges: Path) -> None:
     recipe = library.load_recipe("mine.yaml", form)
     assert recipe.identify.max_new_tokens == 16 + 8 * 24
     assert recipe.annotate.max_new_tokens == 128 + 8 * 24
+    asked = assumptions(recipe.task)
+    assert asked["answer_tokens"] == (16 + 8 * 24) / 2 < asked["annotation_tokens"]
     chosen = library.load_recipe("mine.yaml", [*form, "identify.max_new_tokens=99"])
     assert chosen.identify.max_new_tokens == 99
     assert library.load_recipe("mine.yaml").identify.max_new_tokens == 16
@@ -98,6 +101,19 @@ def test_room_for_the_answers_of_a_form(gauges: Path) -> None:
         (NUMBER, "type: choice", "answer has no choices: list two or more"),
         (NUMBER, "type: choice, choices: [Red, red]", "answer.choices has 'red' twice"),
         (NUMBER, "type: choice, choices: [red, red]", "answer.choices has 'red' twice"),
+        (NUMBER, "type: choice, choices: [red, '?']", "answer.choices has '?': write words without | and without"),
+        (NUMBER, "type: choice, choices: [red, a|b]", "answer.choices has 'a|b': write words without | and without"),
+        (
+            NUMBER,
+            "type: json, fields: {'a,b': text}",
+            "a,b is 'a,b': task.answer.fields must be names (a string",
+        ),
+        ("reading, g", "reading, G", "unknown key 'Guideline' in task.kinds.0 (did you mean 'guideline'?)"),
+        (
+            NUMBER,
+            "type: json, fields: {a: date}",
+            "a is 'date': task.answer.fields must be names (a string",
+        ),
         (NUMBER, "type: json, fields: {a: text, A: text}", "answer.fields has 'A' twice"),
         (NUMBER, "type: json, fields: {a: text, a: text}", 'found duplicate key "a"'),
         (NUMBER, "type: json", "answer has no fields: add answer.fields"),
@@ -116,13 +132,13 @@ def test_a_mistake_is_one_line_with_the_fix(gauges: Path, capsys, old: str, new:
     assert len(shown) == (2 if new == "kind:\n" else 1)
     assert exit_code(["check", "gauges.yaml"]) == 1
     alone = capsys.readouterr().err
-    assert line.replace("task.answer", "answer") in alone
+    assert line.replace("task.", "") in alone
     assert alone.startswith("task 'gauges': ")
 
 
 def test_a_task_that_is_neither_a_name_nor_a_section(gauges: Path, capsys) -> None:
     for value, line in (
-        ("3", "task is 3: must be a string or a section with keys schema_version, name,"),
+        ("3", "task is 3: must be a string that is not empty or a section with keys"),
         ("nowhere.yaml", "no file 'nowhere.yaml': give a path that exists, or a name (chartqa, minicharts,"),
         ("chart-qa", "no task 'chart-qa': did you mean 'chartqa'?"),
     ):
@@ -136,7 +152,7 @@ def test_a_task_that_is_neither_a_name_nor_a_section(gauges: Path, capsys) -> No
     [
         AnswerConfig(type="number", relative=0.05, absolute=1.0, unit="°C"),
         AnswerConfig(type="choice", choices=("no entry", "stop, or yield", "40 km/h")),
-        AnswerConfig(type="json", fields={"größe": "number", "a b": "text", "relative": "boolean"}, relative=0.5),
+        AnswerConfig(type="json", fields={"größe": "number", "a.b": "text", "relative": "boolean"}, relative=0.5),
     ],
 )
 def test_the_metric_of_an_answer_is_one_string_that_get_metric_reads(answer: AnswerConfig) -> None:

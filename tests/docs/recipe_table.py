@@ -42,7 +42,7 @@ def default_of(value: object) -> str:
 def row(name: str, model: type[BaseModel]) -> str:
     field = model.model_fields[name]
     default = "required" if field.is_required() else default_of(field.default)
-    allowed = re.sub(r"(?<=matches )(\S+)", r"`\1`", must_be(field)).replace("|", "\\|")
+    allowed = re.sub(r"(?<=matches )(\S+?)(?=\)?,?(?:\s|$))", r"`\1`", must_be(field)).replace("|", "\\|")
     allowed = re.sub(r" with keys .*", "", allowed)
     return f"| `{name}` | {default} | {allowed} | {docstrings(model)[name].replace('|', chr(92) + '|')} |\n"
 
