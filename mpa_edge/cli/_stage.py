@@ -188,7 +188,8 @@ def accuracy_lines(details: dict[str, Any]) -> Iterator[str]:
     from mpa_edge.questions import measure_of
     from mpa_edge.questions.own import SILVER_NOTE
 
-    truth, models = details.get("truth", "labels"), tuple(details["accuracy"])
+    truth = details.get("truth", "labels")
+    models = tuple(name for name in ("teacher", "base", "aligned") if name in details["accuracy"])
     what = f"{measure_of(truth)}, " if truth != "labels" else ""
     of_which = f", {details['n_reviewed']} of them reviewed" if truth == "reviewed" else ""
     table = Table(title=f"{what}{details['n']} held-out questions{of_which}, {details['metric'].partition(':')[0]}")

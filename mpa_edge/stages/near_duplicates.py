@@ -46,8 +46,8 @@ def perceptual_hash(image: Image) -> Hashes:
     """(WORDS,) of an image: the same for a scaled or compressed copy, but for a few bits."""
     import imagehash
 
-    # averaged to about four times the size at which the hash looks: a large image costs a fifth of the time
-    smaller = image.reduce(max(1, min(image.size) // 256))
+    # averaged to twice the size at which the hash looks: a large image costs a quarter of the time
+    smaller = image.convert("L").reduce(max(1, min(image.size) // 128))
     return np.packbits(imagehash.phash(smaller, hash_size=SIDE).hash).view(np.uint64)
 
 

@@ -18,6 +18,7 @@ from mpa_edge.cli import main as cli
 from mpa_edge.config.recipe import Recipe
 from mpa_edge.config.validation import mistakes
 from mpa_edge.errors import MpaError
+from mpa_edge.questions.own import read_questions
 from mpa_edge.runs.manifest import read_manifest
 from mpa_edge.runs.parquet import read_dropped, read_parts
 from mpa_edge.stages import identify
@@ -26,6 +27,7 @@ from mpa_edge.stages.identify import run_identify
 from mpa_edge.stages.pipeline import check_earlier, report
 from mpa_edge.stages.preflight import preflight, summary
 from mpa_edge.stages.run import Run
+from mpa_edge.stages.silver import run_silver
 from mpa_edge.stages.teacher import total_usage
 from mpa_edge.tasks import get_task
 from mpa_edge.types import Dropped, ParityRecord, PseudoAnnotation
@@ -422,6 +424,26 @@ def test_a_finished_stage_with_missing_rows_does_not_wait_for_a_server_that_is_g
     run_annotate(run)
     assert (annotated(run), len(lost(run)), run.finished("annotate")) == (before, 1, True)
     assert "rows that the teacher's server did not answer stay out: no teacher's server at" in capsys.readouterr().err
+
+
+def test_held_out_questions_that_a_server_did_not_answer_are_asked_again(run_of, capsys) -> None:
+    prompts = get_task("okvqa").annotation_prompts
+
+    def writes(_number: int, asked: dict[str, Any]) -> faults.Behaviour:
+        prompt = prompt_of(asked)
+        written = f"Question: What is {prompts.index(prompt)}?\nAnswer: red" if prompt in prompts else "red"
+        return says(written, tokens=(100, 5))
+
+    own = {"task": "okvqa", "images__group": "none", "evaluate__votes": 3}
+    with serving(script=lambda number, asked: status(500) if number in (1, 9, 10) else writes(number, asked)) as server:
+        run = run_of(server, concurrency=1, teacher_server__max_failed=0.9, **own)
+        run_silver(run)
+    assert (len(read_questions(run.folder / "silver" / "questions.jsonl").samples), lost(run, "silver")) == (6, [])
+    used = total_usage(run)
+    assert used is not None
+    assert (used.failures, used.requests) == (3, len(server.bodies) - 3)
+    run_silver(run)  # the server is gone
+    assert "silver: already done, nothing changed" in capsys.readouterr().err
 
 
 def test_a_cost_limit_needs_a_server_that_counts(run_of, server) -> None:

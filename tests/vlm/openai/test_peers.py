@@ -16,15 +16,18 @@ from pathlib import Path
 
 import pytest
 
+from mpa_edge.config import library
 from mpa_edge.config.library import load_recipe
-from mpa_edge.config.recipe import EvaluateConfig, Recipe
-from mpa_edge.evaluation.predict import question_set
+from mpa_edge.config.recipe import EvaluateConfig, ImagesConfig, Recipe
+from mpa_edge.evaluation.predict import question_set, with_silver
 from mpa_edge.images.folder import open_image
+from mpa_edge.nursery.render import render
 from mpa_edge.runs.parquet import read_dropped, read_parts
 from mpa_edge.stages.annotate.stage import run_annotate
 from mpa_edge.stages.identify import run_identify
 from mpa_edge.stages.run import Run
-from mpa_edge.stages.teacher import total_usage
+from mpa_edge.stages.silver import run_silver
+from mpa_edge.stages.teacher import total_usage, usage_of
 from mpa_edge.tasks import get_task
 from mpa_edge.types import Drop, ParityRecord, PseudoAnnotation, Reply, Request
 from mpa_edge.vlm import load, resolve
@@ -213,6 +216,30 @@ def test_annotate_and_identify_give_the_same_rows(peer: Peer, local, tmp_path: P
     assert used is not None
     assert (used.requests, used.failures, used.uncounted) == (5 * IMAGES + len(annotations), 0, 0)
     assert used.tokens_in > 60 * used.requests
+
+
+def test_a_server_writes_the_held_out_questions_as_the_checkpoint_does(peer: Peer, tmp_path: Path) -> None:
+    """Its answers to a task of one's own, for which nobody knows them; all votes but the first are sampled."""
+    own = library.load("tasks", "minicharts").model_copy(update={"name": "mine"})
+
+    def silver_of(teacher: str, name: str) -> tuple[Run, dict[str, tuple[str, str]]]:
+        asked = recipe(teacher)
+        asked = asked.model_copy(update={"task": own, "evaluate": asked.evaluate.model_copy(update={"votes": 3})})
+        run = Run(tmp_path / name, asked.model_copy(update={"images": ImagesConfig(path=str(tmp_path / "images"))}))
+        run_silver(run)
+        found = question_set(with_silver(run.recipe, run.folder).evaluate, tmp_path)
+        assert found.truth == "teacher"
+        return run, {sample.id: (sample.question, sample.answers[0]) for sample in found.samples}
+
+    render(tmp_path / "images", 12, 3, "target")
+    here = silver_of("nursery:teacher", "here")[1]
+    run, there = silver_of(peer.reference, "there")
+    assert len(there) > 10
+    # not all of them: what is said every time depends on the draws
+    assert len({*here.items()} & {*there.items()}) > 0.7 * max(len(here), len(there))
+    used = usage_of(run, "silver")
+    assert used is not None
+    assert (used.requests > 4 * len(there), used.failures) == (True, 0)
 
 
 def test_a_cut_answer_says_so(peer: Peer, asked: list[Request]) -> None:
