@@ -13,7 +13,7 @@ For each seed: fresh images, pseudo-labels and gap as `mpa-edge align` makes the
 
 Rounding is that of the scheme onnx-q2, in torch: every matrix of the decoder, blocks of 32 inputs with a scale each, no
 zero point. With 3 bits it is the same. Vision encoder and table of embeddings stay as they are. All models answer the
-same questions that no training saw, in the style of the gap. About 25 minutes of one core; a rerun resumes.
+same questions that no training saw, in the style of the gap. About ten minutes of one core a seed; a rerun resumes.
 """
 
 from __future__ import annotations

@@ -199,9 +199,9 @@ class Checkpoint:
 
 
 def few_tiles_at_once(tower: Any, most: int = TILES) -> None:
-    """Let a vision tower encode a few tiles at a time: all at once can take more memory than the weights.
+    """Let a vision tower encode a few tiles at a time, and equal ones once: a gray image's are all the same.
 
-    Tiles do not attend to each other, so the result is the same.
+    All at once can take more memory than the weights. Tiles do not attend to each other, so the result is the same.
     """
     original = tower.forward
 
@@ -209,9 +209,13 @@ def few_tiles_at_once(tower: Any, most: int = TILES) -> None:
     def forward(pixel_values: Any, patch_attention_mask: Any, **options: Any) -> Any:
         import torch
 
-        chunks = zip(pixel_values.split(most), patch_attention_mask.split(most), strict=True)
+        rows = torch.cat([pixel_values.flatten(1), patch_attention_mask.flatten(1)], 1)
+        places: dict[bytes, int] = {}
+        same = [places.setdefault(row.numpy().tobytes(), len(places)) for row in rows]
+        first = [same.index(i) for i in range(len(places))]
+        chunks = zip(pixel_values[first].split(most), patch_attention_mask[first].split(most), strict=True)
         outputs = [original(pixel_values=p, patch_attention_mask=m, **options) for p, m in chunks]
-        outputs[0].last_hidden_state = torch.cat([one.last_hidden_state for one in outputs])
+        outputs[0].last_hidden_state = torch.cat([one.last_hidden_state for one in outputs])[same]
         return outputs[0]
 
     tower.forward = forward

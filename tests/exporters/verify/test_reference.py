@@ -51,6 +51,24 @@ def test_a_trace_is_what_the_model_computes(which: str) -> None:
 
 
 @pytest.mark.slow
+def test_equal_tiles_are_encoded_once() -> None:
+    model = Checkpoint(checkpoint("idefics3"), {}, 1)
+    sizes: list[int] = []
+    embeddings = model.model.base_model.vision_model.embeddings
+    embeddings.register_forward_pre_hook(
+        lambda _, __, inputs: sizes.append(len(inputs["pixel_values"])), with_kwargs=True
+    )
+    drawn, gray = asked(model)[1]
+    [seen] = model.trace([gray])
+    n_tiles = model.inputs([gray])["pixel_values"].shape[1]
+    assert (sum(sizes), len(seen.trace.vision)) == (1, 16 * n_tiles)
+    tiles = np.split(seen.trace.vision, n_tiles)
+    assert all(np.array_equal(tile, tiles[0]) for tile in tiles)
+    model.trace([drawn])
+    assert sum(sizes) == 1 + model.inputs([drawn])["pixel_values"].shape[1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("which", NAMES)
 def test_a_batch_is_its_rows(which: str) -> None:
     """Images of different sizes, questions of different length, padding on the left."""
