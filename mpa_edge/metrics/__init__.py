@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from mpa_edge.errors import MpaError, did_you_mean
@@ -106,6 +106,15 @@ def unparsable(metric: Metric, texts: Iterable[str]) -> int | None:
     """
     form = metric.form
     return None if form is None else sum(not form.reads(text) for text in texts)
+
+
+def without_tolerance(form: Form) -> str:
+    """Name of a form without what only matters where two answers are compared.
+
+    >>> without_tolerance(Number(relative=0.05, unit="bar")), without_tolerance(Choice(("on", "off")))
+    ('number:unit=bar', 'choice:on|off')
+    """
+    return form.name if isinstance(form, Choice) else replace(form, relative=0.0, absolute=0.0).name
 
 
 EXAMPLES = {"number": "number:relative=0.05,unit=bar", "choice": "choice:red|green", "json": "json:serial=text"}

@@ -115,7 +115,8 @@ def silver_inputs(run: Run) -> dict[str, str]:
     """Hashes of everything that the questions depend on."""
     groups = run.held_out_groups
     images = sha256_json([[name, groups[name]] for name in asked_about(run)])
-    return {"images": images} | annotate_settings(run, asking(run.recipe))
+    how = {"images": images} | annotate_settings(run, asking(run.recipe))
+    return how if isinstance(run.recipe.task, str) else how | {"metric": run.task.metric}
 
 
 class SilverAnnotator(Annotator):

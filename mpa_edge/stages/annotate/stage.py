@@ -18,6 +18,7 @@ from mpa_edge.errors import MpaError
 from mpa_edge.images.cache import groups
 from mpa_edge.images.folder import open_image
 from mpa_edge.images.index import HELD_OUT, ImageEntry, Shards
+from mpa_edge.metrics import without_tolerance
 from mpa_edge.progress import say
 from mpa_edge.runs.files import sha256_json, sha256_list
 from mpa_edge.runs.manifest import StageClock, finish, is_done
@@ -235,6 +236,6 @@ def annotate_settings(run: Run, recipe: Recipe | None = None) -> dict[str, str]:
         "seed": run.recipe.seed,
         "max_pixels": run.recipe.images.max_pixels,
     }
-    if run.task.form:
-        config["form"] = run.task.form
+    if form := run.task.answer_form:
+        config["form"] = without_tolerance(form)
     return {"teacher": run.teacher_fingerprint, "config": sha256_json(config | image_settings(run))}

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from mpa_edge.runs.parquet import count_reasons, read_dropped, read_parts
-from mpa_edge.stages.annotate.stage import run_annotate
-from mpa_edge.stages.identify import run_identify
+from mpa_edge.stages.annotate.stage import annotate_inputs, run_annotate
+from mpa_edge.stages.identify import identify_inputs, run_identify
+from mpa_edge.stages.silver import silver_inputs
 from mpa_edge.types import ParityRecord
 
 KINDS = [{"name": "plate"}]
@@ -68,6 +69,18 @@ def test_from_the_teachers_words_to_the_verdict(shelf, make_run, kind: str) -> N
         assert (row.answer, row.verdict) == (answer, verdict)
     reasons = count_reasons(read_dropped(run.stage_folder("annotate")))
     assert reasons.keys() == {reason for _, reason, _, _, verdict in said if verdict is None}
+
+
+def test_another_tolerance_keeps_what_was_annotated(shelf, make_run) -> None:
+    shelf(teacher=lambda request: "Question: How high?\nAnswer: 3.5" if "Ask" in request.prompt else "3.5", student=str)
+    task = {"name": "mine", "objective": "Ask about the plate.", "kinds": KINDS, "answer": TYPES["number"]}
+    wider = {**task, "answer": {**TYPES["number"], "relative": 0.1}}
+    other = {**task, "answer": {**TYPES["number"], "unit": "psi"}}
+    before, after, else_ = (make_run(task=one, annotate__samples_per_image=1) for one in (task, wider, other))
+    run_annotate(before)
+    assert annotate_inputs(after) == annotate_inputs(before) != annotate_inputs(else_)
+    assert identify_inputs(after) != identify_inputs(before)
+    assert silver_inputs(after) != silver_inputs(before)
 
 
 def test_an_object_inside_the_teachers_own_object_and_a_copied_example(shelf, make_run) -> None:
