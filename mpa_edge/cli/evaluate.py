@@ -95,6 +95,7 @@ def evaluate_model(
     """Ask one model the questions of its recipe, or those in `data`, and print its score."""
     from mpa_edge.config.library import load_recipe
     from mpa_edge.evaluation.predict import recipe_spec, with_silver
+    from mpa_edge.evaluation.review import decisions_about
     from mpa_edge.evaluation.score import run_eval
     from mpa_edge.planning.counts import n_questions
     from mpa_edge.runs.manifest import RECIPE_FILE
@@ -127,7 +128,8 @@ def evaluate_model(
                 server=recipe.teacher_server,
             )
             out_path = Path(out) if out else None
-            result = run_eval(spec, Path(model).name, load_vlm, out_path, fingerprint(model), fresh)
+            decisions = decisions_about(run, spec.questions) if data is None else None
+            result = run_eval(spec, Path(model).name, load_vlm, out_path, fingerprint(model), fresh, decisions)
     if dry_run:
         click.echo(f"ask {model} {len(spec.questions.samples)} questions of {spec.questions.name}, {spec.task.metric}")
     elif as_json:
@@ -221,6 +223,11 @@ def screen(result: dict[str, Any]) -> Iterator[str]:
     yield captured.get().rstrip("\n")
     if result["truth"] == "teacher":
         yield result["note"]
+    if result["truth"] == "reviewed":
+        yield (
+            f"agreement with the teacher {result['agreement']:.1%}; {result['n_reviewed']} reviewed questions, "
+            f"{result['method']}"
+        )
     if wrong := result.get("unparsable"):
         yield f"in another form, which scores 0: {wrong}"
     parts = [f"{name} {row['lenient']['accuracy']:.1%}" for name, row in result["kinds"].items()]

@@ -260,6 +260,23 @@ def true_accuracy(made: Sequence[Prediction], decisions: Decisions, metric: str)
     return estimate([row.score for row in made], true_scores(decisions, made, metric), clusters)
 
 
+def reviewed_score(made: Sequence[Prediction], decisions: Decisions, metric: str) -> dict[str, Any]:
+    """The true accuracy of one model, as it stands in its score; empty where no decision about its answers tells it."""
+    true = true_scores(decisions, made, metric)
+    if all(score is None for score in true.values()):
+        return {}
+    found, teacher = true_accuracy(made, decisions, metric), teacher_quality(decisions)
+    return {
+        "truth": "reviewed",
+        "n_reviewed": len(true),
+        "accuracy": found.value,
+        "ci95": found.ci95,
+        "method": found.method,
+        "teacher_accuracy": teacher.accuracy,
+        "teacher_ci95": teacher.ci95,
+    }
+
+
 class ReviewFigures(Record):
     """What a review adds to the figures of base, aligned and an export."""
 

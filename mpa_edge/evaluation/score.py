@@ -12,6 +12,7 @@ from typing import Any
 from mpa_edge.errors import MpaError
 from mpa_edge.evaluation.answer_log import AnswerLog, answer_all, log_doc, open_log
 from mpa_edge.evaluation.predict import EvalSpec
+from mpa_edge.evaluation.review import Decisions, reviewed_score
 from mpa_edge.metrics import get_metric, unparsable
 from mpa_edge.metrics.paired import bootstrap_ci95, mean
 from mpa_edge.progress import say
@@ -48,11 +49,13 @@ def run_eval(
     out: Path | None = None,
     model_sha256: str = "",
     fresh: bool = False,
+    decisions: Decisions | None = None,
 ) -> dict[str, Any]:
     """Ask a model the questions that it has not answered yet, and score all answers.
 
     `name` is the model's name in the result; `load_vlm` is called only where a question is left to ask. With `out`,
-    answers are logged there and the result is written to `results_path(out)`. Raises MpaError where `out` holds the
+    answers are logged there and the result is written to `results_path(out)`. With `decisions` about a teacher's
+    questions, the accuracy is the true one. Raises MpaError where `out` holds the
     answers of another model (`model_sha256`) or to other questions, unless `fresh` discards them.
     """
     started, identity = time.monotonic(), identity_of(spec, model_sha256)
@@ -67,7 +70,10 @@ def run_eval(
                 answer_all(vlm, log, title=spec.questions.name, skip_failed=True, after_chunk=after_chunk)
         if log.unanswered:
             say(f"{spec.questions.name}: {left_out(log.unanswered)}")
-        result = score(spec, name, log.predictions(name), log.unanswered, time.monotonic() - started)
+        made = log.predictions(name)
+        result = score(spec, name, made, log.unanswered, time.monotonic() - started)
+        if decisions and (true := reviewed_score(made, decisions, spec.task.metric)):
+            result |= true | {"agreement": result["accuracy"], "kinds": {}}
         if out:
             about = {"identity": identity, "finished": True, "versions": versions("torch", "transformers")}
             write_json(results_path(out), result | about)

@@ -11,6 +11,7 @@ import pytest
 from mpa_edge.cli.evaluate import screen
 from mpa_edge.errors import MpaError
 from mpa_edge.evaluation.predict import recipe_spec, with_silver
+from mpa_edge.evaluation.review import decisions_about
 from mpa_edge.evaluation.score import run_eval
 from mpa_edge.planning.counts import can_evaluate, n_held_out
 from mpa_edge.questions.own import read_own, read_questions
@@ -23,6 +24,7 @@ from mpa_edge.stages.identify import run_identify
 from mpa_edge.stages.level.stage import choose, level_inputs
 from mpa_edge.stages.pipeline import report
 from mpa_edge.stages.preflight import estimate, image_count, preflight, summary
+from mpa_edge.stages.review.session import open_session
 from mpa_edge.stages.run import Run, remember
 from mpa_edge.stages.silver import UNSURE, run_silver, silver_inputs
 from mpa_edge.tasks import get_task
@@ -128,6 +130,21 @@ def test_evaluate_measures_agreement_with_the_teacher(silver_run, capsys) -> Non
     shown = "\n".join(screen(scored))
     assert "agreement with the teacher" in shown
     assert "cannot show what the teacher gets wrong itself" in shown
+    # a review changes the scores of the same answers
+    with open_session(run, None) as session:
+        for name in session.chosen:
+            session.decide(name, "wrong", "w1")
+    capsys.readouterr()
+    run_evaluate(run)
+    assert "evaluate: already done, nothing changed" in capsys.readouterr().err
+    found = report(run)
+    about_one = sum(sample.image == "1.png" for sample in spec.questions.samples) / result["n"]
+    assert (found.truth, found.teacher_accuracy, found.accuracy.base) == ("reviewed", 0.0, 1.0)
+    assert found.accuracy.aligned == about_one < 1
+    assert found.n_reviewed == result["n"]
+    true = run_eval(spec, "m", lambda: FakeVLM("m", teacher), decisions=decisions_about(run.folder, spec.questions))
+    assert (true["truth"], true["accuracy"], true["agreement"]) == ("reviewed", about_one, 1.0)
+    assert "true accuracy" in "\n".join(screen(true))
 
 
 def test_the_plan_counts_the_silver_set(make_run) -> None:
