@@ -260,8 +260,9 @@ def export_first(order: Order) -> Path:
 def require_within(figures: AccuracyFigures | None, margin: float) -> None:
     """Raise VerificationError where an export may have lost more accuracy than the margin, at 95 % confidence."""
     if figures and figures.loss_upper >= margin:
+        of = measure_of("labels" if figures.truth == "labels" else "teacher")  # also where some are reviewed
         raise VerificationError(
-            f"it may lose {100 * figures.loss_upper:.1f} points of {measure_of(figures.truth)} (aligned "
+            f"it may lose {100 * figures.loss_upper:.1f} points of {of} (aligned "
             f"{figures.aligned:.1%}, exported {figures.artifact:.1%} on {figures.n} questions, one-sided 95 %), "
             f"{100 * margin:g} are allowed"
         )
