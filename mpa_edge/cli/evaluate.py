@@ -127,9 +127,8 @@ def evaluate_model(
                 batch_size=recipe.evaluate.batch_size,
                 server=recipe.teacher_server,
             )
-            out_path = Path(out) if out else None
-            decisions = decisions_about(run, spec.questions) if data is None else None
-            result = run_eval(spec, Path(model).name, load_vlm, out_path, fingerprint(model), fresh, decisions)
+            path, decisions = Path(out) if out else None, decisions_about(run, spec.questions)
+            result = run_eval(spec, Path(model).name, load_vlm, path, fingerprint(model), fresh, decisions)
     if dry_run:
         click.echo(f"ask {model} {len(spec.questions.samples)} questions of {spec.questions.name}, {spec.task.metric}")
     elif as_json:
