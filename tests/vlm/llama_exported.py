@@ -67,9 +67,9 @@ def hybrid_folder(which: str, language: str = "f16", vision: str = "fp32") -> Pa
 def _folder(which: str, scheme: Scheme) -> Path:
     source = open_source(str(checkpoint(which)), out="runs")
     home = Path(tempfile.gettempdir()) / f"mpa-edge-llama-{os.getuid()}" / f"{which.replace(':', '-')}-{_key(source)}"
-    folder = home / scheme.name
+    folder = home / sha256_json(scheme.model_dump())[:8] / scheme.name
     if not folder.is_dir():
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         made = Path(tempfile.mkdtemp(dir=home))
         _export(source, scheme, made, home / "parts")
         try:

