@@ -86,7 +86,7 @@ class JsonFields:
         >>> JsonFields((("serial", "text"), ("bar", "number")), relative=0.05).name
         'json:serial=text,bar=number,relative=0.05'
         """
-        tolerances = [(key, f"{value:g}") for key in ("relative", "absolute") if (value := getattr(self, key))]
+        tolerances = [(key, f"{value:.12g}") for key in ("relative", "absolute") if (value := getattr(self, key))]
         return "json:" + ",".join(f"{key}={value}" for key, value in [*self.fields, *tolerances])
 
     def values(self, found: dict[str, Any]) -> dict[str, str | bool | None] | None:

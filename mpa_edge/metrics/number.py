@@ -69,7 +69,7 @@ class Number:
         >>> Number(0.05, unit="bar").name, Number().name
         ('number:relative=0.05,unit=bar', 'number')
         """
-        tolerances = [f"{key}={value:g}" for key in ("relative", "absolute") if (value := getattr(self, key))]
+        tolerances = [f"{key}={value:.12g}" for key in ("relative", "absolute") if (value := getattr(self, key))]
         return ":".join(filter(None, ("number", ",".join(tolerances + [f"unit={self.unit}"] * bool(self.unit)))))
 
     def canonical(self, text: str) -> str | None:

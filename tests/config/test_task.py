@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mpa_edge.cli.main import exit_code
 from mpa_edge.config import library
@@ -180,3 +181,11 @@ def test_prompts_are_shown_word_for_word(gauges: Path, capsys) -> None:
     assert [row["kind"] for row in found["annotation"]] == [None, "reading", "limit"]
     assert exit_code(["show", "cpu", "--prompts"]) == 1
     assert "--prompts is for tasks and recipes, and 'cpu' is in targets" in capsys.readouterr().err
+
+
+def test_the_images_of_a_split_need_a_task_by_name(gauges: Path, capsys) -> None:
+    Path("photos").mkdir()
+    Image.new("RGB", (8, 8)).save("photos/a.png")
+    words = ["align", "mine.yaml", "--images", "photos", "--set", "images.split=train", "--dry-run"]
+    assert exit_code([*words, "--set", "evaluate.holdout=0"]) == 1
+    assert "images.split is for the benchmark of a task by name, and gauges is your own" in capsys.readouterr().err

@@ -10,8 +10,11 @@ import pytest
 
 from mpa_edge.cli.main import exit_code
 from mpa_edge.config.library import load_recipe
+from mpa_edge.images.folder import content_id
 from mpa_edge.nursery.render import render
 from mpa_edge.runs.parquet import each_dropped, each_row
+from mpa_edge.stages.level.stage import trained_images
+from mpa_edge.stages.run import open_run
 from mpa_edge.tasks import get_task
 from mpa_edge.types import ParityRecord
 
@@ -73,4 +76,6 @@ def test_from_the_task_to_the_aligned_student(tmp_path: Path, monkeypatch, capsy
 
     assert get_task(load_recipe("run/recipe.yaml").task).metric == "number"
     Path("counts.yaml").unlink()
+    Path("mine.csv").unlink()
+    assert content_id(first) in trained_images(open_run("run"))
     assert exit_code(["evaluate", "run/merged", "--limit", "5", "--dry-run"]) == 0

@@ -11,11 +11,13 @@ from mpa_edge.progress import say
 from mpa_edge.questions import left_out
 from mpa_edge.questions.own import read_questions
 from mpa_edge.runs.files import sha256_json
+from mpa_edge.runs.parquet import read_rows
 from mpa_edge.stages.run import Run
 from mpa_edge.tasks.parse import in_form
 from mpa_edge.types import ParityRecord
 
 NAMED = 10
+KEPT = "labelled.parquet"
 
 
 class LabelledRow(ParityRecord):
@@ -28,11 +30,14 @@ class LabelledRow(ParityRecord):
 def labelled_rows(run: Run) -> list[LabelledRow]:
     """The rows of `level.labelled`, each with its most frequent answer in the form of the task's answers.
 
-    MpaError where the file, an image or an answer is wrong, or evaluation asks about one of the images.
+    A run that learned from them knows them without the file. MpaError where the file, an image or an answer is wrong,
+    or evaluation asks about one of the images.
     """
     if run.recipe.level.labelled is None:
         return []
     path = Path(run.recipe.level.labelled).expanduser()
+    if not path.is_file() and (kept := run.stage_folder("level") / KEPT).is_file():
+        return read_rows(kept, LabelledRow)
     if not path.is_file():
         raise MpaError(f"no file '{path}': give level.labelled a .csv or .jsonl file of image, question, answers")
     found = read_questions(path)

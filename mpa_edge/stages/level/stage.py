@@ -13,11 +13,11 @@ from mpa_edge.progress import say
 from mpa_edge.runs.files import sha256_json, write_json
 from mpa_edge.runs.log import logger
 from mpa_edge.runs.manifest import StageClock, finish, is_done
-from mpa_edge.runs.parquet import each_row, read_parts
+from mpa_edge.runs.parquet import each_row, read_parts, write_rows
 from mpa_edge.runs.paths import remove
 from mpa_edge.stages.level.ddp import world_size
 from mpa_edge.stages.level.interpolate import interpolate
-from mpa_edge.stages.level.labelled import LabelledRow, labelled_rows, labelled_sha256
+from mpa_edge.stages.level.labelled import KEPT, LabelledRow, labelled_rows, labelled_sha256
 from mpa_edge.stages.level.precision import precision_used
 from mpa_edge.stages.level.selection import Selection, select
 from mpa_edge.stages.run import Run, begin, device_used, memory_counts
@@ -40,6 +40,8 @@ def run_level(run: Run, fresh: bool = False) -> None:
         return
     selection = choose(run)
     begin(STAGE, folder, inputs, fresh)
+    if labelled := [row for row in selection.train if isinstance(row, LabelledRow)]:
+        write_rows(folder / KEPT, labelled, LabelledRow)
     sizes = (len(selection.train), selection.replayed, len(selection.holdout))
     logger.info("level: %d training samples (%d of them replayed), %d held out", *sizes)
     clock = StageClock(folder)
@@ -56,7 +58,7 @@ def run_level(run: Run, fresh: bool = False) -> None:
         "train": len(selection.train),
         "replayed": selection.replayed,
         "holdout": len(selection.holdout),
-        **({"labelled": n} if (n := sum(isinstance(row, LabelledRow) for row in selection.train)) else {}),
+        **({"labelled": len(labelled)} if labelled else {}),
         "steps": outcome.steps,
         "best_step": outcome.best_step,
     }
