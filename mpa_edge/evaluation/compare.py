@@ -11,6 +11,7 @@ from mpa_edge.config.recipe import Recipe
 from mpa_edge.errors import MpaError
 from mpa_edge.evaluation.answer_log import answer_all, open_log
 from mpa_edge.evaluation.predict import EvalSpec, recipe_spec
+from mpa_edge.progress import say
 from mpa_edge.runs.files import make_folder, sha256_json
 from mpa_edge.runs.isolation import run_isolated
 from mpa_edge.runs.manifest import FOLDERS, damaged, read_manifest
@@ -48,12 +49,15 @@ def open_comparison(
 ) -> Comparison:
     """`n` held-out questions of a run, None: those of its evaluation.
 
-    MpaError where there are fewer than `n`; it names the `option` that asks for as many.
+    MpaError where there are fewer than `n`; it names the `option` that asks for as many. Of the teacher's questions,
+    nobody knows beforehand how many there will be: all are taken.
     """
     config = recipe.evaluate if n is None else recipe.evaluate.model_copy(update={"n": n})
     spec = recipe_spec(recipe.model_copy(update={"evaluate": config}), make_folder(scratch) / "questions")
     n_found = len(spec.questions.samples)
-    if n is not None and n_found < n:
+    if n is not None and n_found < n and spec.questions.truth == "teacher":
+        say(f"the teacher has written {n_found} held-out questions, fewer than {option} {n}: all of them are asked")
+    elif n is not None and n_found < n:
         raise MpaError(f"only {n_found} questions in {config.questions or config.data}: use {option} {n_found}")
     return Comparison(recipe, spec, scratch, threads)
 

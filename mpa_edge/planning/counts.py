@@ -72,6 +72,13 @@ def n_held_out(images: int, recipe: Recipe) -> int:
     return min(share, images // 2) if recipe.silver else 0
 
 
+def with_held_out(images: int, recipe: Recipe) -> int:
+    """So many images that about as many are left when those are taken off that should be held out."""
+    if not recipe.silver:
+        return images
+    return min(2 * images, max(images + images_at_least(recipe), math.ceil(images / (1 - recipe.evaluate.holdout))))
+
+
 def n_asked_about(held_out: int, recipe: Recipe) -> int:
     """About how many of the images that are held out the teacher writes questions: enough for `evaluate.n`."""
     return min(held_out, images_for(recipe.evaluate.n, recipe))

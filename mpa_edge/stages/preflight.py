@@ -11,7 +11,7 @@ from mpa_edge.artifact import is_artifact
 from mpa_edge.engines.ray_cluster import require_ray
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.families import family_of
-from mpa_edge.planning.counts import can_evaluate, n_asked_about, n_held_out
+from mpa_edge.planning.counts import can_evaluate, n_asked_about, n_held_out, with_held_out
 from mpa_edge.planning.estimate import DRAWN_PX, Images, Plan, as_machine, make_plan, sample_images
 from mpa_edge.planning.model_specs import UnknownModelError
 from mpa_edge.planning.records import find_device
@@ -82,14 +82,14 @@ def _evaluation(run: Run, images: int) -> str:
 def image_count(run: Run) -> int:
     """Images that would be learned from; those that the generator draws are not drawn for it."""
     usable = usable_images(run)
-    return usable - n_held_out(usable, run.recipe) if run.recipe.silver else usable
+    return min(usable - n_held_out(usable, run.recipe), run.limit or usable) if run.recipe.silver else usable
 
 
 def usable_images(run: Run) -> int:
     """The same, with those that are held out for the teacher's questions."""
     config = run.recipe.images
     if config.render is not None and not run.images:
-        return min(config.render.n, run.limit or config.render.n)
+        return min(config.render.n, with_held_out(run.limit, run.recipe) if run.limit else config.render.n)
     return sum(entry.drop is None for entry in (run.candidates if run.recipe.silver else run.entries))
 
 

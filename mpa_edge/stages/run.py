@@ -21,6 +21,7 @@ from mpa_edge.evaluation.predict import question_set
 from mpa_edge.images.folder import PreviousScan, content_id, first_usable, scan
 from mpa_edge.images.index import ImageEntry, ImageIndex, Shards
 from mpa_edge.nursery.render import MARK, render
+from mpa_edge.planning.counts import with_held_out
 from mpa_edge.progress import say
 from mpa_edge.questions.published import read_benchmark
 from mpa_edge.runs.files import is_utf8, read_json, sha256_json, sha256_list, write_bytes, write_json
@@ -83,23 +84,20 @@ class Run:
     def entries(self) -> Sequence[ImageEntry]:
         """The image files of the images folder, or of its chosen split, sorted by name.
 
-        Those that evaluation asks about have a `drop`. With a limit, no more than that many can be used, or held out
-        where the teacher writes the questions.
+        Those that evaluation asks about have a `drop`. With a limit, no more than that many can be used.
         """
-        if self.recipe.silver:
-            chosen = ImageIndex(self.images_folder, self.candidates)
-            chosen.mark_held_out(self.held_out)
-            return chosen
-        found = self._found
+        found = ImageIndex(self.images_folder, self.candidates) if self.recipe.silver else self._found
         if held_out := self.held_out:
             found.mark_held_out(held_out)
         return found if self.limit is None else first_usable(found, self.limit, self.recipe.images.max_pixels)
 
     @cached_property
     def candidates(self) -> Sequence[ImageEntry]:
-        """The entries among which those that are held out are chosen."""
-        found = self._found
-        return found if self.limit is None else first_usable(found, self.limit, self.recipe.images.max_pixels)
+        """The entries among which those that are held out are chosen; with a limit, so many that it is left."""
+        found, config = self._found, self.recipe.images
+        if self.limit is None:
+            return found
+        return first_usable(found, with_held_out(self.limit, self.recipe), config.max_pixels)
 
     @property
     def _found(self) -> ImageIndex:

@@ -10,10 +10,11 @@ import pytest
 
 from mpa_edge.cli.evaluate import screen
 from mpa_edge.errors import MpaError
+from mpa_edge.evaluation.compare import open_comparison
 from mpa_edge.evaluation.predict import recipe_spec, with_silver
 from mpa_edge.evaluation.review import decisions_about
 from mpa_edge.evaluation.score import run_eval
-from mpa_edge.planning.counts import can_evaluate, n_held_out
+from mpa_edge.planning.counts import can_evaluate, n_held_out, with_held_out
 from mpa_edge.questions.own import read_own, read_questions
 from mpa_edge.runs.manifest import finish
 from mpa_edge.runs.parquet import each_dropped, read_rows
@@ -124,6 +125,9 @@ def test_evaluate_measures_agreement_with_the_teacher(silver_run, capsys) -> Non
     rows = read_rows(run.stage_folder("evaluate") / "predictions-base.parquet", Prediction)
     assert {row.image_id for row in rows} == set(run.held_out_groups.values())
     # any model of the run is asked the same
+    with_questions = with_silver(run.recipe, run.folder)
+    assert len(open_comparison(with_questions, 200, run.folder / "compared").samples) == result["n"]
+    assert "the teacher has written 5 held-out questions, fewer than --accuracy 200: all" in capsys.readouterr().err
     spec = recipe_spec(with_silver(run.recipe, run.folder), run.folder / "drawn")
     scored = run_eval(spec, "m", lambda: FakeVLM("m", teacher))
     assert (scored["truth"], scored["accuracy"], scored["n"]) == ("teacher", 1.0, result["n"])
@@ -161,6 +165,16 @@ def test_the_plan_counts_the_silver_set(make_run) -> None:
     few, many = (estimate(make_run(**SILVER, evaluate__votes=votes)) for votes in (1, 32))
     assert few.machines[0].stages["evaluate"].seconds < many.machines[0].stages["evaluate"].seconds
     assert (few.counts.images, few.counts.silver_images, few.counts.silver_asked) == (3, 3, 6.0)
+
+
+def test_a_limit_counts_the_images_that_are_learned_from(make_run) -> None:
+    run = make_run(limit=2, **SILVER)
+    assert [entry.drop for entry in run.entries].count(None) == image_count(run) == 2
+    assert len(run.held_out) == 2
+    recipe = make_run(task="okvqa", annotate__samples_per_image=4).recipe
+    for limit in (8, 100, 1000, 10_000):
+        found = with_held_out(limit, recipe)
+        assert limit <= found - n_held_out(found, recipe) <= limit + 2
 
 
 def test_shares_of_images(make_run) -> None:
