@@ -176,7 +176,12 @@ def in_random_order(samples: Sequence[Sample], seed: int) -> list[Sample]:
 
     The place of a question depends on its id only, so more questions leave the earlier ones in their order.
     """
-    return sorted(samples, key=lambda sample: sha256_json([seed, sample.id]))
+    return sorted(samples, key=lambda sample: place(seed, sample.id))
+
+
+def place(seed: int, key: str) -> str:
+    """What the random order of questions goes by: hash of the recipe's seed and the id of a question."""
+    return sha256_json([seed, key])
 
 
 def true_score(decision: Decision, metric: str, text: str, silver: float) -> float | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from mpa_edge.config.recipe import Recipe
 from mpa_edge.errors import MpaError
+from mpa_edge.evaluation.review import place
 from mpa_edge.images.index import ImageIndex, Shards
 from mpa_edge.planning.counts import n_asked_about
 from mpa_edge.progress import say
@@ -59,7 +60,9 @@ def run_silver(run: Run, fresh: bool = False) -> None:
             f"silver: of its answers about {n_images} held-out images, the teacher confirmed none{in_brackets(reasons)}"
             ": use a larger teacher or fewer --set evaluate.votes, or name questions with evaluate.questions=FILE.jsonl"
         )
-    lines = (json.dumps(line) + "\n" for line in question_rows(run, rows))
+    # the order of a review: the first questions are a random sample, and those that are reviewed
+    listed = sorted(question_rows(run, rows), key=lambda line: place(run.recipe.seed, str(line["id"])))
+    lines = (json.dumps(line) + "\n" for line in listed)
     write_bytes(folder / SILVER_QUESTIONS, "".join(lines).encode())
     counts = {"images": n_images, "questions": len(rows), "dropped": sum(reasons.values())} | poisoned_counts(folder)
     finish(

@@ -16,6 +16,7 @@ from mpa_edge.evaluation.review import decisions_about
 from mpa_edge.evaluation.score import run_eval
 from mpa_edge.planning.counts import can_evaluate, n_held_out, with_held_out
 from mpa_edge.questions.own import read_own, read_questions
+from mpa_edge.runs.files import sha256_json
 from mpa_edge.runs.manifest import finish
 from mpa_edge.runs.parquet import each_dropped, read_rows
 from mpa_edge.stages.annotate.stage import annotate_inputs, run_annotate
@@ -135,7 +136,10 @@ def test_evaluate_measures_agreement_with_the_teacher(silver_run, capsys) -> Non
     assert "agreement with the teacher" in shown
     assert "cannot show what the teacher gets wrong itself" in shown
     # a review changes the scores of the same answers
+    asked = [sample.id for sample in spec.questions.samples]
+    assert asked == sorted(asked, key=lambda key: sha256_json([run.recipe.seed, key])) != sorted(asked)
     with open_session(run, None) as session:
+        assert list(session.chosen) == asked  # fewer questions are those that are reviewed first
         for name in session.chosen:
             session.decide(name, "wrong", "w1")
     capsys.readouterr()

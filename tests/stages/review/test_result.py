@@ -89,6 +89,8 @@ def test_reviewed_questions_tell_the_truth_from_the_same_answers(evaluated) -> N
     assert "agreement with the teacher" in screen
     assert "the teacher was right in 19 of 25 reviewed questions: 76% (95 % interval " in screen
     assert "prediction-powered, 25 reviewed questions" in screen
+    with open_session(evaluated, 30):  # other commands read the run meanwhile
+        assert report(evaluated).n_reviewed == 25
     review(evaluated, 30)
     assert report(evaluated).n_reviewed == 30
 
