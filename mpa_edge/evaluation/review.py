@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AwareDatetime, Field, ValidationError
 
 from mpa_edge.errors import MpaError
 from mpa_edge.metrics import get_metric
@@ -51,8 +51,8 @@ class Decision(Record):
     """The right answer where the teacher's is wrong; several accepted ones between bars."""
     about: str
     """Hash of image, question and the teacher's answer."""
-    at: str
-    """When, UTC, ISO 8601."""
+    at: AwareDatetime
+    """When, UTC."""
 
 
 def accepted(typed: str, metric: str) -> tuple[str, ...]:
@@ -99,16 +99,16 @@ class DecisionLog:
 
     def add(self, sample: Sample, verdict: Ruling, answer: str = "") -> None:
         """Write a decision, and return when it is on the disk. MpaError where the disk is full."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
+        now = datetime.now(UTC).replace(microsecond=0)
         decision = Decision(id=sample.id, verdict=verdict, answer=answer, about=about(sample), at=now)
         end = self.file.tell()
         try:
             with disk_errors(Path(self.file.name).parent, MB):
-                data = json.dumps(decision.model_dump(), ensure_ascii=False).encode() + b"\n"
+                data = json.dumps(decision.model_dump(mode="json"), ensure_ascii=False).encode() + b"\n"
                 while data:  # a disk that is nearly full takes a part
                     data = data[self.file.write(data) or 0 :]
                 os.fsync(self.file.fileno())
-        except MpaError:
+        except (MpaError, OSError):
             self.file.truncate(end)  # the next line must not begin behind half of this one
             self.file.seek(end)
             raise

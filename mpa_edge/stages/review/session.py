@@ -9,7 +9,6 @@ import os
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from io import StringIO
 from pathlib import Path
 from threading import Lock
@@ -17,6 +16,7 @@ from typing import Any
 
 from mpa_edge.errors import MpaError
 from mpa_edge.evaluation.review import (
+    Decision,
     DecisionLog,
     Decisions,
     Ruling,
@@ -61,7 +61,7 @@ class Session:
         self.lock = Lock()
 
     @property
-    def decided(self) -> dict[str, Any]:
+    def decided(self) -> dict[str, Decision]:
         """Decisions about the chosen questions, the last one last."""
         return {key: made for key, made in self.log.decisions.by_id.items() if key in self.chosen}
 
@@ -86,7 +86,7 @@ class Session:
 
     def seconds_each(self) -> float:
         """What a decision takes: the median of the last ones, without breaks."""
-        times = [datetime.fromisoformat(made.at) for made in list(self.decided.values())[-LAST:]]
+        times = [made.at for made in list(self.decided.values())[-LAST:]]
         gaps = [(b - a).total_seconds() for a, b in itertools.pairwise(times)]
         return statistics.median([gap for gap in gaps if 0 <= gap < A_BREAK_S] or [A_DECISION_S])
 
@@ -147,7 +147,8 @@ def summary(decisions: Decisions) -> str:
     right = "" if found.accuracy is None else f", teacher right {found.accuracy:.0%}"
     if found.ci95:
         right += " (95 % interval {:.0%} – {:.0%})".format(*found.ci95)
-    return f"{found.n} questions reviewed{right}, {found.unanswerable} cannot be answered"
+    old = f", {decisions.outdated} earlier decisions no longer count" if decisions.outdated else ""
+    return f"{found.n} questions reviewed{right}, {found.unanswerable} cannot be answered{old}"
 
 
 def export_reviewed(run: Run, path: Path) -> int:

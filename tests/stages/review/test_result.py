@@ -109,7 +109,7 @@ def test_kinds_that_the_teacher_does_not_know_are_worth_dropping() -> None:
     decisions = Decisions(samples)
     for i, s in enumerate(samples):
         verdict = "wrong" if s.kind == "colour" and i % 2 else "right"
-        decisions.take(Decision(id=s.id, verdict=verdict, answer="x", about=about(s), at="now"))
+        decisions.take(Decision(id=s.id, verdict=verdict, answer="x", about=about(s), at="2026-01-01T00:00:00Z"))
     made = {
         name: [row.model_copy(update={"text": "w", "score": 1.0}) for row in answers(name, samples)] for name in SAYS
     }

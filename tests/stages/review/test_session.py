@@ -99,6 +99,7 @@ def test_a_decision_counts_only_for_what_was_judged(reviewable, write_silver) ->
     write_silver(reviewable, [row for row in rows if row["id"] != "q2"])
     found = read_decisions(reviewable.folder, questions(reviewable).samples)
     assert (list(found.by_id), found.outdated) == (["q0"], 2)
+    assert summary(found).endswith("0 cannot be answered, 2 earlier decisions no longer count")
 
 
 @pytest.mark.parametrize(
@@ -107,10 +108,11 @@ def test_a_decision_counts_only_for_what_was_judged(reviewable, write_silver) ->
         "[" * 100_000,
         "{}",
         "",
-        '{"id": "q1", "verdict": "maybe", "about": "x", "at": "now"}',
-        '{"id": "q1", "verdict": "wrong", "answer": " | ", "about": "x", "at": "now"}',
-        '{"id": 1, "verdict": "right", "about": "x", "at": "now"}',
-        '{"id": "q1", "verdict": "right", "about": "x", "at": "now", "more": 1}',
+        '{"id": "q1", "verdict": "maybe", "about": "x", "at": "2026-01-01T00:00:00Z"}',
+        '{"id": "q1", "verdict": "wrong", "answer": " | ", "about": "x", "at": "2026-01-01T00:00:00Z"}',
+        '{"id": 1, "verdict": "right", "about": "x", "at": "2026-01-01T00:00:00Z"}',
+        '{"id": "q1", "verdict": "right", "about": "x", "at": "2026-01-01T00:00:00Z", "more": 1}',
+        '{"id": "q1", "verdict": "right", "about": "x", "at": "now"}',
         "\udcff\udcfe",
     ],
 )
