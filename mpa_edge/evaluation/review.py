@@ -341,15 +341,15 @@ def reviewed_result(
     `made`: model -> its answers to all questions of the teacher.
     """
     rows = {name: made[name] for name in ("base", "aligned")}
-    n = len(true_scores(decisions, rows["base"], metric))
-    teacher = teacher_quality(decisions) if n else None
-    if teacher is None or teacher.accuracy is None:
+    true = true_scores(decisions, rows["base"], metric)
+    if all(score is None for score in true.values()):
         return None
+    teacher = teacher_quality(decisions)
     found = {name: true_accuracy(answers, decisions, metric) for name, answers in rows.items()}
     gain = true_gain(rows["base"], rows["aligned"], decisions, metric)
     return {
         "truth": "reviewed",
-        "n_reviewed": n,
+        "n_reviewed": len(true),
         "accuracy": {"teacher": teacher.accuracy} | {name: one.value for name, one in found.items()},
         "ci95": {"teacher": teacher.ci95} | {name: one.ci95 for name, one in found.items()},
         "agreement": {name: mean([row.score for row in answers]) for name, answers in rows.items()},

@@ -99,6 +99,12 @@ def test_a_review_without_an_answerable_question_changes_nothing(evaluated) -> N
     with open_session(evaluated, None) as session:
         session.decide("q0", "unanswerable", "")
     assert report(evaluated).truth == "teacher"
+    # nor does one of other questions than those that were answered
+    samples = questions(evaluated).samples
+    made = {name: answers(name, samples)[:5] for name in SAYS}
+    with open_session(evaluated, None) as session:
+        session.decide("q20", "right", "")
+        assert reviewed_result(made, session.log.decisions, "anls") is None
 
 
 def test_kinds_that_the_teacher_does_not_know_are_worth_dropping() -> None:
