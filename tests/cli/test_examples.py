@@ -74,6 +74,7 @@ def workplace(tmp_path: Path) -> Path:
         made_up.write(tmp_path / "runs" / name / "bench" / "jetson" / "gguf-q8_0", run=name, n=60)
     with open_session(run_with_silver(tmp_path / "runs" / "own", tmp_path / "own", 50), 1) as session:
         session.decide(session.state()["question"]["id"], "right", "")
+    shutil.copytree(merged, tmp_path / "runs" / "own" / "merged")
     (tmp_path / "predictions.jsonl").write_text('{"answers": ["5"], "prediction": "5"}\n')
     shutil.copy(ROOT / "recipes" / "minicharts.yaml", tmp_path / "my-recipe.yaml")
     own_csv(tmp_path / "photos" / "questions.csv")
