@@ -13,6 +13,7 @@ from typing import Any
 import click
 from ablation import ARMS, over_reference
 from common import DOCS, ROOT, Document, marked, mean, percent, points, read, table
+from label_free import parts as label_free_parts
 
 MODELS = ("teacher", "base", "aligned")
 MB = 1e6
@@ -437,17 +438,17 @@ def compare_block(compare: Document) -> str:
 
 def results_page() -> str:
     """docs/results.md."""
-    result, ablation, export, bench, real = (
-        read(DOCS / f"{name}.json") for name in ("results", "ablation", "export", "bench", "real")
+    result, ablation, export, bench, real, label_free = (
+        read(DOCS / f"{name}.json") for name in ("results", "ablation", "export", "bench", "real", "label_free")
     )
     head = (
         f"# Results\n\nMade by `{result['command']}` and `python benchmarks/report.py` on "
         f"{result['machine']['cores']} cores ({result['machine']['cpu']}). Nothing on this page is typed by hand.\n"
     )
     ablated = ablation_parts(ablation) if ablation else []
-    return "\n".join(
-        [head, *align_parts(result), *ablated, *export_parts(export), *real_parts(real), *bench_parts(bench)]
-    )
+    without_labels = label_free_parts(label_free) if label_free else []
+    aligned = [*align_parts(result), *without_labels, *ablated]
+    return "\n".join([head, *aligned, *export_parts(export), *real_parts(real), *bench_parts(bench)])
 
 
 def readme_results(result: Document) -> str:

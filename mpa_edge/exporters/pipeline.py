@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import resource
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -254,7 +255,17 @@ def export_first(order: Order) -> Path:
             write_card(order.source, read_artifact(folder), manifest, folder)
             write_json(folder / MANIFEST, manifest)
         return folder
-    raise VerificationError("\n".join(["no scheme passes:", *(f"{one.scheme}: {one.reason}" for one in refused)]))
+    reasons = [f"{one.scheme}: {one.reason}" for one in refused]
+    raise VerificationError("\n".join(["no scheme passes:", *reasons, *wider_margin(refused)]))
+
+
+def wider_margin(refused: Sequence[Refusal]) -> Iterator[str]:
+    """The fix where schemes were refused for what they may lose: the margin that keeps the best one."""
+    measured = [(one.accuracy.loss_upper, one.scheme, one.accuracy.n) for one in refused if one.accuracy]
+    if measured:
+        loss, best, n = min(measured)
+        points = math.floor(100 * loss) + 1
+        yield f"--margin {points} keeps {best}; more than these {n} questions may show that it loses less"
 
 
 def require_within(figures: AccuracyFigures | None, margin: float) -> None:

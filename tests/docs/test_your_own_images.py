@@ -60,7 +60,9 @@ def review(line: str, folder: Path, browser: Browser, n: int) -> str:
 @pytest.mark.peer
 @pytest.mark.timeout(1200)
 def test_from_images_to_a_verdict(tmp_path: Path) -> None:
-    for name, text in zip(("my-task.yaml", "my-recipe.yaml"), re.findall(r"```yaml\n(.*?)```", PAGE, re.S), strict=True):
+    for name, text in zip(
+        ("my-task.yaml", "my-recipe.yaml"), re.findall(r"```yaml\n(.*?)```", PAGE, re.S), strict=True
+    ):
         (tmp_path / name).write_text(text, encoding="utf-8")
     said, browser = dict[str, str](), Browser(tmp_path / "profile")
     try:
