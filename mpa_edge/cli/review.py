@@ -34,10 +34,9 @@ def command(run: str, n: int | None, export: str | None, dry_run: bool) -> None:
     """
     from mpa_edge.evaluation.review import read_decisions
     from mpa_edge.stages.review.server import serve
-    from mpa_edge.stages.review.session import choose, export_reviewed, open_session, summary
-    from mpa_edge.stages.run import open_run
+    from mpa_edge.stages.review.session import choose, export_reviewed, open_session, run_to_review, summary
 
-    opened = open_run(run)
+    opened = run_to_review(run)
     if export is not None:
         return echo(f"{export}: {export_reviewed(opened, Path(export))} questions")
     if dry_run:

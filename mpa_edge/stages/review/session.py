@@ -31,7 +31,7 @@ from mpa_edge.questions import QuestionSet
 from mpa_edge.runs.files import write_bytes
 from mpa_edge.runs.manifest import RUN_FILE
 from mpa_edge.stages.evaluate import questions
-from mpa_edge.stages.run import Run
+from mpa_edge.stages.run import Run, open_run
 from mpa_edge.types import Sample
 
 DEFAULT_N = 100
@@ -41,10 +41,15 @@ A_BREAK_S = 120.0
 LAST = 20
 
 
+def run_to_review(folder: str) -> Run:
+    """The run of a folder. MpaError where it is none."""
+    if not (Path(folder) / RUN_FILE).is_file():
+        raise MpaError(f"'{folder}' is no run folder: name one that mpa-edge align made")
+    return open_run(folder)
+
+
 def silver_set(run: Run) -> QuestionSet:
     """The questions of a run that its teacher wrote. MpaError where there are none."""
-    if not (run.folder / RUN_FILE).is_file():
-        raise MpaError(f"'{run.folder}' is no run folder: name one that mpa-edge align made")
     if not run.recipe.silver:
         raise MpaError(f"{run.folder} has labelled questions, so there is nothing to review: run mpa-edge evaluate")
     if not run.finished("silver"):

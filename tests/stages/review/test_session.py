@@ -19,7 +19,7 @@ from mpa_edge.evaluation.review import (
 )
 from mpa_edge.questions.own import read_own
 from mpa_edge.stages.evaluate import questions
-from mpa_edge.stages.review.session import export_reviewed, open_session, summary
+from mpa_edge.stages.review.session import export_reviewed, open_session, run_to_review, summary
 from mpa_edge.stages.run import remember
 from tests.stages.conftest import recipe_with
 from tests.stages.review.conftest import N, silver_rows
@@ -143,15 +143,16 @@ def test_needs_a_silver_set_of_that_size(reviewable, make_run, tmp_path) -> None
         open_session(reviewable, N + 1).__enter__()
     labelled, early = make_run("labelled"), make_run("early", task="stvqa")
     for run, why in (
-        (make_run("nowhere"), "is no run folder: name one that mpa-edge align made"),
         (labelled, "has labelled questions, so there is nothing to review"),
         (early, r"has no silver set to review: run mpa-edge evaluate .*early first"),
     ):
-        if run in (labelled, early):
-            run.folder.mkdir()
-            remember(run)
+        run.folder.mkdir()
+        remember(run)
         with pytest.raises(MpaError, match=why):
             open_session(run, None).__enter__()
+    for folder in (str(tmp_path / "nowhere"), "minicharts"):
+        with pytest.raises(MpaError, match="is no run folder: name one that mpa-edge align made"):
+            run_to_review(folder)
 
 
 def test_what_a_task_does_not_take_is_no_right_answer(reviewable) -> None:
