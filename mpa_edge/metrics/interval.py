@@ -17,61 +17,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betaincinv, stdtrit
 
 Array = NDArray[np.float64]
-TINY, SMALLEST = 1e-12, 1e-300
-
-
-def incomplete_beta(x: float, a: float, b: float) -> float:
-    """Probability that a Beta(a, b) variable is below x: the regularized incomplete beta function.
-
-    By Lentz's continued fraction (Press et al. 2007, Numerical Recipes, section 6.4).
-
-    >>> round(incomplete_beta(0.5, 2, 3), 6)
-    0.6875
-    """
-    if x <= 0 or x >= 1:
-        return float(x >= 1)
-    # the fraction converges fast below the mean
-    return 1 - _below(1 - x, b, a) if x > (a + 1) / (a + b + 2) else _below(x, a, b)
-
-
-def _below(x: float, a: float, b: float) -> float:
-    front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1) or SMALLEST)
-    total = d
-    for m in range(1, 100_000):
-        for numerator in (
-            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
-        ):
-            d = 1 / (1 + numerator * d or SMALLEST)
-            c = 1 + numerator / c or SMALLEST
-            total *= c * d
-        if abs(c * d - 1) < 1e-14:
-            break
-    return math.exp(front) * total / a
-
-
-def beta_quantile(p: float, a: float, b: float) -> float:
-    """Where a Beta(a, b) variable is below with probability p: by Newton's method within a bracket.
-
-    >>> round(beta_quantile(0.95, 1, 24), 4)
-    0.1173
-    """
-    low, high, x = 0.0, 1.0, a / (a + b)
-    norm = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
-    for _ in range(200):
-        error = incomplete_beta(x, a, b) - p
-        low, high = (low, x) if error > 0 else (x, high)
-        slope = math.exp(norm + (a - 1) * math.log(x) + (b - 1) * math.log1p(-x))
-        step = x - error / slope if slope > SMALLEST else -1.0
-        if not low < step < high:
-            step = (low + high) / 2
-        if abs(step - x) <= 1e-13 * x or not 0 < step < 1:
-            break
-        x = step
-    return x
+TINY = 1e-12
 
 
 def t_quantile(p: float, degrees: int) -> float:
@@ -80,10 +29,7 @@ def t_quantile(p: float, degrees: int) -> float:
     >>> [round(t_quantile(0.95, degrees), 3) for degrees in (1, 2, 30, 10**6)]
     [6.314, 2.92, 1.697, 1.645]
     """
-    if p < 0.5:
-        return -t_quantile(1 - p, degrees)
-    x = beta_quantile(2 * (1 - p), degrees / 2, 0.5)
-    return math.sqrt(degrees * (1 - x) / x)
+    return float(stdtrit(degrees, p))
 
 
 def mean_bounds(
@@ -132,4 +78,4 @@ def _share_bound(sums: Array, sizes: Array, level: float, most: float, *, more: 
     squares = float(((sums / most - mean * sizes) ** 2).sum()) + ((more - mean) * size) ** 2
     variance = squares / (float(sizes.sum()) + size) ** 2 * n / (n + 1)
     total = max(mean * (1 - mean) / variance - 1, TINY)
-    return most * beta_quantile(1 - level if more else level, mean * total, (1 - mean) * total)
+    return most * float(betaincinv(mean * total, (1 - mean) * total, 1 - level if more else level))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mpa_edge.metrics.gain import accuracy_result, bounds, judge, not_worse, settling
-from mpa_edge.metrics.interval import beta_quantile, incomplete_beta, mean_bounds, t_quantile
+from mpa_edge.metrics.interval import mean_bounds
 from mpa_edge.metrics.paired import bootstrap_ci95
 
 RATES = (0.0, 0.005, 0.01, 0.03, 0.0625, 0.1, 0.125, 0.2, 0.3, 0.5)
@@ -121,28 +121,6 @@ def test_with_many_questions_it_is_the_usual_interval() -> None:
 
 def test_of_one_image_nothing_is_known() -> None:
     assert mean_bounds([0.5] * 9, ["one"] * 9, level=0.05, low=0, high=1) == (0, 1)
-
-
-@pytest.mark.parametrize(
-    ("degrees", "exact"),
-    [(1, 6.3138), (2, 2.9200), (3, 2.3534), (4, 2.1318), (5, 2.0150), (10, 1.8125), (30, 1.6973), (999, 1.6464)],
-)
-def test_t_quantiles_against_printed_tables(degrees: int, exact: float) -> None:
-    assert t_quantile(0.95, degrees) == pytest.approx(exact, abs=5e-5)
-    assert t_quantile(0.05, degrees) == -t_quantile(0.95, degrees)
-
-
-def test_t_quantiles_of_one_and_two_degrees_have_closed_forms() -> None:
-    for p in (0.51, 0.75, 0.975, 0.999):
-        assert t_quantile(p, 1) == pytest.approx(math.tan(math.pi * (p - 0.5)))
-        assert t_quantile(p, 2) == pytest.approx((2 * p - 1) / math.sqrt(2 * p * (1 - p)))
-    assert t_quantile(0.5, 7) == pytest.approx(0, abs=1e-6)
-
-
-@pytest.mark.parametrize(("a", "b"), [(1, 24), (3, 22), (0.5, 0.5), (12, 13), (0.05, 50), (400, 1100), (2e5, 3e5)])
-def test_a_quantile_of_beta_is_where_its_probability_says(a: float, b: float) -> None:
-    for p in (0.025, 0.5, 0.95):
-        assert incomplete_beta(beta_quantile(p, a, b), a, b) == pytest.approx(p, abs=1e-7)
 
 
 def test_more_questions_settle_what_noise_and_the_unseen_leave_open() -> None:
