@@ -58,7 +58,7 @@ def test_one_document_on_stdout_and_every_file_as_it_says(run: Path) -> None:
     for file in export["files"].values():
         path = Path(export["path"]) / file["path"]
         assert (path.stat().st_size, sha256_file(path)) == (file["bytes"], file["sha256"])
-    assert list(export["accuracy"]) == ["base", "aligned", "artifact", "n"]
+    assert list(export["accuracy"]) == ["base", "aligned", "artifact", "n", "truth"]
     assert export["accuracy"]["n"] == 12
     assert export["accuracy"]["base"] == export["accuracy"]["aligned"]
     assert export["retained_gain"] is None
@@ -100,7 +100,7 @@ def test_the_smallest_scheme_within_the_margin_is_chosen(run: Path, tmp_path: Pa
     head, *reasons, fix = strict.stderr[strict.stderr.index("error: ") :].splitlines()
     assert re.fullmatch(r"--margin \d+ keeps \S+; more than these 12 questions may show that it loses less", fix)
     assert head == "error: no scheme passes:"
-    assert [line.split(":")[0] for line in reasons] == ["gguf-q4_k_m", "onnx-int8", "gguf-q8_0"]
+    assert [line.split(":")[0] for line in reasons] == ["gguf-q4_k_m", "gguf-q8_0", "onnx-int8"]
     assert all("points of accuracy (aligned " in line and "0.01 are allowed" in line for line in reasons)
 
 

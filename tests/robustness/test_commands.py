@@ -17,7 +17,7 @@ from mpa_edge.config.library import root
 from mpa_edge.nursery.render import render
 from mpa_edge.runs.files import read_json
 from mpa_edge.runs.manifest import read_manifest
-from mpa_edge.stages.run import FOLDERS
+from mpa_edge.stages.pipeline import STAGES
 from mpa_edge.types import AlignReport
 
 pytestmark = pytest.mark.slow
@@ -48,15 +48,16 @@ def test_the_report_is_one_document_with_the_promised_keys(forks, run, set_argum
     assert set(report.seconds) == {"annotate", "identify", "level", "merge", "evaluate"}
     assert report.accuracy is not None
     assert report.gain == pytest.approx(report.accuracy.aligned - report.accuracy.base)
-    keys = "run images annotated dropped verified gap accuracy gain gain_ci95 p_mcnemar seconds peak_rss_bytes".split()
-    assert list(json.loads(ended.stdout)) == keys
+    keys = "run images annotated dropped verified gap truth n_reviewed teacher_accuracy teacher_ci95 method accuracy "
+    keys += "gain gain_ci95 p_mcnemar seconds peak_rss_bytes"
+    assert list(json.loads(ended.stdout)) == keys.split()
 
 
 def test_a_finished_run_is_skipped_at_once(forks, run) -> None:
     started = time.monotonic()
     ended = forks("align", str(run))
     assert time.monotonic() - started < 3
-    assert ended.stderr.splitlines() == [f"{stage}: already done, nothing changed" for stage in FOLDERS]
+    assert ended.stderr.splitlines() == [f"{stage}: already done, nothing changed" for stage in STAGES]
     assert "40 held-out questions, exact-match" in ended.stdout
 
 
@@ -206,6 +207,10 @@ def test_another_task_without_questions(forks, tmp_path, set_arguments) -> None:
     images = str(render(tmp_path / "images", 6, 7, "target"))
     task = set_arguments(task="chartqa", annotate__max_new_tokens=8, level__min_gap=1)
     ended = forks("align", "--images", images, "--out", str(tmp_path / "run"), *task, "--dry-run")
+    assert "questions that the teacher writes about 3 of 3 held-out images" in ended.stdout
+    ended = forks(
+        "align", "--images", images, "--out", str(tmp_path / "run"), *task, "--dry-run", "--set", "evaluate.holdout=0.0"
+    )
     assert "skipped: no held-out questions" in ended.stdout
     line = one_line(forks("evaluate", "--out", str(tmp_path / "run"), *task))
     assert "has no finished annotate" in line
