@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -61,6 +64,15 @@ def runnable(path: tuple[str, ...], line: str) -> str:
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
     """What examples talk about: photos/, charts/, data/, files, `mpa-edge` in PATH, runs/mine, runs/own (reviewed)."""
+    shutil.copytree(_workplace(), tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+@functools.cache
+def _workplace() -> Path:
+    """Made once, and copied for each test."""
+    tmp_path = Path(tempfile.mkdtemp(prefix="mpa-edge-workplace-"))
+    atexit.register(shutil.rmtree, tmp_path, ignore_errors=True)
     for number, name in product(range(3), ("photos", "charts")):
         path = tmp_path / name / f"{number}.png"
         path.parent.mkdir(exist_ok=True)

@@ -22,7 +22,7 @@ from mpa_edge.vlm import WEIGHTS
 pytestmark = pytest.mark.slow
 
 SCHEMES = ("onnx-int8", "gguf-q8_0")
-KILLS = 9
+KILLS = 5
 SEED = 20_261_123
 INTERRUPTED = "interrupted: rerun to resume"
 
