@@ -20,7 +20,7 @@ demo: $(DEMO)
 
 test: lint
 	@.ci/peers
-	@$(BIN)/pytest -n $(WORKERS) --dist loadfile
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 unit: $(TEST)
 	@$(BIN)/pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not peer"

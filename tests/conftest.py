@@ -21,6 +21,20 @@ import pytest
 from PIL import Image
 
 TIERS = ("slow", "peer")
+LONG = (
+    "engines/test_ray.py",
+    "bench/host/test_pipeline.py",
+    "docs/test_your_own_images.py",
+    "robustness/test_export.py",
+    "cli/test_export.py",
+    "exporters/test_matrix.py",
+    "benchmarks/test_real_weights.py",
+    "exporters/gguf/test_convert.py",
+    "bench/test_arm64.py",
+    "level/test_ddp.py",
+    "nursery/test_weights.py",
+    "exporters/test_layouts.py",
+)
 
 
 def in_ci() -> bool:
@@ -28,10 +42,13 @@ def in_ci() -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick tests first: a mistake shows in seconds."""
-    items.sort(
-        key=lambda item: max((1 + TIERS.index(tier) for tier in TIERS if item.get_closest_marker(tier)), default=0)
-    )
+    """Files that take minutes first, so that no worker waits for one at the end; then quick tests before slow ones."""
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        tier = max((1 + TIERS.index(tier) for tier in TIERS if item.get_closest_marker(tier)), default=0)
+        return not item.nodeid.partition("::")[0].endswith(LONG), tier
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -12,12 +12,13 @@ import pytest
 from mpa_edge.config.library import load_scheme, load_target
 from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.exporters import build, pipeline
-from mpa_edge.exporters.pipeline import Order, choose_schemes, run_export
-from mpa_edge.exporters.publish.manifest import finished, is_exported, read_export_manifest
+from mpa_edge.exporters.pipeline import Order, choose_schemes, run_export, wider_margin
+from mpa_edge.exporters.publish.manifest import Refusal, finished, is_exported, read_export_manifest
 from mpa_edge.exporters.source import Source, open_source
 from mpa_edge.exporters.verify.parity import Parity, ParityDetails
 from mpa_edge.runs.files import read_json
 from mpa_edge.vlm import WEIGHTS
+from tests.exporters.hand_made import ACCURACY
 
 SAME = Parity(
     tokens_equal=True,
@@ -193,6 +194,17 @@ def test_every_reason_is_given_where_no_alternative_passes(source: Source, facto
     head, *reasons = str(error.value).splitlines()
     assert head == "no scheme passes:"
     assert [line.split(":")[0] for line in reasons] == ["onnx-int8", "gguf-q8_0"]
+
+
+def test_the_margin_that_would_keep_the_best_scheme_is_named() -> None:
+    refused = [
+        Refusal(key="", scheme=name, reason="", accuracy=loss and ACCURACY.model_copy(update={"loss_upper": loss}))
+        for name, loss in (("onnx-int8", 0.053), ("gguf-q8_0", 0.044), ("onnx-q4", None))
+    ]
+    assert list(wider_margin(refused)) == [
+        "--margin 5 keeps gguf-q8_0; more than these 1000 questions may show that it loses less"
+    ]
+    assert list(wider_margin(refused[2:])) == []
 
 
 def test_a_target_falls_back_to_what_the_model_can_take(

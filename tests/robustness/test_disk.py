@@ -9,6 +9,7 @@ import pytest
 
 from mpa_edge.runs.files import TEMP_SUFFIX
 from mpa_edge.runs.manifest import output_files, read_manifest
+from mpa_edge.stages.pipeline import STAGES
 from mpa_edge.stages.run import FOLDERS
 
 pytestmark = pytest.mark.slow
@@ -22,12 +23,12 @@ def too_small_bytes(run: Path, stage: str) -> int:
     return (before + largest) // 2
 
 
-@pytest.mark.parametrize("stage", FOLDERS)
+@pytest.mark.parametrize("stage", STAGES)
 def test_no_room_for_a_file(forks, undisturbed, set_arguments, tmp_path: Path, stage: str) -> None:
     """A limit on the size of files makes every write fail half-way, as a full disk does."""
     out = tmp_path / "run"
     shutil.copytree(undisturbed, out)
-    for later in list(FOLDERS)[list(FOLDERS).index(stage) :]:
+    for later in list(STAGES)[list(STAGES).index(stage) :]:
         shutil.rmtree(out / FOLDERS[later])
     command = (stage, str(out))
     ended = forks(*command, max_file_bytes=too_small_bytes(undisturbed, stage))
