@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mpa_edge.bench.report.words import HEADLINES
 from tests.bench.report.browser import Browser
 from tests.docs.markdown import PROGRAM, ROOT, shell_lines
 from tests.stages.review.test_page import done, until
@@ -78,5 +79,7 @@ def test_from_images_to_a_verdict(tmp_path: Path) -> None:
     found = json.loads(run("mpa-edge evaluate runs/own --json", tmp_path))
     assert (found["truth"], found["n_reviewed"]) == ("reviewed", 40)
     assert found["gain_ci95"][0] <= found["gain"] <= found["gain_ci95"][1]
-    assert any(word in said["bench"] for word in ("holds", "lost", "inconclusive"))
+    # a machine that is busy with other tests may time nothing
+    assert any(words in said["bench"] for words in HEADLINES.values()), said["bench"]
+    assert "True gain before export" in said["bench"]
     assert list((tmp_path / "runs" / "own").rglob("report.html"))
