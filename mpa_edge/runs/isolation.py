@@ -145,7 +145,7 @@ def _use_threads(threads: int | None) -> None:
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     if torch := sys.modules.get("torch"):
-        torch.set_num_threads(threads or int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+        torch.set_num_threads(threads or torch.get_num_threads())
 
 
 def _child(given: _Given, _stderr: None) -> None:

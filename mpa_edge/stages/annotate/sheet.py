@@ -53,7 +53,7 @@ def write_sheet(run: Run) -> Path | None:
         teacher=run.recipe.teacher,
         kept=count_rows(folder),
         reasons=count_reasons(each_dropped(folder)),
-        images=[{"name": name, "picture": picture(run, name), "rows": rows} for name, rows in images.items()],
+        images=[{"name": name, "thumbnail": thumbnail(run, name), "rows": rows} for name, rows in images.items()],
         most=MOST_IMAGES,
     )
     write_bytes(run.folder / SHEET, page.encode())
@@ -106,7 +106,7 @@ def asked_for(run: Run, row_id: str) -> dict[str, Any]:
     return {"number": number + 1, "kind": kinds[number % len(kinds)] or "any kind"}
 
 
-def picture(run: Run, name: str) -> str:
+def thumbnail(run: Run, name: str) -> str:
     """A small JPEG of an image as a data URI; empty where it cannot be opened."""
     image = open_image(run.images_folder / name, run.recipe.images.max_pixels)
     if isinstance(image, Drop):
