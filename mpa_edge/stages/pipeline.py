@@ -43,8 +43,8 @@ MADE_FROM: dict[str, Callable[[Run], dict[str, str]]] = {
 def run_stages(run: Run, names: tuple[str, ...] = tuple(STAGES), fresh: bool = False) -> None:
     """Run the named stages in order; what is done and unchanged is skipped.
 
-    Where no held-out questions are named and the teacher may write none (`evaluate.holdout: 0`), evaluate is skipped, or
-    an MpaError where it is the only stage.
+    Where no held-out questions are named and the teacher may write none (`evaluate.holdout: 0`), evaluate is skipped,
+    or an MpaError where it is the only stage.
     """
     check_earlier(run, names[0])
     preflight(run, names)
