@@ -26,7 +26,7 @@ SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}|sk-[A-Za-z0-9]{8,}|AKIA[A-Z0-9]{8,}|(?i
 
 def lint(program: str, *words: str) -> subprocess.CompletedProcess[str]:
     path = Path(sys.executable).with_name(program)
-    return subprocess.run([path, *words], capture_output=True, text=True, timeout=60)
+    return subprocess.run([path, *words], capture_output=True, text=True, timeout=120)
 
 
 def instructions(name: str) -> list[str]:

@@ -157,4 +157,10 @@ def exit_code(argv: Sequence[str] | None = None) -> int:
 
 def run() -> None:
     """Entry point of `mpa-edge`."""
-    sys.exit(exit_code())
+    code = exit_code()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # PyTorch's threads for several processes may still ask for the interpreter, and abort a process that is ending
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SBIN = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-WAIT_S = 20.0
+WAIT_S = 120.0
 # bash reads ~/.bashrc for a command that comes by ssh, unless SHLVL says that another shell did: this machine's is no
 # device's, and one that is killed in the middle can leave locks behind
 HERE = "\nSetEnv SHLVL=9"
@@ -50,7 +50,7 @@ def program(name: str) -> str:
 
 
 def run(*argv: str | Path) -> str:
-    done = subprocess.run([str(word) for word in argv], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([str(word) for word in argv], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
     return done.stdout
 
@@ -257,6 +257,6 @@ def adbd(folder: Path) -> Iterator[AdbPeer]:
         yield peer
     finally:
         peer.kill()
-        subprocess.run(["adb", "kill-server"], env={**os.environ, **env}, capture_output=True, timeout=20)
+        subprocess.run(["adb", "kill-server"], env={**os.environ, **env}, capture_output=True, timeout=120)
         subprocess.run(["ip", "link", "del", link], capture_output=True)
         subprocess.run(["ip", "netns", "del", link], capture_output=True)

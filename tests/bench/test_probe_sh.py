@@ -35,7 +35,7 @@ def environment(prefix: Path | None = None, first: Path | None = None) -> dict[s
 
 
 def said(shell: Command, prefix: Path | None = None, first: Path | None = None) -> dict[str, Any]:
-    done = subprocess.run([*shell, str(PROBE)], env=environment(prefix, first), capture_output=True, timeout=30)
+    done = subprocess.run([*shell, str(PROBE)], env=environment(prefix, first), capture_output=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.count(b"\n") == 1
     return json.loads(done.stdout)
@@ -251,7 +251,7 @@ def watched(shell: Command, seconds: float, root: Path | None = None, first: Pat
     try:
         time.sleep(seconds)
         process.kill()
-        return process.communicate(timeout=10)[0].decode()
+        return process.communicate(timeout=120)[0].decode()
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -278,7 +278,7 @@ def test_watch_reads_tegrastats_and_leaves_none_behind(shell: Command, tmp_path:
     assert len(lines) >= 2
     assert str(lines[0]["tegrastats"]).endswith("VDD_IN 5251mW/8535mW")
     pid = int((first / "tegrastats.pid").read_text())
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 120
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{pid}").exists()
@@ -291,7 +291,7 @@ def test_watch_goes_on_without_a_tegrastats_that_fails(shell: Command, tmp_path:
 
 @pytest.mark.parametrize("words", [["watch"], ["watch", "0"], ["watch", "0.5"], ["watch", "5; id"], ["look"]])
 def test_wrong_usage(shell: Command, words: list[str]) -> None:
-    done = subprocess.run([*shell, str(PROBE), *words], capture_output=True, timeout=10)
+    done = subprocess.run([*shell, str(PROBE), *words], capture_output=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, b"")
     assert b"probe.sh" in done.stderr
 
@@ -299,13 +299,13 @@ def test_wrong_usage(shell: Command, words: list[str]) -> None:
 @pytest.fixture(scope="module")
 def applets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("busybox")
-    subprocess.run(["busybox", "--install", "-s", str(folder)], check=True, timeout=30)
+    subprocess.run(["busybox", "--install", "-s", str(folder)], check=True, timeout=120)
     return folder
 
 
 def test_busybox_alone_is_enough(applets: Path) -> None:
     command = [str(applets / "sh"), str(PROBE)]
-    done = subprocess.run(command, env={"PATH": str(applets)}, capture_output=True, timeout=30)
+    done = subprocess.run(command, env={"PATH": str(applets)}, capture_output=True, timeout=120)
     found = json.loads(done.stdout)
     assert (found["machine"], found["emulated"], found["sha256"]) == (os.uname().machine, False, "sha256sum")
     assert hidden(found["python3"]) == "no python3 on PATH"

@@ -169,7 +169,7 @@ def test_ctrl_c_is_130() -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "on\n"
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert err.strip() == "interrupted: rerun to resume"
 

@@ -38,9 +38,9 @@ def test_hf_reads_what_is_meant(place: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert hf is not None
     words = [hf, *made.command[1:3], "--dry-run", *made.command[3:]]
     env = {**os.environ, "HOME": str(place / "home"), "HF_HUB_DISABLE_UPDATE_CHECK": "1", "HF_TOKEN": CANARY}
-    assert subprocess.run(words, env=env, capture_output=True, timeout=60).returncode == 0
+    assert subprocess.run(words, env=env, capture_output=True, timeout=120).returncode == 0
     words.remove("--json")  # with it a dry run says nothing
-    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
     for part in (
@@ -63,7 +63,7 @@ def test_hf_reads_what_is_meant(place: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("words", hfjobs.follow_words("6870aa"), ids=lambda words: words[2])
 def test_hf_knows_the_other_commands(words: list[str]) -> None:
-    done = subprocess.run([str(find_program("hf")), *words[1:], "--help"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([str(find_program("hf")), *words[1:], "--help"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 
@@ -77,7 +77,7 @@ def test_the_script_hands_over_every_word_as_it_was(place: Path) -> None:
     script = place / "job.sh"
     script.write_text(rendered("hf", images=AWKWARD, options=("--set", f"title={AWKWARD}")).text)
     env = {"HOME": str(place / "home"), "PATH": "/usr/bin:/bin"}
-    subprocess.run(["bash", str(script)], env=env, check=True, timeout=20)
+    subprocess.run(["bash", str(script)], env=env, check=True, timeout=120)
     words = log.read_text().split("mpa-edge\n")[-1].splitlines()
     assert words == [
         "align",

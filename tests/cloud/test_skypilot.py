@@ -160,7 +160,7 @@ def ran(script: str, tmp_path: Path) -> list[str]:
     program.write_text('#!/bin/sh\nprintf "%s\\0" "$@"\n')
     program.chmod(0o755)
     env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
-    done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, check=True, timeout=20)
+    done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, check=True, timeout=120)
     return done.stdout.split("\0")[:-1]
 
 
@@ -188,7 +188,7 @@ def test_the_set_up_installs_this_wheel_with_the_tested_versions(cases: dict[str
     uv.chmod(0o755)
     setup = parse_yaml(cases["words"].text, "task")["setup"]
     env = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
-    subprocess.run(["bash", "-c", setup], env=env, check=True, timeout=20)
+    subprocess.run(["bash", "-c", setup], env=env, check=True, timeout=120)
     made, installed = log.read_text().splitlines()
     assert made.startswith("venv ")
     assert f"{tmp_path}/mpa-edge-env/bin/python --constraint /mpa/kit/constraints.txt" in installed

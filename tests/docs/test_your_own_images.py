@@ -54,7 +54,7 @@ def review(line: str, folder: Path, browser: Browser, n: int) -> str:
             page.press(*(("2", *"none", "Enter") if i % 8 == 7 else ("1",)))
         until(page, "!at('done').hidden")
     program.send_signal(signal.SIGINT)
-    out, err = program.communicate(timeout=60)
+    out, err = program.communicate(timeout=120)
     assert program.returncode == 0, err
     return out
 

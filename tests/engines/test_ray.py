@@ -147,7 +147,7 @@ def test_the_driver_is_killed_and_either_engine_goes_on(lab, root_importable) ->
 def _all_gone(diary: Path) -> None:
     """Nothing of a dead driver's own cluster stays behind."""
     pids = {int(path.stem.rpartition("-")[2]) for path in diary.glob("*.loaded")}
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < deadline, "actors outlive their driver"
         time.sleep(0.1)

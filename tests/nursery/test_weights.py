@@ -20,7 +20,7 @@ from mpa_edge.vlm import WEIGHTS, load
 pytestmark = pytest.mark.slow
 LARGEST_BYTES = {"teacher": 24e6, "student": 8e6}
 FRESH_SEED = 424242
-N = 1000
+N = 300
 
 
 @pytest.fixture(scope="module")

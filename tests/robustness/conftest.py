@@ -97,7 +97,7 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     yield started
     assert started.process.stdin
     started.process.stdin.close()
-    started.process.wait(20)
+    started.process.wait(120)
 
 
 @pytest.fixture(scope="session")

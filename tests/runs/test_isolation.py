@@ -109,7 +109,7 @@ def test_a_killed_parent_takes_its_child_along(tmp_path: Path) -> None:
     script.write_text(code)
     root = Path(__file__).parents[2]
     parent = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(root)})
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not (pid_file.is_file() and pid_file.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -59,6 +59,6 @@ def test_pip_installs_it_and_it_runs(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.stdout.split() == [str(site / "mpa_edge" / "_assets"), "minicharts"]

@@ -12,7 +12,6 @@ digits.
 
 from __future__ import annotations
 
-import atexit
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -70,7 +69,6 @@ def broadcast(message: Message | None) -> Message | None:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         torch.distributed.init_process_group()  # Gloo for tensors on a CPU, NCCL for those on a GPU
-        atexit.register(torch.distributed.destroy_process_group)  # else its threads may abort the process as it ends
     box = [message]
     torch.distributed.broadcast_object_list(box)
     return box[0]

@@ -35,7 +35,7 @@ def test_within_three_percent_of_time_v(tmp_path: Path) -> None:
     model = tmp_path / "model.bin"
     model.write_bytes(b"x" * (64 * MIB))
     command = ["/usr/bin/time", "-v", sys.executable, "-c", WORK, str(model)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, cwd=ROOT)
     found = json.loads(done.stdout)
     theirs = re.search(r"Maximum resident set size \(kbytes\): (\d+)", done.stderr)
     assert theirs
@@ -68,7 +68,7 @@ def test_memory_that_went_to_zram_is_counted(tmp_path: Path) -> None:
 
 
 def wait_for(condition) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline, "nobody looked"
         time.sleep(0.002)

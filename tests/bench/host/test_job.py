@@ -251,7 +251,7 @@ def test_every_sh_does(tmp_path: Path, shell: str) -> None:
 
     def job(*words: str) -> str:
         argv = [*shell.split(), str(SCRIPT), words[0], folder, *words[1:]]
-        return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=30, check=True).stdout
+        return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=120, check=True).stdout
 
     assert job("start", "echo 1 >>out.jsonl; printf to >>out.jsonl; sleep 61.7") == "none\n"
     until(lambda: job("poll", "0") == "running - 4\n1\nto")

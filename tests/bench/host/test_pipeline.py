@@ -170,7 +170,7 @@ def test_carried_by_hand(run: Path, tmp_path: Path) -> None:
     made = mpa_edge("bundle", copied, "--as", "onnx-int8", *SMALL, "--out", tar, "--json")
     assert made.returncode == 0, made.stderr
     (bundle,) = json.loads(made.stdout)["bundles"]
-    subprocess.run(["tar", "-xf", tar, "-C", tmp_path], check=True, timeout=60)
+    subprocess.run(["tar", "-xf", tar, "-C", tmp_path], check=True, timeout=120)
     (there,) = tmp_path.glob("mpa-edge-*")
     ran = subprocess.run(
         ["sh", there / "bench.sh", tmp_path / "job", sys.executable],

@@ -28,7 +28,7 @@ FLAGS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
-WAIT_S = 20.0
+WAIT_S = 120.0
 
 
 @dataclass

@@ -161,7 +161,7 @@ def test_a_killed_fetch_leaves_nothing_that_counts(fetching: Callable[[float], s
     killed.wait()
     assert list(cache.glob("llama-cpp-*")) == []
     again = fetching(0)
-    folder = Path(again.communicate(timeout=60)[0].splitlines()[-1])
+    folder = Path(again.communicate(timeout=120)[0].splitlines()[-1])
     assert files(folder) == {SCRIPT, "conversion/base.py", "gguf-py/gguf/__init__.py", fetch.DONE}
     assert [path.name for path in cache.iterdir() if path.is_dir()] == [folder.name]
 
@@ -172,7 +172,7 @@ def test_two_at_once_fetch_it_once(fetching: Callable[[float], subprocess.Popen]
     assert first.stdout.readline() == "unpacking\n"
     second = fetching(0.3)
     started = time.monotonic()
-    said = [process.communicate(timeout=60)[0].splitlines() for process in (first, second)]
+    said = [process.communicate(timeout=120)[0].splitlines() for process in (first, second)]
     assert time.monotonic() - started < 60
     assert said[1] == said[0][-1:]
 

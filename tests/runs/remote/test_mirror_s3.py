@@ -85,7 +85,7 @@ def test_killed_twice_and_finished_on_other_machines(
     assert sent >= 1
     asked += killed_after(start(server, tmp_path / "two", url, pictures, SHARD_S), 3)
     last = start(server, tmp_path / "three", url, pictures)
-    out, err = last.communicate(timeout=60)
+    out, err = last.communicate(timeout=120)
     assert last.returncode == 0, err
     asked += out.count("shard")
     shards = N_PICTURES // IN_A_SHARD
@@ -109,13 +109,13 @@ def test_the_second_writer_waits_its_turn(server: StoreServer, url: str, picture
     lock = json.loads(Store(url).read(LOCK_NAME) or b"")
     assert lock["pid"] == first.pid
     second = start(server, tmp_path / "two", url, pictures)
-    _, err = second.communicate(timeout=60)
+    _, err = second.communicate(timeout=120)
     assert second.returncode == 1
     assert f"{url} is in use by process {first.pid} on" in err.splitlines()[-1]
     assert first.stdout.readline() == "shard\n"  # it goes on
     assert json.loads(Store(url).read(LOCK_NAME) or b"")["pid"] == first.pid
     first.send_signal(signal.SIGINT)
-    first.communicate(timeout=60)
+    first.communicate(timeout=120)
     assert LOCK_NAME not in listing(url)
 
 
@@ -125,7 +125,7 @@ def test_stopped_by_ctrl_c_everything_is_there(server: StoreServer, url: str, pi
     for _ in range(4):
         process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert process.returncode != 0
     [work] = (tmp_path / "one" / "mpa-edge" / "runs").iterdir()
     assert {f"1-annotate/part-{i:05d}.parquet" for i in range(3)} <= set(listing(url))

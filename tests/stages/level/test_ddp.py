@@ -240,7 +240,7 @@ def test_a_killed_process_ends_the_command_and_a_rerun_resumes(prepared) -> None
         ranks[1].kill()
     assert process.returncode == 1
     assert "Signal 9 (SIGKILL)" in process.communicate()[1]
-    assert not psutil.wait_procs(ranks, timeout=5)[1]
+    assert not psutil.wait_procs(ranks, timeout=120)[1]
     level = two.stage_folder("level")
     assert not (level / MANIFEST).exists()
     assert not (level / "adapter").exists()

@@ -55,7 +55,7 @@ def serving(which: str, folder: Path, *, sees: bool = True) -> Iterator[str]:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([program(folder), *words], stderr=log)
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not _listens(port):
             assert process.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < deadline

@@ -206,13 +206,13 @@ def test_without_the_package_the_line_says_what_to_install() -> None:
     code = (
         "import sys; sys.modules['openai'] = None; import mpa_edge.vlm as v; v.load('openai:http://h/v1#m', name='t')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert "MachineError: openai is missing: pip install 'mpa-edge[openai]'" in done.stderr.splitlines()[-1]
 
 
 def test_neither_torch_nor_transformers_is_needed() -> None:
     code = "import sys, mpa_edge.vlm.openai.client; print([m for m in ('torch', 'transformers') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout == "[]\n"
 
 
