@@ -249,7 +249,7 @@ def test_ends_with_a_summary_and_is_one_at_a_time(start: Start, reviewable, sign
     program, address = start()
     assert json.loads(status(address + "state")[1])["n"] == N
     second = subprocess.run(
-        [sys.executable, "-m", "mpa_edge", "review", str(reviewable.folder)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "mpa_edge", "review", str(reviewable.folder)], capture_output=True, text=True, timeout=99
     )
     assert (second.returncode, second.stdout) == (1, "")
     assert "is being reviewed already: use that page, or end that process with Ctrl-C" in second.stderr

@@ -265,6 +265,6 @@ for config in sys.argv[1:]:
 
 def test_a_device_needs_neither_torch_nor_transformers() -> None:
     configs = [json.dumps(config_of(zoo.checkpoint(model_type))) for model_type in zoo.MODEL_TYPES]
-    done = subprocess.run([sys.executable, "-c", ALONE, *configs], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    done = subprocess.run([sys.executable, "-c", ALONE, *configs], capture_output=True, text=True, cwd=ROOT, timeout=99)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) == len(zoo.MODEL_TYPES)
