@@ -76,7 +76,6 @@ def test_every_reader_sees_the_checkpoint_as_transformers_saves_it(
     staged, usual = (stage(one, tmp_path / f"staged-{i}", budget) for i, one in enumerate((source, plain)))
     for name in ("config.json", "preprocessor_config.json"):
         assert read_json(staged / name) == read_json(usual / name)
-    assert set(read_json(staged / "tensor_names.json").values()) == set(plain.shapes)
     template = read_json(staged / "tokenizer_config.json")["chat_template"]
     assert layout is layouts.without_template or template == read_json(usual / "tokenizer_config.json")["chat_template"]
 

@@ -5,15 +5,13 @@ llama.cpp's own converter does it, in a process of its own, on a staged copy of 
 
 from __future__ import annotations
 
-import errno
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.gguf.check import pre_tokenizer_name, text_architecture
+from mpa_edge.exporters.gguf.driver import run_converter
 from mpa_edge.exporters.gguf.fetch import converter_folder
 from mpa_edge.exporters.gguf.mmproj import NAMES, write_mmproj
 from mpa_edge.exporters.gguf.template import gguf_template
@@ -30,11 +28,8 @@ PRECISIONS: dict[GgufComponent, tuple[str, ...]] = {
     "language": ("f32", "f16", "bf16"),
     "mmproj": ("f32", "f16", "bf16", "q8_0"),
 }
-CONVERT_TIMEOUT_S = 3600
-DRIVER = Path(__file__).with_name("driver.py")
 LINKED = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 COPIED = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
-TENSORS = "tensor_names.json"
 # these keys can name Python files that came with the checkpoint; the converter never gets one
 CODE_KEYS = ("auto_map", "custom_pipelines")
 
@@ -73,7 +68,7 @@ def convert(
                 own = component == "language"
                 template = run_isolated(gguf_template, str(source.checkpoint))[0] if own else None
                 staged = stage(source, folder / (source.checkpoint.resolve().name or "model"), budget, template)
-                peak_bytes = _run_converter(staged, component, temp, precision)
+                peak_bytes = _run_converter(source, staged, component, temp, precision)
             move(temp, out)
             fsync_folder(out.parent)
     finally:
@@ -82,37 +77,14 @@ def convert(
     return peak_bytes
 
 
-def _run_converter(staged: Path, component: GgufComponent, out: Path, precision: str) -> int:
+def _run_converter(source: Source, staged: Path, component: GgufComponent, out: Path, precision: str) -> int:
     pre_tokenizer = pre_tokenizer_name(read_json(staged / "tokenizer.json") or {}) or ""
-    command = [sys.executable, "-P", str(DRIVER), str(os.getpid()), str(converter_folder()), pre_tokenizer]
-    command += [str(staged / TENSORS), str(staged), "--outfile", str(out), "--outtype", precision]
-    command += ["--mmproj"] if component == "mmproj" else []
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    environment.pop("NO_LOCAL_GGUF", None)
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=environment, timeout=CONVERT_TIMEOUT_S, check=False
-        )
-        reason = last_message(done.stderr) or f"exit code {done.returncode}"
-    except subprocess.TimeoutExpired:
-        done, reason = None, f"no result after {CONVERT_TIMEOUT_S} s"
-    if done is not None and done.returncode == errno.ENOSPC:
-        raise OSError(errno.ENOSPC, "no space left")
-    if done is None or done.returncode or not out.is_file():
-        raise MpaError(f"llama.cpp's converter failed on the {component} ({reason}): use an onnx scheme, or report it")
-    return int(done.stdout.split()[-1])
-
-
-def last_message(stderr: str) -> str:
-    """The last meaningful line of a program's stderr, 200 characters at most.
-
-    >>> last_message("INFO: loading\\nNotImplementedError: no such model\\n\\n100%|####| 3/3\\n")
-    'NotImplementedError: no such model'
-    """
-    lines = [line.strip() for line in stderr.splitlines()]
-    noise = ("INFO:", "DEBUG:", "WARNING:")
-    kept = [line for line in lines if line and "%|" not in line and not line.startswith(noise)]
-    return kept[-1][:200] if kept else ""
+    arguments = [str(staged), "--outfile", str(out), "--outtype", precision]
+    arguments += ["--mmproj"] if component == "mmproj" else []
+    _, peak_bytes = run_isolated(run_converter, converter_folder(), pre_tokenizer, source.names, arguments)
+    if not out.is_file():
+        raise MpaError(f"llama.cpp's converter wrote no {component}: use an onnx scheme, or report it")
+    return peak_bytes
 
 
 # --- the staged copy --------------------------------------------------------------------------------------------------
@@ -138,7 +110,6 @@ def stage(source: Source, folder: Path, budget: ImageBudget | None = None, templ
     write_json(folder / "tokenizer_config.json", words | {"chat_template": template or source.processor[1]})
     write_json(folder / "config.json", staged_config(source.config))
     write_json(folder / "preprocessor_config.json", without_code(image))
-    write_json(folder / TENSORS, source.names)
     return folder
 
 

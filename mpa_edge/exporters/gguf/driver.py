@@ -1,49 +1,69 @@
-"""Runs llama.cpp's converter in this process: `python driver.py PARENT CONVERTER PRE_TOKENIZER NAMES ARGUMENTS...`.
+"""Runs llama.cpp's converter in this process, which must be one of its own: it is a program, and changes what it likes.
 
-It is started as a program, so it imports nothing of this package. Two things are changed. Where the converter does not
-know a tokenizer's fingerprint, it takes the pre-tokenizer that was derived from the tokenizer's rules. Tensors get the
-names that the JSON file NAMES gives them; those that are not in it are left out. The last line on stdout is the peak
-resident memory in bytes. It ends with its parent process, and exits with ENOSPC on a full disk.
+Two things are changed in it. Where it does not know a tokenizer's fingerprint, it takes the pre-tokenizer that was
+derived from the tokenizer's rules. Tensors get the names that it knows.
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import json
-import os
-import platform
-import resource
+import contextlib
+import io
+import logging
 import runpy
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+from mpa_edge.errors import MpaError
 
-def main() -> None:
-    """Run the converter with the rest of the command line."""
-    parent, converter, pre_tokenizer, names, *arguments = sys.argv[1:]
-    # a killed export must not leave its converter writing beside the next one; Linux only, as in runs.isolation
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != int(parent):
-            sys.exit(1)
-    sys.path[:0] = [converter, str(Path(converter) / "gguf-py")]
-    use_pre_tokenizer(pre_tokenizer)
-    rename_tensors(json.loads(Path(names).read_text(encoding="utf-8")))
-    script = str(Path(converter) / "convert_hf_to_gguf.py")
-    sys.argv = [script, *arguments]
+
+def run_converter(converter: Path, pre_tokenizer: str, names: dict[str, str], arguments: list[str]) -> None:
+    """Run `convert_hf_to_gguf.py` without any access to the hub.
+
+    Args:
+        converter: Folder of llama.cpp's converter.
+        pre_tokenizer: For a tokenizer whose fingerprint it does not know; "" leaves that an error.
+        names: Tensor in the weight files -> the name that the converter knows; others are left out.
+        arguments: Its command line.
+
+    MpaError with its last line where it fails.
+    """
+    import huggingface_hub.constants
+
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    sys.path[:0] = [str(converter), str(converter / "gguf-py")]
+    script, said = str(converter / "convert_hf_to_gguf.py"), io.StringIO()
+    sys.argv, sys.dont_write_bytecode = [script, *arguments], True
+    logging.getLogger().handlers.clear()  # its messages go where it sends them
     try:
-        runpy.run_path(script, run_name="__main__")
-    except OSError as error:
-        # numpy reports a short write as "n requested and m written", without an errno
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and " requested and " not in str(error):
-            raise
-        sys.exit(errno.ENOSPC)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(peak if platform.system() == "Darwin" else 1024 * peak)  # noqa: T201 - read by the parent
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            use_pre_tokenizer(pre_tokenizer)
+            rename_tensors(names)
+            runpy.run_path(script, run_name="__main__")
+    except (OSError, MemoryError):
+        raise
+    except SystemExit as end:
+        if end.code:
+            raise failed(arguments, last_message(said.getvalue()) or f"exit code {end.code}") from end
+    except Exception as error:
+        raise failed(arguments, f"{type(error).__name__}: {error}") from error
+
+
+def failed(arguments: list[str], reason: str) -> MpaError:
+    """The converter's own reason in one line, 200 characters at most."""
+    component, short = "mmproj" if "--mmproj" in arguments else "language", " ".join(reason.split())[:200]
+    return MpaError(f"llama.cpp's converter failed on the {component} ({short}): use an onnx scheme, or report it")
+
+
+def last_message(said: str) -> str:
+    """The last meaningful line that the converter printed.
+
+    >>> last_message("INFO: loading\\nERROR:hf-to-gguf:no such model\\n\\n100%|####| 3/3\\n")
+    'ERROR:hf-to-gguf:no such model'
+    """
+    noise = ("INFO:", "DEBUG:", "WARNING:")
+    lines = [line.strip() for line in said.splitlines()]
+    return next((line for line in reversed(lines) if line and "%|" not in line and not line.startswith(noise)), "")
 
 
 def use_pre_tokenizer(name: str) -> None:
@@ -74,7 +94,3 @@ def rename_tensors(names: dict[str, str]) -> None:
         self.tensors = {names[key]: tensor for key, tensor in self.tensors.items() if key in names}
 
     SafetensorsLocal.__init__ = read_renamed
-
-
-if __name__ == "__main__":
-    main()

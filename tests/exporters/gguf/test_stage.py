@@ -29,7 +29,6 @@ def test_only_what_the_converter_needs_is_staged(source: Path, tmp_path: Path) -
         "generation_config.json",
         "model-00000.safetensors",
         "preprocessor_config.json",
-        "tensor_names.json",
         "tokenizer.json",
         "tokenizer_config.json",
     ]
