@@ -32,6 +32,8 @@ IMPORTED = (
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.processing_auto",
     "transformers.models.auto.image_processing_auto",
+    "torch.export._trace",
+    "onnxscript.function_libs.torch_lib.ops",
 )
 # safetensors and torch raise no OSError for a full disk: the text is all there is to recognize it by
 FULL_PHRASES = ("No space left", "File too large", "Disk quota exceeded", "file write failed", "unexpected pos")
