@@ -20,6 +20,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import pytest
 from PIL import Image
 
+from tests.forks import Forks
+
 TIERS = ("slow", "peer")
 LONG = (
     "engines/test_ray.py",
@@ -84,3 +86,11 @@ def picture(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """forks("align", "--out", out) -> how the command ended."""
+    started = Forks(tmp_path_factory.mktemp("forks"))
+    yield started
+    started.close()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from mpa_edge.runs.files import read_json, sha256_file
 from mpa_edge.runs.manifest import finish
 from mpa_edge.stages.run import Run, remember
 from mpa_edge.vlm import WEIGHTS
+from tests.forks import Forks
 
 EXPORT_KEYS = ["scheme", "path", "files", "parity", "accuracy", "retained_gain", "refused", "seconds", "peak_rss_bytes"]
 PARITY_KEYS = [
@@ -40,14 +39,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def mpa_edge(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "mpa_edge", *words], capture_output=True, text=True, timeout=280)
-
-
 @pytest.mark.slow
-def test_one_document_on_stdout_and_every_file_as_it_says(run: Path) -> None:
-    done = mpa_edge("export", str(run), "--as", "onnx-int8", "--accuracy", "12", "--threads", "1", "--json")
-    assert done.returncode == 0, done.stderr
+def test_one_document_on_stdout_and_every_file_as_it_says(forks: Forks, run: Path) -> None:
+    done = forks("export", str(run), "--as", "onnx-int8", "--accuracy", "12", "--threads", "1", "--json")
+    assert done.rc == 0, done.stderr
     document = json.loads(done.stdout)
     assert list(document) == ["run", "exports"]
     (export,) = document["exports"]
@@ -67,31 +62,31 @@ def test_one_document_on_stdout_and_every_file_as_it_says(run: Path) -> None:
     assert "12" in card
     assert str(run.parent) not in card
     assert str(run.parent) not in (Path(export["path"]) / "manifest.json").read_text()
-    again = mpa_edge("export", str(run), "--as", "onnx-int8", "--accuracy", "12", "--threads", "1", "--json")
+    again = forks("export", str(run), "--as", "onnx-int8", "--accuracy", "12", "--threads", "1", "--json")
     assert json.loads(again.stdout) == document
     assert "done before, nothing changed" in again.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.peer
-def test_a_target_without_scheme_and_evaluate_on_what_it_made(tmp_path: Path) -> None:
-    done = mpa_edge("export", "nursery:student", "--target", "phone", "--out", str(tmp_path), "--threads", "1")
-    assert done.returncode == 0, done.stderr
+def test_a_target_without_scheme_and_evaluate_on_what_it_made(forks: Forks, tmp_path: Path) -> None:
+    done = forks("export", "nursery:student", "--target", "phone", "--out", str(tmp_path), "--threads", "1")
+    assert done.rc == 0, done.stderr
     (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
     assert f"verified, in {folder}" in done.stdout
     assert "MB" in done.stdout
-    asked = mpa_edge("evaluate", str(folder), "--limit", "6", "--set", "threads=1", "--json")
-    assert asked.returncode == 0, asked.stderr
+    asked = forks("evaluate", str(folder), "--limit", "6", "--set", "threads=1", "--json")
+    assert asked.rc == 0, asked.stderr
     result = json.loads(asked.stdout)
     assert (result["model"], result["n"], result["metric"]) == (folder.name, 6, "exact-match")
 
 
 @pytest.mark.slow
 @pytest.mark.peer
-def test_the_smallest_scheme_within_the_margin_is_chosen(run: Path, tmp_path: Path) -> None:
+def test_the_smallest_scheme_within_the_margin_is_chosen(forks: Forks, run: Path, tmp_path: Path) -> None:
     choose = ["export", str(run), "--target", "phone", "--choose", "--accuracy", "12", "--threads", "1"]
-    done = mpa_edge(*choose, "--margin", "90", "--out", str(tmp_path / "loose"), "--json")
-    assert done.returncode == 0, done.stderr
+    done = forks(*choose, "--margin", "90", "--out", str(tmp_path / "loose"), "--json")
+    assert done.rc == 0, done.stderr
     (chosen,) = json.loads(done.stdout)["exports"]
     assert (chosen["scheme"], chosen["refused"], chosen["accuracy"]["n"]) == ("gguf-q4_k_m", [], 12)
 

@@ -16,6 +16,7 @@ import pytest
 from mpa_edge.bench.report.words import HEADLINES
 from tests.bench.report.browser import Browser
 from tests.docs.markdown import PROGRAM, ROOT, shell_lines
+from tests.forks import Forks
 from tests.stages.review.test_page import done, until
 
 PAGE = (ROOT / "docs" / "your-own-images.md").read_text(encoding="utf-8")
@@ -36,12 +37,13 @@ def started(line: str, folder: Path) -> subprocess.Popen[str]:
     )
 
 
-def run(line: str, folder: Path) -> str:
-    program = started(line, folder)
-    out, err = program.communicate(timeout=900)
-    ends = VERDICTS if line.split()[1] == "bench" else (0,)
-    assert program.returncode in ends, f"{line}: {err}"
-    return out
+def run(line: str, folder: Path, forks: Forks) -> str:
+    program, *words = shlex.split(line)
+    assert program == PROGRAM
+    ended = forks(*words, cwd=folder)
+    ends = VERDICTS if words[0] == "bench" else (0,)
+    assert ended.rc in ends, f"{line}: {ended.stderr}"
+    return ended.stdout
 
 
 def review(line: str, folder: Path, browser: Browser, n: int) -> str:
@@ -61,7 +63,7 @@ def review(line: str, folder: Path, browser: Browser, n: int) -> str:
 
 @pytest.mark.peer
 @pytest.mark.timeout(1200)
-def test_from_images_to_a_verdict(tmp_path: Path) -> None:
+def test_from_images_to_a_verdict(forks: Forks, tmp_path: Path) -> None:
     for name, text in zip(
         ("my-task.yaml", "my-recipe.yaml"), re.findall(r"```yaml\n(.*?)```", PAGE, re.S), strict=True
     ):
@@ -70,13 +72,13 @@ def test_from_images_to_a_verdict(tmp_path: Path) -> None:
     try:
         for line in shell_lines(PAGE):
             name = line.split()[1]
-            said[name] = review(line, tmp_path, browser, 40) if name == "review" else run(line, tmp_path)
+            said[name] = review(line, tmp_path, browser, 40) if name == "review" else run(line, tmp_path, forks)
     finally:
         browser.close()
     assert (tmp_path / "runs" / "try" / "sheet.html").is_file()
     assert said["review"].startswith("40 questions reviewed, teacher right 88%")
     assert "agreement with the teacher" in said["align"]
-    found = json.loads(run("mpa-edge evaluate runs/own --json", tmp_path))
+    found = json.loads(run("mpa-edge evaluate runs/own --json", tmp_path, forks))
     assert (found["truth"], found["n_reviewed"]) == ("reviewed", 40)
     assert found["gain_ci95"][0] <= found["gain"] <= found["gain_ci95"][1]
     # a machine that is busy with other tests may time nothing

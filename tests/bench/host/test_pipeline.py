@@ -24,6 +24,7 @@ from mpa_edge.types import Request
 from mpa_edge.vlm import load
 from tests.bench import llama_server, peers
 from tests.bench.runs import run_folder
+from tests.forks import Forks
 
 pytestmark = [pytest.mark.slow, pytest.mark.peer, pytest.mark.timeout(300)]
 
@@ -43,22 +44,17 @@ KEYS = [
 ]
 
 
-def mpa_edge(*words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "mpa_edge", *map(str, words)]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=280, env={**os.environ, **env})
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("device")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
+def run(forks: Forks, tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
     """Benchmarked on this machine: artifact and base are exported, host answers and bundle are there."""
     folder = run_folder(tmp_path_factory.mktemp("runs") / "mine")
-    done = mpa_edge("bench", folder, "--as", "onnx-int8", *SMALL, "--root", root, "--json")
-    assert done.returncode == 0, done.stderr
+    done = forks("bench", folder, "--as", "onnx-int8", *SMALL, "--root", root, "--json")
+    assert done.rc == 0, done.stderr
     (folder / "first.json").write_text(done.stdout)
     return folder
 
@@ -109,14 +105,14 @@ def test_the_device_answers_as_the_export_does_on_the_host(run: Path) -> None:
     assert {sample_id: reply.text for sample_id, reply in replies.items()}.items() <= answers(run).items()
 
 
-def test_a_second_time_nothing_is_asked_and_fresh_asks_again(run: Path, root: Path) -> None:
+def test_a_second_time_nothing_is_asked_and_fresh_asks_again(forks: Forks, run: Path, root: Path) -> None:
     words = ("bench", run, "--as", "onnx-int8", *SMALL, "--root", root, "--json")
-    again = mpa_edge(*words)
+    again = forks(*words)
     assert again.stdout == (run / "first.json").read_text()
     assert "measured before" in again.stderr
     before = answers(run)
-    fresh = mpa_edge(*words, "--fresh")
-    assert fresh.returncode == 0, fresh.stderr
+    fresh = forks(*words, "--fresh")
+    assert fresh.rc == 0, fresh.stderr
     assert json.loads(fresh.stdout)["created"] != json.loads(again.stdout)["created"]
     assert answers(run) == before
 
@@ -152,12 +148,12 @@ def test_killed_in_the_middle_it_goes_on(run: Path, tmp_path: Path) -> None:
     assert answers(copied) == answers(run)
 
 
-def test_over_ssh(run: Path, tmp_path: Path) -> None:
+def test_over_ssh(forks: Forks, run: Path, tmp_path: Path) -> None:
     copied = copy_of(run, tmp_path)
     with peers.sshd(tmp_path / "sshd") as peer:
         words = ("bench", copied, "--as", "onnx-int8", *SMALL, "--via", peer.via, "--root", tmp_path / "there")
-        done = mpa_edge(*words, "--python", sys.executable, "--json", MPA_EDGE_SSH_CONFIG=peer.config_file)
-    assert done.returncode == 0, done.stderr
+        done = forks(*words, "--python", sys.executable, "--json", env={"MPA_EDGE_SSH_CONFIG": peer.config_file})
+    assert done.rc == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["verdict"] == "holds"
     assert document["environment"]["transport"].startswith("ssh ")
@@ -165,10 +161,10 @@ def test_over_ssh(run: Path, tmp_path: Path) -> None:
     assert answers(copied) == answers(run)
 
 
-def test_carried_by_hand(run: Path, tmp_path: Path) -> None:
+def test_carried_by_hand(forks: Forks, run: Path, tmp_path: Path) -> None:
     copied, tar = copy_of(run, tmp_path), tmp_path / "device.tar"
-    made = mpa_edge("bundle", copied, "--as", "onnx-int8", *SMALL, "--out", tar, "--json")
-    assert made.returncode == 0, made.stderr
+    made = forks("bundle", copied, "--as", "onnx-int8", *SMALL, "--out", tar, "--json")
+    assert made.rc == 0, made.stderr
     (bundle,) = json.loads(made.stdout)["bundles"]
     subprocess.run(["tar", "-xf", tar, "-C", tmp_path], check=True, timeout=120)
     (there,) = tmp_path.glob("mpa-edge-*")
@@ -181,8 +177,8 @@ def test_carried_by_hand(run: Path, tmp_path: Path) -> None:
         cwd="/",
     )
     assert ran.returncode == 0, ran.stderr
-    read = mpa_edge("bench", copied, "--as", "onnx-int8", *SMALL, "--results", tmp_path / "job", "--json")
-    assert read.returncode == 0, read.stderr
+    read = forks("bench", copied, "--as", "onnx-int8", *SMALL, "--results", tmp_path / "job", "--json")
+    assert read.rc == 0, read.stderr
     document = json.loads(read.stdout)
     assert (document["verdict"], document["bundle_sha256"]) == ("holds", bundle["sha256"])
     assert document["environment"]["transport"] == "manual copy"
@@ -194,24 +190,24 @@ def test_carried_by_hand(run: Path, tmp_path: Path) -> None:
         for line in [json.loads(text) for text in out.read_text().splitlines()]:
             more = line | {"values": line["values"] | fast}
             file.write(json.dumps(more) + "\n" + json.dumps(more | {"variant": "teacher"}) + "\n")
-    again = mpa_edge("bench", copied, "--as", "onnx-int8", *SMALL, "--results", tmp_path / "job", "--json")
+    again = forks("bench", copied, "--as", "onnx-int8", *SMALL, "--results", tmp_path / "job", "--json")
     found = json.loads(again.stdout)
     assert (found["latency"], found["accuracy"]) == (document["latency"], document["accuracy"])
     assert "do not count" in found["reasons"][-1]
     # answers of another bundle are refused, and the earlier result stays
     good = (results(copied) / "bench.json").read_bytes()
     fewer = ("--questions", "50", "--timed", "2", "--threads", "1")
-    other = mpa_edge("bench", copied, "--as", "onnx-int8", *fewer, "--results", tmp_path / "job")
-    assert other.returncode == 1
+    other = forks("bench", copied, "--as", "onnx-int8", *fewer, "--results", tmp_path / "job")
+    assert other.rc == 1
     assert "are of other models or questions than those of the run now" in other.stderr
     # as is a job that was cut: nothing of the earlier result is lost
     out.write_text("".join(out.read_text().splitlines(keepends=True)[:20]))
-    cut = mpa_edge("bench", copied, "--as", "onnx-int8", *SMALL, "--results", tmp_path / "job")
-    assert (cut.returncode, "answers are missing" in cut.stderr) == (1, True)
+    cut = forks("bench", copied, "--as", "onnx-int8", *SMALL, "--results", tmp_path / "job")
+    assert (cut.rc, "answers are missing" in cut.stderr) == (1, True)
     assert (results(copied) / "bench.json").read_bytes() == good
 
 
-def test_a_lost_gain_exits_with_3(run: Path, tmp_path: Path) -> None:
+def test_a_lost_gain_exits_with_3(forks: Forks, run: Path, tmp_path: Path) -> None:
     """The export in the place of the aligned model's is that of base: as if the adapter had not been merged."""
     copied = copy_of(run, tmp_path)
     export = copied / "exports" / "onnx-int8"
@@ -219,22 +215,22 @@ def test_a_lost_gain_exits_with_3(run: Path, tmp_path: Path) -> None:
     shutil.rmtree(export)
     shutil.copytree(copied / "bench" / "base" / "onnx-int8", export)
     write_json(export / "manifest.json", read_json(export / "manifest.json") | {"inputs": right})
-    done = mpa_edge("bench", copied, "--as", "onnx-int8", *SMALL, "--no-base", "--root", tmp_path / "there")
-    assert done.returncode == 3, done.stderr
+    done = forks("bench", copied, "--as", "onnx-int8", *SMALL, "--no-base", "--root", tmp_path / "there")
+    assert done.rc == 3, done.stderr
     assert "lost" in done.stdout
     assert "less than 50% of the gain is left" in done.stdout
     assert read_json(results(copied) / "bench.json")["verdict"] == "lost"
 
 
-def test_an_export_of_other_weights_is_made_again(run: Path, tmp_path: Path) -> None:
+def test_an_export_of_other_weights_is_made_again(forks: Forks, run: Path, tmp_path: Path) -> None:
     """The merged weights are those of base now: its export must not be judged by what aligned once answered."""
     copied = copy_of(run, tmp_path)
     base = run.parent / f"{run.name}-base"
     shutil.copy(base / "model.safetensors", copied / "merged" / "model.safetensors")
-    plan = mpa_edge("bench", copied, "--as", "onnx-int8", "--dry-run")
+    plan = forks("bench", copied, "--as", "onnx-int8", "--dry-run")
     assert "onnx-int8 (to be exported)" in plan.stdout
-    done = mpa_edge("bench", copied, "--as", "onnx-int8", *SMALL, "--no-base", "--root", tmp_path / "there", "--json")
-    assert done.returncode == 0, done.stderr
+    done = forks("bench", copied, "--as", "onnx-int8", *SMALL, "--no-base", "--root", tmp_path / "there", "--json")
+    assert done.rc == 0, done.stderr
     assert "the model has changed since this export" in done.stderr
     document = json.loads(done.stdout)
     assert document["verdict"] == "inconclusive"
@@ -242,14 +238,14 @@ def test_an_export_of_other_weights_is_made_again(run: Path, tmp_path: Path) -> 
     assert abs(document["accuracy"]["artifact"]["value"] - document["accuracy"]["base"]["value"]) < 0.1
 
 
-def test_a_phone_without_python(tmp_path: Path) -> None:
+def test_a_phone_without_python(forks: Forks, tmp_path: Path) -> None:
     """Over adb, asked through llama-server; this machine is no phone, so timings do not count, and answers do."""
     run, asked = run_folder(tmp_path / "mine"), ("--questions", "8", "--timed", "1", "--threads", "1")
     with peers.adbd(tmp_path / "adb") as peer:
         words = ("bench", run, "--target", "phone", "--as", "gguf-q8_0", "--no-base", *asked, "--via", peer.via)
         server = llama_server.program(tmp_path)
-        done = mpa_edge(*words, "--root", tmp_path / "phone", "--server", server, "--json", **peer.env)
-    assert done.returncode == 0, done.stderr
+        done = forks(*words, "--root", tmp_path / "phone", "--server", server, "--json", env=peer.env)
+    assert done.rc == 0, done.stderr
     document = json.loads(done.stdout)
     assert (document["verdict"], document["accuracy"]["artifact"]["n"]) == ("invalid", 8)
     assert document["timings"].startswith("invalid: measured on x86_64, and target phone is aarch64")
@@ -278,19 +274,19 @@ def test_a_phone_without_python(tmp_path: Path) -> None:
         (("RUN", "--as", "onnx-int8", "--python", "/no/python", *SMALL), "there is no /no/python"),
     ],
 )
-def test_wrong_input_is_one_line(run: Path, root: Path, words: tuple[str, ...], said: str) -> None:
+def test_wrong_input_is_one_line(forks: Forks, run: Path, root: Path, words: tuple[str, ...], said: str) -> None:
     asked = [str(run) if word == "RUN" else word for word in words]
-    done = mpa_edge("bench", *asked, "--root", root)
-    assert done.returncode in (1, 2), done.stdout
+    done = forks("bench", *asked, "--root", root)
+    assert done.rc in (1, 2), done.stdout
     last = done.stderr.strip().splitlines()[-1]
     assert said in last
     assert "Traceback" not in done.stderr
 
 
-def test_a_sweep_recommends_one_setting(run: Path, root: Path) -> None:
+def test_a_sweep_recommends_one_setting(forks: Forks, run: Path, root: Path) -> None:
     words = ("--questions", "20", "--timed", "2", "--root", root, "--json")
-    done = mpa_edge("bench", run, "--as", "onnx-int8", "--sweep", "threads=1:2", *words)
-    assert done.returncode == 0, done.stderr
+    done = forks("bench", run, "--as", "onnx-int8", "--sweep", "threads=1:2", *words)
+    assert done.rc == 0, done.stderr
     document = json.loads(done.stdout)
     assert [point["settings"]["threads"] for point in document["points"]] == [1, 2]
     assert document["points"][document["recommended"]]["on_front"]

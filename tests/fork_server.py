@@ -57,15 +57,17 @@ def warm_up_export() -> None:
     multiprocessing.get_context = lambda method=None: start("fork" if method else None)
 
 
-def child(argv: list[str], out: int, err: int, max_file_bytes: int | None) -> None:
+def child(order: dict, out: int, err: int) -> None:
     from mpa_edge.cli.main import exit_code
 
     os.setpgid(0, 0)
-    if max_file_bytes is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, resource.RLIM_INFINITY))
+    os.environ.update(order["env"])
+    os.chdir(order["cwd"])
+    if order["max_file_bytes"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (order["max_file_bytes"], resource.RLIM_INFINITY))
     os.dup2(out, 1)
     os.dup2(err, 2)
-    code = exit_code(argv)
+    code = exit_code(order["argv"])
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -115,7 +117,7 @@ def obey(order: dict) -> dict:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         pid = os.fork()
         if pid == 0:
-            child(order["argv"], out.fileno(), err.fileno(), order.get("max_file_bytes"))
+            child(order, out.fileno(), err.fileno())
         rc, begun, sent = None, None if order.get("stage") else time.monotonic(), False
         while rc is None:
             time.sleep(0.005)
