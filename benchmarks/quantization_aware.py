@@ -101,8 +101,8 @@ def merged(student: Path, adapter: Path | None, strength: float, bits: int, out:
     from peft.tuners.lora import Linear
     from torch import nn
 
-    from mpa_edge.stages.merge import _copy_small_files
     from mpa_edge.vlm.transformers import checkpoint
+    from mpa_edge.vlm.transformers.merging import copy_small_files
 
     model = checkpoint.load_model(str(student), "cpu")
     if adapter is not None:
@@ -119,7 +119,7 @@ def merged(student: Path, adapter: Path | None, strength: float, bits: int, out:
             module.weight.data = rounded(module.weight.data, bits)
     shutil.rmtree(out, ignore_errors=True)
     model.save_pretrained(out)
-    _copy_small_files(str(student), out)
+    copy_small_files(str(student), out)
     return out
 
 

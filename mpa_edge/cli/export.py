@@ -23,7 +23,8 @@ VERDICTS = {"holds": "is kept", "lost": "is lost", "inconclusive": "may be kept 
 
 
 @click.command("export")
-@click.argument("source", metavar="RUN|CHECKPOINT")
+@click.argument("source", metavar="RUN|CHECKPOINT|ADAPTER")
+@click.option("--base", metavar="MODEL", help="Model that an ADAPTER was made for.  [default: the one that it names]")
 @click.option("--target", metavar="TARGET", help="Device or class of devices.  [default: cpu, where no --as is given]")
 @click.option("--as", "schemes", multiple=True, metavar="SCHEME", help="Quantization scheme; may be given repeatedly.")
 @click.option("--accuracy", type=click.IntRange(min=1), metavar="N", help="Ask base, aligned and export N questions.")
@@ -46,6 +47,7 @@ VERDICTS = {"holds": "is kept", "lost": "is lost", "inconclusive": "may be kept 
 @fetched("source")
 def command(
     source: str,
+    base: str | None,
     target: str | None,
     schemes: tuple[str, ...],
     accuracy: int | None,
@@ -60,7 +62,8 @@ def command(
 ) -> None:
     """Export a model as quantized ONNX or GGUF files, verified against the checkpoint.
 
-    RUN is a folder that align made; a plain CHECKPOINT folder (or hub id) works as well. Without --as, the target's
+    RUN is a folder that align made; a plain CHECKPOINT folder (or hub id) works as well, and so does the folder of a
+    LoRA ADAPTER, which is merged into its base first. Without --as, the target's
     schemes are tried in order until one is the same model; with --choose in order of size, until one also keeps the
     accuracy on the run's held-out questions. Exit code 3: an export is not the same model, and was removed.
 
@@ -69,6 +72,7 @@ def command(
       $ mpa-edge export runs/mine --target jetson --dry-run
       $ mpa-edge export runs/mine --as onnx-int8 --as gguf-q8_0 --accuracy 100
       $ mpa-edge export runs/mine --target phone --choose
+      $ mpa-edge export my-adapter --base Qwen/Qwen2-VL-2B-Instruct --target jetson
       $ mpa-edge export nursery:student --as onnx-fp16 --out exports/student
     """
     from mpa_edge.config.library import load_target
@@ -79,7 +83,8 @@ def command(
 
     if choose and schemes:
         raise click.UsageError("--choose takes the schemes of a target: leave out --as")
-    opened = open_source(source, out)
+    with suppress_library_output(is_verbose()):
+        opened = open_source(source, out, base, merge=not dry_run)
     chosen = load_target(target or DEFAULT_TARGET) if target or not schemes else None
     order = Order(opened, choose_schemes(opened, schemes, chosen), chosen, threads, fresh, first=not schemes)
     if choose:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from mpa_edge.config.recipe import Recipe
 from mpa_edge.config.target import ImageBudget
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.evaluation.predict import with_silver
+from mpa_edge.exporters import adapter
 from mpa_edge.families import Family, family_of
 from mpa_edge.progress import say
 from mpa_edge.runs.files import read_json
@@ -22,6 +24,7 @@ from mpa_edge.runs.manifest import EXPORTS, FOLDERS, RECIPE_FILE, RUN_FILE, read
 from mpa_edge.runs.paths import require_plain
 from mpa_edge.tasks import answer_prompt, get_task
 from mpa_edge.vlm import fingerprint, resolve
+from mpa_edge.vlm.transformers.adapter import is_adapter
 from mpa_edge.vlm.transformers.files import (
     check_files,
     local_folder,
@@ -119,12 +122,16 @@ class Source:
         return answer_prompt(get_task(self.recipe.task), question) if self.recipe else question
 
 
-def open_source(reference: str, out: str | None = None) -> Source:
-    """A run folder with a merged model, a checkpoint folder, or a hub id. MpaError where there is nothing to export.
+def open_source(reference: str, out: str | None = None, base: str | None = None, *, merge: bool = True) -> Source:
+    """A run folder with a merged model, a checkpoint folder, an adapter, or a hub id.
+
+    MpaError where there is nothing to export, or an adapter does not fit its base.
 
     Args:
-        reference: Run folder, checkpoint folder, `nursery:NAME`, or hub id.
+        reference: Run folder, checkpoint folder, folder of an adapter, `nursery:NAME`, or hub id.
         out: Folder of the exports; None: below the run, or below runs/NAME.
+        base: Model that an adapter was made for; None: the one that it names.
+        merge: Whether an adapter is merged. If not, the checkpoint is its base, of the same shapes.
     """
     folder = Path(reference).expanduser()
     if (folder / RUN_FILE).is_file():
@@ -132,11 +139,27 @@ def open_source(reference: str, out: str | None = None) -> Source:
         merged = folder / FOLDERS["merge"]
         if read_manifest(merged) is None:
             raise MpaError(f"{folder} has no finished merge: run mpa-edge align --out {folder} first")
+        require_no_base(reference, base)
         recipe = with_silver(load_recipe(str(folder / RECIPE_FILE)), folder)
         return Source(folder.resolve().name, merged, Path(out) if out else folder / EXPORTS, run=folder, recipe=recipe)
-    found = local_folder(resolve(reference))
+    found = folder if is_adapter(folder) else local_folder(resolve(reference))
     name = folder.resolve().name if folder.is_dir() else reference.rpartition("/")[2].replace(":", "-")
-    return Source(name, found, Path(out) if out else Path("runs") / name / EXPORTS)
+    exports = Path(out) if out else Path("runs") / name / EXPORTS
+    if not is_adapter(found):
+        require_no_base(reference, base)
+        return Source(name, found, exports)
+    of = adapter.base_folder(found, base)
+    if not merge:
+        with tempfile.TemporaryDirectory() as scratch:
+            adapter.check(found, of, Path(scratch))
+        return Source(name, of, exports)
+    return Source(name, adapter.merged(found, of, (exports if out else exports.parent) / adapter.MERGED), exports)
+
+
+def require_no_base(reference: str, base: str | None) -> None:
+    """MpaError where a base is named for what is no adapter."""
+    if base:
+        raise MpaError(f"{reference} is no adapter: leave out --base")
 
 
 def generation_config(checkpoint: Path) -> dict[str, Any]:

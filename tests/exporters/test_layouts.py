@@ -231,13 +231,17 @@ def other_image_processor(folder: Path) -> None:
     write_json(folder / "processor_config.json", values)
 
 
+ADAPTER_ALONE = (
+    r"is an adapter of 'owner/base', which is not here: name it with --base MODEL"
+    r"|is an adapter \(adapter_config.json\), not a whole model: mpa-edge export .* merges it"
+)
 REFUSED: dict[Callable[[Path], None], str] = {
     quantized: r"is quantized already \(bitsandbytes, quantization_config.*use the checkpoint that it was made from",
     int8_without_a_word: r"holds .*q_proj.weight as I8: use the checkpoint in fp32, bf16 or fp16",
     gptq_of_2023: r"is quantized already \(quantize_config.json\)",
     adapter_beside: r"holds a model and an adapter \(adapter_config.json\).*remove the adapter's files",
-    adapter_alone: r"is an adapter \(adapter_config.json\), not a whole model: merge it into its base first",
-    adapter_without_config: r"is an adapter \(adapter_config.json\), not a whole model: merge it into its base first",
+    adapter_alone: ADAPTER_ALONE,
+    adapter_without_config: ADAPTER_ALONE,
     wrapped: r"begin with 'base_model.model.'.*save the model inside it",
     index_with_a_pickle: r"names 'pytorch_model.bin', which is no safetensors file: convert",
     index_that_climbs: r"names '../other.safetensors', outside the folder",

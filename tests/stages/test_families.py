@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 
 from mpa_edge.runs.manifest import StageClock
-from mpa_edge.stages import merge
 from mpa_edge.stages.level import training
 from mpa_edge.stages.level.selection import Selection
+from mpa_edge.stages.merge import probe_inputs
 from mpa_edge.types import ParityRecord, Request
 from mpa_edge.vlm import load
+from mpa_edge.vlm.transformers.merging import MAX_LOGIT_DIFFERENCE, merge
 from tests.families import zoo
 
 QUESTIONS = ("What is this?", "How many bars are there?")
@@ -74,8 +75,8 @@ def test_a_student_of_every_model_type_is_taught(model_type, make_run, images_fo
     losses = [entry["loss"] for entry in outcome.losses if "loss" in entry]
     assert losses[-1] < losses[0] / 2
     merged = tmp_path / "merged"
-    inputs_of = partial(merge.probe_inputs, run)
-    assert merge.merge(base, tmp_path / "adapter", merged, inputs_of) < merge.MAX_LOGIT_DIFFERENCE
+    inputs_of = partial(probe_inputs, run)
+    assert merge(base, tmp_path / "adapter", merged, inputs_of) < MAX_LOGIT_DIFFERENCE
     assert replies(str(merged), images_folder) != replies(base, images_folder)
 
 

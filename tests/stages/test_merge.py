@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.nursery.models import build_model, build_processor
 from mpa_edge.runs.files import write_json
-from mpa_edge.stages import merge as merging
-from mpa_edge.stages.merge import check_logits, check_saved, merge, probe_inputs, run_merge
-from mpa_edge.vlm.transformers import checkpoint
+from mpa_edge.stages.merge import BUILDING, probe_inputs, run_merge
+from mpa_edge.vlm.transformers import checkpoint, merging
+from mpa_edge.vlm.transformers.merging import check_logits, check_saved, merge
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -172,7 +172,7 @@ def test_a_weight_that_changes_on_its_way_to_the_disk_is_found(levelled, monkeyp
 
     def spoiled(path: str, device: str):
         model = real(path, device)
-        if merging.BUILDING in path:
+        if BUILDING in path:
             with torch.no_grad():
                 next(p for name, p in model.named_parameters() if name.endswith(suffix)).add_(0.05)
         return model
@@ -220,7 +220,7 @@ def test_a_lost_tensor_is_found(levelled, monkeypatch) -> None:
         return found if len(calls) < 3 else dict(list(found.items())[1:])
 
     monkeypatch.setattr(merging, "tensors_of", lossy)
-    with pytest.raises(VerificationError, match="merging changed 1 tensors, first .* -> None; rerun mpa-edge merge"):
+    with pytest.raises(VerificationError, match="merging changed 1 tensors, first .* -> None; rerun with --fresh"):
         run_merge(levelled)
     assert loaded_files(levelled.stage_folder("merge")) == []
 
@@ -231,7 +231,7 @@ def test_run_merge_publishes_only_what_was_verified(levelled, capsys) -> None:
     assert {"config.json", "model.safetensors", "tokenizer.json", "manifest.json", "LICENSE"} <= set(
         loaded_files(folder)
     )
-    assert not (folder / merging.BUILDING).exists()
+    assert not (folder / BUILDING).exists()
     run_merge(levelled)
     assert capsys.readouterr().err.endswith("merge: already done, nothing changed\n")
 

@@ -186,21 +186,32 @@ def saved_names(model: Any, stored: Iterable[str]) -> dict[str, str]:
     Published checkpoints name the same tensors in several ways, each release of transformers in its own.
     """
     import torch
-    from transformers.core_model_loading import (
-        WeightConverter,
-        WeightRenaming,
-        rename_source_key,
-        revert_weight_conversion,
-    )
+    from transformers.core_model_loading import revert_weight_conversion
 
     steps, tensors = model._weight_conversions, {name: torch.empty(0, device="meta") for name in model.state_dict()}
     model._weight_conversions = None  # those of the files: the way back would lead to their names
     saved = {id(tensor): name for name, tensor in revert_weight_conversion(model, tensors).items()}
     names = {name: saved[id(tensor)] for name, tensor in tensors.items() if id(tensor) in saved}
+    return {key: names[name] for key, name in _renamed(model, stored, steps).items() if name in names}
+
+
+def inner_names(model: Any, stored: Iterable[str]) -> dict[str, str]:
+    """Tensor, as any release of transformers named it -> its name in a model; itself where it is none of the model's"""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    own = model.state_dict()
+    found = _renamed(model, stored, get_model_conversion_mapping(model))
+    return {key: key if key in own or name not in own else name for key, name in found.items()}
+
+
+def _renamed(model: Any, stored: Iterable[str], steps: Any) -> dict[str, str]:
+    """Tensor of a file -> its name after the steps by which transformers loads it into a model."""
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
     renamings = [step for step in steps if isinstance(step, WeightRenaming)]
     converters = [step for step in steps if isinstance(step, WeightConverter)]
-    inside = {key: rename_source_key(key, renamings, converters, model.base_model_prefix, tensors)[0] for key in stored}
-    return {key: names[name] for key, name in inside.items() if name in names}
+    own = model.state_dict()
+    return {key: rename_source_key(key, renamings, converters, model.base_model_prefix, own)[0] for key in stored}
 
 
 def _from_pretrained(folder: Path, options: dict[str, Any]) -> Any:

@@ -128,13 +128,15 @@ def require_no_adapter(folder: Path) -> None:
     """MpaError where transformers would load an adapter on top of a model, or there is only an adapter."""
     if not (folder / ADAPTER).exists():
         return
-    merge = "merge it into its base first (merge_and_unload() and save_pretrained() of peft), and name that folder"
     if any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
         raise MpaError(
             f"'{folder}' holds a model and an adapter ({ADAPTER}), which transformers would add to it: remove the "
-            f"adapter's files if it is merged already, else {merge}"
+            "adapter's files if it is merged already, else move them to a folder of their own, and export that"
         )
-    raise MpaError(f"'{folder}' is an adapter ({ADAPTER}), not a whole model: {merge}")
+    raise MpaError(
+        f"'{folder}' is an adapter ({ADAPTER}), not a whole model: mpa-edge export {folder} merges it into its base, "
+        f"name runs/{folder.resolve().name}/merged then"
+    )
 
 
 def require_inside(path: Path, folder: Path) -> None:
