@@ -15,7 +15,7 @@ from mpa_edge.runs.lock import run_lock
 from mpa_edge.runs.manifest import RUN_FILE, StageClock, finish, is_done, prepare
 from mpa_edge.runs.paths import copy, inside, move, remove, require_plain
 from mpa_edge.vlm import fingerprint, resolve
-from mpa_edge.vlm.transformers.adapter import adapter_files, lora_config, normalize
+from mpa_edge.vlm.transformers.adapter import Adapter, adapter_files, lora_config, read_adapter
 from mpa_edge.vlm.transformers.files import (
     ADAPTER,
     CONFIGS,
@@ -56,11 +56,11 @@ def base_folder(adapter: Path, base: str | None) -> Path:
     return folder
 
 
-def check(adapter: Path, base: Path, out: Path) -> None:
-    """MpaError where an adapter does not fit its base. Writes it to `out` as the merge takes it."""
+def read(adapter: Path, base: Path) -> Adapter:
+    """An adapter in the names of its base. MpaError where it does not fit; no weights of the base are read."""
     from mpa_edge.vlm.transformers.checkpoint import outline
 
-    normalize(adapter, outline(base), out)
+    return read_adapter(adapter, outline(base))
 
 
 def merged(adapter: Path, base: Path, folder: Path) -> Path:
@@ -107,9 +107,9 @@ def _merge(adapter: Path, base: Path, out: Path, staged: Path) -> float:
     """Runs in a process of its own; returns the largest difference of logits."""
     from mpa_edge.vlm.transformers.merging import merge
 
-    check(adapter, base, staged / "adapter")
+    written = read(adapter, base).write(staged / "adapter")
     files = processor_of(adapter, base, staged / "files")
-    return merge(str(base), staged / "adapter", make_folder(out), probe_inputs, files=files, fix=FIX)
+    return merge(str(base), written, make_folder(out), probe_inputs, files=files, fix=FIX)
 
 
 def processor_files(folder: Path) -> list[Path]:

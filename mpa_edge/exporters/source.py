@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -150,8 +149,7 @@ def open_source(reference: str, out: str | None = None, base: str | None = None,
         return Source(name, found, exports)
     of = adapter.base_folder(found, base)
     if not merge:
-        with tempfile.TemporaryDirectory() as scratch:
-            adapter.check(found, of, Path(scratch))
+        adapter.read(found, of)
         return Source(name, of, exports)
     return Source(name, adapter.merged(found, of, (exports if out else exports.parent) / adapter.MERGED), exports)
 

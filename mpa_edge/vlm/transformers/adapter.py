@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,47 +80,61 @@ def lora_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def normalize(folder: Path, model: Any, out: Path) -> None:
-    """Write an adapter to `out` in the form that `merging.merge` takes: exact names of the base's modules.
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter in the names of its base."""
 
-    Args:
-        folder: The adapter, which is never modified.
-        model: Its base, with or without weights (`checkpoint.outline`).
-        out: Gets adapter_config.json, adapter_model.safetensors, and the weights of whole modules where there are any.
+    config: dict[str, Any]
+    """adapter_config.json with exact names of modules."""
+    lora: dict[str, Tensor]
+    """Its tensors."""
+    whole: dict[str, Tensor]
+    """Weights that replace the base's."""
+    untie: bool
+    """Whether the output matrix becomes one of its own: only one of the two that were one matrix is tuned."""
+
+    def write(self, out: Path) -> Path:
+        """Write the folder that `merging.merge` takes."""
+        from safetensors.torch import save
+
+        make_folder(out)
+        write_json(out / ADAPTER, self.config)
+        write_json(out / TUNED_PLAN, {"untie": self.untie})
+        write_bytes(out / WEIGHTS, save({f"base_model.model.{name}": one for name, one in self.lora.items()}))
+        if self.whole:
+            write_bytes(out / TUNED, save(self.whole))
+        return out
+
+
+def read_adapter(folder: Path, model: Any) -> Adapter:
+    """An adapter for `model`, its base with or without weights (`checkpoint.outline`).
 
     MpaError where it is no LoRA, is not in safetensors, or does not fit the base.
     """
-    from safetensors.torch import load_file, save
+    from safetensors.torch import load_file
 
     config, paths = lora_config(folder), adapter_files(folder)
     tensor_shapes(paths)
     tensors: dict[str, Tensor] = {}
     for path in paths:
-        tensors |= {WRAPPERS.sub("", name): tensor for name, tensor in load_file(path).items()}
+        tensors |= {WRAPPERS.sub("", name): tensor.contiguous() for name, tensor in load_file(path).items()}
     lora = {name: found for name in tensors if (found := LORA.search(name))}
     if not lora:
         raise MpaError(f"'{folder / WEIGHTS}' holds no LoRA weights: copy the adapter again")
-    whole = {
-        WHOLE.sub("", name): tensors[name] for name in tensors if name not in lora and "original_module" not in name
-    }
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    others = [name for name in tensors if name not in lora and ".original_module." not in name]
+    whole = {WHOLE.sub("", name): tensors[name] for name in others}
     keys = {name: f"{name[: found.start()]}.weight" for name, found in lora.items()}
     names = inner_names(model, {*keys.values(), *whole})
     modules = {name: names[key].rpartition(".")[0] for name, key in keys.items()}
     placed = {f"{modules[name]}.{_suffix(found)}": tensors[name] for name, found in lora.items()}
     replaced = {names[name]: tensor for name, tensor in whole.items()}
-    check_fits(folder, placed, replaced, shapes)
+    check_fits(folder, placed, replaced, {name: tuple(one.shape) for name, one in model.state_dict().items()})
     own = {modules[name]: keys[name].removesuffix(".weight") for name in keys}
-    make_folder(out)
-    write_json(out / ADAPTER, config | selected(config, own, placed))
-    write_bytes(out / WEIGHTS, save({f"base_model.model.{name}": one.contiguous() for name, one in placed.items()}))
     tied = model.get_output_embeddings() is not None and model.config.get_text_config().tie_word_embeddings
     ends = {name for name, module in model.named_modules() if module in _ends(model)}
     touched = ends & ({*own} | {name.rpartition(".")[0] for name in replaced})
-    if tied and touched and not config.get("ensure_weight_tying"):
-        write_json(out / TUNED_PLAN, {"untie": True})
-    if replaced:
-        write_bytes(out / TUNED, save({name: one.contiguous() for name, one in replaced.items()}))
+    untie = bool(tied and touched and not config.get("ensure_weight_tying"))
+    return Adapter(config | selected(config, own, placed), placed, replaced, untie)
 
 
 def _ends(model: Any) -> list[Any]:

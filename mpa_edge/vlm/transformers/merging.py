@@ -22,7 +22,7 @@ MAX_LOGIT_DIFFERENCE = 1e-4
 """Of a logit, or of the largest one where that is above 1: fp32 rounds in proportion."""
 AGAIN = "rerun mpa-edge level with --fresh"
 TUNED, TUNED_PLAN = "tuned_weights.safetensors", "tuned_weights.json"
-"""Beside an adapter that `adapter.normalize` wrote: weights of whole modules, and whether the head becomes its own."""
+"""Beside an adapter that `Adapter.write` wrote: weights of whole modules, and whether the head becomes its own."""
 BASE_CARD = "BASE_README.md"
 # the small files next to the weights: processor, tokenizer, chat template, generation config, licence
 COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "README.md")
@@ -102,7 +102,7 @@ def _with_adapter(base: str, adapter: Path, fix: str) -> tuple[Any, set[str]]:
 
 
 def _replace_weights(model: Any, adapter: Path) -> set[str]:
-    """Load the weights of whole modules that `adapter.normalize` found; returns the modules' names."""
+    """Load the weights of whole modules that `Adapter.write` wrote; returns the modules' names."""
     from safetensors.torch import load_file
 
     plan = read_json(adapter / TUNED_PLAN) or {}
