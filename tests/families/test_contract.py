@@ -28,10 +28,11 @@ HOME = {
     "qwen2_vl": QWEN_HOME,
     "qwen2_5_vl": QWEN_HOME,
     "qwen3_vl": {**QWEN_HOME, "connector": ("visual.merger", "visual.deepstack_merger_list")},
+    "qwen3_5": QWEN_HOME,
     "llava": LLAVA_HOME,
     "internvl": LLAVA_HOME,
 }
-NEVER = ("lm_head", "embed_tokens", "patch_embed", "position_embedding", "norm", "ln_q")
+NEVER = ("lm_head", "embed_tokens", "patch_embed", "position_embedding", "norm", "ln_q", "conv1d")
 # logits have a standard deviation of 2.5; the same sum in another order moves them by 1e-5 to 1e-4
 SAME = 1e-3
 CASES = {

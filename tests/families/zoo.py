@@ -20,12 +20,21 @@ from typing import Any
 
 from tests.families import zoo_text as text
 
-MODEL_TYPES = ("idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "internvl")
+MODEL_TYPES = ("idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "llava", "internvl")
 HIDDEN, FFN, HEAD_DIM, TEXT_LAYERS = 256, 512, 64, 2
 CONTEXT = 4096
 GAIN, GAIN_OF_ENDS = 1.5, 2.5
+FROM_ZERO = ("Qwen3_5RMSNorm",)
+"""Norms that add one to their weights."""
 SURENESS = 0.45
 """Matrices get this over the root of their fan-in; input and output embeddings more, for logits with clear winners."""
+GATED_DELTA = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": HEAD_DIM,
+    "linear_value_head_dim": HEAD_DIM,
+}
 # read with the module: what is on the disk later need not be what runs
 SOURCES = [Path(source).read_text(encoding="utf-8") for source in (__file__, text.__file__)]
 
@@ -86,6 +95,7 @@ def _randomize(model: Any, random: Any) -> None:
     """No bias is zero and no norm is one: a missed bias or a missed scale changes the answer."""
     import torch
 
+    from_zero = {f"{name}.weight" for name, module in model.named_modules() if type(module).__name__ in FROM_ZERO}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2:
@@ -93,8 +103,12 @@ def _randomize(model: Any, random: Any) -> None:
                 parameter.normal_(0, gain / parameter[0].numel() ** 0.5, generator=random)
             else:
                 parameter.normal_(0 if "bias" in name else 1, 0.1, generator=random)
+                if name.endswith("A_log"):
+                    parameter.sub_(4)  # a state outlives an image
             if name.endswith(("text_model.norm.weight", "language_model.norm.weight")):
                 parameter.mul_(SURENESS)  # as sure of the next token as rounding to 4 bits leaves a trained model
+            if name in from_zero:
+                parameter.sub_(1)
 
 
 def _text(tokenizer: Any, *, hidden: int = HIDDEN, tied: bool = False) -> dict[str, Any]:
@@ -160,11 +174,14 @@ def _smol(
 def _qwen(model_type: str, *, tied: bool = True, depth: int | None = None, hidden: int = HIDDEN) -> tuple[Any, Any]:
     """Patches of 14 px (Qwen3: 16), 4 to 64 tokens an image.
 
-    2.5 looks at windows of 112 px, at all of the image in every other layer.
+    2.5 looks at windows of 112 px, at all of the image in every other layer. 3.5 has one layer of attention, and one
+    with a recurrent state before and behind it.
     """
     import transformers
 
-    names = text.tokenizer("qwen2", text.QWEN_SPECIALS, eos="<|im_end|>", pad="<|endoftext|>")
+    third = model_type.startswith("qwen3")
+    split = "qwen35" if model_type == "qwen3_5" else "qwen2"
+    names = text.tokenizer(split, text.QWEN_SPECIALS, eos="<|im_end|>", pad="<|endoftext|>")
     ids = {
         f"{key}_token_id": names.convert_tokens_to_ids(f"<|{token}|>")
         for key, token in {
@@ -174,37 +191,38 @@ def _qwen(model_type: str, *, tied: bool = True, depth: int | None = None, hidde
             "vision_end": "vision_end",
         }.items()
     }
-    base = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}[model_type]
+    base = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL", "qwen3_5": "Qwen3_5"}[model_type]
     rope = {"rope_type": "default", "rope_theta": 1000000.0, "mrope_section": [8, 12, 12]}
-    if model_type == "qwen3_vl":
-        rope |= {"mrope_section": [12, 10, 10], "mrope_interleaved": True}
     sizes = _text(names, hidden=hidden, tied=tied)
-    if model_type == "qwen3_vl":
+    if third:
+        rope |= {"mrope_section": [12, 10, 10], "mrope_interleaved": True}
         # llama.cpp wants more layers than there are inner features, and one epsilon for vision and language
         sizes |= {"num_hidden_layers": 3, "rms_norm_eps": 1e-6}
+    if model_type == "qwen3_5":
+        rope |= {"mrope_section": [6, 5, 5], "partial_rotary_factor": 0.5}
+        sizes |= GATED_DELTA
     config = getattr(transformers, f"{base}Config")(
         text_config={**sizes, "rope_parameters": rope},
         vision_config=_qwen_eyes(model_type, depth, hidden),
         tie_word_embeddings=tied,
         **ids,
     )
-    patch = 16 if model_type == "qwen3_vl" else 14
+    patch = 16 if third else 14
     pixels = {"shortest_edge": (4 * patch) ** 2, "longest_edge": (2 * patch) ** 2 * 64}
-    halves = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if model_type == "qwen3_vl" else {}
-    video = "Qwen3VLVideoProcessor" if model_type == "qwen3_vl" else "Qwen2VLVideoProcessor"
-    processor = getattr(transformers, f"{base}Processor")(
+    halves = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if third else {}
+    processor = getattr(transformers, "Qwen3VLProcessor" if third else f"{base}Processor")(
         transformers.Qwen2VLImageProcessor(
             size=pixels, patch_size=patch, merge_size=2, temporal_patch_size=2, **halves
         ),
         names,
-        getattr(transformers, video)(),
+        getattr(transformers, "Qwen3VLVideoProcessor" if third else "Qwen2VLVideoProcessor")(),
         chat_template=text.QWEN_TEMPLATE,
     )
     return config, processor
 
 
 def _qwen_eyes(model_type: str, depth: int | None, hidden: int) -> dict[str, Any]:
-    """Vision tower of a Qwen model; that of 3 hands the features of two inner layers to the decoder."""
+    """Vision tower of a Qwen model; that of Qwen3-VL hands the features of two inner layers to the decoder."""
     if model_type == "qwen2_vl":
         return {
             "depth": depth or 3,
@@ -214,11 +232,12 @@ def _qwen_eyes(model_type: str, depth: int | None, hidden: int) -> dict[str, Any
             "hidden_size": hidden,
             "mlp_ratio": 4,
         }
-    depth = depth or 4
+    depth = depth or (3 if model_type == "qwen3_5" else 4)
     shared = {"depth": depth, "num_heads": 4, "hidden_size": 128, "intermediate_size": 256, "out_hidden_size": hidden}
-    if model_type == "qwen3_vl":
+    if model_type.startswith("qwen3"):
         # a table of 6 x 6 positions: larger and smaller images stretch it
-        return {**shared, "patch_size": 16, "num_position_embeddings": 36, "deepstack_visual_indexes": [0, depth // 2]}
+        inner = {"deepstack_visual_indexes": [0, depth // 2]} if model_type == "qwen3_vl" else {}
+        return {**shared, "patch_size": 16, "num_position_embeddings": 36, **inner}
     return {**shared, "patch_size": 14, "window_size": 112, "fullatt_block_indexes": [depth // 2 - 1, depth - 1]}
 
 
@@ -311,6 +330,7 @@ RECIPES: dict[str, Callable[..., tuple[Any, Any]]] = {
     "qwen2_vl": functools.partial(_qwen, "qwen2_vl"),
     "qwen2_5_vl": functools.partial(_qwen, "qwen2_5_vl"),
     "qwen3_vl": functools.partial(_qwen, "qwen3_vl"),
+    "qwen3_5": functools.partial(_qwen, "qwen3_5"),
     "llava": _llava,
     "internvl": _internvl,
 }

@@ -57,6 +57,12 @@ INTERNVL_TEMPLATE = (
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# that of Qwen3.5, which llama.cpp calls qwen35: accents belong to their letters
+QWEN35_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPLITS = {"qwen2": QWEN_SPLIT, "qwen35": QWEN35_SPLIT}
 N_MERGES = 200
 # of SmolVLM: tokens before the words, words with those, all
 N_EARLY, N_WORDS, N_TOKENS = 4, 49152, 49280
@@ -80,7 +86,7 @@ def tokenizer(
     full_size: bool = False,
     **extra: Any,
 ) -> Any:
-    """A byte-level BPE tokenizer with the pre-tokenizer `smollm` or `qwen2`, the same at every call.
+    """A byte-level BPE tokenizer with the pre-tokenizer `smollm`, `qwen2` or `qwen35`, the same at every call.
 
     `full_size` gives it SmolVLM's 49,280 tokens, those of images behind all words.
     """
@@ -91,7 +97,7 @@ def tokenizer(
     if kind == "smollm":
         split = pre_tokenizers.Digits(individual_digits=True)
     else:
-        split = pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated")
+        split = pre_tokenizers.Split(Regex(SPLITS[kind]), "isolated")
     as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind == "smollm")
     made.pre_tokenizer = pre_tokenizers.Sequence([split, as_bytes])
     made.decoder = decoders.ByteLevel()
