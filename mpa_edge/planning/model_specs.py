@@ -29,6 +29,7 @@ PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 # what transformers 5.23 takes where a published config.json has no value
 IDEFICS3 = {"hidden_size": 1152, "intermediate_size": 3072, "num_hidden_layers": 12}
 INTERNVL = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
+QWEN3 = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "patch_size": 16}
 VISION_DEFAULTS: dict[str, dict[str, Any]] = {
     "idefics3": IDEFICS3,
     "smolvlm": IDEFICS3,
@@ -37,7 +38,8 @@ VISION_DEFAULTS: dict[str, dict[str, Any]] = {
     "internvl_chat": INTERNVL,
     "qwen2_vl": {"depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "patch_size": 14},
     "qwen2_5_vl": {"depth": 32, "hidden_size": 3584, "intermediate_size": 3420, "patch_size": 14},
-    "qwen3_vl": {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "patch_size": 16},
+    "qwen3_vl": QWEN3,
+    "qwen3_5": QWEN3,
 }
 DEEPSTACK = (8, 16, 24)
 FAULTS = (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError)
@@ -201,7 +203,10 @@ def _shapes(config: Config, model_type: str) -> Shapes:
     hidden, heads, layers = (int(text[key]) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
     head_size = int(text.get("head_dim") or hidden // heads)
     key_value = int(text.get("num_key_value_heads") or heads) * head_size
-    language = Stack(layers, hidden, int(text["intermediate_size"]), heads * head_size, key_value, gated=True)
+    query = heads * head_size
+    if model_type == "qwen3_5":
+        query, key_value = mean_layer(text, layers, hidden, query, key_value)
+    language = Stack(layers, hidden, int(text["intermediate_size"]), query, key_value, gated=True)
 
     width = int(v["embed_dim"] if model_type == "qwen2_vl" else v["hidden_size"])
     ffn = int(v.get("intermediate_size") or width * v["mlp_ratio"])
@@ -220,6 +225,23 @@ def _shapes(config: Config, model_type: str) -> Shapes:
     tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings")))
     inputs = 3 * frames * _edge(v["patch_size"]) ** 2
     return Shapes(vision, inputs, connector, language, int(text["vocab_size"]), tied)
+
+
+def mean_layer(text: Mapping[str, Any], layers: int, hidden: int, query: int, key_value: int) -> tuple[int, int]:
+    """(query, key_value) of equal layers with as many parameters, and a cache as large, as Qwen3.5's two kinds have.
+
+    Its layers of attention gate their output, which is a second query matrix. The others are gated delta nets, whose
+    state does not grow with the tokens.
+    """
+    kinds = text.get("layer_types") or [None if (i + 1) % 4 else "full_attention" for i in range(layers)]
+    share = kinds.count("full_attention") / layers
+    keys, values = (
+        int(text[f"linear_num_{part}_heads"]) * int(text[f"linear_{part}_head_dim"]) for part in ("key", "value")
+    )
+    # of the projections to queries, keys, values, gate, decay and learning rate, and back
+    delta = 2 * keys + 3 * values + 2 * int(text["linear_num_value_heads"])
+    width = share * (3 * query + 2 * key_value) + (1 - share) * delta
+    return round(width / 2 - share * key_value), round(share * key_value)
 
 
 def image_tokens(config: Config, image: Config, size: Size) -> ImageTokens:

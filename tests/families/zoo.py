@@ -34,6 +34,7 @@ GATED_DELTA = {
     "linear_num_value_heads": 4,
     "linear_key_head_dim": HEAD_DIM,
     "linear_value_head_dim": HEAD_DIM,
+    "mtp_num_hidden_layers": 1,  # as published; transformers drops that layer's weights
 }
 # read with the module: what is on the disk later need not be what runs
 SOURCES = [Path(source).read_text(encoding="utf-8") for source in (__file__, text.__file__)]

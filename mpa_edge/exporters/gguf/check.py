@@ -7,8 +7,8 @@ from typing import Any
 
 from mpa_edge.errors import MpaError
 
-COVERED = ("idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "internvl")
-QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+COVERED = ("idefics3", "smolvlm", *QWEN, "llava", "internvl")
 # llama.cpp's converter chooses the language model's class by this name; transformers leaves it out of a nested config
 TEXT_ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -28,10 +28,12 @@ OTHER_VISION = "use an onnx or a hybrid scheme"
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_MARKED = r"[\p{L}\p{M}]"
 # a tokenizer's one regular expression -> its name in llama.cpp (src/llama-vocab.cpp, commit 0c1e57098)
 _SPLITS = {
     _WORDS + r"\p{N}" + _REST: "qwen2",
     _WORDS + r"\p{N}{1,3}" + _REST: "llama-bpe",
+    _WORDS.replace(r"\p{L}+", _MARKED + "+") + r"\p{N}" + _REST.replace(r"\p{L}", r"\p{L}\p{M}"): "qwen35",
 }
 
 
@@ -139,6 +141,7 @@ def pre_tokenizer_name(tokenizer: dict[str, Any]) -> str | None:
         ("digits", "words"): "smollm",
         ("words",): "gpt-2",
         ("qwen2", "bytes"): "qwen2",
+        ("qwen35", "bytes"): "qwen35",
         ("llama-bpe", "bytes"): "llama-bpe",
     }.get(_steps(tokenizer.get("pre_tokenizer") or {}))
 

@@ -30,6 +30,8 @@ PRECISIONS: dict[GgufComponent, tuple[str, ...]] = {
 }
 LINKED = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 COPIED = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+NO_MTP = ("qwen3_5",)
+"""Model types whose config.json counts a layer for predicting several tokens, which transformers leaves unsaved."""
 # these keys can name Python files that came with the checkpoint; the converter never gets one
 CODE_KEYS = ("auto_map", "custom_pipelines")
 
@@ -80,7 +82,10 @@ def convert(
 def _run_converter(source: Source, staged: Path, component: GgufComponent, out: Path, precision: str) -> int:
     pre_tokenizer = pre_tokenizer_name(read_json(staged / "tokenizer.json") or {}) or ""
     arguments = [str(staged), "--outfile", str(out), "--outtype", precision]
-    arguments += ["--mmproj"] if component == "mmproj" else []
+    if component == "mmproj":
+        arguments.append("--mmproj")
+    elif source.config["model_type"] in NO_MTP:
+        arguments.append("--no-mtp")
     _, peak_bytes = run_isolated(run_converter, converter_folder(), pre_tokenizer, source.names, arguments)
     if not out.is_file():
         raise MpaError(f"llama.cpp's converter wrote no {component}: use an onnx scheme, or report it")

@@ -103,6 +103,8 @@ class LanguageModel:
         self.vocabulary = lib.llama_model_get_vocab(self.model)
         self.n_vocabulary = int(lib.llama_vocab_n_tokens(self.vocabulary))
         self.hidden = int(lib.llama_model_n_embd_inp(self.model))
+        self.can_rewind = not (lib.llama_model_is_hybrid(self.model) or lib.llama_model_is_recurrent(self.model))
+        """Whether the cache holds every token; a recurrent state holds only their sum."""
         self.position = 0
         # a batch of one token that asks for its logits, allocated once: it runs for every token of an answer
         self._id, self._id_position, wanted = (lib.llama_token * 1)(), (lib.llama_pos * 1)(), (ctypes.c_int8 * 1)(1)
@@ -128,7 +130,7 @@ class LanguageModel:
         return b"".join(parts).decode("utf-8", "replace")
 
     def rewind(self, position: int = 0) -> None:
-        """Drop everything from a position on from the cache."""
+        """Drop everything from a position on from the cache; only from 0 where the model cannot rewind."""
         memory = self.lib.llama_get_memory(self.context)
         if position == 0:
             self.lib.llama_memory_clear(memory, False)

@@ -195,9 +195,9 @@ class LlamaCppVLM:
         return prompt
 
     def _read(self, prompt: Prompt, is_cached: bool) -> None:
-        """Read a prompt, or only its tail where its image is in the cache."""
+        """Read a prompt, or only its tail where its image is in the cache and the model can go back to it."""
         self._cached = None  # until all of it is read
-        if is_cached:
+        if is_cached and self.language.can_rewind:
             pieces: Sequence[Piece] = (prompt.tail,)
             self.language.rewind(sum(piece.n_positions for piece in prompt.prefix))
         else:

@@ -15,6 +15,7 @@ KINDS = {
     "qwen2_vl": "qwen2_vl",
     "qwen2_5_vl": "qwen2_5_vl",
     "qwen3_vl": "qwen3_vl",
+    "qwen3_5": "qwen3_vl",
     "llava": "siglip",
     "internvl": "internvl",
 }

@@ -26,10 +26,17 @@ PROJECTORS = {
     "qwen2_vl": "qwen2vl_merger",
     "qwen2_5_vl": "qwen2.5vl_merger",
     "qwen3_vl": "qwen3vl_merger",
+    "qwen3_5": "qwen3vl_merger",
     "llava": "mlp",
     "internvl": "internvl",
 }
-LANGUAGES = {"qwen2_vl": "qwen2vl", "qwen2_5_vl": "qwen2vl", "qwen3_vl": "qwen3vl", "internvl": "qwen2"}
+LANGUAGES = {
+    "qwen2_vl": "qwen2vl",
+    "qwen2_5_vl": "qwen2vl",
+    "qwen3_vl": "qwen3vl",
+    "qwen3_5": "qwen35",
+    "internvl": "qwen2",
+}
 HARD_TEXTS = (
     "How many?  12345 or 3.14\n\n\tNo -- it's \"them\", isn't it?!",
     "<|im_start|>user\nWhat's 7 x 8?<|im_end|>",
@@ -52,7 +59,7 @@ def test_every_family_becomes_the_two_files_of_llama_cpp(which: str) -> None:
     assert not [tensor.name for tensor in language.tensors if tensor.name.startswith(("v.", "mm."))]
     assert {tensor.type for tensor in (*language.tensors, *mmproj.tensors)} == {"f16", "f32"}
     for tensor in (*language.tensors, *mmproj.tensors):
-        small = len(tensor.shape) == 1 or "embd" in tensor.name
+        small = len(tensor.shape) == 1 or "embd" in tensor.name or "conv1d" in tensor.name
         assert small or tensor.type == "f16", tensor.name
 
 
@@ -87,6 +94,7 @@ SIZES = {
     "idefics3": (256, 128),
     "smolvlm": (256, 128),
     "qwen3_vl": (224, 160),
+    "qwen3_5": (224, 160),
     "llava": (112, 112),
     "internvl": (224, 112),
 }

@@ -22,13 +22,14 @@ from mpa_edge.vlm import load
 from mpa_edge.vlm.llama_cpp.model import LlamaCppVLM
 from mpa_edge.vlm.llama_cpp.vision import images_for_mtmd
 from mpa_edge.vlm.pixels import prepare
+from tests.families import zoo
 from tests.vlm.exported import checkpoint
 from tests.vlm.llama_exported import gguf_folder
 from tests.vlm.llama_traces import cosines, same_way
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
 
-EVERY = ("student", "idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "internvl")
+EVERY = ("student", *zoo.MODEL_TYPES)
 WIDE, TALL, MIDDLE, THIN = (
     drawn(256, 64, seed=1),
     drawn(70, 150, seed=2),
@@ -106,7 +107,7 @@ def test_the_image_matters(chart: Image.Image) -> None:
 QUESTIONS = ("What is the highest value?", "What is the lowest value?", "Which bar is it?", "What is the highest?")
 
 
-@pytest.mark.parametrize("which", ["student", "qwen2_vl", "internvl"])
+@pytest.mark.parametrize("which", ["student", "qwen2_vl", "qwen3_5", "internvl"])
 def test_questions_about_one_image_share_its_prefix_and_are_answered_as_alone(
     which: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
