@@ -1,6 +1,7 @@
 """Vision encoders as traceable graphs, one file a family; the language side (`text`) is the same for all.
 
-The folder is the registry: `graphs/NAME.py` belongs to `families/NAME.py`.
+The folder is the registry: `graphs/NAME.py` belongs to `families/NAME.py`. Its `language`, where it has one, changes
+decoder layers that are the family's own.
 """
 
 from __future__ import annotations
@@ -25,12 +26,11 @@ def build(model: Any, component: Component) -> Graph:
 
     if component == "embed":
         return text.embed(model)
-    if component == "decoder":
-        return text.decoder(model)
     family = family_of(model.config.model_type).name
     if family not in known():
         raise MpaError(f"family '{family}' has no ONNX graph: export it as GGUF, or use one of {', '.join(known())}")
-    found: Graph = importlib.import_module(f"{__name__}.{family}").vision(model)
+    own = importlib.import_module(f"{__name__}.{family}")
+    found: Graph = text.decoder(model, getattr(own, "language", None)) if component == "decoder" else own.vision(model)
     return found
 
 

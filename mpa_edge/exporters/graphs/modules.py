@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
+from transformers.cache_utils import DynamicCache
 
 ATTENTION = "mpa_edge_grouped"
 LARGE_NEGATIVE = -1.0e4
@@ -30,6 +31,19 @@ class Graph:
     """For each input: dynamic axis -> its name."""
 
 
+class States(DynamicCache):
+    """A cache in which some layers keep other tensors than keys and values of every token.
+
+    Such a layer's module names them, and their shapes without the batch, in its attribute `kept`. It finds and leaves
+    them in the cache's.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[int, tuple[Tensor, ...]] = {}
+        """Layer -> its tensors."""
+
+
 class MatMul(nn.Module):
     """nn.Linear with its weight stored as (in, out): one MatMul with a constant, which quantizers look for."""
 
@@ -49,8 +63,10 @@ class RootMeanSquareNorm(nn.Module):
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
-        self.weight = norm.weight
-        self.epsilon = float(norm.variance_epsilon)
+        # norms of Qwen3.5 say eps, and add one to their weights
+        from_one = hasattr(norm, "variance_epsilon")
+        self.weight = norm.weight if from_one else nn.Parameter(1.0 + norm.weight.detach(), requires_grad=False)
+        self.epsilon = float(norm.variance_epsilon if from_one else norm.eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., hidden) -> the same."""

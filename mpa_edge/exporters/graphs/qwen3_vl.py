@@ -23,8 +23,10 @@ class Vision(nn.Module):
         self.patches = PatchMatMul(tower.patch_embed.proj)
         self.positions, self.side = tower.pos_embed, tower.num_grid_per_side
         self.rotary, self.blocks, self.merger = tower.rotary_pos_emb, tower.blocks, tower.merger
-        self.inner = dict(zip(tower.deepstack_visual_indexes, range(len(tower.deepstack_merger_list)), strict=True))
-        self.mergers, self.merge = tower.deepstack_merger_list, tower.spatial_merge_size
+        self.mergers = getattr(tower, "deepstack_merger_list", [])  # Qwen3.5 has none
+        inner = tower.deepstack_visual_indexes if self.mergers else ()
+        self.inner = dict(zip(inner, range(len(self.mergers)), strict=True))
+        self.merge = tower.spatial_merge_size
 
     def forward(self, pixel_values: Tensor, grids: Tensor) -> Tensor:
         """(P, values of a patch), (images, 3) -> (P / merge^2, (1 + inner layers) x text hidden)."""

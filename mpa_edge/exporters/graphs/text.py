@@ -1,15 +1,16 @@
-"""The language side of every family: token embeddings, and a decoder that takes embeddings and a key-value cache."""
+"""The language side of every family: token embeddings, and a decoder that takes embeddings and what it kept before."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mpa_edge.exporters.graphs.modules import Graph, additive_mask, onnx_form
+from mpa_edge.exporters.graphs.modules import Graph, States, additive_mask, onnx_form
 
-MULTIMODAL_ROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+KEY_VALUE = ("key", "value")
 BATCH, LENGTH, PAST, TOTAL = 2, 3, 5, 8
 """Sizes of the sample to trace with; TOTAL = PAST + LENGTH."""
 
@@ -33,6 +34,9 @@ class Decoder(nn.Module):
     def __init__(self, language: nn.Module, head: nn.Module, config: Any) -> None:
         super().__init__()
         self.language, self.head, self.config = language, head, config
+        own = [[m.kept for m in layer.children() if hasattr(m, "kept")] for layer in language.layers]
+        self.kept: list[dict[str, tuple[int, ...]] | None] = [found[0] if found else None for found in own]
+        """Tensors that a layer keeps, with their shapes but for the batch; None: keys and values."""
 
     def forward(
         self,
@@ -44,24 +48,33 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, ...]:
         """(B, S, hidden), (B, P+S), (B, S) or (3, B, S), (), 2 x layers of (B, K, P, D) -> logits, 2 x layers.
 
-        With features of inner layers the embeddings are (B, S, (1 + inner layers) x hidden), as in llama.cpp.
+        With features of inner layers the embeddings are (B, S, (1 + inner layers) x hidden), as in llama.cpp. Layers
+        with a recurrent state have other tensors, see `States`.
         """
-        from transformers.cache_utils import DynamicCache
-
-        cache = DynamicCache()
-        for layer in range(len(past) // 2):
-            cache.update(past[2 * layer], past[2 * layer + 1], layer)
+        cache, tensors, n_new = States(), iter(past), inputs_embeds.shape[1]
+        for layer, kept in enumerate(self.kept):
+            if kept is None:
+                cache.update(next(tensors), next(tensors), layer)
+            else:
+                cache.kept[layer] = tuple(next(tensors) for _ in kept)
+        mask: Any = causal_mask(attention_mask, n_new)
+        if cache.kept:
+            mask = {"full_attention": mask, "linear_attention": attention_mask[:, attention_mask.shape[1] - n_new :]}
         embeds, *inner = inputs_embeds.split(self.config.hidden_size, -1)
         hidden = self.language(
             inputs_embeds=embeds,
-            attention_mask=causal_mask(attention_mask, inputs_embeds.shape[1]),
+            attention_mask=mask,
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=True,
             **({"deepstack_visual_embeds": inner} if inner else {}),
         ).last_hidden_state
-        kept = last(hidden, num_logits_to_keep)
-        return (self.head(kept), *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values)))
+        rows = last(hidden, num_logits_to_keep)
+        present = (
+            cache.kept[i] if i in cache.kept else (cache.layers[i].keys, cache.layers[i].values)
+            for i in range(len(self.kept))
+        )
+        return (self.head(rows), *(tensor for layer in present for tensor in layer))
 
 
 def causal_mask(attention_mask: Tensor, n_new: int) -> Tensor:
@@ -98,40 +111,45 @@ def added(hidden: Tensor, _places: Any, features: Tensor) -> Tensor:
     return hidden + features
 
 
-def decoder(model: Any) -> Graph:
-    """Graph of the language model with its head."""
+def decoder(model: Any, prepare: Callable[[Any], None] | None = None) -> Graph:
+    """Graph of the language model with its head; `prepare` changes layers that only its family has."""
     config = model.config.get_text_config()
     language = getattr(model.model, "text_model", None) or model.model.language_model
     language.embed_tokens = None  # embeddings come from outside
     if n_inner := inner_layers(model.config):
         language._deepstack_process = added  # the original asks which tokens are an image's
+    if prepare:
+        prepare(language)
     module = onnx_form(Decoder(language, model.lm_head, config))
-    past_shape = (BATCH, config.num_key_value_heads, PAST, head_size(config))
-    past = [torch.rand(past_shape) for _ in range(2 * config.num_hidden_layers)]
+    names, shapes, axes = [], [], []
+    for i, kept in enumerate(module.kept):
+        for part in KEY_VALUE if kept is None else kept:
+            names.append(f".{i}.{part}" if kept is None else f"_{part}.{i}")
+            shapes.append((config.num_key_value_heads, PAST, head_size(config)) if kept is None else kept[part])
+            axes.append({0: "batch_size", **({2: "past_sequence_length"} if kept is None else {})})
     positions = torch.arange(PAST, TOTAL).expand(BATCH, LENGTH).contiguous()
     position_axes = {0: "batch_size", 1: "sequence_length"}
-    if model.config.model_type in MULTIMODAL_ROPE:
+    if hasattr(model.model, "get_rope_index"):
         positions = positions.expand(3, BATCH, LENGTH).contiguous()
         position_axes = {1: "batch_size", 2: "sequence_length"}
-    parts = [f"{i}.{part}" for i in range(config.num_hidden_layers) for part in ("key", "value")]
     hidden = torch.rand(BATCH, LENGTH, (1 + n_inner) * config.hidden_size)
     return Graph(
         module,
-        (hidden, torch.ones(BATCH, TOTAL, dtype=torch.long), positions, torch.tensor(2), *past),
+        (hidden, torch.ones(BATCH, TOTAL, dtype=torch.long), positions, torch.tensor(2), *(torch.rand(BATCH, *s) for s in shapes)),
         (
             "inputs_embeds",
             "attention_mask",
             "position_ids",
             "num_logits_to_keep",
-            *(f"past_key_values.{p}" for p in parts),
+            *(f"past_key_values{name}" if name.startswith(".") else f"past{name}" for name in names),
         ),
-        ("logits", *(f"present.{p}" for p in parts)),
+        ("logits", *(f"present{name}" for name in names)),
         (
             {0: "batch_size", 1: "sequence_length"},
             {0: "batch_size", 1: "total_sequence_length"},
             position_axes,
             {},
-            *({0: "batch_size", 2: "past_sequence_length"} for _ in parts),
+            *axes,
         ),
     )
 
