@@ -34,6 +34,7 @@ SIZES = {
     "qwen2_vl": (112, 84),
     "qwen2_5_vl": (112, 168),
     "qwen3_vl": (128, 192),
+    "qwen3_5": (128, 192),
     "llava": (112, 112),
     "llava:clip": (112, 112),
     "llava:clip:full": (112, 112),

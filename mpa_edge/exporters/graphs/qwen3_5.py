@@ -11,6 +11,8 @@ from mpa_edge.exporters.graphs import qwen3_vl
 from mpa_edge.exporters.graphs.modules import States
 
 vision = qwen3_vl.vision
+EPSILON = 1e-6
+"""Added to the squared length of queries and keys, as transformers does."""
 FLOAT = 1
 """Float32 in ONNX."""
 
@@ -23,8 +25,8 @@ class GatedDelta(nn.Module):
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
-        self.queries_keys_values, self.gate = layer.in_proj_qkv, layer.in_proj_z
-        self.rate, self.decay = layer.in_proj_b, layer.in_proj_a
+        self.in_proj_qkv, self.in_proj_z = layer.in_proj_qkv, layer.in_proj_z
+        self.in_proj_b, self.in_proj_a = layer.in_proj_b, layer.in_proj_a
         self.out_proj, self.norm = layer.out_proj, layer.norm
         self.taps = nn.Parameter(layer.conv1d.weight.detach()[:, 0].T.contiguous(), requires_grad=False)
         self.shift = layer.dt_bias
@@ -42,30 +44,29 @@ class GatedDelta(nn.Module):
         conv, recurrent = cache_params.kept[self.layer]
         hidden = hidden_states * attention_mask[:, :, None].to(hidden_states.dtype)
         batch, length, _ = hidden.shape
-        before = torch.cat([conv, self.queries_keys_values(hidden)], 1)
+        before = torch.cat([conv, self.in_proj_qkv(hidden)], 1)
         mixed = sum(before[:, i : i + length] * tap for i, tap in enumerate(self.taps))
         n_keys = self.n_keys * self.key_size
         query, key, value = nn.functional.silu(mixed).split([n_keys, n_keys, self.n_values * self.value_size], -1)
-        decay = self.speed * nn.functional.softplus(self.decay(hidden) + self.shift)
+        decay = self.speed * nn.functional.softplus(self.in_proj_a(hidden) + self.shift)
         seen, recurrent = torch.onnx.ops.symbolic_multi_out(
             "com.microsoft::LinearAttention",
-            (self._unit(query), self._unit(key), value, recurrent, decay, self.rate(hidden).sigmoid()),
+            (self._unit(query), self._unit(key), value, recurrent, decay, self.in_proj_b(hidden).sigmoid()),
             {"q_num_heads": self.n_values, "kv_num_heads": self.n_values, "update_rule": "gated_delta"},
             dtypes=(FLOAT, FLOAT),
             shapes=(value.shape, recurrent.shape),
             version=1,
         )
         cache_params.kept[self.layer] = (before[:, length:], recurrent)
-        seen = self.norm(
-            seen.reshape(-1, self.value_size), self.gate(hidden).reshape(-1, self.value_size)
-        ).reshape(batch, length, -1)
-        return self.out_proj(seen)
+        gate = self.in_proj_z(hidden).reshape(-1, self.value_size)
+        return self.out_proj(self.norm(seen.reshape(-1, self.value_size), gate).reshape(batch, length, -1))
 
     def _unit(self, rows: Tensor) -> Tensor:
         """(B, S, key heads x size) -> each head of length 1, repeated for its value heads."""
         batch, length, _ = rows.shape
         heads = rows.reshape(batch, length, self.n_keys, 1, self.key_size)
-        heads = heads / torch.sqrt(heads.pow(2).sum(-1, keepdim=True) + 1e-6)
+        # a mean, not a sum: what stays in fp32 in a 16-bit graph, as in an RMSNorm
+        heads = heads / torch.sqrt(heads.pow(2).mean(-1, keepdim=True) + EPSILON / self.key_size) * self.key_size**-0.5
         group = self.n_values // self.n_keys
         return heads.expand(-1, -1, -1, group, -1).reshape(batch, length, self.n_values * self.key_size)
 

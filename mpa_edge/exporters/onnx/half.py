@@ -1,7 +1,8 @@
 """fp32 -> fp16, where fp16 is enough.
 
-Three things are computed in fp32, as transformers does: the square inside an RMSNorm (256 squared is infinite in fp16),
-rotary angles (position 2049 has no fp16 number), and floats that become an index, a count or a comparison.
+Four things are computed in fp32, as transformers does: the square inside an RMSNorm (256 squared is infinite in fp16),
+rotary angles (position 2049 has no fp16 number), floats that become an index, a count or a comparison, and recurrent
+states, in which every token's rounding would stay.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
 DISCRETE = {"Cos", "Sin", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
+RECURRENT = "LinearAttention"
 ROOTS = {"Sqrt", "Rsqrt"}
 NORM = {"Sqrt", "Rsqrt", "Add", "ReduceMean", "Pow", "Reciprocal", "Div"}
 SQUARE = "Pow"
@@ -24,11 +26,13 @@ def to_half(model: ModelProto, full_precision_io: list[str] | None) -> ModelProt
     """The graph in fp16; the named inputs and outputs stay fp32, all of them where None."""
     for i, node in enumerate(model.graph.node):
         node.name = node.name or f"node_{i}"
+    recurrent = [node for node in model.graph.node if node.op_type == RECURRENT]
+    states = [name for node in recurrent for name in (node.input[3], node.output[1])]
     half = convert_float_to_float16(
         model,
-        keep_io_types=True if full_precision_io is None else full_precision_io,
+        keep_io_types=True if full_precision_io is None else [*full_precision_io, *states],
         disable_shape_infer=True,
-        op_block_list=DEFAULT_OP_BLOCK_LIST,
+        op_block_list=[*DEFAULT_OP_BLOCK_LIST, RECURRENT],
         node_block_list=sorted(full_precision_nodes(model)),
     )
     # remove fp32 -> fp16 -> fp32 between two nodes that stayed fp32: it would round; the converter also writes the same

@@ -10,7 +10,7 @@ from mpa_edge.artifact import Artifact
 IMAGE = "image.png"
 EXTRAS = {"onnx": "onnx", "gguf": "gguf", "hybrid": "onnx,gguf"}
 # model types with positions of three numbers, and those that transformers.js has no class for
-THREE_AXES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+THREE_AXES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 NOT_IN_JAVASCRIPT = ("internvl",)
 # their processor takes the image before the text
 IMAGE_FIRST = ("llava",)

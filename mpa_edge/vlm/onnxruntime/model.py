@@ -65,7 +65,8 @@ class OnnxVLM:
     """Answers one request at a time; questions about one image share its vision features.
 
     No batches: dynamic int8 graphs compute the range of their activations over all rows of a run, so an answer would
-    depend on what else is asked. For the same reason only the other graphs share the decoder's cache of an image.
+    depend on what else is asked. For the same reason only the other graphs share the decoder's cache of an image, and
+    of those only the ones that keep every token of it: a recurrent state cannot go back to the image's end.
     """
 
     def __init__(self, folder: str | Path, *, name: str, threads: int | None = None) -> None:
@@ -96,7 +97,8 @@ class OnnxVLM:
             if seen is None or seen.image is not image:
                 seen = None  # frees the memory of the last image first
                 seen = Seen(image, prepare(self.artifact.image, image))
-            keep = following is not None and requests[following].image is image and self.decoder.rows_are_independent
+            shared = following is not None and requests[following].image is image
+            keep = shared and self.decoder.rows_are_independent and self.decoder.can_rewind
             replies[i] = self._answer(requests[i], seen, keep, started)
         return [replies[i] for i in range(len(requests))]
 

@@ -28,6 +28,8 @@ DTYPES: dict[str, Any] = {
 }
 ERRORS_ONLY = 3
 PAST, PRESENT = "past_key_values.", "present."
+# of states that do not grow with the tokens: past_conv.0, present_conv.0
+PAST_STATE, PRESENT_STATE = "past_", "present_"
 N_LOGITS = "num_logits_to_keep"
 REQUIRED = ("inputs_embeds", "attention_mask", "position_ids")
 SIZES = ("embeds_size", "num_hidden_layers", "num_key_value_heads", "head_dim")
@@ -136,16 +138,22 @@ class Decoder(Graph):
     def __init__(self, path: Path, threads: int, text: dict[str, Any]) -> None:
         """`text`: sizes of the language model. MpaError where the graph has others."""
         super().__init__(path, threads)
-        self.cache_inputs = [name.replace(PRESENT, PAST) for name in self.outputs[1:]]
+        self.cache_inputs = [
+            name.replace(PRESENT, PAST).replace(PRESENT_STATE, PAST_STATE) for name in self.outputs[1:]
+        ]
         sizes: list[Any] = []
         if {*REQUIRED, *self.cache_inputs} <= set(self.inputs):
-            first = self.inputs[self.cache_inputs[0]].shape if self.cache_inputs else [None] * 4
-            sizes = [self.inputs["inputs_embeds"].shape[2], len(self.cache_inputs) // 2, first[1], first[3]]
+            keys = [self.inputs[name].shape for name in self.cache_inputs if name.startswith(PAST)]
+            layers = {name.split(".")[1] for name in self.cache_inputs}
+            first = keys[0] if keys else [None] * 4
+            sizes = [self.inputs["inputs_embeds"].shape[2], len(layers), first[1], first[3]]
         # exports made before there was DeepStack do not say embeds_size
         if sizes != [{"embeds_size": text.get("hidden_size"), **text}.get(key) for key in SIZES]:
             raise MpaError(f"{path} does not fit artifact.json: copy the whole folder, or rerun mpa-edge export")
         # whether the values of a row do not depend on the other rows and tokens of the same run
         self.rows_are_independent = not has_dynamic_ranges(path)
+        # whether the cache of a prompt's first tokens is a part of the cache of all
+        self.can_rewind = all(name.startswith(PAST) for name in self.cache_inputs)
         # Qwen's positions: time, row and column
         self.three_axes = len(self.inputs["position_ids"].shape) == 3
         self.constants: dict[str, NDArray[Any]] = {}
@@ -153,9 +161,12 @@ class Decoder(Graph):
             self.constants[N_LOGITS] = np.ones([1] * len(self.inputs[N_LOGITS].shape), np.int64)
 
     def empty_cache(self, batch: int) -> Cache:
-        """A cache of no tokens: input name -> (batch, heads, 0, head size)."""
-        shapes = {name: self.inputs[name].shape for name in self.cache_inputs}
-        return {name: np.zeros((batch, shape[1], 0, shape[3]), self.dtypes[name]) for name, shape in shapes.items()}
+        """A cache of no tokens: input name -> (batch, heads, 0, head size), or a state of zeros."""
+        cache = {}
+        for name in self.cache_inputs:
+            sizes = [size if isinstance(size, int) else 0 for size in self.inputs[name].shape[1:]]
+            cache[name] = np.zeros((batch, *sizes), self.dtypes[name])
+        return cache
 
     def step(
         self, embeds: NDArray[Any], mask: NDArray[np.int64], positions: NDArray[np.int64], cache: Cache

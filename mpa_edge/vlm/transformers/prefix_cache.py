@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LOOKS_BACK = ("idefics3", "internvl", "llava", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "smolvlm")
-"""Model types whose image tokens never attend to the question. Others may (PaliGemma's do) without any error."""
+"""Model types whose image tokens never attend to the question. Others may (PaliGemma's do) without any error.
+
+Qwen3.5 looks back, too, but most of its layers keep one state instead of keys and values: it is answered by `generate`.
+"""
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 Prepared = dict[str, Any]
 """A processor's output for the head of a prompt with its image: one row of tokens, and the vision tower's inputs."""

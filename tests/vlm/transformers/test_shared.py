@@ -31,7 +31,7 @@ def drawn() -> list[Image.Image]:
     return [noise.resize(size) for size in SIZES]
 
 
-@pytest.fixture(scope="module", params=zoo.MODEL_TYPES)
+@pytest.fixture(scope="module", params=prefix_cache.LOOKS_BACK)
 def vlm(request: pytest.FixtureRequest) -> Iterator[TransformersVLM]:
     made = TransformersVLM(str(zoo.checkpoint(request.param)), name="it", device="cpu", threads=1)
     yield made
@@ -74,8 +74,18 @@ def test_the_prompt_in_two_parts_has_the_tokens_of_the_whole(vlm: TransformersVL
         assert [*before, *tail] == made["input_ids"][0].tolist()
 
 
-def test_every_model_type_that_shares_is_compared_here() -> None:
-    assert sorted(prefix_cache.LOOKS_BACK) == sorted(zoo.MODEL_TYPES)
+def test_a_recurrent_state_is_never_shared(drawn) -> None:
+    """Its state behind the image is that of the padding, too: even where sharing is asked for, `generate` answers."""
+    assert set(zoo.MODEL_TYPES) - set(prefix_cache.LOOKS_BACK) == {"qwen3_5"}
+    vlm = TransformersVLM(str(zoo.checkpoint("qwen3_5")), name="it", device="cpu", threads=1)
+    assert not vlm.shares
+    requests = requests_about(drawn)[:8]
+    expected = [vlm.answer([request])[0] for request in requests]
+    vlm.shares = True
+    assert vlm.answer(requests) == expected
+    assert not vlm.shares
+    assert vlm.store.held_bytes == 0
+    assert len({reply.text for reply in expected}) > 4
 
 
 @pytest.fixture(scope="module")
