@@ -205,7 +205,7 @@ def _shapes(config: Config, model_type: str) -> Shapes:
     key_value = int(text.get("num_key_value_heads") or heads) * head_size
     query = heads * head_size
     if model_type == "qwen3_5":
-        query, key_value = mean_layer(text, layers, hidden, query, key_value)
+        query, key_value = mean_layer(text, layers, query, key_value)
     language = Stack(layers, hidden, int(text["intermediate_size"]), query, key_value, gated=True)
 
     width = int(v["embed_dim"] if model_type == "qwen2_vl" else v["hidden_size"])
@@ -227,7 +227,7 @@ def _shapes(config: Config, model_type: str) -> Shapes:
     return Shapes(vision, inputs, connector, language, int(text["vocab_size"]), tied)
 
 
-def mean_layer(text: Mapping[str, Any], layers: int, hidden: int, query: int, key_value: int) -> tuple[int, int]:
+def mean_layer(text: Mapping[str, Any], layers: int, query: int, key_value: int) -> tuple[int, int]:
     """(query, key_value) of equal layers with as many parameters, and a cache as large, as Qwen3.5's two kinds have.
 
     Its layers of attention gate their output, which is a second query matrix. The others are gated delta nets, whose

@@ -62,11 +62,13 @@ class NumpyLoop:
         found = self.decoder.run(None, {**feed, "num_logits_to_keep": np.array(keep, np.int64)})
         by_name = dict(zip((o.name for o in self.decoder.get_outputs()), found, strict=True))
         logits = by_name.pop("logits").astype(np.float32)
-        return logits, {name.replace("present", "past_key_values"): value for name, value in by_name.items()}
+        renamed = lambda name: name.replace("present.", "past_key_values.").replace("present_", "past_")  # noqa: E731
+        return logits, {renamed(name): value for name, value in by_name.items()}
 
     def empty_cache(self, batch: int) -> dict[str, np.ndarray]:
-        inputs = [i for i in self.decoder.get_inputs() if i.name.startswith("past_key_values")]
-        return {i.name: np.zeros((batch, i.shape[1], 0, i.shape[3]), TYPES[i.type]) for i in inputs}
+        inputs = [i for i in self.decoder.get_inputs() if i.name.startswith("past_")]
+        sizes = {i.name: [0 if isinstance(n, str) else n for n in i.shape[1:]] for i in inputs}
+        return {i.name: np.zeros((batch, *sizes[i.name]), TYPES[i.type]) for i in inputs}
 
     def logits(self, feed: dict[str, np.ndarray], keep: int = 0) -> np.ndarray:
         """Of a prompt: (B, kept, vocabulary)."""

@@ -20,13 +20,14 @@ from mpa_edge.nursery.render import pictures
 from mpa_edge.types import Request
 from mpa_edge.vlm import load
 from mpa_edge.vlm.hybrid import HybridVLM
+from tests.families import zoo
 from tests.vlm.exported import checkpoint
 from tests.vlm.llama_exported import gguf_folder, hybrid_folder
 from tests.vlm.llama_traces import cosines, same_way
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
 
-EVERY = ("student", "idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava:clip", "internvl")
+EVERY = ("student", *zoo.MODEL_TYPES, "llava:clip")
 WIDE, TALL, MIDDLE = drawn(256, 64, seed=1), drawn(70, 150, seed=2), drawn(200, 180, seed=3)
 ASKED = (
     Request(WIDE, "How many red shapes are there, and is the largest one left of 3 o'clock?", 12),

@@ -135,7 +135,13 @@ def decoder(model: Any, prepare: Callable[[Any], None] | None = None) -> Graph:
     hidden = torch.rand(BATCH, LENGTH, (1 + n_inner) * config.hidden_size)
     return Graph(
         module,
-        (hidden, torch.ones(BATCH, TOTAL, dtype=torch.long), positions, torch.tensor(2), *(torch.rand(BATCH, *s) for s in shapes)),
+        (
+            hidden,
+            torch.ones(BATCH, TOTAL, dtype=torch.long),
+            positions,
+            torch.tensor(2),
+            *(torch.rand(BATCH, *s) for s in shapes),
+        ),
         (
             "inputs_embeds",
             "attention_mask",

@@ -20,9 +20,10 @@ from mpa_edge.exporters.verify.probes import drawn
 from mpa_edge.families import families
 from mpa_edge.vlm.transformers.checkpoint import chat_prompt, load_processor
 from tests.exporters.numpy_loop import FILES, NumpyLoop, session
+from tests.families import zoo
 from tests.vlm.exported import checkpoint, onnx_folder
 
-EVERY = ("student", "idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava:clip", "internvl")
+EVERY = ("student", *zoo.MODEL_TYPES, "llava:clip")
 QUESTIONS = ("How many red shapes are there, and is the largest one on the left?", "Hi", "What is it?")
 SIZES = ((128, 64), (40, 150), (31, 30))
 N_TOKENS = 16
@@ -121,7 +122,7 @@ def test_only_the_wanted_logits_are_computed(which: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["student", "qwen2_vl"])
+@pytest.mark.parametrize("which", ["student", "qwen2_vl", "qwen3_5"])
 def test_a_prompt_in_two_pieces_is_the_same_prompt(which: str) -> None:
     run, feed = loop(which), arrays(side(which).feed(slice(0, 2)))
     embeds, positions, mask, cut = run.embeddings(feed), run.positions(feed), feed["attention_mask"], 9
@@ -161,7 +162,7 @@ def test_what_is_masked_does_not_count() -> None:
 VISION_INPUTS = {
     "pixel_values+pixel_attention_mask": ("student", "idefics3", "smolvlm"),
     "pixel_values+grid_thw": ("qwen2_vl",),
-    "pixel_values+image_grid_thw": ("qwen2_5_vl", "qwen3_vl"),
+    "pixel_values+image_grid_thw": ("qwen2_5_vl", "qwen3_vl", "qwen3_5"),
     "pixel_values": ("llava", "llava:clip", "internvl"),
 }
 
@@ -181,9 +182,15 @@ def test_names_and_axes_are_the_javascript_clients(which: str) -> None:
     assert inputs["attention_mask"] == ["batch_size", "total_sequence_length"]
     assert inputs["position_ids"] == [*([3] if "qwen" in which else []), "batch_size", "sequence_length"]
     assert inputs["num_logits_to_keep"] == []
-    past = [name for name in inputs if name.startswith("past_key_values.")]
-    assert {(inputs[name][0], inputs[name][2]) for name in past} == {("batch_size", "past_sequence_length")}
-    assert [value.name for value in decoder.output][1:] == [name.replace("past_key_values", "present") for name in past]
+    keys_values = [name for name in inputs if name.startswith("past_key_values.")]
+    assert {(inputs[name][0], inputs[name][2]) for name in keys_values} == {("batch_size", "past_sequence_length")}
+    past = [name for name in inputs if name.startswith("past")]
+    if which == "qwen3_5":
+        states = [f"past_{part}.{layer}" for layer in (0, 2) for part in ("conv", "recurrent")]
+        assert set(past) == {*states, "past_key_values.1.key", "past_key_values.1.value"}
+        assert all(inputs[name][0] == "batch_size" and min(inputs[name][1:]) > 0 for name in states)
+    renamed = [name.replace("past_key_values", "present").replace("past_", "present_") for name in past]
+    assert [value.name for value in decoder.output][1:] == renamed
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from tests.exporters import hand_made
 from tests.exporters.gguf.test_convert import SIZES
 from tests.exporters.javascript import client
 from tests.exporters.llama_programs import mtmd_cli
+from tests.families import zoo
 from tests.vlm.exported import STUDENT, checkpoint, onnx_folder
 from tests.vlm.llama_exported import gguf_folder, hybrid_folder
 
@@ -251,7 +252,7 @@ def test_the_snippets_of_gguf_and_hybrid_exports_run(tmp_path: Path) -> None:
 
 @pytest.mark.peer
 @pytest.mark.usefixtures("_known_question")
-@pytest.mark.parametrize("which", [STUDENT, "idefics3", "llava", "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("which", [STUDENT, *(kind for kind in zoo.MODEL_TYPES if kind != "smolvlm")])
 def test_the_command_of_a_gguf_export_gives_transformers_answer(tmp_path: Path, which: str) -> None:
     """By llama.cpp's own program, which renders the template that is in the file."""
     folder, artifact = place(tmp_path, gguf_folder(which), which)

@@ -20,9 +20,10 @@ from mpa_edge.exporters.verify.probes import drawn
 from mpa_edge.vlm.pixels import prepare
 from mpa_edge.vlm.shared.prompts import without_special_tokens
 from mpa_edge.vlm.transformers.checkpoint import chat_prompt, load_processor, special_tokens
+from tests.families import zoo
 from tests.vlm.exported import checkpoint
 
-EVERY = ("student", "idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava:clip", "internvl")
+EVERY = ("student", *zoo.MODEL_TYPES, "llava:clip")
 QUESTION = "What is <image> left of the <|im_start|>bar?\n"
 
 

@@ -24,7 +24,7 @@ def base(model_type: str) -> Any:
         return AutoModel.from_config(config)
 
 
-@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"])
 @settings(deadline=None)  # the first one builds a model
 @given(st.integers(0, 9), st.integers(1, 12), st.integers(1, 12), st.integers(1, 9))
 def test_three_axes_are_those_of_transformers(

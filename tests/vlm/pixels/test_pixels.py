@@ -32,6 +32,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_vl": ("qwen2_vl", {}),
     "qwen2_5_vl": ("qwen2_5_vl", {}),
     "qwen3_vl": ("qwen3_vl", {}),
+    "qwen3_5": ("qwen3_5", {}),
     "llava siglip": ("llava", {}),
     "llava clip": ("llava", {"tower": "clip"}),
     "internvl": ("internvl", {}),
