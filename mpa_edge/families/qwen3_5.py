@@ -4,7 +4,7 @@ from mpa_edge.families import Family
 
 FAMILY = Family(
     name="qwen3_5",
-    title="Qwen3.5 0.8B, 2B and 4B",
+    title="Qwen3.5 0.8B and 2B",
     model_types=("qwen3_5",),
     lora_targets={
         "language": (

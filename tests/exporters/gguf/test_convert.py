@@ -188,6 +188,27 @@ def test_numbers_of_any_width_become_half_precision(kind: str, student: Path, tm
 
 
 @pytest.mark.peer
+def test_the_layer_for_predicting_several_tokens_is_left_out(tmp_path: Path) -> None:
+    """Published checkpoints of Qwen3.5 hold it; what transformers saves does not, but its config.json counts it."""
+    from safetensors.torch import load_file, save_file
+
+    from mpa_edge.vlm.transformers.checkpoint import load_model
+
+    source = zoo.checkpoint("qwen3_5")
+    assert read_json(source / "config.json")["text_config"]["mtp_num_hidden_layers"] == 1
+    published = Path(shutil.copytree(source, tmp_path / "published"))
+    tensors = load_file(published / "model.safetensors")
+    norm = tensors["model.language_model.norm.weight"]
+    extra = {"mtp.norm.weight": norm.clone(), "mtp.layers.0.mlp.down_proj.weight": norm.expand(2, -1).clone()}
+    save_file(tensors | extra, published / "model.safetensors", {"format": "pt"})
+    assert not [name for name, _ in load_model(str(published), "cpu").named_parameters() if "mtp" in name]
+    convert(source_of(published), "language", tmp_path / "x.gguf")
+    made, plain = read_header(tmp_path / "x.gguf"), read_header(converted("qwen3_5", "language"))
+    assert [(t.name, t.shape, t.type) for t in made.tensors] == [(t.name, t.shape, t.type) for t in plain.tensors]
+    assert made.metadata["qwen35.block_count"] == 3
+
+
+@pytest.mark.peer
 def test_the_image_budget_reaches_the_file(tmp_path: Path) -> None:
     convert(source_of(STUDENT), "mmproj", tmp_path / "x.gguf", budget=ImageBudget(max_tiles=1, max_pixels=10**6))
     assert read_header(tmp_path / "x.gguf").metadata["clip.vision.preproc_image_size"] == 64

@@ -17,6 +17,7 @@ from mpa_edge.config.scheme import Scheme
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.onnx import files
 from mpa_edge.exporters.onnx.quantize import quantize_component
+from tests.vlm.exported import onnx_folder
 
 HIDDEN, WIDE, ROWS = 64, 96, 40
 SCHEME = load_scheme("onnx-q4")
@@ -199,6 +200,18 @@ def test_angles_of_far_positions_are_not_rounded(fp32: Path, out: Path) -> None:
     angle = next(node for node in narrow.graph.node if node.op_type == "Cos").input[0]
     makers = {name: node.op_type for node in narrow.graph.node for name in node.output}
     assert makers[angle] == "Mul", "a Cast between the angle and its cosine would have rounded it"
+
+
+@pytest.mark.slow
+def test_a_recurrent_state_stays_fp32_in_16_bits(out: Path) -> None:
+    fp32 = onnx_folder("qwen3_5") / "onnx" / "decoder_model_merged.onnx"
+    quantize_component(fp32, out, "decoder", "fp16", SCHEME)
+    graph = onnx.load(out, load_external_data=False).graph
+    kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
+    for name in ("past_recurrent.0", "present_recurrent.2", "inputs_embeds", "logits"):
+        assert kinds[name] == TensorProto.FLOAT
+    for name in ("past_conv.0", "present_conv.2", "past_key_values.1.key", "present.1.value"):
+        assert kinds[name] == TensorProto.FLOAT16
 
 
 def test_a_decoder_takes_fp32_embeddings_and_an_fp16_cache(tmp_path: Path, out: Path) -> None:

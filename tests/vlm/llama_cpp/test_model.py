@@ -19,6 +19,7 @@ from mpa_edge.exporters.verify.reference import Checkpoint, ProbeTrace
 from mpa_edge.nursery.render import pictures
 from mpa_edge.types import Request
 from mpa_edge.vlm import load
+from mpa_edge.vlm.llama_cpp.language import COMPUTED_TOKENS
 from mpa_edge.vlm.llama_cpp.model import LlamaCppVLM
 from mpa_edge.vlm.llama_cpp.vision import images_for_mtmd
 from mpa_edge.vlm.pixels import prepare
@@ -73,6 +74,14 @@ def test_a_pair_is_the_checkpoint_that_it_came_from(which: str) -> None:
         assert cosines(one, other).min() > 0.9995
         assert np.median(cosines(one, other)) > 0.999998
         same_way(one, other, LOGIT_TOLERANCE.get(which, 0.06))
+
+
+def test_a_recurrent_state_is_exact_over_a_long_prompt() -> None:
+    """More tokens than llama.cpp computes together."""
+    asked = Request(WIDE, "Which of the bars is the highest one? " * 24, 6)
+    [seen] = Checkpoint(checkpoint("qwen3_5"), {}, 1).trace([asked])
+    assert len(seen.trace.input_ids) > COMPUTED_TOKENS
+    same_way(model("qwen3_5").trace([asked])[0], seen.trace, 0.06)
 
 
 def test_the_built_in_student_says_what_transformers_says(chart: Image.Image) -> None:

@@ -95,6 +95,15 @@ def test_no_request_is_no_trace_and_no_reply() -> None:
 
 # --- neighbours -------------------------------------------------------------------------------------------------------
 
+
+def test_a_recurrent_state_is_exact_over_a_long_prompt() -> None:
+    """transformers computes it in chunks of 64 tokens, ONNX Runtime token by token."""
+    asked = [Request(WIDE, "Which of the bars is the highest one? " * 12, 6)]
+    expected = [seen.trace for seen in Checkpoint(exported.checkpoint("qwen3_5"), {}, 1).trace(asked)]
+    assert len(expected[0].input_ids) > 3 * 64
+    same(model("qwen3_5").trace(asked), expected, 1e-3)
+
+
 QUESTIONS = ("What is the highest value?", "What is the lowest value?", "Which bar is it?", "What is the highest?")
 
 
