@@ -3,6 +3,9 @@
 transformers gives a template an image and a text, two parts. llama.cpp's programs give it one text, in which a marker
 stands for the image (`contains_media` and `messages_inp_normalizer` in common/chat.cpp, tools/mtmd/mtmd-cli.cpp). So
 what a template writes around an image, such as LLaVA's line break behind it, would be lost.
+
+They also tell every template to let the model think (`enable_thinking` in common/chat.h), where transformers leaves it
+to the template: Qwen3.5 0.8B and 2B would begin a thought that they were not trained to begin.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from typing import Any
 from mpa_edge.vlm.llama_cpp.server import OLD_MARKER, WRITTEN_BY_RUNTIME
 
 QUESTION = "mpa question 0451"
+THINKING, NEVER_SET = "enable_thinking", "thinking_is_asked_for"
+"""Variable that llama.cpp's programs set, and one that they do not know."""
 # in front of the original: a text that starts with an image's marker becomes an image and a text, any other one a text
 _BEFORE = """\
 {%- set own = namespace(messages=[], marker='') -%}
@@ -45,8 +50,10 @@ def gguf_template(checkpoint: str) -> str:
     template = processor.chat_template
     own = str(template["default"] if isinstance(template, dict) else template)
     bos = str(processor.tokenizer.bos_token)
-    if client_prompt(processor, own).removeprefix(bos) == wanted_prompt(processor).removeprefix(bos):
-        return own
+    for _ in range(2):
+        if client_prompt(processor, own).removeprefix(bos) == wanted_prompt(processor).removeprefix(bos):
+            return own
+        own = own.replace(THINKING, NEVER_SET)
     return _BEFORE + own.removesuffix("\n") + _AFTER.replace("PLACEHOLDER", _image(processor))
 
 
@@ -82,7 +89,7 @@ def client_prompt(processor: Any, template: str) -> str:
         message = [{"role": "user", "content": content}]
         try:
             rendered = processor.tokenizer.apply_chat_template(
-                message, chat_template=template, add_generation_prompt=True, tokenize=False
+                message, chat_template=template, add_generation_prompt=True, tokenize=False, **{THINKING: True}
             )
         except (TemplateError, TypeError):
             continue

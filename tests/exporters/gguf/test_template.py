@@ -54,6 +54,25 @@ def test_a_talk_in_parts_is_rendered_as_before(which: str, asks: bool) -> None:
         assert render(plain, chat_template=template) == render(TALK[2:], chat_template=template)
 
 
+THINKS = (
+    "{% if add_generation_prompt %}{% if enable_thinking is defined and enable_thinking is true %}<think>\n"
+    "{% else %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("which", ["qwen3_5", "internvl"])
+def test_a_model_that_does_not_think_by_itself_is_not_told_to(which: str, tmp_path: Path) -> None:
+    """llama.cpp's programs set enable_thinking. In a frame of ours and without one."""
+    folder = Path(shutil.copytree(checkpoint(which), tmp_path / which))
+    own = (folder / "chat_template.jinja").read_text() + THINKS
+    (folder / "chat_template.jinja").write_text(own)
+    made, wanted = gguf_template(str(folder)), wanted_prompt(load_processor(str(folder)))
+    assert wanted.endswith("</think>\n\n")
+    assert client_prompt(processor(which), made) == wanted
+    assert client_prompt(processor(which), own) != wanted
+    assert "llama.cpp's programs write" in str(template_problem(str(folder), {"tokenizer.chat_template": own}))
+
+
 def test_a_marker_of_a_server_is_taken_as_it_is() -> None:
     text = "<__media_AbC12__>What is it? 3 > 2"
     template = gguf_template(str(STUDENT))
