@@ -13,7 +13,9 @@ from mpa_edge.families import OWN_FORMATS, family_of
 from mpa_edge.planning.records import known_models
 from tests.families.test_contract import HOME, is_in
 
-MOST_LAYERS = 3
+MOST_LAYERS = 4
+# three of the MLP, and the projections of attention or of a gated delta net
+MATRICES = {"linear_attention": 8}
 OF_FAMILIES = sorted(
     name for name, entry in known_models().items() if not str(entry.config["model_type"]).startswith(tuple(OWN_FORMATS))
 )
@@ -35,7 +37,7 @@ def built(name: str) -> Any:
 
 def test_there_are_all_families() -> None:
     kinds = {str(known_models()[name].config["model_type"]) for name in OF_FAMILIES}
-    assert {"idefics3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "llava"} <= kinds
+    assert {"idefics3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "internvl", "llava"} <= kinds
 
 
 @pytest.mark.parametrize("name", OF_FAMILIES)
@@ -49,4 +51,5 @@ def test_lora_goes_where_it_says_in_a_published_model(name: str) -> None:
         assert hit == {one for one in linears if is_in(home, one)}, part
         assert hit
     text = re.compile(family.target_modules(("language",)))
-    assert len([one for one in linears if text.fullmatch(one)]) == 7 * MOST_LAYERS
+    kinds = getattr(model.config.text_config, "layer_types", None) or [""] * MOST_LAYERS
+    assert len([one for one in linears if text.fullmatch(one)]) == sum(MATRICES.get(kind, 7) for kind in kinds)
