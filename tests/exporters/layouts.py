@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from mpa_edge.runs.files import read_json, write_json
@@ -89,3 +90,83 @@ def in_a_hub_cache(folder: Path) -> Path:
         path.rename(home / "blobs" / f"{i:040}")
         (snapshot / path.name).symlink_to(Path("../../blobs") / f"{i:040}")
     return snapshot
+
+
+def sharded(folder: Path) -> Path:
+    """Two weight files and an index, without the metadata of `save_pretrained`."""
+    held = load_file(folder / "model.safetensors")
+    names = sorted(held)
+    files = {f"model-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
+    for file, own in files.items():
+        save_file({name: held[name] for name in own}, folder / file)
+    weight_map = {name: file for file, own in files.items() for name in own}
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": 1}, "weight_map": weight_map})
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def torch_dtype(folder: Path) -> Path:
+    """config.json as transformers 4 wrote it."""
+
+    def old(tree: dict[str, object]) -> dict[str, object]:
+        named = {"torch_dtype" if key == "dtype" else key: value for key, value in tree.items()}
+        return {key: old(value) if isinstance(value, dict) else value for key, value in named.items()}
+
+    write_json(folder / "config.json", old(read_json(folder / "config.json")))
+    return folder
+
+
+def with_tied_head(folder: Path) -> Path:
+    """A head in the file although it is the table of embeddings."""
+    held = load_file(folder / "model.safetensors")
+    table = next(tensor for name, tensor in held.items() if name.endswith("embed_tokens.weight"))
+    save_file(held | {"lm_head.weight": table.clone()}, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def flat_preprocessor(folder: Path) -> Path:
+    """preprocessor_config.json and no processor_config.json."""
+    values = read_json(folder / "processor_config.json")
+    image = values["image_processor"] | {"processor_class": values["processor_class"]}
+    write_json(folder / "preprocessor_config.json", image)
+    (folder / "processor_config.json").unlink()
+    return folder
+
+
+def template_in_tokenizer(folder: Path) -> Path:
+    """Several templates by name, in tokenizer_config.json."""
+    path = folder / "chat_template.jinja"
+    named = [
+        {"name": "default", "template": path.read_text(encoding="utf-8")},
+        {"name": "tool_use", "template": "{{ messages }}"},
+    ]
+    config = read_json(folder / "tokenizer_config.json")
+    write_json(folder / "tokenizer_config.json", config | {"chat_template": named})
+    path.unlink()
+    return folder
+
+
+def padded(folder: Path) -> Path:
+    """A table of embeddings and a head with more rows than there are tokens, as many GPUs like it."""
+    held, config = load_file(folder / "model.safetensors"), read_json(folder / "config.json")
+    for name, tensor in held.items():
+        if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+            held[name] = torch.nn.functional.pad(tensor, (0, 0, 0, -tensor.shape[0] % 64 + 64))
+            config["text_config"]["vocab_size"] = held[name].shape[0]
+    save_file(held, folder / "model.safetensors", {"format": "pt"})
+    write_json(folder / "config.json", config)
+    return folder
+
+
+def as_it_lies(folder: Path) -> Path:
+    """All of these at once, with two end tokens, in a folder with blanks that nobody may write to."""
+    for change in (torch_dtype, flat_preprocessor, template_in_tokenizer, padded, sharded):
+        change(folder)
+    generation = read_json(folder / "generation_config.json")
+    ends = [generation["eos_token_id"], generation["eos_token_id"] - 1]
+    write_json(folder / "generation_config.json", generation | {"eos_token_id": ends})
+    found = folder.rename(folder.with_name("Mein Modell für Zähler (2)"))
+    for path in found.iterdir():
+        path.chmod(0o444)
+    found.chmod(0o555)
+    return found

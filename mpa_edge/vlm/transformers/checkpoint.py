@@ -103,6 +103,12 @@ def load_processor(path: str) -> Any:
             processor.patch_size = of_model.vision_config.patch_size
             processor.vision_feature_select_strategy = of_model.vision_feature_select_strategy
             processor.num_additional_image_tokens = int(of_model.vision_config.model_type == "clip_vision_model")
+        said = read_json(folder / "processor_config.json") or {}
+        if hasattr(processor, "image_seq_len") and "image_seq_len" not in said:
+            # a folder with preprocessor_config.json alone does not say how many tokens a tile takes
+            of_model = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+            edge = of_model.vision_config.image_size // of_model.vision_config.patch_size
+            processor.image_seq_len = edge**2 // of_model.scale_factor**2
         processor(
             text=[chat_prompt(processor, "What is shown?")],
             images=[[Image.new("RGB", TRIED_PX)]],
@@ -191,7 +197,8 @@ def saved_names(model: Any, stored: Iterable[str]) -> dict[str, str]:
     steps, tensors = model._weight_conversions, {name: torch.empty(0, device="meta") for name in model.state_dict()}
     model._weight_conversions = None  # those of the files: the way back would lead to their names
     saved = {id(tensor): name for name, tensor in revert_weight_conversion(model, tensors).items()}
-    names = {name: saved[id(tensor)] for name, tensor in tensors.items() if id(tensor) in saved}
+    own = tensors.keys() - (model.all_tied_weights_keys or {}).keys()  # a tied head is not saved
+    names = {name: saved[id(tensor)] for name, tensor in tensors.items() if name in own and id(tensor) in saved}
     return {key: names[name] for key, name in _renamed(model, stored, steps).items() if name in names}
 
 
