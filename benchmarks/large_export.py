@@ -60,6 +60,7 @@ def build(folder: Path, layers: int, vision_layers: int, seed: int = 0) -> None:
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
     model = model.to(torch.bfloat16).to_empty(device="cpu")
+    model.tie_weights()
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 from onnx import ModelProto, TensorProto, ValueInfoProto
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 from onnxruntime.quantization.onnx_model import ONNXModel
 
 from mpa_edge.runs.files import disk_errors, fsync_folder
-from mpa_edge.runs.paths import move, new_file, remove
+from mpa_edge.runs.paths import copy, move, new_file, remove
 
 EMBEDDED_BYTES = 1_900_000_000
 """Weights above this go into a file of their own: protobuf is limited to 2 GB."""
@@ -41,7 +42,11 @@ def prepare(path: Path, folder: Path) -> Path:
     Every Gemm becomes MatMul and Add, type annotations of weights are removed (they would become stale), and the
     weights are in a file of their own: shape inference then does not copy them.
     """
-    model = ONNXModel(onnx.load(path))
+    light, data = onnx.load(path, load_external_data=False), path.with_name(f"{path.name}_data")
+    # large weights stay where they are, unless a Gemm's must be turned
+    shared = data.is_file() and all(node.op_type != "Gemm" for node in light.graph.node)
+    model = ONNXModel(light if shared else onnx.load(path))
+    del light
     model.replace_gemm_with_matmul()
     graph = model.model.graph
     weights = {tensor.name for tensor in graph.initializer}
@@ -57,8 +62,24 @@ def prepare(path: Path, folder: Path) -> Path:
     del graph.value_info[:]
     graph.value_info.extend(kept)
     target = folder / "source.onnx"
-    onnx.save_model(model.model, target, save_as_external_data=True, location=f"{target.name}_data")
+    if shared:
+        copy(data, folder / f"{target.name}_data")  # onnx refuses a hard link
+        for tensor in graph.initializer:
+            for entry in tensor.external_data:
+                entry.value = f"{target.name}_data" if entry.key == "location" else entry.value
+        onnx.save_model(model.model, target)
+    else:
+        onnx.save_model(model.model, target, save_as_external_data=True, location=f"{target.name}_data")
     return target
+
+
+def read_weights(tensors: Iterable[TensorProto], folder: Path) -> None:
+    """Read what tensors have in a file of `folder` into memory."""
+    for tensor in tensors:
+        if uses_external_data(tensor):
+            load_external_data_for_tensor(tensor, str(folder))
+            tensor.data_location = TensorProto.DEFAULT
+            del tensor.external_data[:]
 
 
 def is_large(prepared: Path) -> bool:

@@ -32,7 +32,7 @@ from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.exporters.onnx.export import quiet
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
+    from onnx import GraphProto, ModelProto, NodeProto
 
 FULL_PRECISION_IO = {"decoder": ["inputs_embeds", "logits"]}
 """Inputs and outputs that stay fp32 in a 16-bit graph; all of them for a component that is not named."""
@@ -65,8 +65,9 @@ def quantize_component(
 ) -> list[str]:
     """Write an fp32 graph in another precision; returns one sentence where weights stayed wider.
 
-    The result passed ONNX's checker and was loaded by ONNX Runtime. Needs two to three times the bytes of `fp32`: call
-    it in a process of its own (`run_isolated`). MpaError where a package or the calibration is missing.
+    The result passed ONNX's checker and was loaded by ONNX Runtime. Blocks need little more memory than their result,
+    the others up to three times the bytes of `fp32`: call it in a process of its own (`run_isolated`). MpaError where a
+    package or the calibration is missing.
 
     Args:
         fp32: Graph that `export_component` wrote.
@@ -109,7 +110,7 @@ def _quantized(
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     from mpa_edge.exporters.onnx.blocks import layer_name
-    from mpa_edge.exporters.onnx.files import is_large
+    from mpa_edge.exporters.onnx.files import is_large, read_weights
     from mpa_edge.exporters.onnx.half import to_half
 
     if precision in ("fp32", "fp16"):
@@ -117,12 +118,13 @@ def _quantized(
     elif precision in BLOCK_BITS:
         bits = BLOCK_BITS[precision]
         wide = scheme.eight_bits if bits == 4 and component == "decoder" else ()
-        model = onnx.load(source)
+        model = onnx.load(source, load_external_data=False)  # each weight is read when its turn comes
         products = [node for node in model.graph.node if node.op_type == "MatMul"]
         kept = [node.name for node in products if layer_name(node.input[1]).rpartition(".")[2] in wide]
-        model = _blockwise(model, component, bits, scheme.block_size, importance, kept)
+        model = _blockwise(model, source.parent, component, bits, scheme.block_size, importance, kept)
         if kept:
-            model = _blockwise(model, component, 8, scheme.block_size)
+            model = _blockwise(model, source.parent, component, 8, scheme.block_size)
+        read_weights(model.graph.initializer, source.parent)
     else:
         if precision == "int8":
             is_table = component == "embed"  # looked up in uint8, then scaled
@@ -184,6 +186,7 @@ def unit_rows(source: Path) -> Path:
 
 def _blockwise(
     model: ModelProto,
+    folder: Path,
     component: Component,
     bits: int,
     block_size: int,
@@ -192,12 +195,14 @@ def _blockwise(
 ) -> ModelProto:
     """Weights as blocks of `bits`-bit numbers, each block with its scale and, at 4 bits, its zero point.
 
-    8 bits need no zero point. 2 bits are the negative control, where it would save half of what is to be lost.
+    8 bits need no zero point. 2 bits are the negative control, where it would save half of what is to be lost. Weights
+    that are still in a file of `folder` are read one by one, and forgotten when they are quantized.
     """
     import numpy as np
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
     from mpa_edge.exporters.onnx.blocks import WeightedQuantizer
+    from mpa_edge.exporters.onnx.files import read_weights
 
     operator, axis = ("Gather", 1) if component == "embed" else ("MatMul", 0)
     config = DefaultWeightOnlyQuantConfig(
@@ -212,6 +217,20 @@ def _blockwise(
     if bits == 4:
         known = dict(np.load(importance)) if importance else {}
         quantizer.node_quantizer = WeightedQuantizer(config, known)
+    one_node = quantizer.node_quantizer.quantize
+
+    def quantize(node: NodeProto, graph_stack: list[GraphProto]) -> list[NodeProto]:
+        own = [tensor for tensor in graph_stack[-1].initializer if tensor.name in node.input]
+        if node.op_type != operator or node.name in excluded:
+            return list(one_node(node, graph_stack))
+        read_weights(own, folder)
+        made = list(one_node(node, graph_stack))
+        for tensor in own:
+            if not any(tensor.name in new.input for new in made):
+                tensor.ClearField("raw_data")
+        return made
+
+    quantizer.node_quantizer.quantize = quantize
     quantizer.process()
     return quantizer.model.model
 

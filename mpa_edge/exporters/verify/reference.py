@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 # models that split an image into tiles, and how many of them go through the tower at once
+LARGE_BYTES = 2_000_000_000
+"""A checkpoint above this stays in its 16 bits while it is traced: a 2B model would take 9 GB in fp32."""
+NARROW = {"BF16": "bfloat16", "F16": "float16"}
 TILED, TILES = ("idefics3", "smolvlm"), 2
 
 
@@ -79,7 +82,10 @@ class Checkpoint:
         self.processor = checkpoint.load_processor(str(folder))
         of_pil = AutoImageProcessor.from_pretrained(str(folder), backend="pil", trust_remote_code=False)
         self.processor.image_processor = type(of_pil).from_dict(of_pil.to_dict() | image)
-        self.model: Any = checkpoint.load_model(str(folder), "cpu")
+        kind = narrow_type(folder)
+        self.model: Any = checkpoint.load_model(str(folder), "cpu", dtype=kind)
+        if kind:
+            widen(self.model)
         self._seen: tuple[Request, Any] | None = None
         """The last request that was traced alone, and the features of its image: seconds for each tile."""
         if self.model.config.model_type in TILED:
@@ -196,6 +202,56 @@ class Checkpoint:
         if self.model.config.model_type == "qwen2_vl":
             found["grid_thw"] = found.pop("image_grid_thw")
         return found
+
+
+def narrow_type(folder: Path) -> str | None:
+    """The 16-bit type of a checkpoint whose weights would take too much memory in fp32; None for every other one."""
+    from safetensors import safe_open
+
+    from mpa_edge.vlm.transformers.files import weight_files
+
+    paths = weight_files(folder)
+    if sum(path.stat().st_size for path in paths) < LARGE_BYTES:
+        return None
+    kinds = set()
+    for path in paths:
+        with safe_open(path, "numpy") as file:
+            kinds |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - it is not a dict
+    return NARROW.get(kinds.pop()) if len(kinds) == 1 else None
+
+
+def widen(model: Any) -> None:
+    """Let a model whose weights are in 16 bits compute in fp32, as if all of them were: the numbers are the same.
+
+    The matrices of the language model stay narrow, and each is widened while it is used.
+    """
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    base = model.base_model
+    language = getattr(base, "text_model", None) or base.language_model
+    narrow = {id(one): one for one in (*language.modules(), *ends)}
+    for module in model.modules():
+        kept = {}
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if id(module) in narrow and parameter.ndim > 1:
+                kept[name] = parameter
+            else:
+                parameter.data = parameter.data.float()
+        if kept:
+            wide, again = functools.partial(_widened, kept), functools.partial(_restored, kept)
+            module.register_forward_pre_hook(wide)
+            module.register_forward_hook(again)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.float() if buffer.is_floating_point() else buffer.data
+
+
+def _widened(kept: dict[str, Any], module: Any, _inputs: Any) -> None:
+    module._parameters.update({name: parameter.detach().float() for name, parameter in kept.items()})
+
+
+def _restored(kept: dict[str, Any], module: Any, _inputs: Any, _outputs: Any) -> None:
+    module._parameters.update(kept)
 
 
 def few_tiles_at_once(tower: Any, most: int = TILES) -> None:

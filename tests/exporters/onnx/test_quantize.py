@@ -273,6 +273,23 @@ def test_large_weights_go_beside_the_graph(fp32: Path, out: Path, monkeypatch: p
     assert np.array_equal(run(out, **example()), run(out.with_name("again.onnx"), **example()))
 
 
+@pytest.mark.parametrize("precision", ["q8", "q4", "int8"])
+def test_weights_beside_the_graph_give_the_same_numbers(
+    fp32: Path, out: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    quantize_component(fp32, out, "vision", precision, SCHEME)
+    large = out.with_name("large.onnx")
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "EMBEDDED_BYTES", 1000)
+        quantize_component(fp32, large, "vision", "fp32", SCHEME)
+    before = large.with_name("large.onnx_data").read_bytes()
+    again = out.with_name("again.onnx")
+    quantize_component(large, again, "vision", precision, SCHEME)
+    assert np.array_equal(run(again, **example()), run(out, **example()))
+    assert abs(again.stat().st_size - out.stat().st_size) < 1000
+    assert large.with_name("large.onnx_data").read_bytes() == before
+
+
 def test_nothing_has_the_final_name_when_it_fails(fp32: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(path: Path) -> None:
         assert path.is_file()

@@ -10,10 +10,12 @@ import pytest
 
 from mpa_edge.config.target import ImageBudget
 from mpa_edge.exporters.source import Source
+from mpa_edge.exporters.verify import reference
 from mpa_edge.exporters.verify.probes import probes
 from mpa_edge.exporters.verify.reference import Checkpoint, trace_checkpoint
 from mpa_edge.types import Request
 from mpa_edge.vlm.pixels.common import pixels_digest
+from tests.families import zoo
 from tests.vlm.exported import checkpoint
 
 NAMES = {
@@ -48,6 +50,25 @@ def test_a_trace_is_what_the_model_computes(which: str) -> None:
         first = model.model(**inputs).logits[0, -1].float().numpy()
     np.testing.assert_allclose(seen.trace.logits[0], first, atol=1e-4)
     assert seen.trace.tokens == tuple(seen.trace.logits.argmax(-1).tolist())
+
+
+@pytest.mark.parametrize(("which", "dtype"), [("idefics3", "float16"), ("qwen2_vl", "bfloat16"), ("llava", "bfloat16")])
+def test_a_large_checkpoint_stays_in_16_bits_and_computes_the_same(
+    which: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    folder = zoo.checkpoint(which, dtype=dtype)
+    wide = Checkpoint(folder, {}, 1)
+    monkeypatch.setattr(reference, "LARGE_BYTES", 0)
+    narrow = Checkpoint(folder, {}, 1)
+    kinds = {parameter.dtype for parameter in narrow.model.parameters() if parameter.ndim > 1}
+    assert kinds == {torch.float32, getattr(torch, dtype)}
+    [request] = asked(wide)[0]
+    [one], [other] = wide.trace([request]), narrow.trace([request])
+    for name in ("vision", "logits"):
+        assert np.array_equal(getattr(one.trace, name), getattr(other.trace, name))
+    assert np.array_equal(wide.forced(request, (1, 2, 3)), narrow.forced(request, (1, 2, 3)))
 
 
 @pytest.mark.slow
