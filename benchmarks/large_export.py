@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from common import ROOT, Document, command, machine, remember
+from common import DOCS, ROOT, Document, command, machine, marked, remember
 
 SCHEMES = ("onnx-int8", "gguf-q4_k_m")
 TEXT = {
@@ -146,7 +146,23 @@ def main(out: Path, layers: int, vision_layers: int, schemes: tuple[str, ...], w
         shutil.rmtree(folder, ignore_errors=True)
     sizes = {"layers": layers, "vision_layers": vision_layers, "checkpoint_gb": round(checkpoint_gb, 2)}
     typed = command("large_export.py", sys.argv[1:], without=("--work",))
-    remember(out, "qwen2-vl-2b", {**sizes, **found, "command": typed, **machine()})
+    document = {**sizes, **found, "command": typed, **machine()}
+    remember(out, "qwen2-vl-2b", document)
+    if out.resolve() == (DOCS / "large_export.json").resolve():
+        for page in (ROOT / "README.md", DOCS / "export.md"):
+            page.write_text(marked(page.read_text(), "large", sentence(document)))
+
+
+def sentence(document: Document) -> str:
+    """What the documents say."""
+    told = [
+        f"`{scheme}` {document[scheme]['peak_gb']:.1f} GB of memory and {document[scheme]['seconds'] / 60:.0f} minutes"
+        for scheme in SCHEMES
+    ]
+    return (
+        f"Exporting a 2B model (Qwen2-VL-2B's sizes, bf16, {document['checkpoint_gb']:.1f} GB), with verification, on "
+        f"{document['cores']} cores:\n{' and '.join(told)}.\n"
+    )
 
 
 if __name__ == "__main__":

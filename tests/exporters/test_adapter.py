@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,13 @@ def converted(folder: Path) -> None:
     subprocess.run([sys.executable, "-c", command], cwd=folder, check=True)
 
 
+@cache
+def logits_of(folder: Path, base: Path) -> torch.Tensor:
+    """(1, tokens, vocabulary) of a checkpoint, on the probe of its base."""
+    with torch.no_grad():
+        return load_model(str(folder), "cpu")(**incoming.probe_inputs(load_processor(str(base)))).logits
+
+
 @pytest.mark.parametrize("name", adapters.MADE)
 def test_a_merged_adapter_answers_as_peft_does(name: str, tmp_path: Path) -> None:
     folder, base = tmp_path / "my adapter ä", adapters.checkpoint(name)
@@ -44,10 +52,7 @@ def test_a_merged_adapter_answers_as_peft_does(name: str, tmp_path: Path) -> Non
         converted(folder)
     out = tmp_path / "merged"
     assert incoming._merge(folder, base, out, tmp_path / "staged") <= 1e-4 * float(expected.abs().max())
-    found = load_model(str(out), "cpu")
-    with torch.no_grad():
-        logits = found(**incoming.probe_inputs(load_processor(str(base)))).logits
-        plain = load_model(str(base), "cpu")(**incoming.probe_inputs(load_processor(str(base)))).logits
+    logits, plain = logits_of(out, base), logits_of(base, base)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     assert (plain - expected).abs().max() > 0.01
     taught = (folder / "chat_template.jinja").is_file()

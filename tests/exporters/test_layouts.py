@@ -136,6 +136,11 @@ def quantized(folder: Path) -> None:
     )
 
 
+def compressed(folder: Path) -> None:
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", config | {"compression_config": {"quant_method": "compressed-tensors"}})
+
+
 def int8_without_a_word(folder: Path) -> None:
     held = load_file(folder / "model.safetensors")
     name = next(name for name in held if name.endswith("q_proj.weight"))
@@ -245,6 +250,7 @@ ADAPTER_ALONE = (
 )
 REFUSED: dict[Callable[[Path], None], str] = {
     quantized: r"is quantized already \(bitsandbytes, quantization_config.*use the checkpoint that it was made from",
+    compressed: r"is quantized already \(compressed-tensors, .*use the checkpoint that it was made from",
     int8_without_a_word: r"holds .*q_proj.weight as I8: use the checkpoint in fp32, bf16 or fp16",
     gptq_of_2023: r"is quantized already \(quantize_config.json\)",
     adapter_beside: r"holds a model and an adapter \(adapter_config.json\).*remove the adapter's files",
@@ -278,7 +284,7 @@ def test_a_dry_run_refuses_what_cannot_be_exported(change: Callable[[Path], None
     assert not (tmp_path / "exports").exists()
 
 
-LOADED = [change for change in REFUSED if change not in (quantized, gptq_of_2023)]
+LOADED = [change for change in REFUSED if change not in (quantized, compressed, gptq_of_2023)]
 
 
 @pytest.mark.parametrize("change", LOADED, ids=lambda change: change.__name__)

@@ -151,11 +151,12 @@ def require_inside(path: Path, folder: Path) -> None:
 def require_unquantized(folder: Path, config: dict[str, Any]) -> None:
     """MpaError where the weights are quantized already: what is made from them would be rounded twice."""
     places = (config, config.get("text_config"), config.get("vision_config"))
-    found = [place for place in places if isinstance(place, dict) and place.get("quantization_config")]
+    keys = ("quantization_config", "compression_config")  # the latter of compressed-tensors before 2025
+    found = [place[key] for place in places if isinstance(place, dict) for key in keys if place.get(key)]
     files = [name for name in QUANTIZED if (folder / name).exists()]
     if not found and not files:
         return
-    named = found[0]["quantization_config"] if found else {}
+    named = found[0] if found else {}
     method = named.get("quant_method") if isinstance(named, dict) else None
     where = "quantization_config in config.json" if found else files[0]
     raise MpaError(
