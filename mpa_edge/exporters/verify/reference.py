@@ -225,10 +225,14 @@ def widen(model: Any) -> None:
 
     The matrices of the language model stay narrow, and each is widened while it is used.
     """
+    import torch
+
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     base = model.base_model
     language = getattr(base, "text_model", None) or base.language_model
-    narrow = {id(one): one for one in (*language.modules(), *ends)}
+    # other modules may use their weights without a call (convolutions with a state, experts)
+    products = (torch.nn.Linear, torch.nn.Embedding)
+    narrow = {id(one) for one in (*language.modules(), *ends) if isinstance(one, products)}
     for module in model.modules():
         kept = {}
         for name, parameter in module._parameters.items():
