@@ -10,6 +10,7 @@ import click
 from mpa_edge.cli._options import dry_run_option, fresh_option, is_verbose, json_option, print_json, verbose_option
 from mpa_edge.cli._remote import fetched
 from mpa_edge.cli._stage import suppress_library_output
+from mpa_edge.exporters.publish.clients import FILES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +28,13 @@ VERDICTS = {"holds": "is kept", "lost": "is lost", "inconclusive": "may be kept 
 @click.option("--base", metavar="MODEL", help="Model that an ADAPTER was made for.  [default: the one that it names]")
 @click.option("--target", metavar="TARGET", help="Device or class of devices.  [default: cpu, where no --as is given]")
 @click.option("--as", "schemes", multiple=True, metavar="SCHEME", help="Quantization scheme; may be given repeatedly.")
+@click.option(
+    "--client",
+    "clients",
+    multiple=True,
+    type=click.Choice(tuple(FILES)),
+    help="Write a program for it beside the files; may be given repeatedly.",
+)
 @click.option("--accuracy", type=click.IntRange(min=1), metavar="N", help="Ask base, aligned and export N questions.")
 @click.option("--choose", is_flag=True, help="Take the smallest scheme that keeps the accuracy within --margin.")
 @click.option(
@@ -50,6 +58,7 @@ def command(
     base: str | None,
     target: str | None,
     schemes: tuple[str, ...],
+    clients: tuple[str, ...],
     accuracy: int | None,
     choose: bool,
     margin: float,
@@ -72,11 +81,12 @@ def command(
       $ mpa-edge export runs/mine --target jetson --dry-run
       $ mpa-edge export runs/mine --as onnx-int8 --as gguf-q8_0 --accuracy 100
       $ mpa-edge export runs/mine --target phone --choose
+      $ mpa-edge export runs/mine --as gguf-q8_0 --client llama-server --client python
       $ mpa-edge export my-adapter --base Qwen/Qwen2-VL-2B-Instruct --target jetson
       $ mpa-edge export nursery:student --as onnx-fp16 --out exports/student
     """
     from mpa_edge.config.library import load_target
-    from mpa_edge.exporters.pipeline import Order, choose_schemes, report_of, run_export
+    from mpa_edge.exporters.pipeline import Order, choose_schemes, report_of, run_export, taken_by
     from mpa_edge.exporters.sizes import forecast_bytes
     from mpa_edge.exporters.source import open_source
     from mpa_edge.exporters.verify.accuracy import measure, recipe_of
@@ -87,6 +97,7 @@ def command(
         opened = open_source(source, out, base, merge=not dry_run)
     chosen = load_target(target or DEFAULT_TARGET) if target or not schemes else None
     order = Order(opened, choose_schemes(opened, schemes, chosen), chosen, threads, fresh, first=not schemes)
+    order = taken_by(order, clients)
     if choose:
         recipe_of(opened)
         by_size = sorted(order.schemes, key=lambda scheme: sum(forecast_bytes(opened, scheme).values()))

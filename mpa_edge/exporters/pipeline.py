@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from mpa_edge.errors import MpaError, VerificationError, missing_package
 from mpa_edge.exporters.build import MADE, BuildContext, build
 from mpa_edge.exporters.gguf.check import check_gguf_possible
 from mpa_edge.exporters.publish.card import write_card
+from mpa_edge.exporters.publish.clients import refusal, write_clients
 from mpa_edge.exporters.publish.layout import write_layout
 from mpa_edge.exporters.publish.manifest import (
     AccuracyFigures,
@@ -89,6 +90,8 @@ class Order:
     """Accuracy, 0 to 1, that an alternative may lose against aligned on held-out questions; None: not measured."""
     questions: int | None = None
     """How many of them are asked; None: as many as the recipe's evaluation."""
+    clients: tuple[str, ...] = ()
+    """Each gets a program beside the files."""
 
     @property
     def budget(self) -> ImageBudget | None:
@@ -156,6 +159,19 @@ def choose_schemes(source: Source, wanted: Sequence[str], target: Target | None)
     return tuple(chosen)
 
 
+def taken_by(order: Order, clients: Sequence[str]) -> Order:
+    """The order for clients: of alternatives, only those that every client can run. MpaError where one cannot."""
+    refused = {
+        scheme.name: reason
+        for scheme in order.schemes
+        if (reason := next(filter(None, (refusal(client, scheme, order.source) for client in clients)), None))
+    }
+    left = tuple(scheme for scheme in order.schemes if scheme.name not in refused)
+    if refused and not (order.first and left):
+        raise MpaError(next(iter(refused.values())))
+    return replace(order, schemes=left, clients=tuple(dict.fromkeys(clients)))
+
+
 def try_layout(source: Source, schemes: Sequence[Scheme], budget: ImageBudget | None) -> None:
     """Write the small files of exports for nothing. MpaError where a checkpoint's processor or prompt has no place."""
     for scheme in schemes:
@@ -213,6 +229,8 @@ def run_export(order: Order) -> list[Path]:
             require_free(exports, disk_need_bytes(order.source, missing[:1] if order.first else missing))
             prepare(exports / PARTS, parts_inputs(order), order.fresh)
         folders = [export_first(order)] if order.first else [export_scheme(order, scheme) for scheme in order.schemes]
+        for folder in folders if order.clients else ():
+            write_clients(order.source, folder, order.clients)
         remove(exports / PARTS / INPUTS)  # first: after a kill, nothing looks valid
         remove(exports / PARTS, quietly=True)
     return folders

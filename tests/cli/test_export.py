@@ -100,6 +100,14 @@ def test_the_plan_says_sizes_and_writes_nothing(run: Path, capsys: pytest.Captur
     assert sorted(run.rglob("*")) == before
 
 
+def test_a_client_leaves_the_schemes_that_it_can_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for client, kept in (("llama-server", "gguf"), ("transformers.js", "onnx")):
+        assert exit_code(["export", str(run), "--target", "cpu", "--client", client, "--dry-run", "--json"]) == 0
+        sizes = json.loads(capsys.readouterr().out)["predicted_bytes"]
+        assert sizes
+        assert all(name.startswith(kept) for name in sizes)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -107,6 +115,11 @@ def test_the_plan_says_sizes_and_writes_nothing(run: Path, capsys: pytest.Captur
         (["--target", "jetsn"], "no target 'jetsn' (did you mean 'jetson'?)"),
         (["--threads", "0"], "0 is not in the range"),
         (["--accuracy", "-1"], "-1 is not in the range"),
+        (["--as", "gguf-q8_0", "--client", "transformers.js"], "does not read gguf-q8_0: name another scheme"),
+        (
+            ["--as", "onnx-int8", "--client", "python", "--client", "llama-server"],
+            "llama-server does not read onnx-int8",
+        ),
         (["--choose", "--as", "onnx-int8"], "--choose takes the schemes of a target: leave out --as"),
         (["--choose", "--margin", "0"], "0.0 is not in the range"),
     ],

@@ -1,9 +1,11 @@
-"""How to run an export, as text for its card. A test runs every Python and JavaScript block."""
+"""How to run an export: programs for its card, and for files beside it. A test runs every one of them."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from mpa_edge.artifact import Artifact
 
@@ -16,23 +18,36 @@ NOT_IN_JAVASCRIPT = ("internvl",)
 IMAGE_FIRST = ("llava",)
 
 
+class Snippet(NamedTuple):
+    """A program that reads image.png beside the files of an export."""
+
+    title: str
+    """What runs it."""
+    install: str
+    """What is to be installed before."""
+    language: str
+    """Of the code, as Markdown calls it."""
+    code: str
+    """The program."""
+
+    @property
+    def markdown(self) -> str:
+        """A section of the card."""
+        return f"### {self.title}\n\n{self.install}\n\n```{self.language}\n{self.code}```\n"
+
+
 def snippets(artifact: Artifact, prompt: str, scheme: str) -> Iterator[str]:
-    """Every way to run this export that is known to work."""
-    yield mpa_edge_snippet(artifact, prompt, scheme)
+    """Every way to run this export that is known to work, as sections of the card."""
+    yield mpa_edge_snippet(artifact, prompt, scheme).markdown
     if artifact.format == "onnx" and artifact.model_type not in THREE_AXES:
-        yield onnxruntime_snippet(artifact, prompt)
+        yield onnxruntime_snippet(artifact, prompt).markdown
     if artifact.format == "onnx" and artifact.model_type not in NOT_IN_JAVASCRIPT and "qdq" not in str(artifact.files):
-        yield javascript_snippet(artifact, prompt, scheme)
+        yield javascript_snippet(artifact, prompt, scheme).markdown
     if artifact.format == "gguf" and artifact.repetition_penalty == 1.0:  # llama-mtmd-cli forgets the prompt's tokens
-        yield llama_cpp_snippet(artifact, prompt)
+        yield llama_cpp_snippet(artifact, prompt).markdown
 
 
-def markdown(title: str, before: str, language: str, code: str) -> str:
-    """A section of the card: what to install, and a program that reads image.png beside the files."""
-    return f"### {title}\n\n{before}\n\n```{language}\n{code.strip()}\n```\n"
-
-
-def mpa_edge_snippet(artifact: Artifact, prompt: str, scheme: str) -> str:
+def mpa_edge_snippet(artifact: Artifact, prompt: str, scheme: str) -> Snippet:
     """Our own runtime: no torch, no transformers."""
     code = f"""
 from PIL import Image
@@ -45,10 +60,12 @@ image = Image.open("{IMAGE}").convert("RGB")
 (reply,) = model.answer([Request(image, {json.dumps(prompt)}, max_new_tokens={artifact.max_new_tokens})])
 print(reply.text)
 """
-    return markdown("Python, mpa-edge", f"`pip install 'mpa-edge[{EXTRAS[artifact.format]}]'`", "python", code)
+    return Snippet(
+        "Python, mpa-edge", f"`pip install 'mpa-edge[{EXTRAS[artifact.format]}]'`", "python", code.lstrip("\n")
+    )
 
 
-def onnxruntime_snippet(artifact: Artifact, prompt: str) -> str:
+def onnxruntime_snippet(artifact: Artifact, prompt: str) -> Snippet:
     """ONNX Runtime alone, with transformers' processor for the image."""
     words = " num2words" if artifact.model_type == "smolvlm" else ""
     penalty = '    scores = result["logits"][0, -1]\n'
@@ -94,10 +111,10 @@ while len(answer) < {artifact.max_new_tokens} and not set(answer) & {{{", ".join
 print(processor.tokenizer.decode(answer, skip_special_tokens=True).strip())
 """
     install = f"`pip install onnxruntime transformers torch torchvision pillow{words}`"
-    return markdown("Python, ONNX Runtime", install, "python", code)
+    return Snippet("Python, ONNX Runtime", install, "python", code.lstrip("\n"))
 
 
-def javascript_snippet(artifact: Artifact, prompt: str, scheme: str) -> str:
+def javascript_snippet(artifact: Artifact, prompt: str, scheme: str) -> Snippet:
     """transformers.js, in node and browsers."""
     order = "image, text" if artifact.model_type in IMAGE_FIRST else "text, [image]"
     code = f"""
@@ -116,10 +133,10 @@ const output = await model.generate({{ ...inputs, max_new_tokens: {artifact.max_
 const answer = output.slice(null, [inputs.input_ids.dims.at(-1), null]);
 console.log(processor.batch_decode(answer, {{ skip_special_tokens: true }})[0].trim());
 """
-    return markdown("JavaScript, transformers.js", "`npm install @huggingface/transformers`", "js", code)
+    return Snippet("JavaScript, transformers.js", "`npm install @huggingface/transformers`", "js", code.lstrip("\n"))
 
 
-def llama_cpp_snippet(artifact: Artifact, prompt: str) -> str:
+def llama_cpp_snippet(artifact: Artifact, prompt: str) -> Snippet:
     """llama.cpp's own program, which reads backslashes in a prompt as escapes."""
     question = prompt.replace("\\", r"\\").replace("\n", r"\n").replace("'", "'\\''")
     code = (
@@ -127,7 +144,19 @@ def llama_cpp_snippet(artifact: Artifact, prompt: str) -> str:
         f"  --jinja --image {IMAGE} --temp 0 -c {artifact.context_tokens} -n {artifact.max_new_tokens}"
         f"{_pixel_limits(artifact)} \\\n  -p '{question}'\n"
     )
-    return markdown("llama.cpp", "Any llama.cpp from this year:", "sh", code)
+    return Snippet("llama.cpp", "Any llama.cpp from this year:", "sh", code.lstrip("\n"))
+
+
+def llama_server_snippet(artifact: Artifact) -> Snippet:
+    """The start of llama.cpp's server; the script may be started from any folder, with more options after its name."""
+    language, projector = (shlex.quote(artifact.files[name]) for name in ("language", "mmproj"))
+    threads = f" -t {artifact.threads}" if artifact.threads else ""
+    code = f"""#!/bin/sh
+cd "$(dirname "$0")" || exit
+exec llama-server -m {language} --mmproj {projector} --alias {shlex.quote(artifact.name)} \\
+  --host 127.0.0.1 -c {artifact.context_tokens} -np 1{threads}{_pixel_limits(artifact)} "$@"
+"""
+    return Snippet("llama-server", "Any llama.cpp from this year:", "sh", code)
 
 
 def _pixel_limits(artifact: Artifact) -> str:

@@ -274,7 +274,7 @@ def test_the_command_of_llama_cpp_is_one_line_of_shell(tmp_path: Path) -> None:
     from mpa_edge.exporters.publish.snippets import llama_cpp_snippet
 
     artifact = hand_made.artifact_of(load_scheme("gguf-q4_0"))
-    [code] = blocks(llama_cpp_snippet(artifact, "What's it?\nAnswer 'yes' or \\no."), "sh")
+    code = llama_cpp_snippet(artifact, "What's it?\nAnswer 'yes' or \\no.").code
     script = code.replace("llama-mtmd-cli", f"{sys.executable} -c 'import sys, json; print(json.dumps(sys.argv[1:]))'")
     words = json.loads(said(tmp_path, ["sh", "-c", script]))
     assert words[-2:] == ["-p", r"What's it?\nAnswer 'yes' or \\no."]

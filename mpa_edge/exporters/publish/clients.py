@@ -1,0 +1,63 @@
+"""`--client`: a program beside an export that starts it, listed in its manifest as every other file is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from mpa_edge.config.scheme import Scheme
+    from mpa_edge.exporters.publish.snippets import Snippet
+    from mpa_edge.exporters.source import Source
+
+FILES = {"llama-server": "llama-server.sh", "python": "run.py", "transformers.js": "run.mjs"}
+"""Client -> file that is written for it."""
+
+
+def refusal(client: str, scheme: Scheme, source: Source) -> str | None:
+    """Why a client cannot run an export, in words that end with what to do; None where it can."""
+    from mpa_edge.exporters.publish.snippets import NOT_IN_JAVASCRIPT
+    from mpa_edge.exporters.source import generation_config
+
+    if client == "transformers.js":
+        if scheme.format != "onnx" or any("qdq" in bits for bits in scheme.components.values()):
+            return f"transformers.js does not read {scheme.name}: name another scheme, such as --as onnx-int8"
+        if source.config["model_type"] in NOT_IN_JAVASCRIPT:
+            return f"transformers.js has no class for {source.family.title}: use --client python"
+    if client == "llama-server":
+        if scheme.format != "gguf":
+            return f"llama-server does not read {scheme.name}: name another scheme, such as --as gguf-q8_0"
+        if generation_config(source.checkpoint).get("repetition_penalty", 1.0) not in (None, 1.0):
+            return "llama-server was not tested with the checkpoint's repetition_penalty: use --client python"
+    return None
+
+
+def write_clients(source: Source, folder: Path, clients: Iterable[str]) -> None:
+    """Write the files of clients into a finished export and its manifest; what is there already stays as it is."""
+    from mpa_edge.exporters.publish.manifest import entry, finished
+    from mpa_edge.runs.files import write_bytes, write_json
+    from mpa_edge.runs.manifest import MANIFEST
+
+    manifest = finished(folder)
+    outputs = dict(manifest.outputs)
+    for client in clients:
+        name = FILES[client]
+        write_bytes(folder / name, _program(client, source, folder).code.encode())
+        outputs[name] = entry(folder, name)
+    if outputs != manifest.outputs:
+        write_json(folder / MANIFEST, manifest.model_copy(update={"outputs": outputs}))
+
+
+def _program(client: str, source: Source, folder: Path) -> Snippet:
+    from mpa_edge.artifact import read_artifact
+    from mpa_edge.exporters.publish import snippets
+    from mpa_edge.exporters.publish.card import QUESTION
+
+    artifact, prompt = read_artifact(folder), source.prompt(QUESTION)
+    if client == "llama-server":
+        return snippets.llama_server_snippet(artifact)
+    if client == "python":
+        return snippets.mpa_edge_snippet(artifact, prompt, artifact.scheme)
+    return snippets.javascript_snippet(artifact, prompt, artifact.scheme)

@@ -1,0 +1,115 @@
+"""`--client`: each program runs its real client, and is a file of the export as every other."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from mpa_edge.artifact import read_artifact
+from mpa_edge.config.library import load_scheme
+from mpa_edge.exporters.pipeline import Order, inputs_of, run_export
+from mpa_edge.exporters.publish.clients import FILES, write_clients
+from mpa_edge.exporters.publish.manifest import finished, is_exported, outputs_of
+from mpa_edge.exporters.source import open_source
+from mpa_edge.nursery.render import render
+from mpa_edge.runs.files import write_json
+from mpa_edge.runs.manifest import MANIFEST
+from tests.bench.llama_server import program
+from tests.exporters import hand_made
+from tests.exporters.javascript import client
+from tests.vlm.exported import STUDENT, checkpoint, onnx_folder
+from tests.vlm.llama_exported import gguf_folder
+
+ROOT, QUESTION = Path(__file__).parents[3], "How many bars are there?"
+WAIT_S = 120
+
+
+def placed(tmp_path: Path, made: Path, clients: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a real export of the built-in student, with the clients' files and an image."""
+    monkeypatch.setattr("mpa_edge.exporters.publish.card.QUESTION", QUESTION)
+    artifact = read_artifact(made)
+    folder = Path(shutil.copytree(made, tmp_path / artifact.scheme))
+    scheme = load_scheme("gguf-f16" if artifact.format == "gguf" else "onnx-fp32")
+    write_json(folder / MANIFEST, hand_made.manifest_of(scheme, folder))
+    write_clients(open_source(str(checkpoint(STUDENT)), out=str(tmp_path / "exports")), folder, clients)
+    render(tmp_path / "images", 1, 7, "target")
+    shutil.copy(next((tmp_path / "images").rglob("*.png")), folder / "image.png")
+    return folder
+
+
+def said(folder: Path, *command: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=240)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode().strip()
+
+
+@pytest.mark.peer
+def test_node_and_python_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = placed(tmp_path, onnx_folder(STUDENT), ("python", "transformers.js"), monkeypatch)
+    (folder / "node_modules").symlink_to(client() / "node_modules")
+    assert said(folder, sys.executable, "run.py") == said(folder, "node", "run.mjs") != ""
+
+
+@pytest.mark.peer
+def test_the_server_starts_from_any_folder_and_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through its chat completions, with the template that is in the file."""
+    folder = placed(tmp_path, gguf_folder(STUDENT), ("llama-server", "python"), monkeypatch)
+    (tmp_path / "bin").mkdir()
+    program(tmp_path / "bin")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # the wheel has no defaults of its own for these
+    more = f"--port {port} -b 2048 -ub 512 -fa off -t 1 --cache-ram 0".split()
+    environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    server = subprocess.Popen(["sh", str(folder / "llama-server.sh"), *more], cwd=tmp_path, env=environment)
+    try:
+        url = "data:image/png;base64," + base64.b64encode((folder / "image.png").read_bytes()).decode()
+        parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
+        asked = {"messages": [{"role": "user", "content": parts}], "temperature": 0, "max_tokens": 16}
+        answer = ask(server, f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(asked).encode())
+    finally:
+        server.terminate()
+        server.wait(WAIT_S)
+    assert answer == said(folder, sys.executable, "run.py") != ""
+
+
+def ask(server: subprocess.Popen[bytes], url: str, body: bytes) -> str:
+    """The answer, as soon as the server is up."""
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=WAIT_S) as reply:
+                return str(json.load(reply)["choices"][0]["message"]["content"]).strip()
+        except (urllib.error.URLError, ConnectionError):
+            assert server.poll() is None, "the server ended"
+            assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_rerun_adds_a_client_and_exports_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpa_edge.exporters.pipeline.build", None)  # would be called by an export
+    source, scheme = open_source("nursery:student", out=str(tmp_path)), load_scheme("gguf-q8_0")
+    folder = tmp_path / scheme.name
+    hand_made.export(folder, scheme)
+    manifest = hand_made.manifest_of(scheme, folder)
+    inputs = inputs_of(Order(source, (scheme,)), scheme)
+    write_json(folder / MANIFEST, manifest.model_copy(update={"inputs": inputs}))
+    for clients in (("python",), ("llama-server",), ()):
+        assert run_export(Order(source, (scheme,), clients=clients)) == [folder]
+        assert is_exported(folder, inputs)
+        assert finished(folder).outputs == outputs_of(folder)
+    assert {FILES["python"], FILES["llama-server"]} < set(finished(folder).outputs)
