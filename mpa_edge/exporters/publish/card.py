@@ -8,7 +8,7 @@ from typing import Any
 
 from mpa_edge.artifact import Artifact
 from mpa_edge.exporters.publish.licences import Licence, front_matter, licence_of
-from mpa_edge.exporters.publish.manifest import CARD, ExportManifest, component_bytes
+from mpa_edge.exporters.publish.manifest import CARD, ExportManifest, component_bytes, read_export_manifest
 from mpa_edge.exporters.publish.snippets import snippets
 from mpa_edge.exporters.sizes import fp32_bytes
 from mpa_edge.exporters.source import Source
@@ -18,6 +18,10 @@ from mpa_edge.runs.files import write_bytes
 from mpa_edge.runs.manifest import FOLDERS, read_manifest
 
 QUESTION = "What is shown?"
+UNMEASURED = "not measured"
+HALF = {"onnx": "onnx-fp16", "gguf": "gguf-f16"}
+"""Format -> its scheme in 16 bits."""
+SAME_MODEL = ("checkpoint", "image budget")
 LIBRARY = {"onnx": "transformers.js", "gguf": "gguf", "hybrid": "mpa-edge"}
 TITLES = {"onnx": "ONNX", "gguf": "GGUF", "hybrid": "ONNX vision encoder and GGUF language model"}
 PARITY = {
@@ -52,6 +56,7 @@ def card(source: Source, artifact: Artifact, manifest: ExportManifest, folder: P
         [f"{TITLES[artifact.format]} ({listed}) {of}.", *_training(source, manifest, licences), ""],
         ["## Licence", "", *_licence(licences, folder), ""],
         [f"## {_measure(manifest)}", "", *_accuracy(manifest), *_refused(manifest), ""],
+        ["## Lost at each step", "", *_steps(artifact, manifest, folder), ""],
         ["## Files", "", *_files(source, manifest)],
         ["## Compared with the checkpoint", "", *_parity(manifest), ""],
         ["## How to run it", "", "From inside this folder, with an `image.png` in it.", ""],
@@ -144,6 +149,31 @@ def _accuracy(manifest: ExportManifest) -> Iterator[str]:
         why = "; ".join(figures.reasons)
         yield ""
         yield f"It keeps {figures.retained_gain:.0%} of the gain. Verdict: **{figures.verdict}** ({why})."
+
+
+def _steps(artifact: Artifact, manifest: ExportManifest, folder: Path) -> Iterator[str]:
+    """From the checkpoint to 16 bits to the scheme; the former from the 16-bit export of this checkpoint beside it."""
+    half = HALF.get(artifact.format)
+    found = read_export_manifest(folder.parent / half) if half else None
+    if found is not None and any(found.inputs.get(key) != manifest.inputs.get(key) for key in SAME_MODEL):
+        found = None
+    whole, first = manifest.accuracy, found.accuracy if found else None
+    same = whole and first and whole.questions_sha256 == first.questions_sha256
+
+    def row(step: str, kl: Any, lost: float | None, n: int) -> str:
+        cells = (UNMEASURED, "") if lost is None else (f"{100 * lost:+.1f}", f"{n:,}")
+        return f"| {step} | {UNMEASURED if kl is None else f'{kl:.2g}'} | {' | '.join(cells)} |"
+
+    yield from ("| Step | KL, nats | Lost, points | Questions |", "|---|---:|---:|---:|")
+    if artifact.scheme != half:
+        kl = found.parity.get("kl") if found else None
+        yield row(
+            "checkpoint to 16 bits", kl, first.aligned - first.artifact if first else None, first.n if first else 0
+        )
+        between = first.artifact - whole.artifact if same and first and whole else None
+        yield row(f"16 bits to {artifact.scheme}", None, between, whole.n if whole else 0)
+    lost = whole.aligned - whole.artifact if whole else None
+    yield row(f"checkpoint to {artifact.scheme}", manifest.parity.get("kl"), lost, whole.n if whole else 0)
 
 
 def _refused(manifest: ExportManifest) -> Iterator[str]:

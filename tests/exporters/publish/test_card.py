@@ -115,6 +115,35 @@ def test_a_card_without_labels_says_what_its_figures_are(tmp_path: Path) -> None
     assert "ccuracy |" not in text
 
 
+def test_the_card_says_what_each_step_lost(tmp_path: Path) -> None:
+    """By the 16-bit export beside it, if that is of the same checkpoint; in between, only on the same questions."""
+    source, int8 = run_source(tmp_path), load_scheme("onnx-int8")
+
+    def steps(accuracy: object = hand_made.ACCURACY) -> list[str]:
+        text = text_of(source, tmp_path / "onnx-int8", int8, accuracy=accuracy)
+        return [line for line in text.splitlines() if re.match(r"\| (checkpoint|16 bits) to ", line)]
+
+    whole = "| checkpoint to onnx-int8 | 0.013 | +0.6 | 1,000 |"
+    unknown = "| 16 bits to onnx-int8 | not measured | not measured |  |"
+    nothing = ["| checkpoint to 16 bits | not measured | not measured |  |", unknown]
+    assert steps() == [*nothing, whole]
+    assert steps(None) == [*nothing, "| checkpoint to onnx-int8 | 0.013 | not measured |  |"]
+    half, fp16 = tmp_path / "onnx-fp16", load_scheme("onnx-fp16")
+    figures = hand_made.ACCURACY.model_copy(update={"artifact": 0.682})
+    parity = hand_made.PARITY | {"kl": 1e-5}
+    hand_made.export(half, fp16, accuracy=figures, parity=parity)
+    assert steps() == [
+        "| checkpoint to 16 bits | 1e-05 | +0.1 | 1,000 |",
+        "| 16 bits to onnx-int8 | not measured | +0.5 | 1,000 |",
+        whole,
+    ]
+    others = figures.model_copy(update={"questions_sha256": "1" * 64})
+    hand_made.export(half, fp16, accuracy=others, parity=parity)
+    assert steps() == ["| checkpoint to 16 bits | 1e-05 | +0.1 | 1,000 |", unknown, whole]
+    hand_made.export(half, fp16, accuracy=figures, parity=parity, inputs={"checkpoint": "1" * 64})
+    assert steps() == [*nothing, whole]
+
+
 @pytest.mark.parametrize("role", ["student", "teacher"])
 def test_a_licence_that_restricts_is_said_loudly(tmp_path: Path, role: str) -> None:
     """The teacher's, too: its words are in the training data."""
