@@ -1,4 +1,4 @@
-"""`--client`: each program runs its real client, and is a file of the export as every other."""
+"""`--client`: each program runs, and is a file of the export as every other."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import pytest
 from mpa_edge.artifact import read_artifact
 from mpa_edge.config.library import load_scheme
 from mpa_edge.exporters.pipeline import Order, inputs_of, run_export
+from mpa_edge.exporters.publish.card import card
 from mpa_edge.exporters.publish.clients import FILES, write_clients
 from mpa_edge.exporters.publish.manifest import finished, is_exported, outputs_of
 from mpa_edge.exporters.source import open_source
@@ -27,8 +28,7 @@ from mpa_edge.runs.files import write_json
 from mpa_edge.runs.manifest import MANIFEST
 from tests.bench.llama_server import program
 from tests.exporters import hand_made
-from tests.exporters.javascript import client
-from tests.vlm.exported import STUDENT, checkpoint, onnx_folder
+from tests.vlm.exported import STUDENT, checkpoint
 from tests.vlm.llama_exported import gguf_folder
 
 ROOT, QUESTION = Path(__file__).parents[3], "How many bars are there?"
@@ -40,8 +40,7 @@ def placed(tmp_path: Path, made: Path, clients: tuple[str, ...], monkeypatch: py
     monkeypatch.setattr("mpa_edge.exporters.publish.card.QUESTION", QUESTION)
     artifact = read_artifact(made)
     folder = Path(shutil.copytree(made, tmp_path / artifact.scheme))
-    scheme = load_scheme("gguf-f16" if artifact.format == "gguf" else "onnx-fp32")
-    write_json(folder / MANIFEST, hand_made.manifest_of(scheme, folder))
+    write_json(folder / MANIFEST, hand_made.manifest_of(load_scheme("gguf-f16"), folder))
     write_clients(open_source(str(checkpoint(STUDENT)), out=str(tmp_path / "exports")), folder, clients)
     render(tmp_path / "images", 1, 7, "target")
     shutil.copy(next((tmp_path / "images").rglob("*.png")), folder / "image.png")
@@ -55,11 +54,14 @@ def said(folder: Path, *command: str) -> str:
     return done.stdout.decode().strip()
 
 
-@pytest.mark.peer
-def test_node_and_python_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = placed(tmp_path, onnx_folder(STUDENT), ("python", "transformers.js"), monkeypatch)
-    (folder / "node_modules").symlink_to(client() / "node_modules")
-    assert said(folder, sys.executable, "run.py") == said(folder, "node", "run.mjs") != ""
+def test_node_and_python_run_what_the_card_shows(tmp_path: Path) -> None:
+    """And the blocks of the card run, in test_card."""
+    source, scheme = open_source("nursery:student", out=str(tmp_path)), load_scheme("onnx-int8")
+    folder = hand_made.export(tmp_path / scheme.name, scheme)
+    write_clients(source, folder, ("python", "transformers.js"))
+    text = card(source, read_artifact(folder), finished(folder), folder)
+    assert f"```python\n{(folder / 'run.py').read_text()}```" in text
+    assert f"```js\n{(folder / 'run.mjs').read_text()}```" in text
 
 
 @pytest.mark.peer
