@@ -31,6 +31,7 @@ HOME = {
     "qwen3_5": QWEN_HOME,
     "llava": LLAVA_HOME,
     "internvl": LLAVA_HOME,
+    "lfm2_vl": LLAVA_HOME,
 }
 NEVER = ("lm_head", "embed_tokens", "patch_embed", "position_embedding", "norm", "ln_q", "conv1d")
 # logits have a standard deviation of 2.5; the same sum in another order moves them by 1e-5 to 1e-4
@@ -70,7 +71,8 @@ def inputs(case: str, model_type: str) -> Any:
 def linears(model: Any) -> dict[str, str]:
     """Name of each linear layer -> the part it belongs to, or "head"."""
     homes = HOME[family_of(model.config.model_type).name]
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    modules = {name: module for name, module in model.named_modules() if not name.endswith("patch_embedding")}
+    names = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
     return {name: next((part for part, home in homes.items() if is_in(home, name)), "head") for name in names}
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from tests.families import zoo_text as text
 
-MODEL_TYPES = ("idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "llava", "internvl")
+MODEL_TYPES = ("idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "llava", "internvl", "lfm2_vl")
 HIDDEN, FFN, HEAD_DIM, TEXT_LAYERS = 256, 512, 64, 2
 CONTEXT = 4096
 GAIN, GAIN_OF_ENDS = 1.5, 2.5
@@ -325,6 +325,43 @@ def _internvl(*, tied: bool = False, depth: int = 2, hidden: int = HIDDEN, langu
     return config, processor
 
 
+def _lfm2(*, tied: bool = True, depth: int = 2, hidden: int = HIDDEN) -> tuple[Any, Any]:
+    """Tiles of 128 px, 16 tokens each, up to four of them and an overview of 4 to 16 tokens in the image's shape."""
+    import transformers
+
+    ends = {"bos": "<|startoftext|>", "eos": "<|im_end|>", "pad": "<|pad|>"}
+    names = text.tokenizer("llama-bpe", text.LFM2_SPECIALS, **ends)
+    sizes = _text(names, hidden=hidden, tied=tied)
+    del sizes["head_dim"], sizes["rms_norm_eps"]
+    config = transformers.Lfm2VlConfig(
+        text_config={
+            "model_type": "lfm2",
+            **sizes,
+            "num_hidden_layers": 3,
+            "layer_types": ["conv", "full_attention", "conv"],
+            "block_auto_adjust_ff_dim": False,
+        },
+        vision_config={
+            "model_type": "siglip2_vision_model",
+            "hidden_size": 256,
+            "intermediate_size": FFN,
+            "num_hidden_layers": depth,
+            "num_attention_heads": 4,
+            "patch_size": 16,
+            "num_patches": 36,  # a table of 6 x 6 positions: larger and smaller images stretch it
+            "vision_use_head": False,
+        },
+        image_token_id=names.convert_tokens_to_ids("<image>"),
+        projector_hidden_size=FFN,
+        tie_word_embeddings=tied,
+    )
+    image_processor = transformers.Lfm2VlImageProcessor(
+        tile_size=128, min_image_tokens=4, max_image_tokens=16, max_tiles=4
+    )
+    processor = transformers.Lfm2VlProcessor(image_processor, names, chat_template=text.LFM2_TEMPLATE)
+    return config, processor
+
+
 RECIPES: dict[str, Callable[..., tuple[Any, Any]]] = {
     "idefics3": functools.partial(_smol, "idefics3"),
     "smolvlm": functools.partial(_smol, "smolvlm"),
@@ -334,4 +371,5 @@ RECIPES: dict[str, Callable[..., tuple[Any, Any]]] = {
     "qwen3_5": functools.partial(_qwen, "qwen3_5"),
     "llava": _llava,
     "internvl": _internvl,
+    "lfm2_vl": _lfm2,
 }

@@ -27,6 +27,18 @@ QWEN_SPECIALS = (
 )
 LLAVA_SPECIALS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
 INTERNVL_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>")
+LFM2_SPECIALS = (
+    "<|pad|>",
+    "<|startoftext|>",
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<image>",
+    "<|image_start|>",
+    "<|image_end|>",
+    "<|img_thumbnail|>",
+    *(f"<|img_row_{row}_col_{column}|>" for row in range(1, 5) for column in range(1, 5)),
+)
 
 # as published
 SMOL_TEMPLATE = (
@@ -53,6 +65,12 @@ INTERNVL_TEMPLATE = (
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+LFM2_TEMPLATE = (
+    "{{ '<|startoftext|>' }}{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for line in message['content'] %}{% if line['type'] == 'image' %}{{ '<image>' }}{% else %}{{ line['text'] }}"
+    "{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
 # pattern of the pre-tokenizer that llama.cpp calls qwen2
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -62,7 +80,11 @@ QWEN35_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-SPLITS = {"qwen2": QWEN_SPLIT, "qwen35": QWEN35_SPLIT}
+SPLITS = {
+    "qwen2": QWEN_SPLIT,
+    "qwen35": QWEN35_SPLIT,
+    "llama-bpe": QWEN_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|"),
+}
 N_MERGES = 200
 # of SmolVLM: tokens before the words, words with those, all
 N_EARLY, N_WORDS, N_TOKENS = 4, 49152, 49280
@@ -86,7 +108,7 @@ def tokenizer(
     full_size: bool = False,
     **extra: Any,
 ) -> Any:
-    """A byte-level BPE tokenizer with the pre-tokenizer `smollm`, `qwen2` or `qwen35`, the same at every call.
+    """A byte-level BPE tokenizer with the pre-tokenizer `smollm`, `qwen2`, `qwen35` or `llama-bpe`, the same at every call.
 
     `full_size` gives it SmolVLM's 49,280 tokens, those of images behind all words.
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mpa_edge.vlm.pixels import idefics3, internvl, qwen2_vl, siglip
+from mpa_edge.vlm.pixels import idefics3, internvl, lfm2_vl, qwen2_vl, siglip
 from mpa_edge.vlm.pixels.common import Prepared
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ PIPELINES = {
     "qwen3_vl": qwen2_vl,
     "siglip": siglip,
     "internvl": internvl,
+    "lfm2_vl": lfm2_vl,
 }
 
 

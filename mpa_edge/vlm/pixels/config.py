@@ -18,6 +18,7 @@ KINDS = {
     "qwen3_5": "qwen3_vl",
     "llava": "siglip",
     "internvl": "internvl",
+    "lfm2_vl": "lfm2_vl",
 }
 """`model_type` of config.json -> pipeline."""
 PROCESSORS = {
@@ -29,6 +30,7 @@ PROCESSORS = {
     "CLIPImageProcessor": ("siglip",),
     "LlavaImageProcessor": ("siglip",),
     "GotOcr2ImageProcessor": ("internvl",),
+    "Lfm2VlImageProcessor": ("lfm2_vl",),
 }
 """`image_processor_type` -> pipelines that do the same."""
 COMMON = ("do_resize", "do_rescale", "do_normalize", "rescale_factor", "resample", "image_mean", "image_std", "size")
@@ -45,6 +47,21 @@ SETTINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "internvl": (
         ("min_patches", "max_patches"),
         ("image_token", "start_image_token", "end_image_token", "image_seq_length"),
+    ),
+    "lfm2_vl": (
+        (
+            "do_image_splitting",
+            "downsample_factor",
+            "encoder_patch_size",
+            "min_tiles",
+            "max_tiles",
+            "tile_size",
+            "use_thumbnail",
+            "min_image_tokens",
+            "max_image_tokens",
+            "max_pixels_tolerance",
+        ),
+        ("image_token", "image_start_token", "image_end_token", "image_thumbnail_token"),
     ),
 }
 """Pipeline -> what it needs beside `COMMON`: of the image processor, and of the processor around it."""

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from mpa_edge.vlm.pixels.common import Prepared, scale, tiles
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from PIL.Image import Image
 
 
@@ -40,8 +42,13 @@ def grid(width: int, height: int, tile_area: int, min_tiles: int, max_tiles: int
     """
     edges = range(1, max_tiles + 1)
     known = [(columns, rows) for columns in edges for rows in edges if min_tiles <= columns * rows <= max_tiles]
+    return closest(known, width, height, tile_area)
+
+
+def closest(grids: Iterable[tuple[int, int]], width: int, height: int, tile_area: int) -> tuple[int, int]:
+    """The grid, (columns, rows), closest to the image's shape, with the rule of `grid` for equally close ones."""
     best, smallest = (1, 1), math.inf
-    for columns, rows in sorted(known, key=math.prod):
+    for columns, rows in sorted(grids, key=math.prod):
         gap = abs(width / height - columns / rows)
         if gap < smallest or (gap == smallest and width * height > 0.5 * tile_area * columns * rows):
             best, smallest = (columns, rows), gap
