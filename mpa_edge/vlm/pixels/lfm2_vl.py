@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpa_edge.vlm.pixels.common import Prepared, in_bytes, normalized
+from mpa_edge.vlm.pixels.common import Prepared, in_bytes
 from mpa_edge.vlm.pixels.internvl import closest
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ def prepare(config: dict[str, Any], image: Image) -> Prepared:
     Patches of smaller tiles are padded with zeros; shapes are rows and columns of patches.
     """
     cut, patch = tiles(config, image), config["encoder_patch_size"]
-    in_patches = [patches(normalized(tile[None], config)[0], patch) for tile in cut]
+    levels = normalized_levels(config)
+    in_patches = [patches(levels[tile, np.arange(3)], patch) for tile in cut]
     n_most = config["max_image_tokens"] * config["downsample_factor"] ** 2
     if config["do_image_splitting"]:
         n_most = max(n_most, (config["tile_size"] // patch) ** 2)
@@ -102,11 +103,21 @@ def overview_size(config: dict[str, Any], width: int, height: int) -> tuple[int,
     return wide, high
 
 
+def normalized_levels(config: dict[str, Any]) -> NDArray[np.float32]:
+    """(256, 3): what becomes of each value of a channel. Rescaled and normalized in one step, as torchvision does."""
+    step = 1 / config["rescale_factor"] if config["do_rescale"] else 1.0
+    levels = np.repeat(np.arange(256, dtype=np.float32)[:, None], 3, axis=1)
+    if not config["do_normalize"]:
+        return levels / np.float32(step)
+    mean, std = (np.array(config[key], np.float32) * np.float32(step) for key in ("image_mean", "image_std"))
+    normal: NDArray[np.float32] = (levels - mean) / std
+    return normal
+
+
 def patches(tile: NDArray[np.float32], edge: int) -> NDArray[np.float32]:
-    """(3, height, width) -> (patches, edge x edge x 3), row by row."""
-    _, height, width = tile.shape
-    split = tile.reshape(3, height // edge, edge, width // edge, edge).transpose(1, 3, 2, 4, 0)
-    return split.reshape(-1, edge * edge * 3)
+    """(height, width, 3) -> (patches, edge x edge x 3), row by row."""
+    height, width, _ = tile.shape
+    return tile.reshape(height // edge, edge, width // edge, edge, 3).swapaxes(1, 2).reshape(-1, edge * edge * 3)
 
 
 def scaled(data: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
@@ -117,7 +128,7 @@ def scaled(data: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8
 def along(data: NDArray[np.uint8], n_out: int) -> NDArray[np.uint8]:
     """Scale the first axis with a triangular filter whose weights are 16-bit integers.
 
-    Source: PyTorch, aten/src/ATen/native/cpu/UpSampleKernel.cpp. Sums stay below 2^24, so float32 holds them exactly.
+    Source: PyTorch, aten/src/ATen/native/cpu/UpSampleKernel.cpp. Sums stay below 2^31.
     """
     n_in = len(data)
     if n_in == n_out:
@@ -127,15 +138,18 @@ def along(data: NDArray[np.uint8], n_out: int) -> NDArray[np.uint8]:
     center = scale * (np.arange(n_out) + 0.5)
     first = np.maximum((center - support + 0.5).astype(np.int64), 0)
     last = np.minimum((center + support + 0.5).astype(np.int64), n_in)
-    place = first[:, None] + np.arange((last - first).max())
-    weight = np.maximum(0.0, 1 - np.abs((place - center[:, None] + 0.5) / support)) * (place < last[:, None])
-    weight /= weight.sum(1, keepdims=True)
+    taps = np.arange((last - first).max())
+    place = first[:, None] + taps
+    # each step in their order: another rounding of a weight would show as one level of one pixel
+    weight = 1 - np.abs((taps + (first - center)[:, None] + 0.5) * (1 / support))
+    weight = np.where(place < last[:, None], np.maximum(0.0, weight), 0.0)
+    weight /= np.cumsum(weight, 1)[:, -1:]
     bits = 0
     while int(0.5 + weight.max() * (2 << bits)) < LARGEST_WEIGHT:
         bits += 1
-    whole = np.floor(weight * (1 << bits) + 0.5).astype(np.float32)
+    whole = np.floor(weight * (1 << bits) + 0.5).astype(np.int32)
     place = np.minimum(place, n_in - 1)
-    total = np.full((n_out, *data.shape[1:]), float(1 << bits >> 1), np.float32)
+    total = np.full((n_out, *data.shape[1:]), 1 << bits >> 1, np.int32)
     for tap in range(place.shape[1]):
         total += whole[:, tap, None, None] * data[place[:, tap]]
-    return (total / (1 << bits)).clip(0, 255).astype(np.uint8)
+    return (total >> bits).clip(0, 255).astype(np.uint8)
