@@ -17,7 +17,7 @@ from mpa_edge.errors import MpaError
 from mpa_edge.planning.records import known_models
 from mpa_edge.vlm import resolve
 from mpa_edge.vlm.openai.reference import is_server, parse
-from mpa_edge.vlm.pixels import idefics3, internvl, qwen2_vl
+from mpa_edge.vlm.pixels import idefics3, internvl, lfm2_vl, qwen2_vl
 from mpa_edge.vlm.transformers.files import read_object
 
 Config = Mapping[str, Any]
@@ -40,8 +40,20 @@ VISION_DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": {"depth": 32, "hidden_size": 3584, "intermediate_size": 3420, "patch_size": 14},
     "qwen3_vl": QWEN3,
     "qwen3_5": QWEN3,
+    "lfm2_vl": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "patch_size": 16},
 }
 DEEPSTACK = (8, 16, 24)
+LFM2_IMAGE: dict[str, Any] = {
+    "encoder_patch_size": 16,
+    "downsample_factor": 2,
+    "do_image_splitting": True,
+    "min_tiles": 2,
+    "max_tiles": 10,
+    "tile_size": 512,
+    "min_image_tokens": 64,
+    "max_image_tokens": 256,
+    "max_pixels_tolerance": 2.0,
+}
 FAULTS = (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError)
 
 
@@ -203,10 +215,16 @@ def _shapes(config: Config, model_type: str) -> Shapes:
     hidden, heads, layers = (int(text[key]) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
     head_size = int(text.get("head_dim") or hidden // heads)
     key_value = int(text.get("num_key_value_heads") or heads) * head_size
-    query = heads * head_size
+    query, inner = heads * head_size, int(text.get("intermediate_size") or text["block_ff_dim"])
     if model_type == "qwen3_5":
-        query, key_value = mean_layer(text, layers, query, key_value)
-    language = Stack(layers, hidden, int(text["intermediate_size"]), query, key_value, gated=True)
+        query, key_value = mean_layer(text, layers, 3 * query, key_value, gated_delta(text))
+    elif model_type == "lfm2_vl":
+        # a short convolution has three projections of its input, and one back
+        query, key_value = mean_layer(text, layers, 2 * query, key_value, 4 * hidden)
+        if text.get("block_auto_adjust_ff_dim", True):
+            step = int(text.get("block_multiple_of", 256))
+            inner = -(-int(float(text.get("block_ffn_dim_multiplier") or 1) * int(2 * inner / 3)) // step) * step
+    language = Stack(layers, hidden, inner, query, key_value, gated=True)
 
     width = int(v["embed_dim"] if model_type == "qwen2_vl" else v["hidden_size"])
     ffn = int(v.get("intermediate_size") or width * v["mlp_ratio"])
@@ -219,6 +237,133 @@ def _shapes(config: Config, model_type: str) -> Shapes:
         merged, frames = width * int(v.get("spatial_merge_size", 2)) ** 2, int(v.get("temporal_patch_size", 2))
         mergers = 1 + (len(v.get("deepstack_visual_indexes", DEEPSTACK)) if model_type == "qwen3_vl" else 0)
         connector = mergers * (merged * merged + merged * hidden)
+    elif model_type == "lfm2_vl":
+        middle = int(config.get("projector_hidden_size", 2560))
+        connector = width * int(config.get("downsample_factor", 2)) ** 2 * middle + middle * hidden
+    else:
+        shuffled = width if model_type == "llava" else int(width / float(config["downsample_ratio"]) ** 2)
+        connector = shuffled * hidden + hidden * hidden
+    tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings")))
+    inputs = 3 * frames * _edge(v["patch_size"]) ** 2
+    return Shapes(vision, inputs, connector, language, int(text["vocab_size"]), tied)
+
+
+def mean_layer(
+    text: Mapping[str, Any], layers: int, query: int, key_value: int, other: int
+) -> tuple[int, int]:
+    """(query, key_value) of equal layers with as many parameters, and a cache as large, as two kinds of layers have.
+
+    `query` and `other` are the widths of all projections but keys and values in a layer of attention, and of all
+    projections in one without, whose state does not grow with the tokens.
+    """
+    kinds = text.get("layer_types") or [None if (i + 1) % 4 else "full_attention" for i in range(layers)]
+    share = kinds.count("full_attention") / layers
+    width = share * (query + 2 * key_value) + (1 - share) * other
+    return round(width / 2 - share * key_value), round(share * key_value)
+
+
+def gated_delta(text: Mapping[str, Any]) -> int:
+    """Width of a gated delta net's projections to queries, keys, values, gate, decay and learning rate, and back."""
+    keys, values = (
+        int(text[f"linear_num_{part}_heads"]) * int(text[f"linear_{part}_head_dim"]) for part in ("key", "value")
+    )
+    return 2 * keys + 3 * values + 2 * int(text["linear_num_value_heads"])
+
+
+def image_tokens(self, sizes: Sequence[Size]) -> ImageTokens:
+        """The mean over images of those sizes. UnknownModelError if a value of the image processor is missing."""
+        try:
+            found = [image_tokens(self.config, self.image, size) for size in sizes]
+        except FAULTS as error:
+            raise UnknownModelError(
+                f"{self.reference}: preprocessor_config.json lacks or garbles {error}: copy it from the checkpoint"
+            ) from error
+        fields = ("tiles", "patches", "tokens", "pixels")
+        return ImageTokens(*(sum(getattr(one, name) for one in found) / len(found) for name in fields))
+
+
+def model_spec(reference: str) -> ModelSpec:
+    """The model behind a reference. Nothing is downloaded: UnknownModelError for a hub model not in models.yaml."""
+    if not is_server(reference) and (folder := Path(resolve(reference))).is_dir():
+        config: Config = read_object(folder / "config.json")
+        try:
+            shapes = read_shapes(config, reference)
+        except UnknownModelError:
+            if config.get("model_type") not in VISION_DEFAULTS or not find_spec("transformers"):
+                raise
+            from mpa_edge.vlm.transformers.checkpoint import written_out
+
+            config = written_out(folder)  # published with the values only that differ from transformers' defaults
+            shapes = read_shapes(config, reference)
+        return ModelSpec(reference, config, _image_values(folder), str(folder / "config.json"), shapes, is_local=True)
+    name = parse(reference).model if is_server(reference) else reference
+    models = known_models()
+    if name not in models:
+        near = difflib.get_close_matches(name, models, 1, cutoff=0.8)
+        tip = f"did you mean {near[0]}? Else " if near else ""
+        raise UnknownModelError(
+            f"the sizes of '{name}' are not known here: {tip}put its config.json and preprocessor_config.json "
+            "into a folder and name that, --set student=DIR or --set teacher=DIR"
+        )
+    entry = models[name]
+    shapes = read_shapes(entry.config, reference)
+    return ModelSpec(reference, entry.config, entry.image, entry.source, shapes, is_server=is_server(reference))
+
+
+def _image_values(folder: Path) -> dict[str, Any]:
+    """The image processor's values: part of processor_config.json in newer checkpoints, a separate file in older."""
+    for name in PROCESSOR_FILES:
+        values = read_object(folder / name) if (folder / name).exists() else {}
+        if values and (name.startswith("pre") or "image_processor" in values):
+            return dict(values.get("image_processor", values))
+    raise UnknownModelError(f"'{folder}' has no {PROCESSOR_FILES[1]}: copy it from the checkpoint")
+
+
+def read_shapes(config: Config, label: str) -> Shapes:
+    """The sizes in a config.json; `label` names the model in errors. UnknownModelError for an unknown model type."""
+    model_type = str(config.get("model_type"))
+    if model_type not in VISION_DEFAULTS:
+        known = ", ".join(sorted(VISION_DEFAULTS))
+        raise UnknownModelError(f"{label}: no sizes known for model type '{model_type}': use one of {known}")
+    try:
+        return _shapes(config, model_type)
+    except FAULTS as error:
+        raise UnknownModelError(
+            f"{label}: config.json lacks or garbles {error}: copy the config.json that belongs to the checkpoint"
+        ) from error
+
+
+def _shapes(config: Config, model_type: str) -> Shapes:
+    v = VISION_DEFAULTS[model_type] | dict(config["vision_config"])
+    text = dict(config.get("llm_config") or config.get("text_config") or config)
+    hidden, heads, layers = (int(text[key]) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
+    head_size = int(text.get("head_dim") or hidden // heads)
+    key_value = int(text.get("num_key_value_heads") or heads) * head_size
+    query, inner = heads * head_size, int(text.get("intermediate_size") or text["block_ff_dim"])
+    if model_type == "qwen3_5":
+        query, key_value = mean_layer(text, layers, 3 * query, key_value, gated_delta(text))
+    elif model_type == "lfm2_vl":
+        # a short convolution has three projections of its input, and one back
+        query, key_value = mean_layer(text, layers, 2 * query, key_value, 4 * hidden)
+        if text.get("block_auto_adjust_ff_dim", True):
+            step = int(text.get("block_multiple_of", 256))
+            inner = -(-int(float(text.get("block_ffn_dim_multiplier") or 1) * int(2 * inner / 3)) // step) * step
+    language = Stack(layers, hidden, inner, query, key_value, gated=True)
+
+    width = int(v["embed_dim"] if model_type == "qwen2_vl" else v["hidden_size"])
+    ffn = int(v.get("intermediate_size") or width * v["mlp_ratio"])
+    depth = int(v.get("depth") or v["num_hidden_layers"])
+    vision = Stack(depth, width, ffn, width, width, gated=model_type == "qwen2_5_vl")
+    frames = 1
+    if model_type in ("idefics3", "smolvlm"):
+        connector = width * int(config.get("scale_factor", 2)) ** 2 * hidden
+    elif model_type.startswith("qwen"):
+        merged, frames = width * int(v.get("spatial_merge_size", 2)) ** 2, int(v.get("temporal_patch_size", 2))
+        mergers = 1 + (len(v.get("deepstack_visual_indexes", DEEPSTACK)) if model_type == "qwen3_vl" else 0)
+        connector = mergers * (merged * merged + merged * hidden)
+    elif model_type == "lfm2_vl":
+        middle = int(config.get("projector_hidden_size", 2560))
+        connector = width * int(config.get("downsample_factor", 2)) ** 2 * middle + middle * hidden
     else:
         shuffled = width if model_type == "llava" else int(width / float(config["downsample_ratio"]) ** 2)
         connector = shuffled * hidden + hidden * hidden
@@ -269,6 +414,16 @@ def image_tokens(config: Config, image: Config, size: Size) -> ImageTokens:
         patches = tiles * (edge // patch) ** 2
         marks = 2 * (tiles - 1) + rows + 4 if tiles > 1 else 3
         return ImageTokens(tiles, patches, patches // int(config.get("scale_factor", 2)) ** 2 + marks, tiles * edge**2)
+    if model_type == "lfm2_vl":
+        # an overview in the image's own shape, and for a large image its tiles, each named by its place
+        values = LFM2_IMAGE | {key: value for key, value in image.items() if value is not None}
+        columns, rows = lfm2_vl.layout(values, *size)
+        width, height = lfm2_vl.overview_size(values, *size)
+        cut, edge = columns * rows if columns * rows > 1 else 0, int(values["tile_size"])
+        patches = (width // patch) * (height // patch) + cut * (edge // patch) ** 2
+        marks = 3 + cut if cut else 2
+        tokens = patches // int(values["downsample_factor"]) ** 2 + marks
+        return ImageTokens(1 + cut, patches, tokens, width * height + cut * edge**2)
     edge = _edge(vision["image_size"])
     if model_type == "llava":
         return ImageTokens(1, (edge // patch) ** 2, (edge // patch) ** 2, edge**2)

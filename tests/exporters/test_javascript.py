@@ -36,6 +36,7 @@ SIZES = {
     "qwen3_vl": (128, 192),
     "qwen3_5": (128, 192),
     "llava": (112, 112),
+    "lfm2_vl": (128, 96),
     "llava:clip": (112, 112),
     "llava:clip:full": (112, 112),
 }

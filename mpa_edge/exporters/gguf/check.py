@@ -8,7 +8,7 @@ from typing import Any
 from mpa_edge.errors import MpaError
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
-COVERED = ("idefics3", "smolvlm", *QWEN, "llava", "internvl")
+COVERED = ("idefics3", "smolvlm", *QWEN, "llava", "internvl", "lfm2_vl")
 # llama.cpp's converter chooses the language model's class by this name; transformers leaves it out of a nested config
 TEXT_ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -16,11 +16,13 @@ TEXT_ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "phi": "PhiForCausalLM",
+    "lfm2": "Lfm2ForCausalLM",
 }
 # the class that knows SmolVLM's tensor names
 SMOLVLM_TEXT = "VLlama3ForCausalLM"
 # llama.cpp's Qwen encoder reads the third layer's tensors before it knows how many there are
 MIN_QWEN_DEPTH = 3
+LFM2_PATCH = 16
 BLOCK = 32
 UNBLOCKED = {"f32", "f16", "bf16"}
 OTHER = "use an onnx scheme"
@@ -95,6 +97,12 @@ def vision_problem(kind: str, config: dict[str, Any], processor: dict[str, Any])
             return "GGUF takes all patches of one vision layer, and this model does not"
         if (name := config.get("projector_hidden_act", "gelu")) != "gelu":
             return f"llama.cpp's connector computes gelu, and projector_hidden_act is {name}"
+        return None
+    if kind == "lfm2_vl":
+        if (patch := vision.get("patch_size")) != LFM2_PATCH:
+            return f"llama.cpp's converter takes patches of {LFM2_PATCH} pixels for LFM2-VL, and patch_size is {patch}"
+        if not config.get("projector_use_layernorm", True):
+            return "llama.cpp's connector of LFM2-VL normalizes its input, and this model does not"
         return None
     # llama.cpp always splits an image into tiles and adds an overview, whatever the processor is configured to do
     tile = processor.get("max_image_size", {}).get("longest_edge", 0)

@@ -59,7 +59,8 @@ class Decoder(nn.Module):
                 cache.kept[layer] = tuple(next(tensors) for _ in kept)
         mask: Any = causal_mask(attention_mask, n_new)
         if cache.kept:
-            mask = {"full_attention": mask, "linear_attention": attention_mask[:, attention_mask.shape[1] - n_new :]}
+            of_states = dict.fromkeys(self.config.layer_types, attention_mask[:, attention_mask.shape[1] - n_new :])
+            mask = of_states | {"full_attention": mask}
         embeds, *inner = inputs_embeds.split(self.config.hidden_size, -1)
         hidden = self.language(
             inputs_embeds=embeds,

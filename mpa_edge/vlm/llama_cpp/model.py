@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from mpa_edge.errors import MpaError, NotFiniteError
 from mpa_edge.types import FinishReason, Reply, Request, Timing, Trace
 from mpa_edge.vlm.llama_cpp.language import LanguageModel, Piece, merged, open_table
 from mpa_edge.vlm.llama_cpp.vision import EncodedImage, Projector, images_for_mtmd
+from mpa_edge.vlm.pixels import internvl, lfm2_vl
 from mpa_edge.vlm.pixels.common import pixels_digest
 from mpa_edge.vlm.shared.prompts import prompt_text, prompt_too_long, without_special_tokens
 from mpa_edge.vlm.shared.sampling import Sampler
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from mpa_edge.types import Pixels
 
 IMAGE_MARK = "\0"
+TILED = {"internvl": internvl.expansion, "lfm2_vl": lfm2_vl.expansion}
+"""Pipelines whose tiles llama.cpp is shown one by one -> the text that takes the image's place in the prompt."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class LlamaCppVLM:
         return self.folder / self.artifact.files[component]
 
     def _load_vision(self) -> Any:
-        any_size = str(self.artifact.image["kind"]).startswith("qwen")
+        any_size = str(self.artifact.image["kind"]).startswith(("qwen", "lfm2"))
         return Projector(self.file("mmproj"), self.language, self.artifact.tokens.image_id, any_size=any_size)
 
     def look(self, image: Image, pixels: Pixels | None = None) -> EncodedImage:
@@ -102,16 +106,18 @@ class LlamaCppVLM:
             raise MpaError("llama.cpp takes an image, not pixels: leave them out, or trace a hybrid export")
         config = self.artifact.image
         tiles = [self.vision.look(tile) for tile in images_for_mtmd(config, image)]
-        if config["kind"] != "internvl":
+        if config["kind"] not in TILED:
             return tiles[0]
         rows = [piece.embeddings for tile in tiles for piece in tile.pieces if piece.embeddings is not None]
-        embeddings = np.concatenate(rows)
-        pieces = (
-            Piece(tuple(self.language.tokenize(config["start_image_token"]))),
-            Piece((self.artifact.tokens.image_id,) * len(embeddings), embeddings),
-            Piece(tuple(self.language.tokenize(config["end_image_token"]))),
-        )
-        return EncodedImage(pieces, sum(tile.vision_s for tile in tiles))
+        embeddings, token = np.concatenate(rows), re.escape(config["image_token"])
+        pieces, n = list[Piece](), 0
+        for part in re.findall(f"(?:{token})+|(?:(?!{token}).)+", TILED[config["kind"]](config, image)):
+            if not part.startswith(config["image_token"]):
+                pieces.append(Piece(tuple(self.language.tokenize(part))))
+                continue
+            n, first = n + len(part) // len(config["image_token"]), n
+            pieces.append(Piece((self.artifact.tokens.image_id,) * (n - first), embeddings[first:n]))
+        return EncodedImage(tuple(pieces), sum(tile.vision_s for tile in tiles))
 
     def answer(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply for each request, in order; consecutive requests about one image share its prefix."""

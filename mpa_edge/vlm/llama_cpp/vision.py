@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL.Image import fromarray
 
 from mpa_edge.errors import MpaError, NotFiniteError
 from mpa_edge.vlm.llama_cpp.gguf_header import read_header
 from mpa_edge.vlm.llama_cpp.language import LanguageModel, Piece, last_error
-from mpa_edge.vlm.pixels import resized
+from mpa_edge.vlm.pixels import lfm2_vl, resized
 from mpa_edge.vlm.pixels.common import scale
 
 if TYPE_CHECKING:
@@ -109,8 +110,10 @@ def images_for_mtmd(config: dict[str, Any], image: Image) -> list[Image]:
     Left to itself, llama.cpp keeps the shape and pads where Qwen2-VL's image processor stretches, crops nothing where
     LLaVA's does, and scales narrow images for Idefics3 a little differently. So an image is scaled here, and llama.cpp
     leaves it alone because it already has its final size. InternVL's is also cut here, because llama.cpp has other
-    rules for that: tiles row by row, then the overview. `config` is `Artifact.image`.
+    rules for that: tiles row by row, then the overview. So is LFM2-VL's. `config` is `Artifact.image`.
     """
+    if config["kind"] == "lfm2_vl":
+        return [fromarray(tile) for tile in lfm2_vl.tiles(config, image)]
     if config["kind"] == "idefics3":
         # an image is scaled to whole tiles: that is its final size only if the longest edge is a multiple of a tile's
         longest, tile = config["size"]["longest_edge"], config["max_image_size"]["longest_edge"]

@@ -21,17 +21,29 @@ def prepare(config: dict[str, Any], image: Image) -> Prepared:
     """pixel_values f32 (tiles, 3, H, W)."""
     size = config["size"]
     cut = tiles(resized(config, image), size["width"], size["height"], config, overview=image)
-    tokens = config["image_token"] * (len(cut) * config["image_seq_length"])
-    return Prepared({"pixel_values": cut}, config["start_image_token"] + tokens + config["end_image_token"])
+    return Prepared({"pixel_values": cut}, expansion(config, image))
+
+
+def expansion(config: dict[str, Any], image: Image) -> str:
+    """The tokens of all tiles between those of an image's start and end."""
+    columns, rows = layout(config, image)
+    tiles = columns * rows + (columns * rows > 1)
+    tokens = config["image_token"] * (tiles * config["image_seq_length"])
+    return str(config["start_image_token"] + tokens + config["end_image_token"])
 
 
 def resized(config: dict[str, Any], image: Image) -> Image:
     """The image stretched over its grid of tiles."""
-    width, height = config["size"]["width"], config["size"]["height"]
-    columns, rows = 1, 1
-    if config["crop_to_patches"] and config["max_patches"] > 1:
-        columns, rows = grid(image.width, image.height, width * height, config["min_patches"], config["max_patches"])
-    return scale(image, columns * width, rows * height, config)
+    columns, rows = layout(config, image)
+    return scale(image, columns * config["size"]["width"], rows * config["size"]["height"], config)
+
+
+def layout(config: dict[str, Any], image: Image) -> tuple[int, int]:
+    """(columns, rows) of tiles."""
+    if not config["crop_to_patches"] or config["max_patches"] < 2:
+        return 1, 1
+    area = config["size"]["width"] * config["size"]["height"]
+    return grid(image.width, image.height, area, config["min_patches"], config["max_patches"])
 
 
 def grid(width: int, height: int, tile_area: int, min_tiles: int, max_tiles: int) -> tuple[int, int]:

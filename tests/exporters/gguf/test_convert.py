@@ -29,6 +29,7 @@ PROJECTORS = {
     "qwen3_5": "qwen3vl_merger",
     "llava": "mlp",
     "internvl": "internvl",
+    "lfm2_vl": "lfm2",
 }
 LANGUAGES = {
     "qwen2_vl": "qwen2vl",
@@ -36,6 +37,7 @@ LANGUAGES = {
     "qwen3_vl": "qwen3vl",
     "qwen3_5": "qwen35",
     "internvl": "qwen2",
+    "lfm2_vl": "lfm2",
 }
 HARD_TEXTS = (
     "How many?  12345 or 3.14\n\n\tNo -- it's \"them\", isn't it?!",
@@ -59,7 +61,7 @@ def test_every_family_becomes_the_two_files_of_llama_cpp(which: str) -> None:
     assert not [tensor.name for tensor in language.tensors if tensor.name.startswith(("v.", "mm."))]
     assert {tensor.type for tensor in (*language.tensors, *mmproj.tensors)} == {"f16", "f32"}
     for tensor in (*language.tensors, *mmproj.tensors):
-        small = len(tensor.shape) == 1 or "embd" in tensor.name or "conv1d" in tensor.name
+        small = len(tensor.shape) == 1 or "embd" in tensor.name or "conv" in tensor.name
         assert small or tensor.type == "f16", tensor.name
 
 
@@ -81,7 +83,7 @@ def features(which: str, precision: str, image: Any) -> np.ndarray:
     from mpa_edge.vlm.llama_cpp.vision import Projector
 
     language = LanguageModel(converted(which, "language"), context_tokens=512, threads=1)
-    projector = Projector(converted(which, "mmproj", precision), language, 0, any_size=which.startswith("qwen"))
+    projector = Projector(converted(which, "mmproj", precision), language, 0, any_size=which.startswith(("qwen", "lfm2")))
     pieces = projector.look(image).pieces
     projector.close()
     language.close()
@@ -97,6 +99,7 @@ SIZES = {
     "qwen3_5": (224, 160),
     "llava": (112, 112),
     "internvl": (224, 112),
+    "lfm2_vl": (128, 96),
 }
 
 

@@ -229,7 +229,7 @@ def test_an_image_in_another_mode_is_what_it_is_in_rgb(mode: str) -> None:
     assert np.array_equal(ours, expected)
 
 
-@pytest.mark.parametrize("model_type", zoo.MODEL_TYPES)
+@pytest.mark.parametrize("model_type", [name for name in zoo.MODEL_TYPES if name != "lfm2_vl"])
 def test_the_image_as_scaled_is_a_fixed_point(model_type: str) -> None:
     """Runtimes with a pipeline of their own are given this image, so that nothing is left for them to scale."""
     config = config_of(zoo.checkpoint(model_type))
