@@ -325,8 +325,11 @@ def _internvl(*, tied: bool = False, depth: int = 2, hidden: int = HIDDEN, langu
     return config, processor
 
 
-def _lfm2(*, tied: bool = True, depth: int = 2, hidden: int = HIDDEN) -> tuple[Any, Any]:
-    """Tiles of 128 px, 16 tokens each, up to four of them and an overview of 4 to 16 tokens in the image's shape."""
+def _lfm2(*, tied: bool = True, depth: int = 3, hidden: int = HIDDEN) -> tuple[Any, Any]:
+    """Tiles of 128 px, 16 tokens each, up to four of them and an overview of 4 to 16 tokens in the image's shape.
+
+    llama.cpp's converter names the connector's second layer by its number, which must be that of a vision layer.
+    """
     import transformers
 
     ends = {"bos": "<|startoftext|>", "eos": "<|im_end|>", "pad": "<|pad|>"}

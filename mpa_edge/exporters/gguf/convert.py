@@ -32,6 +32,8 @@ LINKED = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "adde
 COPIED = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 NO_MTP = ("qwen3_5",)
 """Model types whose config.json counts a layer for predicting several tokens, which transformers leaves unsaved."""
+# model type -> (part of a tensor's name, the same as the converter knows it: as published, from transformers 4)
+AS_PUBLISHED = {"lfm2_vl": ("model.vision_tower.", "model.vision_tower.vision_model.")}
 # these keys can name Python files that came with the checkpoint; the converter never gets one
 CODE_KEYS = ("auto_map", "custom_pipelines")
 
@@ -86,7 +88,9 @@ def _run_converter(source: Source, staged: Path, component: GgufComponent, out: 
         arguments.append("--mmproj")
     elif source.config["model_type"] in NO_MTP:
         arguments.append("--no-mtp")
-    _, peak_bytes = run_isolated(run_converter, converter_folder(), pre_tokenizer, source.names, arguments)
+    ours, theirs = AS_PUBLISHED.get(source.config["model_type"], ("", ""))
+    names = {key: name.replace(ours, theirs, 1) for key, name in source.names.items()}
+    _, peak_bytes = run_isolated(run_converter, converter_folder(), pre_tokenizer, names, arguments)
     if not out.is_file():
         raise MpaError(f"llama.cpp's converter wrote no {component}: use an onnx scheme, or report it")
     return peak_bytes

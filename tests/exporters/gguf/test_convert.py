@@ -70,7 +70,7 @@ def reference_features(folder: Path, pixels: dict[str, Any]) -> np.ndarray:
     from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    names = {"pixel_values", "pixel_attention_mask", "image_grid_thw"}
+    names = {"pixel_values", "pixel_attention_mask", "image_grid_thw", "spatial_shapes"}
     with torch.no_grad():
         found = model.model.get_image_features(**{name: pixels[name] for name in names & set(pixels)})
     parts = [getattr(found, "pooler_output", found), *(getattr(found, "deepstack_features", None) or ())]

@@ -122,7 +122,7 @@ def test_only_the_wanted_logits_are_computed(which: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["student", "qwen2_vl", "qwen3_5"])
+@pytest.mark.parametrize("which", ["student", "qwen2_vl", "qwen3_5", "lfm2_vl"])
 def test_a_prompt_in_two_pieces_is_the_same_prompt(which: str) -> None:
     run, feed = loop(which), arrays(side(which).feed(slice(0, 2)))
     embeds, positions, mask, cut = run.embeddings(feed), run.positions(feed), feed["attention_mask"], 9
@@ -159,11 +159,13 @@ def test_what_is_masked_does_not_count() -> None:
     assert np.abs(first[8:] - second[8:]).max() > 0.1
 
 
+STATES = {"qwen3_5": ("conv", "recurrent"), "lfm2_vl": ("conv",)}
 VISION_INPUTS = {
     "pixel_values+pixel_attention_mask": ("student", "idefics3", "smolvlm"),
     "pixel_values+grid_thw": ("qwen2_vl",),
     "pixel_values+image_grid_thw": ("qwen2_5_vl", "qwen3_vl", "qwen3_5"),
     "pixel_values": ("llava", "llava:clip", "internvl"),
+    "pixel_values+pixel_attention_mask+spatial_shapes": ("lfm2_vl",),
 }
 
 
@@ -185,8 +187,8 @@ def test_names_and_axes_are_the_javascript_clients(which: str) -> None:
     keys_values = [name for name in inputs if name.startswith("past_key_values.")]
     assert {(inputs[name][0], inputs[name][2]) for name in keys_values} == {("batch_size", "past_sequence_length")}
     past = [name for name in inputs if name.startswith("past")]
-    if which == "qwen3_5":
-        states = [f"past_{part}.{layer}" for layer in (0, 2) for part in ("conv", "recurrent")]
+    if which in STATES:
+        states = [f"past_{part}.{layer}" for layer in (0, 2) for part in STATES[which]]
         assert set(past) == {*states, "past_key_values.1.key", "past_key_values.1.value"}
         assert all(inputs[name][0] == "batch_size" and min(inputs[name][1:]) > 0 for name in states)
     renamed = [name.replace("past_key_values", "present").replace("past_", "present_") for name in past]

@@ -116,7 +116,7 @@ def test_the_image_matters(chart: Image.Image) -> None:
 QUESTIONS = ("What is the highest value?", "What is the lowest value?", "Which bar is it?", "What is the highest?")
 
 
-@pytest.mark.parametrize("which", ["student", "qwen2_vl", "qwen3_5", "internvl"])
+@pytest.mark.parametrize("which", ["student", "qwen2_vl", "qwen3_5", "internvl", "lfm2_vl"])
 def test_questions_about_one_image_share_its_prefix_and_are_answered_as_alone(
     which: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

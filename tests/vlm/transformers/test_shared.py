@@ -74,10 +74,11 @@ def test_the_prompt_in_two_parts_has_the_tokens_of_the_whole(vlm: TransformersVL
         assert [*before, *tail] == made["input_ids"][0].tolist()
 
 
-def test_a_recurrent_state_is_never_shared(drawn) -> None:
+@pytest.mark.parametrize("which", ["qwen3_5", "lfm2_vl"])
+def test_a_recurrent_state_is_never_shared(drawn, which: str) -> None:
     """Its state behind the image is that of the padding, too: even where sharing is asked for, `generate` answers."""
-    assert set(zoo.MODEL_TYPES) - set(prefix_cache.LOOKS_BACK) == {"qwen3_5"}
-    vlm = TransformersVLM(str(zoo.checkpoint("qwen3_5")), name="it", device="cpu", threads=1)
+    assert which in set(zoo.MODEL_TYPES) - set(prefix_cache.LOOKS_BACK)
+    vlm = TransformersVLM(str(zoo.checkpoint(which)), name="it", device="cpu", threads=1)
     assert not vlm.shares
     requests = requests_about(drawn)[:8]
     expected = [vlm.answer([request])[0] for request in requests]
