@@ -340,8 +340,8 @@ def _lfm2(*, tied: bool = True, depth: int = 3, hidden: int = HIDDEN) -> tuple[A
         text_config={
             "model_type": "lfm2",
             **sizes,
-            "num_hidden_layers": 3,
-            "layer_types": ["conv", "full_attention", "conv"],
+            "num_hidden_layers": 4,
+            "layer_types": ["conv", "full_attention"] * 2,
             "block_auto_adjust_ff_dim": False,
         },
         vision_config={

@@ -41,7 +41,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 # what transformers calls an array that the vision encoder of this family calls otherwise
 RENAMED = {"grid_thw": "image_grid_thw"}
 DTYPES = {"pixel_values": np.float32, "pixel_attention_mask": np.bool_}
-# whose image processor has no Pillow backend: torchvision's, and masks of numbers
+# it has no Pillow backend: torchvision's
 TORCHVISION = "Lfm2VlImageProcessor"
 TEXT = {"input_ids", "attention_mask", "mm_token_type_ids"}
 # 1 px, narrow, exactly a tile, a multiple of tiles, one off, larger than everything
@@ -103,8 +103,7 @@ def compare(folder: Path, image: Image.Image) -> pixels.Prepared:
     expected = processor(text=[prompt], images=[[image]], add_special_tokens=False, return_tensors="np")
     assert {RENAMED.get(name, name) for name in ours.pixels} == {*expected} - TEXT
     for name, array in ours.pixels.items():
-        by_number = name == "pixel_attention_mask" and config["kind"] == "lfm2_vl"
-        assert array.dtype == (np.int64 if by_number else DTYPES.get(name, np.int64))
+        assert array.dtype == DTYPES.get(name, np.int64)
         assert np.array_equal(array, expected[RENAMED.get(name, name)]), name
     assert prompt.count(config["image_token"]) == 1
     ids = processor.tokenizer(prompt.replace(config["image_token"], ours.expansion), add_special_tokens=False).input_ids
