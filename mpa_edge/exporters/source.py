@@ -170,7 +170,7 @@ def within_budget(image: dict[str, Any], budget: ImageBudget | None) -> dict[str
     """The keys of an image processor's configuration that must change to fit the budget; empty where it fits.
 
     Models that split an image into tiles (Idefics3, SmolVLM) get a smaller longest edge: k x k tiles at most. Qwen2-VL
-    gets fewer pixels, InternVL fewer patches, models with one fixed size nothing.
+    gets fewer pixels, InternVL fewer patches, LFM2-VL fewer tiles, models with one fixed size nothing.
 
     >>> smolvlm = {"size": {"longest_edge": 2048}, "max_image_size": {"longest_edge": 512}}
     >>> within_budget(smolvlm, ImageBudget(max_tiles=5, max_pixels=10**6))
@@ -192,4 +192,7 @@ def within_budget(image: dict[str, Any], budget: ImageBudget | None) -> dict[str
         return {"size": {"shortest_edge": shortest, "longest_edge": budget.max_pixels}}
     if image.get("crop_to_patches") and image["max_patches"] > budget.max_tiles:
         return {"max_patches": budget.max_tiles}
+    if image.get("do_image_splitting") and image.get("max_tiles", 0) > budget.max_tiles:
+        splits = budget.max_tiles >= image["min_tiles"]
+        return {"max_tiles": budget.max_tiles} if splits else {"do_image_splitting": False}
     return {}

@@ -63,7 +63,7 @@ def torch_side(which: str, plain: bool = False) -> tuple[dict[str, np.ndarray], 
     tokens = model(which).model.generate(**feed, **limits)[0, feed["input_ids"].shape[1] :].tolist()
     arrays = {name: value.numpy() for name, value in feed.items() if name != "mm_token_type_ids"}
     if "pixel_attention_mask" in arrays:
-        arrays["pixel_attention_mask"] = arrays["pixel_attention_mask"].astype(bool)
+        arrays["pixel_attention_mask"] = arrays["pixel_attention_mask"].astype(int if which == "lfm2_vl" else bool)
     return arrays, tokens
 
 

@@ -14,8 +14,8 @@ from mpa_edge.planning.records import known_models
 from tests.families.test_contract import HOME, is_in
 
 MOST_LAYERS = 4
-# three of the MLP, and the projections of attention or of a gated delta net
-MATRICES = {"linear_attention": 8}
+# three of the MLP, and the projections of attention of a gated delta net or of a short convolution
+MATRICES = {"linear_attention": 8, "conv": 5}
 OF_FAMILIES = sorted(
     name for name, entry in known_models().items() if not str(entry.config["model_type"]).startswith(tuple(OWN_FORMATS))
 )
@@ -37,14 +37,18 @@ def built(name: str) -> Any:
 
 def test_there_are_all_families() -> None:
     kinds = {str(known_models()[name].config["model_type"]) for name in OF_FAMILIES}
-    assert {"idefics3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "internvl", "llava"} <= kinds
+    assert {"idefics3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "internvl", "llava", "lfm2_vl"} <= kinds
 
 
 @pytest.mark.parametrize("name", OF_FAMILIES)
 def test_lora_goes_where_it_says_in_a_published_model(name: str) -> None:
     model = built(name)
     family = family_of(model.config.model_type)
-    linears = [one for one, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linears = [
+        one
+        for one, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not one.endswith("patch_embedding")
+    ]
     for part, home in HOME[family.name].items():
         regex = re.compile(family.target_modules((part,)))
         hit = {one for one in linears if regex.fullmatch(one)}

@@ -26,6 +26,7 @@ CONTEXT = 4096
 GAIN, GAIN_OF_ENDS = 1.5, 2.5
 FROM_ZERO = ("Qwen3_5RMSNorm",)
 """Norms that add one to their weights."""
+LAST_NORMS = ("text_model.norm.weight", "language_model.norm.weight", "language_model.embedding_norm.weight")
 SURENESS = 0.45
 """Matrices get this over the root of their fan-in; input and output embeddings more, for logits with clear winners."""
 GATED_DELTA = {
@@ -106,10 +107,12 @@ def _randomize(model: Any, random: Any) -> None:
                 parameter.normal_(0 if "bias" in name else 1, 0.1, generator=random)
                 if name.endswith("A_log"):
                     parameter.sub_(4)  # a state outlives an image
-            if name.endswith(("text_model.norm.weight", "language_model.norm.weight")):
+            if name.endswith(LAST_NORMS):
                 parameter.mul_(SURENESS)  # as sure of the next token as rounding to 4 bits leaves a trained model
             if name in from_zero:
                 parameter.sub_(1)
+            if name.endswith(("conv.out_proj.weight", "feed_forward.w2.weight")):
+                parameter.mul_(0.3)  # products of several matrices, which would hide what attention finds
 
 
 def _text(tokenizer: Any, *, hidden: int = HIDDEN, tied: bool = False) -> dict[str, Any]:
@@ -340,8 +343,8 @@ def _lfm2(*, tied: bool = True, depth: int = 3, hidden: int = HIDDEN) -> tuple[A
         text_config={
             "model_type": "lfm2",
             **sizes,
-            "num_hidden_layers": 4,
-            "layer_types": ["conv", "full_attention"] * 2,
+            "num_hidden_layers": 5,
+            "layer_types": ["conv", "full_attention", "conv", "full_attention", "full_attention"],
             "block_auto_adjust_ff_dim": False,
         },
         vision_config={
@@ -351,7 +354,7 @@ def _lfm2(*, tied: bool = True, depth: int = 3, hidden: int = HIDDEN) -> tuple[A
             "num_hidden_layers": depth,
             "num_attention_heads": 4,
             "patch_size": 16,
-            "num_patches": 36,  # a table of 6 x 6 positions: larger and smaller images stretch it
+            "num_patches": 144,  # 12 x 12 positions, more than a tile has patches: a patch gets the mean of several
             "vision_use_head": False,
         },
         image_token_id=names.convert_tokens_to_ids("<image>"),

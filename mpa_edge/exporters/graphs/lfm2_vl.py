@@ -27,13 +27,13 @@ class Vision(nn.Module):
         self.linear_1, self.act, self.linear_2 = projector.linear_1, projector.act, projector.linear_2
 
     def forward(self, pixel_values: Tensor, pixel_attention_mask: Tensor, spatial_shapes: Tensor) -> Tensor:
-        """(N, P, values of a patch), (N, P) bool, (N, 2) -> (tokens of all tiles, text hidden)."""
+        """(N, P, values of a patch), (N, P) of 0 and 1, (N, 2) -> (tokens of all tiles, text hidden)."""
         rows, columns = spatial_shapes[:, :1], spatial_shapes[:, 1:]
         place = torch.arange(pixel_values.shape[1], device=pixel_values.device)[None]
         weights = stretch(place // columns, rows, self.side)[..., :, None]
         weights = weights * stretch(place % columns, columns, self.side)[..., None, :]
         hidden = self.patch(pixel_values) + torch.matmul(weights.flatten(2), self.positions)
-        mask = additive_mask(pixel_attention_mask)[:, None, None, :]
+        mask = additive_mask(pixel_attention_mask.to(torch.bool))[:, None, None, :]
         for layer in self.layers:
             hidden = layer(hidden, attention_mask=mask)
         blocks, is_token = self._blocks(self.after(hidden), rows, columns)
@@ -97,7 +97,7 @@ def vision(model: Any) -> Graph:
     module = onnx_form(Vision(model.model, model.config.downsample_factor))
     shapes = torch.tensor(SHAPES)
     n_patches = int(shapes.prod(1).max())
-    mask = torch.arange(n_patches) < shapes.prod(1)[:, None]
+    mask = (torch.arange(n_patches) < shapes.prod(1)[:, None]).long()
     return Graph(
         module,
         (torch.rand(len(SHAPES), n_patches, n_values), mask, shapes),

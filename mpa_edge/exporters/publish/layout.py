@@ -109,7 +109,8 @@ def write_processor(processor: Any, folder: Path, budget: ImageBudget | None) ->
 
     transformers 5 nests the image processor in processor_config.json; transformers.js and older programs read
     preprocessor_config.json, and the chat template from tokenizer_config.json. transformers.js does not know that
-    LLaVA may drop its class token: the number of image tokens is written as one that it reads.
+    LLaVA may drop its class token: the number of image tokens is written as one that it reads. It would stretch images
+    for LFM2-VL to the size that transformers ignores, and is told not to.
     """
     if getattr(processor, "vision_feature_select_strategy", None) == "default":
         processor.vision_feature_select_strategy = "full"
@@ -118,6 +119,8 @@ def write_processor(processor: Any, folder: Path, budget: ImageBudget | None) ->
     nested = read_json(folder / "processor_config.json")
     image = nested["image_processor"]
     image |= within_budget(image, budget)
+    if "encoder_patch_size" in image:
+        image["do_resize"] = False
     image["image_processor_type"] = image["image_processor_type"].removesuffix("Pil").removesuffix("Fast")
     write_json(folder / "processor_config.json", nested)
     flat = {key: value for key, value in nested.items() if not isinstance(value, dict)}

@@ -15,7 +15,7 @@ EXTRAS = {"onnx": "onnx", "gguf": "gguf", "hybrid": "onnx,gguf"}
 THREE_AXES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 NOT_IN_JAVASCRIPT = ("internvl",)
 # their processor takes the image before the text
-IMAGE_FIRST = ("llava",)
+IMAGE_FIRST = ("llava", "lfm2_vl")
 
 
 class Snippet(NamedTuple):

@@ -23,7 +23,7 @@ LARGEST_WEIGHT = 1 << 15
 
 
 def prepare(config: dict[str, Any], image: Image) -> Prepared:
-    """pixel_values f32 (tiles, patches, values of a patch), pixel_attention_mask bool, spatial_shapes i64.
+    """pixel_values f32 (tiles, patches, values of a patch), pixel_attention_mask and spatial_shapes i64.
 
     Patches of smaller tiles are padded with zeros; shapes are rows and columns of patches.
     """
@@ -34,9 +34,9 @@ def prepare(config: dict[str, Any], image: Image) -> Prepared:
     if config["do_image_splitting"]:
         n_most = max(n_most, (config["tile_size"] // patch) ** 2)
     values = np.zeros((len(cut), n_most, in_patches[0].shape[1]), np.float32)
-    mask = np.zeros((len(cut), n_most), np.bool_)
+    mask = np.zeros((len(cut), n_most), np.int64)
     for row, found in enumerate(in_patches):
-        values[row, : len(found)], mask[row, : len(found)] = found, True
+        values[row, : len(found)], mask[row, : len(found)] = found, 1
     shapes = np.array([(tile.shape[0] // patch, tile.shape[1] // patch) for tile in cut], np.int64)
     pixels = {"pixel_values": values, "pixel_attention_mask": mask, "spatial_shapes": shapes}
     return Prepared(pixels, expansion(config, image))

@@ -45,8 +45,9 @@ const processor = await AutoProcessor.from_pretrained(job.name);
 const content = [{ type: 'image' }, { type: 'text', text: job.text }];
 const text = processor.apply_chat_template([{ role: 'user', content }], { add_generation_prompt: true });
 const image = await RawImage.read(job.image);
-// its llava processor takes the image first
-const inputs = model.config.model_type === 'llava' ? await processor(image, text) : await processor(text, [image]);
+// some of its processors take the image first
+const imageFirst = ['llava', 'lfm2_vl'].includes(model.config.model_type);
+const inputs = imageFirst ? await processor(image, text) : await processor(text, [image]);
 result.own = {
     text,
     input_ids: inputs.input_ids.tolist()[0].map(Number),
