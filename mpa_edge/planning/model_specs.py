@@ -248,9 +248,7 @@ def _shapes(config: Config, model_type: str) -> Shapes:
     return Shapes(vision, inputs, connector, language, int(text["vocab_size"]), tied)
 
 
-def mean_layer(
-    text: Mapping[str, Any], layers: int, query: int, key_value: int, other: int
-) -> tuple[int, int]:
+def mean_layer(text: Mapping[str, Any], layers: int, query: int, key_value: int, other: int) -> tuple[int, int]:
     """(query, key_value) of equal layers with as many parameters, and a cache as large, as two kinds of layers have.
 
     `query` and `other` are the widths of all projections but keys and values in a layer of attention, and of all

@@ -108,7 +108,7 @@ def tokenizer(
     full_size: bool = False,
     **extra: Any,
 ) -> Any:
-    """A byte-level BPE tokenizer with the pre-tokenizer `smollm`, `qwen2`, `qwen35` or `llama-bpe`, the same at every call.
+    """A byte-level BPE tokenizer, the same at every call; `kind` is `smollm` or one of `SPLITS`.
 
     `full_size` gives it SmolVLM's 49,280 tokens, those of images behind all words.
     """

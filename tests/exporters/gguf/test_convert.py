@@ -83,7 +83,9 @@ def features(which: str, precision: str, image: Any) -> np.ndarray:
     from mpa_edge.vlm.llama_cpp.vision import Projector
 
     language = LanguageModel(converted(which, "language"), context_tokens=512, threads=1)
-    projector = Projector(converted(which, "mmproj", precision), language, 0, any_size=which.startswith(("qwen", "lfm2")))
+    projector = Projector(
+        converted(which, "mmproj", precision), language, 0, any_size=which.startswith(("qwen", "lfm2"))
+    )
     pieces = projector.look(image).pieces
     projector.close()
     language.close()
