@@ -25,6 +25,8 @@ class PromptParts(Record):
     """Everything after the user's text, up to where the answer starts."""
     placeholder: str
     """The text that stands for the image: the image processor's tokens replace it."""
+    trims: bool = False
+    """Whether blanks around the user's text are left out."""
 
 
 class Tokens(Record):

@@ -11,11 +11,12 @@ from typing import Any, Literal
 from mpa_edge.config.scheme import ONNX_COMPONENTS, Component, Scheme
 from mpa_edge.exporters.source import Source
 
-Place = Literal["vision", "embed", "language", "head"]
+Place = Literal["vision", "audio", "embed", "language", "head"]
 Sizes = Mapping[str, Mapping[Component, int]]
 
 COMPONENTS: tuple[Component, ...] = ("vision", "mmproj", "embed", "decoder", "language")
-VISION = re.compile(r"(^|\.)(vision_model|vision_tower|visual|connector|multi_modal_projector|mlp1)\.")
+VISION = re.compile(r"(^|\.)(vision_model|vision_tower|visual|connector|multi_modal_projector|mlp1|embed_vision)\.")
+AUDIO = re.compile(r"(^|\.)(audio_tower|embed_audio)\.")
 LAYER = re.compile(r"(^|\.)(layers|layer|blocks)\.(\d+)\.")
 # looked up or added, never multiplied: not quantized
 TABLES = re.compile(r"pos(ition)?_embed|class_embedding|cls_token|mask_token")
@@ -140,13 +141,14 @@ def tensors_of(source: Source, component: Component) -> list[Tensor]:
     found = [Tensor(name, shape, place_of(name)) for name, shape in source.shapes.items()]
     tensors = list(used(found, source.config))
     if component in ("vision", "mmproj"):
-        return [tensor for tensor in tensors if tensor.place == "vision"]
+        places = ("vision", "audio") if component == "mmproj" else ("vision",)
+        return [tensor for tensor in tensors if tensor.place in places]
     if component == "language":
-        return [tensor for tensor in tensors if tensor.place != "vision"]
+        return [tensor for tensor in tensors if tensor.place not in ("vision", "audio")]
     table = [tensor for tensor in tensors if tensor.place == "embed"]
     if component == "embed":
         return table
-    head = [Tensor("lm_head.weight", one.shape, "head") for one in table] if is_tied(source.config) else []
+    head = [Tensor("lm_head.weight", one.shape, "head") for one in table[:1]] if is_tied(source.config) else []
     return [tensor for tensor in tensors if tensor.place in ("language", "head")] + head
 
 
@@ -160,7 +162,9 @@ def place_of(name: str) -> Place:
     """
     if VISION.search(name):
         return "vision"
-    if name.endswith("embed_tokens.weight"):
+    if AUDIO.search(name):
+        return "audio"
+    if name.endswith(("embed_tokens.weight", "embed_tokens_per_layer.weight")):
         return "embed"
     return "head" if name.endswith("lm_head.weight") else "language"
 
@@ -177,7 +181,7 @@ def used(tensors: list[Tensor], config: dict[str, Any]) -> Iterator[Tensor]:
     # hidden states are counted from 0, the tower's input; a negative number counts from the last
     last = max(layer % (n_layers + 1) for layer in ([chosen] if isinstance(chosen, int) else chosen))
     yield from (tensor for tensor in tower if tensor.layer is None or tensor.layer < last)
-    yield from (tensor for tensor in tensors if tensor.place in ("embed", "language"))
+    yield from (tensor for tensor in tensors if tensor.place in ("audio", "embed", "language"))
     if not is_tied(config):
         yield from (tensor for tensor in tensors if tensor.place == "head")
 

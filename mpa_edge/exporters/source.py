@@ -32,6 +32,9 @@ from mpa_edge.vlm.transformers.files import (
     weight_files,
 )
 
+GEMMA_TOKENS = (70, 140, 280, 560, 1120)
+"""Numbers of tokens that Gemma 4 takes for an image."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -170,7 +173,8 @@ def within_budget(image: dict[str, Any], budget: ImageBudget | None) -> dict[str
     """The keys of an image processor's configuration that must change to fit the budget; empty where it fits.
 
     Models that split an image into tiles (Idefics3, SmolVLM) get a smaller longest edge: k x k tiles at most. Qwen2-VL
-    gets fewer pixels, InternVL fewer patches, LFM2-VL fewer tiles, models with one fixed size nothing.
+    gets fewer pixels, Gemma 4 fewer tokens, InternVL fewer patches, LFM2-VL fewer tiles, models with one fixed size
+    nothing.
 
     >>> smolvlm = {"size": {"longest_edge": 2048}, "max_image_size": {"longest_edge": 512}}
     >>> within_budget(smolvlm, ImageBudget(max_tiles=5, max_pixels=10**6))
@@ -180,6 +184,9 @@ def within_budget(image: dict[str, Any], budget: ImageBudget | None) -> dict[str
     >>> qwen = {"size": {"shortest_edge": 3136, "longest_edge": 12845056}, "merge_size": 2}
     >>> within_budget(qwen, ImageBudget(max_tiles=4, max_pixels=602112))
     {'size': {'shortest_edge': 3136, 'longest_edge': 602112}}
+    >>> gemma = {"max_soft_tokens": 280, "patch_size": 16, "pooling_kernel_size": 3}
+    >>> within_budget(gemma, ImageBudget(max_tiles=4, max_pixels=602112))
+    {'max_soft_tokens': 140}
     """
     if budget is None:
         return {}
@@ -190,6 +197,10 @@ def within_budget(image: dict[str, Any], budget: ImageBudget | None) -> dict[str
     if "merge_size" in image and size["longest_edge"] > budget.max_pixels:
         shortest = min(size["shortest_edge"], budget.max_pixels)
         return {"size": {"shortest_edge": shortest, "longest_edge": budget.max_pixels}}
+    if "max_soft_tokens" in image:
+        area = (image["patch_size"] * image["pooling_kernel_size"]) ** 2
+        fitting = [n for n in GEMMA_TOKENS if n * area <= budget.max_pixels] or list(GEMMA_TOKENS[:1])
+        return {"max_soft_tokens": fitting[-1]} if fitting[-1] < image["max_soft_tokens"] else {}
     if image.get("crop_to_patches") and image["max_patches"] > budget.max_tiles:
         return {"max_patches": budget.max_tiles}
     if image.get("do_image_splitting") and image.get("max_tiles", 0) > budget.max_tiles:

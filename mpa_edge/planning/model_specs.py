@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from mpa_edge.errors import MpaError
+from mpa_edge.planning import gemma4
 from mpa_edge.planning.records import known_models
 from mpa_edge.vlm import resolve
 from mpa_edge.vlm.openai.reference import is_server, parse
+from mpa_edge.vlm.pixels import gemma4 as gemma_pixels
 from mpa_edge.vlm.pixels import idefics3, internvl, lfm2_vl, qwen2_vl
 from mpa_edge.vlm.transformers.files import read_object
 
@@ -41,6 +43,7 @@ VISION_DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen3_vl": QWEN3,
     "qwen3_5": QWEN3,
     "lfm2_vl": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "patch_size": 16},
+    "gemma4": gemma4.VISION,
 }
 DEEPSTACK = (8, 16, 24)
 LFM2_IMAGE: dict[str, Any] = {
@@ -97,6 +100,8 @@ class Shapes:
     vocabulary: int
     tied: bool
     """Whether the output layer shares the input embeddings."""
+    looked_up: int = 0
+    """Parameters of other tables, and of parts that are never used."""
 
     @property
     def head(self) -> int:
@@ -107,7 +112,7 @@ class Shapes:
     def parameters(self) -> int:
         """Of the whole model."""
         vision = self.vision.matrices + self.patch_inputs * self.vision.hidden + self.connector
-        return vision + self.language.matrices + self.head * (1 if self.tied else 2)
+        return vision + self.language.matrices + self.head * (1 if self.tied else 2) + self.looked_up
 
     @property
     def cache_numbers(self) -> int:
@@ -224,12 +229,17 @@ def _shapes(config: Config, model_type: str) -> Shapes:
         if text.get("block_auto_adjust_ff_dim", True):
             step = int(text.get("block_multiple_of", 256))
             inner = -(-int(float(text.get("block_ffn_dim_multiplier") or 1) * int(2 * inner / 3)) // step) * step
+    looked_up = 0
+    if model_type == "gemma4":
+        query, key_value, inner = gemma4.mean_layer(text)
+        looked_up = gemma4.looked_up(config)
     language = Stack(layers, hidden, inner, query, key_value, gated=True)
 
     width = int(v["embed_dim"] if model_type == "qwen2_vl" else v["hidden_size"])
     ffn = int(v.get("intermediate_size") or width * v["mlp_ratio"])
     depth = int(v.get("depth") or v["num_hidden_layers"])
-    vision = Stack(depth, width, ffn, width, width, gated=model_type == "qwen2_5_vl")
+    attending = int(v["num_attention_heads"] * v["head_dim"]) if model_type == "gemma4" else width
+    vision = Stack(depth, width, ffn, attending, attending, gated=model_type in ("qwen2_5_vl", "gemma4"))
     frames = 1
     if model_type in ("idefics3", "smolvlm"):
         connector = width * int(config.get("scale_factor", 2)) ** 2 * hidden
@@ -240,12 +250,14 @@ def _shapes(config: Config, model_type: str) -> Shapes:
     elif model_type == "lfm2_vl":
         middle = int(config.get("projector_hidden_size", 2560))
         connector = width * int(config.get("downsample_factor", 2)) ** 2 * middle + middle * hidden
+    elif model_type == "gemma4":
+        connector = width * hidden
     else:
         shuffled = width if model_type == "llava" else int(width / float(config["downsample_ratio"]) ** 2)
         connector = shuffled * hidden + hidden * hidden
     tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings")))
     inputs = 3 * frames * _edge(v["patch_size"]) ** 2
-    return Shapes(vision, inputs, connector, language, int(text["vocab_size"]), tied)
+    return Shapes(vision, inputs, connector, language, int(text["vocab_size"]), tied, looked_up)
 
 
 def mean_layer(text: Mapping[str, Any], layers: int, query: int, key_value: int, other: int) -> tuple[int, int]:
@@ -283,6 +295,12 @@ def image_tokens(config: Config, image: Config, size: Size) -> ImageTokens:
         width, height = qwen2_vl.scaled_size(*size, patch * merge, least, most)
         patches = (width // patch) * (height // patch)
         return ImageTokens(1, patches, patches // merge**2 + 2, width * height)
+    if model_type == "gemma4":
+        # whole groups of patches, padded to the most that an image may have
+        group, most = int(image.get("pooling_kernel_size", 3)), int(image.get("max_soft_tokens", 280))
+        width, height = gemma_pixels.scaled_size(*size, patch * group, most)
+        patches = most * group**2
+        return ImageTokens(1, patches, width * height // (patch * group) ** 2 + 2, patches * patch**2)
     if model_type in ("idefics3", "smolvlm"):
         # whole tiles and an overview; each tile is named, each row of tiles ends a line
         edge = int(image["max_image_size"]["longest_edge"])

@@ -31,16 +31,20 @@ class NumpyLoop:
 
     def features(self, feed: dict[str, np.ndarray]) -> np.ndarray:
         """Of all images: (image tokens, hidden)."""
-        wanted = {
-            i.name: feed.get(i.name, feed.get("image_grid_thw")).astype(TYPES[i.type]) for i in self.vision.get_inputs()
-        }
+        other = {"grid_thw": "image_grid_thw", "pixel_position_ids": "image_position_ids"}
+        wanted = {i.name: feed[other.get(i.name, i.name)].astype(TYPES[i.type]) for i in self.vision.get_inputs()}
         found = self.vision.run(None, wanted)[0]
         return found.reshape(-1, found.shape[-1])
 
     def embeddings(self, feed: dict[str, np.ndarray]) -> np.ndarray:
-        found = self.embed.run(None, {"input_ids": feed["input_ids"].astype(np.int64)})[0].copy()
-        found[feed["input_ids"] == self.image_id] = self.features(feed)
+        found, features = self.lookup(feed["input_ids"]).copy(), self.features(feed)
+        found[feed["input_ids"] == self.image_id, : features.shape[1]] = features
         return found
+
+    def lookup(self, ids: np.ndarray) -> np.ndarray:
+        """Embeddings of tokens; Gemma's embeddings of each layer stand behind them."""
+        found = self.embed.run(None, {"input_ids": ids.astype(np.int64)})
+        return np.concatenate([part.reshape(*ids.shape, -1) for part in found], -1)
 
     def positions(self, feed: dict[str, np.ndarray]) -> np.ndarray:
         mask = feed["attention_mask"]
@@ -58,6 +62,11 @@ class NumpyLoop:
     def step(
         self, embeds: Any, mask: Any, positions: Any, past: dict[str, Any], keep: int
     ) -> tuple[Any, dict[str, Any]]:
+        sizes = {i.name: i.shape for i in self.decoder.get_inputs()}
+        if "per_layer_inputs" in sizes:
+            width, layers = sizes["inputs_embeds"][2], sizes["per_layer_inputs"][2:]
+            past = {**past, "per_layer_inputs": embeds[..., width:].reshape(*embeds.shape[:2], *layers)}
+            embeds = embeds[..., :width]
         feed = {"inputs_embeds": embeds, "attention_mask": mask.astype(np.int64), "position_ids": positions, **past}
         found = self.decoder.run(None, {**feed, "num_logits_to_keep": np.array(keep, np.int64)})
         by_name = dict(zip((o.name for o in self.decoder.get_outputs()), found, strict=True))
@@ -83,7 +92,7 @@ class NumpyLoop:
             logits, cache = self.step(embeds, mask, positions, cache, 1)
             logits[:, -1, list(never)] = -np.inf
             tokens.append(logits[:, -1].argmax(-1))
-            embeds = self.embed.run(None, {"input_ids": tokens[-1][:, None].astype(np.int64)})[0]
+            embeds = self.lookup(tokens[-1][:, None])
             mask = np.concatenate([mask, np.ones_like(mask[:, :1])], 1)
             positions = positions[..., -1:] + 1 if not self.is_qwen or len(tokens) > 1 else self.after(positions)
         return np.stack(tokens, 1)

@@ -18,6 +18,7 @@ from mpa_edge.exporters.verify.probes import drawn
 from mpa_edge.exporters.verify.reference import Checkpoint
 from mpa_edge.types import Request
 from mpa_edge.vlm import load
+from tests.families import zoo
 from tests.vlm import exported
 from tests.vlm.llama_exported import gguf_folder, hybrid_folder
 
@@ -72,6 +73,16 @@ def test_an_export_answers_as_its_checkpoint_does(name: str, tmp_path: Path) -> 
         assert trace.tokens == tokens
         assert reply.n_tokens == len(tokens)
         assert [int(row.argmax()) for row in trace.logits] == list(tokens)
+
+
+def test_a_larger_gemma_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(zoo.checkpoint("gemma4"), tmp_path / "larger"))
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["use_bidirectional_attention"] = "vision"
+    (folder / "config.json").write_text(json.dumps(config))
+    for scheme in ("onnx-fp32", "gguf-f16"):
+        with pytest.raises(MpaError, match="cover Gemma 4 E2B and E4B, not the larger models, .*: align and export"):
+            check_possible(open_source(str(folder), out="runs"), load_scheme(scheme))
 
 
 def test_what_exports_cannot_follow_is_refused_before_anything_is_built(tmp_path: Path) -> None:

@@ -20,7 +20,18 @@ from typing import Any
 
 from tests.families import zoo_text as text
 
-MODEL_TYPES = ("idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "llava", "internvl", "lfm2_vl")
+MODEL_TYPES = (
+    "idefics3",
+    "smolvlm",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "qwen3_5",
+    "llava",
+    "internvl",
+    "lfm2_vl",
+    "gemma4",
+)
 HIDDEN, FFN, HEAD_DIM, TEXT_LAYERS = 256, 512, 64, 2
 CONTEXT = 4096
 GAIN, GAIN_OF_ENDS = 1.5, 2.5
@@ -80,7 +91,8 @@ def _save(folder: Path, model_type: str, seed: int = 0, dtype: str = "float32", 
     model = _model(config).eval()
     _randomize(model, torch.Generator().manual_seed(seed))
     tokenizer = processor.tokenizer
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<turn|>")]
+    model.generation_config.eos_token_id = ends if model_type == "gemma4" else ends[0]
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.bos_token_id = tokenizer.bos_token_id
     model.to(getattr(torch, dtype)).save_pretrained(folder)
@@ -113,6 +125,24 @@ def _randomize(model: Any, random: Any) -> None:
                 parameter.sub_(1)
             if name.endswith(("conv.out_proj.weight", "feed_forward.w2.weight")):
                 parameter.mul_(0.3)  # products of several matrices, which would hide what attention finds
+            if name.endswith("position_embedding_table"):
+                parameter.normal_(0, 0.5, generator=random)
+            if model.config.model_type == "gemma4":
+                parameter.mul_(_gemma_gain(name))
+        for name, buffer in model.named_buffers():
+            if name.endswith(("_min", "_max")):
+                buffer.fill_(2.5 if name.endswith("max") else -2.5)  # few numbers of a layer are clipped
+            elif name.endswith("layer_scalar"):
+                buffer.fill_(0.8)
+
+
+def _gemma_gain(name: str) -> float:
+    """Attention has no scale of its own; embeddings are scaled by the model, and must not outweigh its layers."""
+    if name.endswith("q_norm.weight"):
+        return HEAD_DIM**-0.5
+    if name.endswith("embed_tokens.weight"):
+        return 0.2
+    return 8.0 if name.endswith("language_model.norm.weight") else 1.0
 
 
 def _text(tokenizer: Any, *, hidden: int = HIDDEN, tied: bool = False) -> dict[str, Any]:
@@ -368,6 +398,58 @@ def _lfm2(*, tied: bool = True, depth: int = 3, hidden: int = HIDDEN) -> tuple[A
     return config, processor
 
 
+def _gemma(*, depth: int = 2, hidden: int = HIDDEN) -> tuple[Any, Any]:
+    """Patches of 16 px, nine become a token, up to 70 tokens an image.
+
+    Layers look back over 32 tokens and over all by turns; the last two have no keys and values of their own.
+    """
+    import transformers
+
+    names = text.gemma_tokenizer()
+    ids = {f"{kind}_token_id": names.convert_tokens_to_ids(f"<|{kind}|>") for kind in ("image", "audio", "video")}
+    config = transformers.Gemma4Config(
+        text_config={
+            **_text(names, hidden=hidden, tied=True),
+            "num_hidden_layers": 4,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+            "global_head_dim": 2 * HEAD_DIM,
+            "sliding_window": 32,
+            "hidden_size_per_layer_input": 64,
+            "vocab_size_per_layer_input": len(names),
+            "final_logit_softcapping": 10.0,
+            "rms_norm_eps": 1e-6,
+        },
+        vision_config={
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": depth,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": HEAD_DIM,
+            "position_embedding_size": 256,
+            "use_clipped_linears": True,
+        },
+        audio_config={"hidden_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2, "output_proj_dims": 128},
+        boi_token_id=names.convert_tokens_to_ids("<|image>"),
+        eoi_token_id=names.convert_tokens_to_ids("<image|>"),
+        boa_token_id=names.convert_tokens_to_ids("<|audio>"),
+        eoa_token_index=names.convert_tokens_to_ids("<audio|>"),
+        tie_word_embeddings=True,
+        **ids,
+    )
+    processor = transformers.Gemma4Processor(
+        transformers.Gemma4AudioFeatureExtractor(),
+        transformers.Gemma4ImageProcessor(max_soft_tokens=70),
+        names,
+        transformers.Gemma4VideoProcessor(),
+        chat_template=text.GEMMA_TEMPLATE,
+        image_seq_length=70,
+    )
+    return config, processor
+
+
 RECIPES: dict[str, Callable[..., tuple[Any, Any]]] = {
     "idefics3": functools.partial(_smol, "idefics3"),
     "smolvlm": functools.partial(_smol, "smolvlm"),
@@ -375,6 +457,7 @@ RECIPES: dict[str, Callable[..., tuple[Any, Any]]] = {
     "qwen2_5_vl": functools.partial(_qwen, "qwen2_5_vl"),
     "qwen3_vl": functools.partial(_qwen, "qwen3_vl"),
     "qwen3_5": functools.partial(_qwen, "qwen3_5"),
+    "gemma4": _gemma,
     "llava": _llava,
     "internvl": _internvl,
     "lfm2_vl": _lfm2,

@@ -26,6 +26,24 @@ QWEN_SPECIALS = (
     "<|video_pad|>",
 )
 LLAVA_SPECIALS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
+# the first four with the ids that all of Gemma have
+GEMMA_SPECIALS = (
+    "<pad>",
+    "<eos>",
+    "<bos>",
+    "<unk>",
+    "<|turn>",
+    "<turn|>",
+    "<|channel>",
+    "<channel|>",
+    "<|image>",
+    "<|image|>",
+    "<image|>",
+    "<|audio>",
+    "<|audio|>",
+    "<audio|>",
+    "<|video|>",
+)
 INTERNVL_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>")
 LFM2_SPECIALS = (
     "<|pad|>",
@@ -69,6 +87,15 @@ LFM2_TEMPLATE = (
     "{{ '<|startoftext|>' }}{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% for line in message['content'] %}{% if line['type'] == 'image' %}{{ '<image>' }}{% else %}{{ line['text'] }}"
     "{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+# as published, without tools and thinking
+GEMMA_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\n' }}"
+    "{% for line in message['content'] %}{% if line['type'] == 'image' %}{{ '<|image|>' }}"
+    "{% else %}{{ line['text'] | trim }}{% endif %}{% endfor %}{{ '<turn|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|turn>model\n' }}{% endif %}"
 )
 
 # pattern of the pre-tokenizer that llama.cpp calls qwen2
@@ -137,6 +164,66 @@ def tokenizer(
     ends = {"eos_token": eos, "pad_token": pad, **({"bos_token": bos} if bos else {})}
     return PreTrainedTokenizerFast(
         tokenizer_object=made, clean_up_tokenization_spaces=False, padding_side="left", **ends, **extra
+    )
+
+
+def gemma_tokenizer() -> Any:
+    """A tokenizer of Gemma's kind: pieces with their blank before them, bytes for what is in no piece."""
+    import json
+
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
+    from transformers import PreTrainedTokenizerFast
+
+    blanks = normalizers.Replace(" ", "▁")
+    trained = Tokenizer(models.BPE())
+    trained.normalizer = blanks
+    trained.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n|▁?[^▁\n]+|▁"), "isolated")
+    trained.train_from_iterator([CORPUS] * 3, trainers.BpeTrainer(vocab_size=300, show_progress=False))
+    learned = json.loads(trained.to_str())["model"]
+    pieces = sorted(learned["vocab"], key=learned["vocab"].get)
+    words = [*GEMMA_SPECIALS, *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
+    merges = [tuple(merge) for merge in learned["merges"]]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    made = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    made.normalizer = blanks
+    made.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    made.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in GEMMA_SPECIALS])
+    named = {
+        f"{name}_token": token
+        for name, token in {
+            "sot": "<|turn>",
+            "eot": "<turn|>",
+            "soc": "<|channel>",
+            "eoc": "<channel|>",
+            "image": "<|image|>",
+            "boi": "<|image>",
+            "eoi": "<image|>",
+            "audio": "<|audio|>",
+            "boa": "<|audio>",
+            "eoa": "<audio|>",
+        }.items()
+    }
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        extra_special_tokens=named,
     )
 
 

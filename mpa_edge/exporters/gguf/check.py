@@ -8,7 +8,9 @@ from typing import Any
 from mpa_edge.errors import MpaError
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
-COVERED = ("idefics3", "smolvlm", *QWEN, "llava", "internvl", "lfm2_vl")
+WHOLE = (*QWEN, "gemma4")
+"""Model types for whose language model the converter needs no class of its own."""
+COVERED = ("idefics3", "smolvlm", *QWEN, "gemma4", "llava", "internvl", "lfm2_vl")
 # llama.cpp's converter chooses the language model's class by this name; transformers leaves it out of a nested config
 TEXT_ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -60,7 +62,7 @@ def check_gguf_possible(
     if kind not in COVERED:
         raise MpaError(f"GGUF covers {', '.join(COVERED)}, not model type '{kind}': {OTHER}")
     text = config.get("text_config", config)
-    if kind not in QWEN:
+    if kind not in WHOLE:
         text_architecture(config)
     for name in ("hidden_size", "intermediate_size"):
         if not UNBLOCKED.issuperset(precisions) and text.get(name, BLOCK) % BLOCK:
@@ -77,6 +79,8 @@ def check_gguf_possible(
 def vision_problem(kind: str, config: dict[str, Any], processor: dict[str, Any]) -> str | None:
     """Why llama.cpp computes other image embeddings than the checkpoint; None where they are the same."""
     vision = config.get("vision_config", {})
+    if kind == "gemma4":
+        return None
     if kind in QWEN:
         depth, full = vision.get("depth", MIN_QWEN_DEPTH), vision.get("fullatt_block_indexes")
         if depth < MIN_QWEN_DEPTH:

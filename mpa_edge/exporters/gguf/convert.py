@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mpa_edge.errors import MpaError
-from mpa_edge.exporters.gguf.check import pre_tokenizer_name, text_architecture
+from mpa_edge.exporters.gguf.check import WHOLE, pre_tokenizer_name, text_architecture
 from mpa_edge.exporters.gguf.driver import run_converter
 from mpa_edge.exporters.gguf.fetch import converter_folder
 from mpa_edge.exporters.gguf.mmproj import NAMES, write_mmproj
@@ -130,7 +130,7 @@ def staged_config(config: dict[str, Any]) -> dict[str, Any]:
     """
     plain: dict[str, Any] = without_code(config)
     text = plain.get("text_config")
-    if isinstance(text, dict) and not plain["model_type"].startswith("qwen"):
+    if isinstance(text, dict) and plain["model_type"] not in WHOLE:
         text["architectures"] = [text_architecture(config)]
     return plain
 

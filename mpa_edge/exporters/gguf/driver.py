@@ -1,7 +1,7 @@
 """Runs llama.cpp's converter in this process, which must be one of its own: it is a program, and changes what it likes.
 
-Two things are changed in it. Where it does not know a tokenizer's fingerprint, it takes the pre-tokenizer that was
-derived from the tokenizer's rules. Tensors get the names that it knows.
+Three things are changed in it. Where it does not know a tokenizer's fingerprint, it takes the pre-tokenizer that was
+derived from the tokenizer's rules. Tensors get the names that it knows. It says which activation Gemma 4's tower has.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def run_converter(converter: Path, pre_tokenizer: str, names: dict[str, str], ar
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             use_pre_tokenizer(pre_tokenizer)
+            name_activation()
             rename_tensors(names)
             runpy.run_path(script, run_name="__main__")
     except (OSError, MemoryError):
@@ -81,6 +82,19 @@ def use_pre_tokenizer(name: str) -> None:
             return name
 
     TextModel.get_vocab_base_pre = get_vocab_base_pre
+
+
+def name_activation() -> None:
+    """Have Gemma 4's vision encoder computed with gelu: llama.cpp takes quick_gelu where the file names none."""
+    from conversion.gemma import Gemma4VisionAudioModel  # type: ignore[import-not-found]
+
+    write = Gemma4VisionAudioModel.set_gguf_parameters
+
+    def set_gguf_parameters(self: Any) -> None:
+        write(self)
+        self.gguf_writer.add_vision_use_gelu(True)
+
+    Gemma4VisionAudioModel.set_gguf_parameters = set_gguf_parameters
 
 
 def rename_tensors(names: dict[str, str]) -> None:

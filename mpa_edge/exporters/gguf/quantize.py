@@ -29,6 +29,8 @@ TENSORS = {
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
     "mlp.gate_proj": "ffn_gate",
+    "per_layer_input_gate": "inp_gate",
+    "per_layer_projection": "proj",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
@@ -96,9 +98,9 @@ def importance_of(path: Path) -> dict[str, NDArray[np.float32]]:
     found = {}
     with np.load(path) as stored:
         for name in stored.files:
-            _, number, layer = name.split(".", 2)
+            place, _, layer = name.removeprefix("layers.").partition(".")
             if layer in TENSORS:
-                found[f"blk.{number}.{TENSORS[layer]}.weight"] = np.ascontiguousarray(stored[name], np.float32)
+                found[f"blk.{place}.{TENSORS[layer]}.weight"] = np.ascontiguousarray(stored[name], np.float32)
     return found
 
 

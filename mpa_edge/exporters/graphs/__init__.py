@@ -1,7 +1,7 @@
 """Vision encoders as traceable graphs, one file a family; the language side (`text`) is the same for all.
 
 The folder is the registry: `graphs/NAME.py` belongs to `families/NAME.py`. Its `language`, where it has one, changes
-decoder layers that are the family's own.
+decoder layers that are the family's own, and its `embed` gives the decoder more than embeddings of tokens.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def build(model: Any, component: Component) -> Graph:
     """One component of a loaded model, ready to trace. MpaError where its family has no graph."""
     from mpa_edge.exporters.graphs import text
 
-    if component == "embed":
-        return text.embed(model)
     family = family_of(model.config.model_type).name
     if family not in known():
         raise MpaError(f"family '{family}' has no ONNX graph: export it as GGUF, or use one of {', '.join(known())}")
     own = importlib.import_module(f"{__name__}.{family}")
+    if component == "embed":
+        return text.embed(model, getattr(own, "embed", None))
     found: Graph = text.decoder(model, getattr(own, "language", None)) if component == "decoder" else own.vision(model)
     return found
 

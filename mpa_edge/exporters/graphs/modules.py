@@ -11,6 +11,8 @@ from transformers import AttentionInterface
 from transformers.cache_utils import DynamicCache
 
 ATTENTION = "mpa_edge_grouped"
+FROM_ZERO = ("Qwen3_5RMSNorm",)
+"""Norms that add one to their weights."""
 LARGE_NEGATIVE = -1.0e4
 """Added to the scores of masked positions: exp() of it is 0, and it still fits fp16."""
 
@@ -63,14 +65,15 @@ class RootMeanSquareNorm(nn.Module):
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
-        # norms of Qwen3.5 say eps, and add one to their weights
-        from_one = hasattr(norm, "variance_epsilon")
-        self.weight = norm.weight if from_one else nn.Parameter(1.0 + norm.weight.detach(), requires_grad=False)
-        self.epsilon = float(norm.variance_epsilon if from_one else norm.eps)
+        self.epsilon = float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)
+        self.weight = getattr(norm, "weight", None)  # some of Gemma's have none
+        if type(norm).__name__ in FROM_ZERO:
+            self.weight = nn.Parameter(1.0 + norm.weight.detach(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., hidden) -> the same."""
-        return x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + self.epsilon) * self.weight
+        y = x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + self.epsilon)
+        return y if self.weight is None else y * self.weight
 
 
 def grouped_attention(

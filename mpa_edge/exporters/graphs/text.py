@@ -37,6 +37,13 @@ class Decoder(nn.Module):
         own = [[m.kept for m in layer.children() if hasattr(m, "kept")] for layer in language.layers]
         self.kept: list[dict[str, tuple[int, ...]] | None] = [found[0] if found else None for found in own]
         """Tensors that a layer keeps, with their shapes but for the batch; None: keys and values."""
+        for i, layer in enumerate(language.layers):
+            if getattr(layer, "keys", None) == ():
+                self.kept[i] = {}  # it reads those of another layer
+        is_sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+        self.window = int(config.sliding_window) if is_sliding else None
+        self.softcap = getattr(config, "final_logit_softcapping", None)
+        self.has_layer_inputs = bool(layer_inputs(config))
 
     def forward(
         self,
@@ -49,16 +56,20 @@ class Decoder(nn.Module):
         """(B, S, hidden), (B, P+S), (B, S) or (3, B, S), (), 2 x layers of (B, K, P, D) -> logits, 2 x layers.
 
         With features of inner layers the embeddings are (B, S, (1 + inner layers) x hidden), as in llama.cpp. Layers
-        with a recurrent state have other tensors, see `States`.
+        with a recurrent state have other tensors, see `States`. Embeddings of each layer, (B, S, layers, width), come
+        before all of these.
         """
         cache, tensors, n_new = States(), iter(past), inputs_embeds.shape[1]
+        options: dict[str, Any] = {"per_layer_inputs": next(tensors)} if self.has_layer_inputs else {}
         for layer, kept in enumerate(self.kept):
             if kept is None:
                 cache.update(next(tensors), next(tensors), layer)
             else:
                 cache.kept[layer] = tuple(next(tensors) for _ in kept)
         mask: Any = causal_mask(attention_mask, n_new)
-        if cache.kept:
+        if self.window:
+            mask = {"full_attention": mask, "sliding_attention": causal_mask(attention_mask, n_new, self.window)}
+        elif cache.kept:
             of_states = dict.fromkeys(self.config.layer_types, attention_mask[:, attention_mask.shape[1] - n_new :])
             mask = of_states | {"full_attention": mask}
         embeds, *inner = inputs_embeds.split(self.config.hidden_size, -1)
@@ -68,21 +79,28 @@ class Decoder(nn.Module):
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=True,
-            **({"deepstack_visual_embeds": inner} if inner else {}),
+            **(options | {"deepstack_visual_embeds": inner} if inner else options),
         ).last_hidden_state
-        rows = last(hidden, num_logits_to_keep)
+        logits = self.head(last(hidden, num_logits_to_keep))
+        if self.softcap:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
         present = (
             cache.kept[i] if i in cache.kept else (cache.layers[i].keys, cache.layers[i].values)
             for i in range(len(self.kept))
         )
-        return (self.head(rows), *(tensor for layer in present for tensor in layer))
+        return (logits, *(tensor for layer in present for tensor in layer))
 
 
-def causal_mask(attention_mask: Tensor, n_new: int) -> Tensor:
-    """(B, P+S) of 0 and 1 -> additive mask (B, 1, S, P+S): a token sees itself and earlier tokens, but no padding."""
+def causal_mask(attention_mask: Tensor, n_new: int, window: int | None = None) -> Tensor:
+    """(B, P+S) of 0 and 1 -> additive mask (B, 1, S, P+S): a token sees itself and earlier tokens, but no padding.
+
+    With a `window`, only so many, itself included.
+    """
     total = attention_mask.shape[1]
     place = torch.arange(total, device=attention_mask.device)
     causal = place[None, :] <= place[total - n_new :, None]
+    if window:
+        causal = causal & (place[None, :] > place[total - n_new :, None] - window)
     return additive_mask(causal[None, None] & attention_mask.to(torch.bool)[:, None, None, :])
 
 
@@ -94,12 +112,20 @@ def last(hidden: Tensor, count: Tensor) -> Tensor:
     return hidden[:, place >= start]
 
 
-def embed(model: Any) -> Graph:
-    """Graph of the token embeddings."""
+def embed(model: Any, own: Callable[[Any, Tensor], Graph] | None = None) -> Graph:
+    """Graph of the token embeddings; `own` makes that of a family whose layers have embeddings, too."""
     ids = torch.ones(BATCH, LENGTH, dtype=torch.long)
+    if own:
+        return own(model, ids)
     axes = ({0: "batch_size", 1: "sequence_length"},)
     module = Embed(model.get_input_embeddings(), inner_layers(model.config))
     return Graph(module, (ids,), ("input_ids",), ("inputs_embeds",), axes)
+
+
+def layer_inputs(config: Any) -> tuple[int, int] | None:
+    """(layers, width) of the embeddings of each layer; None where layers have none."""
+    width = getattr(config, "hidden_size_per_layer_input", None)
+    return (config.num_hidden_layers, width) if width else None
 
 
 def inner_layers(config: Any) -> int:
@@ -126,7 +152,7 @@ def decoder(model: Any, prepare: Callable[[Any], None] | None = None) -> Graph:
     for i, kept in enumerate(module.kept):
         for part in KEY_VALUE if kept is None else kept:
             names.append(f".{i}.{part}" if kept is None else f"_{part}.{i}")
-            shapes.append((config.num_key_value_heads, PAST, head_size(config)) if kept is None else kept[part])
+            shapes.append(key_shape(language.layers[i], config) if kept is None else kept[part])
             axes.append({0: "batch_size", **({2: "past_sequence_length"} if kept is None else {})})
     positions = torch.arange(PAST, TOTAL).expand(BATCH, LENGTH).contiguous()
     position_axes = {0: "batch_size", 1: "sequence_length"}
@@ -134,6 +160,8 @@ def decoder(model: Any, prepare: Callable[[Any], None] | None = None) -> Graph:
         positions = positions.expand(3, BATCH, LENGTH).contiguous()
         position_axes = {1: "batch_size", 2: "sequence_length"}
     hidden = torch.rand(BATCH, LENGTH, (1 + n_inner) * config.hidden_size)
+    of_layers = layer_inputs(config)
+    layers = [torch.rand(BATCH, LENGTH, *of_layers)] if of_layers else []
     return Graph(
         module,
         (
@@ -141,6 +169,7 @@ def decoder(model: Any, prepare: Callable[[Any], None] | None = None) -> Graph:
             torch.ones(BATCH, TOTAL, dtype=torch.long),
             positions,
             torch.tensor(2),
+            *layers,
             *(torch.rand(BATCH, *s) for s in shapes),
         ),
         (
@@ -148,6 +177,7 @@ def decoder(model: Any, prepare: Callable[[Any], None] | None = None) -> Graph:
             "attention_mask",
             "position_ids",
             "num_logits_to_keep",
+            *(["per_layer_inputs"] if layers else []),
             *(f"past_key_values{name}" if name.startswith(".") else f"past{name}" for name in names),
         ),
         ("logits", *(f"present{name}" for name in names)),
@@ -156,9 +186,16 @@ def decoder(model: Any, prepare: Callable[[Any], None] | None = None) -> Graph:
             {0: "batch_size", 1: "total_sequence_length"},
             position_axes,
             {},
+            *([{0: "batch_size", 1: "sequence_length"}] if layers else []),
             *axes,
         ),
     )
+
+
+def key_shape(layer: Any, config: Any) -> tuple[int, int, int]:
+    """(heads, PAST, width) of a layer's keys and of its values; a family may say it for each layer, in `keys`."""
+    heads, width = getattr(layer, "keys", None) or (config.num_key_value_heads, head_size(config))
+    return heads, PAST, width
 
 
 def head_size(config: Any) -> int:

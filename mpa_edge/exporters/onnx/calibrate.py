@@ -129,7 +129,8 @@ def one_pass(steps: list[Arrays]) -> Arrays:
     The cache is the empty one of the first step.
     """
     whole = dict(steps[0])
-    whole["inputs_embeds"] = np.concatenate([step["inputs_embeds"] for step in steps], axis=-2)
+    for name in {"inputs_embeds", "per_layer_inputs"} & set(whole):
+        whole[name] = np.concatenate([step[name] for step in steps], axis=1)
     whole["position_ids"] = np.concatenate([step["position_ids"] for step in steps], axis=-1)
     whole["attention_mask"] = np.ones((1, whole["inputs_embeds"].shape[1]), np.int64)
     if "num_logits_to_keep" in whole:

@@ -69,7 +69,13 @@ def load_part(checkpoint: Path, component: Component) -> Any:
     from mpa_edge.vlm.transformers.checkpoint import load_model
 
     config = AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=False)
-    if component != "decoder":
+    if getattr(config, "audio_config", None):
+        config.audio_config = None  # nothing is said to an export
+    layered = getattr(config.text_config, "hidden_size_per_layer_input", None)
+    if layered and component == "vision":
+        config.text_config.hidden_size_per_layer_input = 0
+    # a table of embeddings for each layer is as wide as there are layers
+    if component == "vision" or (component == "embed" and not layered):
         config.text_config.num_hidden_layers = 0
         if getattr(config.text_config, "layer_types", None):
             config.text_config.layer_types = []

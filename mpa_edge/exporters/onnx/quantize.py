@@ -34,7 +34,7 @@ from mpa_edge.exporters.onnx.export import quiet
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
-FULL_PRECISION_IO = {"decoder": ["inputs_embeds", "logits"]}
+FULL_PRECISION_IO = {"decoder": ["inputs_embeds", "per_layer_inputs", "logits"]}
 """Inputs and outputs that stay fp32 in a 16-bit graph; all of them for a component that is not named."""
 CPU_INT8 = 4
 """`accuracy_level` of MatMulNBits: activations in int8 inside the kernel, its fastest way on a CPU."""

@@ -20,6 +20,7 @@ def refusal(client: str, scheme: Scheme, source: Source) -> str | None:
     """Why a client cannot run an export, in words that end with what to do; None where it can."""
     from mpa_edge.exporters.publish.snippets import NOT_IN_JAVASCRIPT
     from mpa_edge.exporters.source import generation_config
+    from mpa_edge.vlm.llama_cpp.server import READ_BOTH_WAYS
 
     if client == "transformers.js":
         if scheme.format != "onnx" or any("qdq" in bits for bits in scheme.components.values()):
@@ -29,6 +30,8 @@ def refusal(client: str, scheme: Scheme, source: Source) -> str | None:
     if client == "llama-server":
         if scheme.format != "gguf":
             return f"llama-server does not read {scheme.name}: name another scheme, such as --as gguf-q8_0"
+        if source.config["model_type"] in READ_BOTH_WAYS:
+            return f"llama-server reads an image in both directions, {source.family.title} do not: use --client python"
         if generation_config(source.checkpoint).get("repetition_penalty", 1.0) not in (None, 1.0):
             return "llama-server was not tested with the checkpoint's repetition_penalty: use --client python"
     return None

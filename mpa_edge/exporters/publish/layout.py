@@ -24,6 +24,9 @@ SUFFIXES = {"fp32": "", "q8": "_quantized"}
 """Precision -> what its file name ends in, where that is not _PRECISION."""
 STATIC = ("qdq8", "qdq16")
 """Precisions that transformers.js has no name for."""
+HEARING = ("gemma4",)
+"""Model types whose class in transformers.js does not load without an audio encoder; audio is not exported."""
+OPSET, IR_VERSION = 20, 10
 HALF_CACHE = ("fp16", "q4f16")
 """Precisions whose decoder keeps its cache in fp16."""
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
@@ -75,6 +78,8 @@ def write_layout(
     config = source.config
     files = {part: file_name(scheme.format, part, bits) for part, bits in scheme.components.items()}
     write_processor(processor, folder, budget)
+    if scheme.format == "onnx" and config["model_type"] in HEARING:
+        write_bytes(folder / "onnx" / "audio_encoder.onnx", deaf(config["text_config"]["hidden_size"]))
     write_json(folder / "config.json", config | _javascript(scheme, config, folder, files))
     unchanged = [path for pattern in LICENCES for path in source.checkpoint.glob(pattern)]
     for path in (*unchanged, source.checkpoint / "generation_config.json"):
@@ -136,13 +141,30 @@ def _javascript(scheme: Scheme, config: dict[str, Any], folder: Path, files: dic
         return {}
     # its Qwen2-VL reads the text model's sizes at the top level
     sizes = {key: config["text_config"][key] for key in QWEN2_SIZES} if config["model_type"] == "qwen2_vl" else {}
+    types = {ONNX_FILES[part]: bits for part, bits in scheme.components.items()}
     chosen: dict[str, Any] = {
-        "dtype": {ONNX_FILES[part]: bits for part, bits in scheme.components.items()},
+        "dtype": types | ({"audio_encoder": "fp32"} if config["model_type"] in HEARING else {}),
         "kv_cache_dtype": dict.fromkeys(HALF_CACHE, "float16"),
     }
     if outside := {Path(name).name: 1 for name in files.values() if (folder / f"{name}_data").is_file()}:
         chosen["use_external_data_format"] = outside
     return sizes | {"transformers.js_config": chosen}
+
+
+def deaf(width: int) -> bytes:
+    """An audio encoder that hears nothing: no rows of `width` numbers, whatever it is given."""
+    from onnx import TensorProto, helper
+
+    rows = helper.make_tensor("rows", TensorProto.FLOAT, [0, width], [])
+    given = (
+        helper.make_tensor_value_info("input_features", TensorProto.FLOAT, ["batch_size", "frames", "bins"]),
+        helper.make_tensor_value_info("input_features_mask", TensorProto.BOOL, ["batch_size", "frames"]),
+    )
+    made = helper.make_tensor_value_info("audio_features", TensorProto.FLOAT, [0, width])
+    node = helper.make_node("Constant", [], ["audio_features"], value=rows)
+    graph = helper.make_graph([node], "deaf", given, [made])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    return model.SerializeToString()
 
 
 def prompt_parts(processor: Any) -> PromptParts:
@@ -155,7 +177,8 @@ def prompt_parts(processor: Any) -> PromptParts:
         raise MpaError(
             "the chat template does not put the image once before the question: use a checkpoint whose template does"
         )
-    return PromptParts(before=before, after=after, placeholder=placeholder)
+    trims = chat_prompt(processor, f" {QUESTION} ") == before + QUESTION + after
+    return PromptParts(before=before, after=after, placeholder=placeholder, trims=trims)
 
 
 def known_tokens(processor: Any, checkpoint: Path, config: dict[str, Any]) -> Tokens:
@@ -182,7 +205,8 @@ def text_sizes(config: dict[str, Any]) -> dict[str, int]:
     return {
         "hidden_size": hidden,
         "embeds_size": (1 + inner) * hidden,
-        "num_hidden_layers": text["num_hidden_layers"],
+        # layers without keys and values of their own have no cache
+        "num_hidden_layers": text["num_hidden_layers"] - (text.get("num_kv_shared_layers") or 0),
         "num_attention_heads": heads,
         "num_key_value_heads": text.get("num_key_value_heads") or heads,
         "head_dim": text.get("head_dim") or hidden // heads,

@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from mpa_edge.artifact import Artifact
+from mpa_edge.vlm.llama_cpp.server import READ_BOTH_WAYS
 
 IMAGE = "image.png"
 EXTRAS = {"onnx": "onnx", "gguf": "gguf", "hybrid": "onnx,gguf"}
 # model types with positions of three numbers, and those that transformers.js has no class for
 THREE_AXES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+OTHER_INPUTS = (*THREE_AXES, "gemma4")
+"""Those whose graphs want more than a program of one screen gives them."""
 NOT_IN_JAVASCRIPT = ("internvl",)
 # their processor takes the image before the text
 IMAGE_FIRST = ("llava", "lfm2_vl")
@@ -39,11 +42,12 @@ class Snippet(NamedTuple):
 def snippets(artifact: Artifact, prompt: str, scheme: str) -> Iterator[str]:
     """Every way to run this export that is known to work, as sections of the card."""
     yield mpa_edge_snippet(artifact, prompt, scheme).markdown
-    if artifact.format == "onnx" and artifact.model_type not in THREE_AXES:
+    if artifact.format == "onnx" and artifact.model_type not in OTHER_INPUTS:
         yield onnxruntime_snippet(artifact, prompt).markdown
     if artifact.format == "onnx" and artifact.model_type not in NOT_IN_JAVASCRIPT and "qdq" not in str(artifact.files):
         yield javascript_snippet(artifact, prompt, scheme).markdown
-    if artifact.format == "gguf" and artifact.repetition_penalty == 1.0:  # llama-mtmd-cli forgets the prompt's tokens
+    # llama-mtmd-cli forgets the prompt's tokens
+    if artifact.format == "gguf" and artifact.repetition_penalty == 1.0 and artifact.model_type not in READ_BOTH_WAYS:
         yield llama_cpp_snippet(artifact, prompt).markdown
 
 
@@ -117,6 +121,12 @@ print(processor.tokenizer.decode(answer, skip_special_tokens=True).strip())
 def javascript_snippet(artifact: Artifact, prompt: str, scheme: str) -> Snippet:
     """transformers.js, in node and browsers."""
     order = "image, text" if artifact.model_type in IMAGE_FIRST else "text, [image]"
+    inputs = f"const inputs = await processor({order});"
+    if artifact.model_type == "gemma4":  # its processor would write line breaks around the image, and a second <bos>
+        start, token, end = (artifact.image[f"{name}_token"] for name in ("boi", "image", "eoi"))
+        inputs = f"""const {{ num_soft_tokens_per_image: [n], ...pixels }} = await processor.image_processor(image);
+const whole = text.replace("{token}", "{start}" + "{token}".repeat(n) + "{end}");
+const inputs = {{ ...processor.tokenizer(whole, {{ add_special_tokens: false }}), ...pixels }};"""
     code = f"""
 import {{ AutoModelForImageTextToText, AutoProcessor, RawImage, env }} from "@huggingface/transformers";
 
@@ -128,7 +138,7 @@ const model = await AutoModelForImageTextToText.from_pretrained(id);
 const image = await RawImage.read("{IMAGE}");
 const content = [{{ type: "image" }}, {{ type: "text", text: {json.dumps(prompt)} }}];
 const text = processor.apply_chat_template([{{ role: "user", content }}], {{ add_generation_prompt: true }});
-const inputs = await processor({order});
+{inputs}
 const output = await model.generate({{ ...inputs, max_new_tokens: {artifact.max_new_tokens}, do_sample: false }});
 const answer = output.slice(null, [inputs.input_ids.dims.at(-1), null]);
 console.log(processor.batch_decode(answer, {{ skip_special_tokens: true }})[0].trim());

@@ -246,6 +246,9 @@ def widen(model: Any) -> None:
             wide, again = functools.partial(_widened, kept), functools.partial(_restored, kept)
             module.register_forward_pre_hook(wide)
             module.register_forward_hook(again)
+    for module in model.modules():
+        if hasattr(module, "scalar_embed_scale"):  # of Gemma, rounded to 16 bits when the model was made
+            module.embed_scale.data = torch.tensor(module.scalar_embed_scale)
     for buffer in model.buffers():
         buffer.data = buffer.data.float() if buffer.is_floating_point() else buffer.data
 

@@ -12,7 +12,10 @@ from mpa_edge.errors import MpaError, missing_package
 PACKAGES = {"quantize": ("bitsandbytes", "qlora"), "liger": ("liger_kernel", "liger")}
 # Dettmers et al. 2023, "QLoRA", arXiv 2305.14314: NF4, double quantization. Vision tower, connector and head are not
 # quantized: in a small VLM four bits cost far more there than in the language model
-NOT_QUANTIZED = ("lm_head", r"(model\.)?(visual|vision_tower|vision_model|connector|multi_modal_projector)")
+NOT_QUANTIZED = (
+    "lm_head",
+    r"(model\.)?(visual|vision_tower|vision_model|connector|multi_modal_projector|embed_vision|audio_tower|embed_audio)",
+)
 
 
 def require_packages(config: LevelConfig) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.vlm.llama_cpp.gguf_header import read_header
+from mpa_edge.vlm.shared.prompts import THOUGHT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,6 +26,8 @@ BATCH_TOKENS = 512
 # 0.26 s with 512, 0.21 s with 256)
 COMPUTED_TOKENS = 256
 EMBEDDING_TABLE = "token_embd.weight"
+LAYER_TABLE = "per_layer_token_embd.weight"
+"""Embeddings that each layer looks up by a token's id: a model with them must be given the ids of text."""
 LOG: collections.deque[str] = collections.deque(maxlen=50)
 """The last lines that llama.cpp and mtmd logged, oldest first."""
 _LOG_CALLBACKS: list[Any] = []
@@ -105,6 +108,8 @@ class LanguageModel:
         self.hidden = int(lib.llama_model_n_embd_inp(self.model))
         self.can_rewind = not (lib.llama_model_is_hybrid(self.model) or lib.llama_model_is_recurrent(self.model))
         """Whether the cache holds every token; a recurrent state holds only their sum."""
+        ids = [self.tokenize(token) for token in THOUGHT]
+        self.thought = [only[0] if len(only) == 1 else None for only in ids]
         self.position = 0
         # a batch of one token that asks for its logits, allocated once: it runs for every token of an answer
         self._id, self._id_position, wanted = (lib.llama_token * 1)(), (lib.llama_pos * 1)(), (ctypes.c_int8 * 1)(1)
@@ -212,7 +217,12 @@ class TokenTable:
 
 
 def open_table(path: Path, header: Header) -> TokenTable | None:
-    """The table of a language model; None where the gguf package is missing or does not know the type."""
+    """The table of a language model; None where the gguf package is missing or does not know the type.
+
+    None, too, where embeddings of text cannot stand for its ids.
+    """
+    if any(tensor.name == LAYER_TABLE for tensor in header.tensors):
+        return None
     try:
         table = TokenTable(path, header)
         table([0])

@@ -19,7 +19,7 @@ from mpa_edge.vlm.llama_cpp.language import LanguageModel, Piece, merged, open_t
 from mpa_edge.vlm.llama_cpp.vision import EncodedImage, Projector, images_for_mtmd
 from mpa_edge.vlm.pixels import internvl, lfm2_vl
 from mpa_edge.vlm.pixels.common import pixels_digest
-from mpa_edge.vlm.shared.prompts import prompt_text, prompt_too_long, without_special_tokens
+from mpa_edge.vlm.shared.prompts import prompt_text, prompt_too_long, without_special_tokens, without_thought
 from mpa_edge.vlm.shared.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class LlamaCppVLM:
         return self.folder / self.artifact.files[component]
 
     def _load_vision(self) -> Any:
-        any_size = str(self.artifact.image["kind"]).startswith(("qwen", "lfm2"))
+        any_size = str(self.artifact.image["kind"]).startswith(("qwen", "lfm2", "gemma"))
         return Projector(self.file("mmproj"), self.language, self.artifact.tokens.image_id, any_size=any_size)
 
     def look(self, image: Image, pixels: Pixels | None = None) -> EncodedImage:
@@ -190,7 +190,8 @@ class LlamaCppVLM:
             decode_s=ended - first,
         )
         reason: FinishReason = "stop" if tokens[-1] in self.artifact.tokens.ends else "length"
-        text = without_special_tokens(self.language.text(tokens), self.artifact.tokens.special).strip()
+        spoken = self.language.text(without_thought(tokens, self.language.thought))
+        text = without_special_tokens(spoken, self.artifact.tokens.special).strip()
         return Reply(text=text, finish_reason=reason, n_tokens=len(tokens), timing=timing)
 
     def _prompt(self, request: Request, encoded: EncodedImage) -> Prompt:

@@ -194,6 +194,13 @@ class LlamaServer:
             ) from error
 
 
+READ_BOTH_WAYS = ("gemma4",)
+"""Model types where llama.cpp's programs let the tokens of an image attend to each other, and the model does not.
+
+They do so for every Gemma 4; of those only the models larger than E4B were made like that.
+"""
+
+
 class LlamaServerVLM:
     """Answers through a llama-server that was started with `--mmproj`, one request at a time.
 
@@ -213,6 +220,11 @@ class LlamaServerVLM:
         `alias`: the name that the server was started with. MpaError where it is another server, holds another model, or
         takes no images.
         """
+        if artifact.model_type in READ_BOTH_WAYS:
+            raise MpaError(
+                f"llama-server reads an image of {artifact.model_type} in both directions, the model reads it in one: "
+                "use an onnx scheme, or run the files with mpa-edge"
+            )
         self.name, self.artifact = name, artifact
         self.server = LlamaServer(url, timeout_s=timeout_s)
         deadline = time.monotonic() + timeout_s

@@ -219,11 +219,12 @@ class OnnxVLM:
         image_id, array = self.artifact.tokens.image_id, np.array(ids, np.int64)
         is_image = array == image_id
         embeds = self._embed(array[None])[0].copy()  # the array returned is onnxruntime's own memory
-        expected = (int(is_image.sum()), embeds.shape[1])
+        width = self.decoder.inputs["inputs_embeds"].shape[2]
+        expected = (int(is_image.sum()), width)
         if features.shape != expected:
             sizes = " for ".join(f"{rows} x {width}" for rows, width in (features.shape, expected))
             raise MpaError(f"{self.folder}: the vision encoder gives {sizes} numbers: rerun mpa-edge export")
-        embeds[is_image] = features
+        embeds[is_image, :width] = features
         positions = np.arange(len(ids), dtype=np.int64)
         if self.decoder.three_axes:
             grid = next(array for name, array in pixels.items() if name.endswith("grid_thw"))[0]
@@ -232,8 +233,9 @@ class OnnxVLM:
         return Prompt(ids, embeds, positions, min(request.max_new_tokens, self.artifact.context_tokens - len(ids)))
 
     def _embed(self, ids: NDArray[np.int64]) -> NDArray[Any]:
-        embeds: NDArray[Any] = self.embed.run({"input_ids": ids})[0]
-        return embeds
+        """(B, S) -> (B, S, hidden); embeddings of each layer stand behind those of the tokens."""
+        found = [output.reshape(*ids.shape, -1) for output in self.embed.run({"input_ids": ids})]
+        return found[0] if len(found) == 1 else np.concatenate(found, -1)
 
     def _finite(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         if not np.isfinite(logits).all():

@@ -31,6 +31,7 @@ PAST, PRESENT = "past_key_values.", "present."
 # of states that do not grow with the tokens: past_conv.0, present_conv.0
 PAST_STATE, PRESENT_STATE = "past_", "present_"
 N_LOGITS = "num_logits_to_keep"
+LAYER_INPUTS = "per_layer_inputs"
 REQUIRED = ("inputs_embeds", "attention_mask", "position_ids")
 SIZES = ("embeds_size", "num_hidden_layers", "num_key_value_heads", "head_dim")
 PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
@@ -103,9 +104,11 @@ class VisionEncoder(Graph):
         """
         arrays = {}
         for name in self.inputs:
-            # Qwen2-VL's graph says grid_thw where its image processor says image_grid_thw
-            key = name if name in pixels else f"image_{name}"
-            if key not in pixels:
+            # Qwen2-VL's graph says grid_thw where its image processor says image_grid_thw, Gemma's pixel_position_ids
+            # for image_position_ids
+            names = (name, f"image_{name}", name.replace("pixel_", "image_"))
+            key = next((one for one in names if one in pixels), None)
+            if key is None:
                 raise MpaError(
                     f"{self.path} wants '{name}', which the image processor does not make: rerun mpa-edge export"
                 )
@@ -172,14 +175,22 @@ class Decoder(Graph):
         self, embeds: NDArray[Any], mask: NDArray[np.int64], positions: NDArray[np.int64], cache: Cache
     ) -> tuple[NDArray[np.float32], Cache]:
         """(B, S, hidden), (B, P + S), (B, S) or (3, B, S), cache of P -> (B, vocabulary), cache of P + S."""
-        feeds = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions, **self.constants, **cache}
+        feeds = {"attention_mask": mask, "position_ids": positions, **self._embeds(embeds), **self.constants, **cache}
         logits, *present = self.run(feeds)
         last: NDArray[np.float32] = logits[:, -1].astype(np.float32, copy=False)
         return last, dict(zip(self.cache_inputs, present, strict=True))
 
+    def _embeds(self, embeds: NDArray[Any]) -> Cache:
+        """Embeddings of tokens, and those of each layer behind them, as the graph takes them."""
+        if LAYER_INPUTS not in self.inputs:
+            return {"inputs_embeds": embeds}
+        width = self.inputs["inputs_embeds"].shape[2]
+        of_layers = embeds[..., width:].reshape(*embeds.shape[:2], *self.inputs[LAYER_INPUTS].shape[2:])
+        return {"inputs_embeds": embeds[..., :width], LAYER_INPUTS: of_layers}
+
     def read(self, embeds: NDArray[Any], positions: NDArray[np.int64], n_logits: int) -> NDArray[np.float32]:
         """(1, S, hidden), (1, S) or (3, 1, S) -> (n_logits, vocabulary) of the last tokens, in one run."""
-        feeds = {"inputs_embeds": embeds, "attention_mask": np.ones((1, embeds.shape[1]), np.int64)}
+        feeds = {**self._embeds(embeds), "attention_mask": np.ones((1, embeds.shape[1]), np.int64)}
         counts = {name: np.full_like(one, n_logits) for name, one in self.constants.items()}
         logits = self.run(feeds | {"position_ids": positions, **counts, **self.empty_cache(1)})[0]
         last: NDArray[np.float32] = logits[0, -n_logits:].astype(np.float32, copy=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mpa_edge.vlm.pixels import idefics3, internvl, lfm2_vl, qwen2_vl, siglip
+from mpa_edge.vlm.pixels import gemma4, idefics3, internvl, lfm2_vl, qwen2_vl, siglip
 from mpa_edge.vlm.pixels.common import Prepared
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ PIPELINES = {
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_vl,
     "qwen3_vl": qwen2_vl,
+    "gemma4": gemma4,
     "siglip": siglip,
     "internvl": internvl,
     "lfm2_vl": lfm2_vl,

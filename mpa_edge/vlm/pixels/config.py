@@ -16,6 +16,7 @@ KINDS = {
     "qwen2_5_vl": "qwen2_5_vl",
     "qwen3_vl": "qwen3_vl",
     "qwen3_5": "qwen3_vl",
+    "gemma4": "gemma4",
     "llava": "siglip",
     "internvl": "internvl",
     "lfm2_vl": "lfm2_vl",
@@ -26,6 +27,7 @@ PROCESSORS = {
     "SmolVLMImageProcessor": ("idefics3",),
     "Qwen2VLImageProcessor": ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
     "Qwen2_5_VLImageProcessor": ("qwen2_vl", "qwen2_5_vl"),
+    "Gemma4ImageProcessor": ("gemma4",),
     "SiglipImageProcessor": ("siglip",),
     "CLIPImageProcessor": ("siglip",),
     "LlavaImageProcessor": ("siglip",),
@@ -40,6 +42,10 @@ SETTINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "qwen2_vl": QWEN,
     "qwen2_5_vl": QWEN,
     "qwen3_vl": QWEN,
+    "gemma4": (
+        ("patch_size", "pooling_kernel_size", "max_soft_tokens"),
+        ("image_token", "boi_token", "eoi_token"),
+    ),
     "siglip": (
         ("do_center_crop", "crop_size", "do_pad"),
         ("image_token", "patch_size", "num_additional_image_tokens"),

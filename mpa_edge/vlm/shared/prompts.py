@@ -10,6 +10,9 @@ from pathlib import Path
 from mpa_edge.artifact import Artifact
 from mpa_edge.errors import MpaError, missing_package
 
+THOUGHT = ("<|channel>", "<channel|>")
+"""Gemma 4's tokens around what it thinks before it answers. What stands between them is text, not a special token."""
+
 
 def without_special_tokens(text: str, special: Sequence[str] | re.Pattern[str]) -> str:
     """Remove all special tokens, so that no text of a user or a model can pass as an image, a turn or an end.
@@ -26,6 +29,20 @@ def without_special_tokens(text: str, special: Sequence[str] | re.Pattern[str]) 
     return text
 
 
+def without_thought(tokens: Sequence[int], thought: Sequence[int | None]) -> Sequence[int]:
+    """Tokens of an answer without the thought before it, and none of a thought that does not end.
+
+    `thought` are the tokens that begin and end one, see `THOUGHT`; None where a vocabulary lacks them.
+
+    >>> without_thought([7, 1, 8, 2, 9], (1, 2)), without_thought([7, 1, 8], (1, 2)), without_thought([7], (None, None))
+    ([9], [7], [7])
+    """
+    start, end = thought
+    if end is not None and end in tokens:
+        return tokens[len(tokens) - list(reversed(tokens)).index(end) :]
+    return tokens[: tokens.index(start)] if start is not None and start in tokens else tokens
+
+
 @functools.lru_cache(8)
 def _any_of(tokens: tuple[str, ...]) -> re.Pattern[str]:
     """A pattern that matches each of the tokens, longest first; without tokens, nothing."""
@@ -39,7 +56,8 @@ def prompt_text(artifact: Artifact, prompt: str, expansion: str) -> str:
     """
     parts = artifact.prompt
     before = parts.before.replace(parts.placeholder, expansion, 1)
-    return before + without_special_tokens(prompt, artifact.tokens.special) + parts.after
+    text = without_special_tokens(prompt, artifact.tokens.special)
+    return before + (text.strip() if parts.trims else text) + parts.after
 
 
 def prompt_too_long(n_tokens: int | str, context_tokens: int | str) -> MpaError:
@@ -68,6 +86,7 @@ class PromptTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._special = artifact.tokens.special
+        self._thought = [self._tokenizer.token_to_id(token) for token in THOUGHT]
 
     def encode(self, text: str) -> list[int]:
         """Token ids; the template's special tokens become their ids, and none is added."""
@@ -75,6 +94,6 @@ class PromptTokenizer:
         return ids
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of an answer, stripped, without special tokens."""
-        text = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+        """Text of an answer, stripped, without thoughts and special tokens."""
+        text = self._tokenizer.decode(list(without_thought(list(tokens), self._thought)), skip_special_tokens=True)
         return without_special_tokens(text, self._special).strip()

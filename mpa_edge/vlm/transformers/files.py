@@ -34,6 +34,8 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 QUANTIZED = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 MOST_LAYERS, MOST, MOST_PIXELS, LONGEST_EDGE_PX = 10_000, 2**31, 2**24, 2**14
 EDGES = ("edge", "height", "width")
+BOUNDS = "clipping"
+"""Keys that end so bound values, where any number will do: Gemma 4's audio tower says 1e10."""
 COUNTS = re.compile(r"(layers|depth|heads|experts|patches)$")
 AGAIN = "copy it from the checkpoint again"
 
@@ -170,7 +172,9 @@ def check_numbers(path: Path, tree: dict[str, Any]) -> None:
     image = path.name.startswith(("processor", "preprocessor"))
     pixels = "merge_size" in str(tree) or "Qwen" in str(tree)  # Qwen's edges are areas
 
-    def most(key: str) -> int:
+    def most(key: str) -> float:
+        if key.endswith(BOUNDS):
+            return math.inf
         if COUNTS.search(key):
             return MOST_LAYERS
         if not image:

@@ -14,7 +14,7 @@ from transformers import LogitsProcessorList
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
 from mpa_edge.types import FinishReason, Reply, Request
-from mpa_edge.vlm.shared.prompts import without_special_tokens
+from mpa_edge.vlm.shared.prompts import THOUGHT, without_special_tokens, without_thought
 from mpa_edge.vlm.transformers import checkpoint, prefix_cache
 from mpa_edge.vlm.transformers.batching import BatchSize, Query, free_bytes, in_order, length_of
 from mpa_edge.vlm.transformers.decoding import Row, decode
@@ -209,7 +209,9 @@ class TransformersVLM:
         stop = next((i for i, token in enumerate(kept) if token in ends), None)
         reason: FinishReason = "length" if stop is None else "stop"
         kept = kept if stop is None else kept[: stop + 1]
-        text = self.processor.tokenizer.decode(kept, skip_special_tokens=True)
+        known = self.processor.tokenizer.get_added_vocab()
+        spoken = without_thought(kept, [known.get(token) for token in THOUGHT])
+        text = self.processor.tokenizer.decode(spoken, skip_special_tokens=True)
         text = without_special_tokens(text, checkpoint.special_tokens(self.processor)).strip()
         return Reply(text=text, finish_reason=reason, n_tokens=len(kept))
 

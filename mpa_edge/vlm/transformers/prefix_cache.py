@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 LOOKS_BACK = ("idefics3", "internvl", "llava", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "smolvlm")
 """Model types whose image tokens never attend to the question. Others may (PaliGemma's do) without any error.
 
-Qwen3.5 and LFM2-VL look back, too, but most of their layers keep a state instead of keys and values of every token:
-they are answered by `generate`.
+Qwen3.5 and LFM2-VL look back, too, but most of their layers keep a state instead of keys and values of every token;
+Gemma 4's layers have heads of two sizes, and some keep a window: all three are answered by `generate`.
 """
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 Prepared = dict[str, Any]

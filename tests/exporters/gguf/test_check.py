@@ -27,6 +27,7 @@ LLAVA = {
     "vision_feature_select_strategy": "full",
 }
 DELTA = {"model_type": "qwen3_5", "text_config": {"hidden_size": 64}, "vision_config": {"depth": 12}}
+GEMMA = {"model_type": "gemma4", "text_config": {"hidden_size": 64}, "vision_config": {}}
 INTERNVL = {"model_type": "internvl", "text_config": LLAMA, "vision_config": {"norm_type": "layer_norm"}}
 
 
@@ -34,7 +35,9 @@ def check(config: dict[str, Any], processor: dict[str, Any] = TILES, **options: 
     check_gguf_possible(config, processor, **options)
 
 
-@pytest.mark.parametrize("config", [SMOL, QWEN, DEEP, DELTA, LLAVA, INTERNVL], ids=lambda config: config["model_type"])
+@pytest.mark.parametrize(
+    "config", [SMOL, QWEN, DEEP, DELTA, GEMMA, LLAVA, INTERNVL], ids=lambda config: config["model_type"]
+)
 def test_what_llama_cpp_runs_is_let_through(config: dict[str, Any]) -> None:
     check(config)
 

@@ -45,9 +45,18 @@ const processor = await AutoProcessor.from_pretrained(job.name);
 const content = [{ type: 'image' }, { type: 'text', text: job.text }];
 const text = processor.apply_chat_template([{ role: 'user', content }], { add_generation_prompt: true });
 const image = await RawImage.read(job.image);
-// some of its processors take the image first
-const imageFirst = ['llava', 'lfm2_vl'].includes(model.config.model_type);
-const inputs = imageFirst ? await processor(image, text) : await processor(text, [image]);
+let inputs;
+if (model.config.model_type === 'gemma4') {
+    // its processor writes line breaks around the image, which transformers' does not: as the card does it
+    const { num_soft_tokens_per_image, ...pixels } = await processor.image_processor(image);
+    const { boi_token, image_token, eoi_token } = processor;
+    const whole = text.replace(image_token, boi_token + image_token.repeat(num_soft_tokens_per_image[0]) + eoi_token);
+    inputs = { ...processor.tokenizer(whole, { add_special_tokens: false }), ...pixels };
+} else {
+    // some of its processors take the image first
+    const imageFirst = ['llava', 'lfm2_vl'].includes(model.config.model_type);
+    inputs = imageFirst ? await processor(image, text) : await processor(text, [image]);
+}
 result.own = {
     text,
     input_ids: inputs.input_ids.tolist()[0].map(Number),

@@ -122,7 +122,7 @@ def test_only_the_wanted_logits_are_computed(which: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["student", "qwen2_vl", "qwen3_5", "lfm2_vl"])
+@pytest.mark.parametrize("which", ["student", "qwen2_vl", "qwen3_5", "lfm2_vl", "gemma4"])
 def test_a_prompt_in_two_pieces_is_the_same_prompt(which: str) -> None:
     run, feed = loop(which), arrays(side(which).feed(slice(0, 2)))
     embeds, positions, mask, cut = run.embeddings(feed), run.positions(feed), feed["attention_mask"], 9
@@ -164,6 +164,7 @@ VISION_INPUTS = {
     "pixel_values+pixel_attention_mask": ("student", "idefics3", "smolvlm"),
     "pixel_values+grid_thw": ("qwen2_vl",),
     "pixel_values+image_grid_thw": ("qwen2_5_vl", "qwen3_vl", "qwen3_5"),
+    "pixel_values+pixel_position_ids": ("gemma4",),
     "pixel_values": ("llava", "llava:clip", "internvl"),
     "pixel_values+pixel_attention_mask+spatial_shapes": ("lfm2_vl",),
 }
@@ -192,6 +193,10 @@ def test_names_and_axes_are_the_javascript_clients(which: str) -> None:
         assert set(past) - set(states) == set(keys_values)
         assert not [name for name in keys_values if name.split(".")[1] in "02"]
         assert all(inputs[name][0] == "batch_size" and min(inputs[name][1:]) > 0 for name in states)
+    if which == "gemma4":  # layers 2 and 3 read the keys and values of 0 and 1
+        assert past == [f"past_key_values.{layer}.{part}" for layer in (0, 1) for part in ("key", "value")]
+        assert [inputs[name][3] for name in past] == [64, 64, 128, 128]
+        assert inputs["per_layer_inputs"] == ["batch_size", "sequence_length", 4, 64]
     renamed = [name.replace("past_key_values", "present").replace("past_", "present_") for name in past]
     assert [value.name for value in decoder.output][1:] == renamed
 

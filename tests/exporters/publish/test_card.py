@@ -25,6 +25,7 @@ from mpa_edge.runs.files import write_json
 from mpa_edge.runs.manifest import FOLDERS, Manifest
 from mpa_edge.types import Request
 from mpa_edge.vlm import WEIGHTS
+from mpa_edge.vlm.llama_cpp.server import READ_BOTH_WAYS
 from tests.exporters import hand_made
 from tests.exporters.gguf.test_convert import SIZES
 from tests.exporters.javascript import client
@@ -253,16 +254,16 @@ def _known_question(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.peer
 @pytest.mark.usefixtures("_known_question")
-@pytest.mark.parametrize("which", [STUDENT, "llava", "internvl", "qwen2_vl"])
+@pytest.mark.parametrize("which", [STUDENT, "llava", "internvl", "qwen2_vl", "gemma4"])
 def test_the_snippets_of_an_onnx_export_run(tmp_path: Path, which: str) -> None:
     folder, artifact = place(tmp_path, onnx_folder(which), which)
     answers = python_answers(folder)
-    assert len(answers) == (1 if artifact.model_type.startswith("qwen2") else 2)
+    assert len(answers) == (1 if artifact.model_type in ("qwen2_vl", "gemma4") else 2)
     (folder / "node_modules").symlink_to(client() / "node_modules")
     for number, code in enumerate(blocks((folder / "README.md").read_text(encoding="utf-8"), "js")):
         (folder / f"run{number}.mjs").write_text(code, encoding="utf-8")
         answers.append(said(folder, ["node", f"run{number}.mjs"]))
-    assert len(answers) == (2 if artifact.model_type in ("internvl", "qwen2_vl", "qwen2_5_vl") else 3)
+    assert len(answers) == (2 if artifact.model_type in ("internvl", "qwen2_vl", "gemma4") else 3)
     assert answers[0]
     if which == STUDENT:  # random models say another thing at the last bit of a pixel
         assert set(answers) == {answers[0]}
@@ -281,7 +282,9 @@ def test_the_snippets_of_gguf_and_hybrid_exports_run(tmp_path: Path) -> None:
 
 @pytest.mark.peer
 @pytest.mark.usefixtures("_known_question")
-@pytest.mark.parametrize("which", [STUDENT, *(kind for kind in zoo.MODEL_TYPES if kind != "smolvlm")])
+@pytest.mark.parametrize(
+    "which", [STUDENT, *(kind for kind in zoo.MODEL_TYPES if kind not in ("smolvlm", *READ_BOTH_WAYS))]
+)
 def test_the_command_of_a_gguf_export_gives_transformers_answer(tmp_path: Path, which: str) -> None:
     """By llama.cpp's own program, which renders the template that is in the file."""
     folder, artifact = place(tmp_path, gguf_folder(which), which)

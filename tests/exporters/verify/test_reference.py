@@ -52,7 +52,10 @@ def test_a_trace_is_what_the_model_computes(which: str) -> None:
     assert seen.trace.tokens == tuple(seen.trace.logits.argmax(-1).tolist())
 
 
-@pytest.mark.parametrize(("which", "dtype"), [("idefics3", "float16"), ("qwen2_vl", "bfloat16"), ("llava", "bfloat16")])
+@pytest.mark.parametrize(
+    ("which", "dtype"),
+    [("idefics3", "float16"), ("qwen2_vl", "bfloat16"), ("llava", "bfloat16"), ("gemma4", "bfloat16")],
+)
 def test_a_large_checkpoint_stays_in_16_bits_and_computes_the_same(
     which: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from mpa_edge.types import Request
 from mpa_edge.vlm import load
 from mpa_edge.vlm.llama_cpp.language import COMPUTED_TOKENS
 from mpa_edge.vlm.llama_cpp.model import LlamaCppVLM
+from mpa_edge.vlm.llama_cpp.server import READ_BOTH_WAYS, LlamaServerVLM
 from mpa_edge.vlm.llama_cpp.vision import images_for_mtmd
 from mpa_edge.vlm.pixels import prepare
 from tests.families import zoo
@@ -116,7 +117,16 @@ def test_the_image_matters(chart: Image.Image) -> None:
 QUESTIONS = ("What is the highest value?", "What is the lowest value?", "Which bar is it?", "What is the highest?")
 
 
-@pytest.mark.parametrize("which", ["student", "qwen2_vl", "qwen3_5", "internvl", "lfm2_vl"])
+@pytest.mark.parametrize("which", EVERY)
+def test_only_programs_that_read_an_image_in_both_directions_are_refused(which: str) -> None:
+    vision = model(which).vision
+    assert vision.mtmd.mtmd_decode_use_non_causal(vision.context, None) == (which in READ_BOTH_WAYS)
+    if which in READ_BOTH_WAYS:
+        with pytest.raises(MpaError, match="llama-server reads an image of gemma4 in both directions, .*: use an onnx"):
+            LlamaServerVLM("http://127.0.0.1:1", model(which).artifact, name=which, timeout_s=1)
+
+
+@pytest.mark.parametrize("which", ["student", "qwen2_vl", "qwen3_5", "internvl", "lfm2_vl", "gemma4"])
 def test_questions_about_one_image_share_its_prefix_and_are_answered_as_alone(
     which: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

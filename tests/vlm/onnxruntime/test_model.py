@@ -111,7 +111,7 @@ def texts(replies: Sequence[Reply]) -> list[str]:
     return [reply.text for reply in replies]
 
 
-@pytest.mark.parametrize("which", ["student", "qwen2_vl", "qwen3_5", "internvl", "lfm2_vl"])
+@pytest.mark.parametrize("which", ["student", "qwen2_vl", "qwen3_5", "internvl", "lfm2_vl", "gemma4"])
 def test_questions_about_one_image_share_its_features_and_are_answered_as_alone(
     which: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,13 +33,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_5_vl": ("qwen2_5_vl", {}),
     "qwen3_vl": ("qwen3_vl", {}),
     "qwen3_5": ("qwen3_5", {}),
+    "gemma4": ("gemma4", {}),
     "llava siglip": ("llava", {}),
     "llava clip": ("llava", {"tower": "clip"}),
     "internvl": ("internvl", {}),
     "lfm2_vl": ("lfm2_vl", {}),
 }
 # what transformers calls an array that the vision encoder of this family calls otherwise
-RENAMED = {"grid_thw": "image_grid_thw"}
+RENAMED = {"grid_thw": "image_grid_thw", "pixel_position_ids": "image_position_ids"}
 DTYPES = {"pixel_values": np.float32, "pixel_attention_mask": np.bool_}
 # it has no Pillow backend: torchvision's
 TORCHVISION = "Lfm2VlImageProcessor"

@@ -16,7 +16,13 @@ from mpa_edge.artifact import Artifact, PromptParts, Tokens
 from mpa_edge.exporters.publish.layout import known_tokens, prompt_parts
 from mpa_edge.nursery import models
 from mpa_edge.runs.files import read_json
-from mpa_edge.vlm.shared.prompts import PromptTokenizer, prompt_text, without_special_tokens
+from mpa_edge.vlm.shared.prompts import (
+    THOUGHT,
+    PromptTokenizer,
+    prompt_text,
+    without_special_tokens,
+    without_thought,
+)
 from mpa_edge.vlm.transformers import checkpoint
 from tests.families import zoo
 
@@ -84,7 +90,8 @@ def test_answers_are_decoded_as_the_checkpoint_does_it(which: str, made: Path, s
     _, tokenizer = parts(which, made)
     hf = processor(which)
     ids = np.random.default_rng(seed).integers(0, len(hf.tokenizer), 8).tolist()
-    text = hf.tokenizer.decode(ids, skip_special_tokens=True)
+    known = hf.tokenizer.get_added_vocab()
+    text = hf.tokenizer.decode(without_thought(ids, [known.get(t) for t in THOUGHT]), skip_special_tokens=True)
     assert tokenizer.decode(ids) == without_special_tokens(text, checkpoint.special_tokens(hf)).strip()
 
 

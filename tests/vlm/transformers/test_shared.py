@@ -74,7 +74,7 @@ def test_the_prompt_in_two_parts_has_the_tokens_of_the_whole(vlm: TransformersVL
         assert [*before, *tail] == made["input_ids"][0].tolist()
 
 
-@pytest.mark.parametrize("which", ["qwen3_5", "lfm2_vl"])
+@pytest.mark.parametrize("which", ["qwen3_5", "lfm2_vl", "gemma4"])
 def test_a_recurrent_state_is_never_shared(drawn, which: str) -> None:
     """Its state behind the image is that of the padding, too: even where sharing is asked for, `generate` answers."""
     assert which in set(zoo.MODEL_TYPES) - set(prefix_cache.LOOKS_BACK)
