@@ -49,6 +49,8 @@ def test_as_many_tokens_as_the_processor_makes(model_type: str) -> None:
         # 32 x 24 groups of 32 pixels
         ("Qwen/Qwen3-VL-2B-Instruct", 32 * 24 + 2),
         ("Qwen/Qwen3.5-0.8B", 32 * 24 + 2),
+        # 19 x 14 groups of 48 pixels, of at most 280
+        ("google/gemma-4-E2B-it", 19 * 14 + 2),
         # 4 x 3 tiles of 448 and an overview, 256 tokens each
         ("OpenGVLab/InternVL2-8B", 13 * 256 + 2),
     ],
