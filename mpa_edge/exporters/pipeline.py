@@ -186,8 +186,8 @@ def check_possible(source: Source, scheme: Scheme, budget: ImageBudget | None = 
             f"generation_config.json of {source.checkpoint} sets {', '.join(settings)}, which exports cannot follow: "
             "their answers would not be the model's. Remove it there, and evaluate the model without it"
         )
-    text = source.config.get("text_config") or {}
-    if text.get("use_bidirectional_attention") or text.get("enable_moe_block"):
+    text, tower = (source.config.get(f"{part}_config") or {} for part in ("text", "vision"))
+    if text.get("use_bidirectional_attention") or text.get("enable_moe_block") or tower.get("standardize"):
         raise MpaError(
             f"exports cover {source.family.title}, not the larger models, which read images in both directions: "
             "align and export one of these"

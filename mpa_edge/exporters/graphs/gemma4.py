@@ -27,10 +27,8 @@ class Vision(nn.Module):
                     if hasattr(child, "use_clipped_linears"):
                         setattr(part, name, Clipped(child))
         self.side, self.projector = tower.config.pooling_kernel_size, core.embed_vision
-        self.scale = tower.config.hidden_size**0.5
-        self.standard: nn.Module = nn.Identity()
-        if tower.config.standardize:
-            self.standard = Standard(tower.std_bias, tower.std_scale)
+        # the model scales the means by the root of their width, which a norm takes back: 16 bits could not hold them
+        self.projector.embedding_pre_projection_norm.eps /= tower.config.hidden_size
 
     def forward(self, pixel_values: Tensor, pixel_position_ids: Tensor) -> Tensor:
         """(N, P, values of a patch), (N, P, 2) of column and row, -1 for padding -> (tokens of all images, hidden)."""
@@ -41,7 +39,7 @@ class Vision(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden, attention_mask=mask, position_embeddings=turned, position_ids=pixel_position_ids)
         means, is_token = self._means(hidden, pixel_position_ids, ~is_padding)
-        return self.projector(self.standard(means.flatten(0, 1)[is_token.flatten()] * self.scale))
+        return self.projector(means.flatten(0, 1)[is_token.flatten()])
 
     def _means(self, hidden: Tensor, places: Tensor, is_real: Tensor) -> tuple[Tensor, Tensor]:
         """(N, P, C) -> (N, P / side^2, C) of side x side neighbours, and which of them exist in the image."""
@@ -62,25 +60,13 @@ class Clipped(nn.Module):
         names = ("input_min", "input_max", "output_min", "output_max") if wrapper.use_clipped_linears else ()
         bounds = [float(getattr(wrapper, name)) for name in names]
         self.before, self.after = (
-            pair if pair and all(map(math.isfinite, pair)) else None for pair in (bounds[:2], bounds[2:])
+            pair if any(map(math.isfinite, pair)) else None for pair in (bounds[:2], bounds[2:])
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         y = self.linear(x if self.before is None else x.clamp(*self.before))
         return y if self.after is None else y.clamp(*self.after)
-
-
-class Standard(nn.Module):
-    """Features shifted and scaled, as the larger models do."""
-
-    def __init__(self, bias: Tensor, scale: Tensor) -> None:
-        super().__init__()
-        self.bias, self.scale = nn.Buffer(bias), nn.Buffer(scale)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., hidden) -> the same."""
-        return (x - self.bias) * self.scale
 
 
 class Embed(nn.Module):
