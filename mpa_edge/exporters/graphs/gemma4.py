@@ -59,9 +59,7 @@ class Clipped(nn.Module):
         self.linear = wrapper.linear
         names = ("input_min", "input_max", "output_min", "output_max") if wrapper.use_clipped_linears else ()
         bounds = [float(getattr(wrapper, name)) for name in names]
-        self.before, self.after = (
-            pair if any(map(math.isfinite, pair)) else None for pair in (bounds[:2], bounds[2:])
-        )
+        self.before, self.after = (pair if any(map(math.isfinite, pair)) else None for pair in (bounds[:2], bounds[2:]))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
