@@ -20,7 +20,7 @@ from tests.vlm.llama_exported import gguf_folder
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
 WHERE = {"transformers": checkpoint, "onnx": onnx_folder, "gguf": gguf_folder}
 KINDS: dict[str, Any] = {"transformers": TransformersVLM, "onnx": OnnxVLM, "gguf": LlamaCppVLM}
-ASKED = Request(Image.new("RGB", (96, 96)), "Which colour?", 12)
+ASKED = Request(Image.new("RGB", (96, 96)), "Which colour?", 64)
 
 
 def written(*parts: str) -> list[int]:
