@@ -81,7 +81,7 @@ def command(
       $ mpa-edge export runs/mine --target jetson --dry-run
       $ mpa-edge export runs/mine --as onnx-int8 --as gguf-q8_0 --accuracy 100
       $ mpa-edge export runs/mine --target phone --choose --client python
-      $ mpa-edge export my-adapter --base Qwen/Qwen2-VL-2B-Instruct --target jetson
+      $ mpa-edge export my-adapter --base nursery:student --target jetson
       $ mpa-edge export nursery:student --as onnx-fp16 --out exports/student
     """
     from mpa_edge.config.library import load_target

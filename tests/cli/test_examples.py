@@ -19,11 +19,13 @@ from PIL import Image
 
 from mpa_edge.cli import main as cli
 from mpa_edge.config.library import load_recipe
+from mpa_edge.families import family_of
 from mpa_edge.runs.files import make_folder
 from mpa_edge.runs.manifest import finish
 from mpa_edge.stages.review.session import open_session
 from mpa_edge.stages.run import Run, remember
 from mpa_edge.vlm import WEIGHTS
+from mpa_edge.vlm.transformers.checkpoint import load_model
 from tests.bench import made_up
 from tests.questions.official import chartqa, okvqa, own_csv, stvqa, textvqa
 from tests.stages.review.conftest import run_with_silver
@@ -63,7 +65,7 @@ def runnable(path: tuple[str, ...], line: str) -> str:
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
-    """What examples talk about: photos/, charts/, data/, files, `mpa-edge` in PATH, runs/mine, runs/own (reviewed)."""
+    """What examples talk about: photos/, charts/, data/, my-adapter/, files, runs/mine, runs/own (reviewed)."""
     shutil.copytree(_workplace(), tmp_path, dirs_exist_ok=True)
     return tmp_path
 
@@ -87,6 +89,7 @@ def _workplace() -> Path:
     with open_session(run_with_silver(tmp_path / "runs" / "own", tmp_path / "own", 50), 1) as session:
         session.decide(session.state()["question"]["id"], "right", "")
     shutil.copytree(merged, tmp_path / "runs" / "own" / "merged")
+    own_adapter(tmp_path / "my-adapter")
     (tmp_path / "predictions.jsonl").write_text('{"answers": ["5"], "prediction": "5"}\n')
     shutil.copy(ROOT / "recipes" / "minicharts.yaml", tmp_path / "my-recipe.yaml")
     own_csv(tmp_path / "photos" / "questions.csv")
@@ -97,6 +100,15 @@ def _workplace() -> Path:
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m mpa_edge "$@"\n')
     program.chmod(0o755)
     return tmp_path
+
+
+def own_adapter(folder: Path) -> None:
+    """A LoRA adapter of the built-in student, as peft saves it."""
+    from peft import LoraConfig, get_peft_model
+
+    student = load_model(str(WEIGHTS / "student"), "cpu")
+    regex = family_of("idefics3").target_modules(("language",))
+    get_peft_model(student, LoraConfig(r=2, target_modules=regex)).save_pretrained(folder)
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
