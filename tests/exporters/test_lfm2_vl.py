@@ -23,15 +23,9 @@ def without_antialias(place: Tensor, size: Tensor, side: int) -> Tensor:
     return weight / weight.sum(-1, keepdim=True).clamp(min=1e-6)
 
 
-def everything_seen(visible: Tensor) -> Tensor:
-    """Padding counts as image."""
-    return torch.zeros(visible.shape)
-
-
-@pytest.mark.parametrize(("name", "wrong"), [("stretch", without_antialias), ("additive_mask", everything_seen)])
-def test_a_wrong_vision_graph_is_refused(name: str, wrong: object, tmp_path: Path, monkeypatch) -> None:
+def test_positions_without_antialias_are_refused(tmp_path: Path, monkeypatch) -> None:
     matrix.in_one_process(monkeypatch)
-    monkeypatch.setattr(lfm2_vl, name, wrong)
+    monkeypatch.setattr(lfm2_vl, "stretch", without_antialias)
     cell = matrix.measure(matrix.run_of("lfm2_vl", tmp_path), load_scheme("onnx-int8"))
     assert cell["result"] == "failed"
     assert "vision" in cell["reason"]
