@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -26,7 +28,7 @@ def test_rounding_is_that_of_the_scheme() -> None:
         [numpy_helper.from_array(weight, "w")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    quantized = _blockwise(model, "decoder", 2, 32)
+    quantized = _blockwise(model, Path(), "decoder", 2, 32)
     for node in quantized.graph.node:  # without int8 activations, a unit vector reads a row of the weights
         for attribute in node.attribute:
             attribute.i = 0 if attribute.name == "accuracy_level" else attribute.i

@@ -124,7 +124,7 @@ def _randomize(model: Any, random: Any) -> None:
             if name in from_zero:
                 parameter.sub_(1)
             if name.endswith(("conv.out_proj.weight", "feed_forward.w2.weight")):
-                parameter.mul_(0.3)  # products of several matrices, which would hide what attention finds
+                parameter.mul_(0.2)  # products of several matrices, which would hide what attention finds
             if name.endswith("position_embedding_table"):
                 parameter.normal_(0, 0.5, generator=random)
             if model.config.model_type == "gemma4":

@@ -32,7 +32,9 @@ class Vision(nn.Module):
         place = torch.arange(pixel_values.shape[1], device=pixel_values.device)[None]
         weights = stretch(place // columns, rows, self.side)[..., :, None]
         weights = weights * stretch(place % columns, columns, self.side)[..., None, :]
-        hidden = self.patch(pixel_values) + torch.matmul(weights.flatten(2), self.positions)
+        # the table on the left: quantizers round what they find on the right
+        positions = torch.matmul(self.positions.T, weights.flatten(2).transpose(1, 2)).transpose(1, 2)
+        hidden = self.patch(pixel_values) + positions
         mask = additive_mask(pixel_attention_mask.to(torch.bool))[:, None, None, :]
         for layer in self.layers:
             hidden = layer(hidden, attention_mask=mask)

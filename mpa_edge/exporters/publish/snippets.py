@@ -170,7 +170,10 @@ exec llama-server -m {language} --mmproj {projector} --alias {shlex.quote(artifa
 
 
 def _pixel_limits(artifact: Artifact) -> str:
-    """Qwen2-VL's smallest and largest image: GGUF files have no key for them."""
+    """Smallest and largest image of Qwen2-VL and LFM2-VL: GGUF files have no key for them."""
+    if artifact.model_type == "lfm2_vl":
+        low, high = artifact.image["min_image_tokens"], artifact.image["max_image_tokens"]
+        return f" --image-min-tokens {low} --image-max-tokens {high}"
     size, merge = artifact.image.get("size"), artifact.image.get("merge_size")
     if artifact.model_type not in THREE_AXES or not merge or not isinstance(size, dict):
         return ""

@@ -210,7 +210,7 @@ def test_quantizers_find_every_weight(which: str) -> None:
         weights = {tensor.name: tensor for tensor in graph.initializer}
         found = {node.input[1] for node in graph.node if node.op_type == "MatMul"} & set(weights)
         large = {name for name, tensor in weights.items() if len(tensor.dims) == 2 and min(tensor.dims) > 64}
-        tables = {node.input[0] for node in graph.node if node.op_type == "Gather"}
+        tables = {node.input[0] for node in graph.node if node.op_type in ("Gather", "MatMul")}
         assert large <= found | tables, sorted(large - found - tables)
         assert not [node for node in graph.node if node.op_type == "Gemm"]
         assert proto(which, part).opset_import[0].version >= 20
