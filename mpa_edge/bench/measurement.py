@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mpa_edge.config.accelerator import AUTO
 from mpa_edge.config.recipe import Recipe
 from mpa_edge.config.target import Target
 from mpa_edge.errors import MpaError
@@ -68,6 +69,8 @@ class Bench:
     """How much is measured."""
     threads: int | None = None
     """CPU threads of the runtime on the device; None: the target's."""
+    accelerator: str = AUTO
+    """The one that must compute; auto: the first of the target's that the device has."""
     label: str | None = None
     """Folder of the results below the target's; None: the scheme's name."""
     refused: tuple[str, ...] = ()
@@ -83,6 +86,11 @@ class Bench:
         """Of the runtime."""
         return self.threads or self.target.cpu.threads
 
+    @property
+    def accelerators(self) -> tuple[str, ...]:
+        """In order of preference."""
+        return self.target.accelerators if self.accelerator == AUTO else (self.accelerator,)
+
     def inputs(self, bundle_sha256: str) -> str:
         """Hash of everything that the results depend on."""
         return sha256_json(
@@ -90,6 +98,7 @@ class Bench:
                 "bundle": bundle_sha256,
                 "effort": vars(self.effort),
                 "threads": self.device_threads,
+                "accelerators": self.accelerators,
                 "target": self.target.model_dump(mode="json"),
                 "reach": vars(self.reach),
             }

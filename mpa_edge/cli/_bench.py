@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mpa_edge.bench.measurement import FOLDER, Bench, Effort, Reach
-from mpa_edge.cli._options import echo
+from mpa_edge.cli._options import ACCELERATOR, echo
+from mpa_edge.config.accelerator import AUTO
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
 
@@ -50,6 +51,13 @@ def bench_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
         number("--repetitions", default.repetitions, "Of each timed question.", least=5),
         click.option("--no-base", is_flag=True, help="Do not time base in the same scheme as well."),
         number("--threads", None, "Of the runtime.  [default: the target's]"),
+        click.option(
+            "--accelerator",
+            type=ACCELERATOR,
+            metavar="NAME",
+            default=AUTO,
+            help="What must compute: cuda, tensorrt, cpu ...  [default: auto, the target's first that is there]",
+        ),
     )
     for option in reversed(options):
         function = option(function)
@@ -115,6 +123,7 @@ def bench_of(
         reach=reach or Reach(),
         effort=Effort(asked["questions"], asked["timed"], asked["repetitions"]),
         threads=asked["threads"],
+        accelerator=asked["accelerator"],
         label=label,
         refused=tuple(f"{one.scheme}: {one.reason}" for one in finished(artifact).refused),
     )
@@ -176,6 +185,7 @@ def show_plan(asked: dict[str, Any], via: str = "hand") -> None:
     source, target = open_run(asked["run"], asked["target"])
     echo(f"run        {source.run}")
     echo(f"target     {target.name} by {via}")
+    echo(f"computes   {', '.join(target.accelerators) if asked['accelerator'] == AUTO else asked['accelerator']}")
     schemes = choose_schemes(source, asked["schemes"], target)
     made = [scheme for scheme in schemes if is_current(source, source.exports / scheme.name)]
     if asked["schemes"] or made:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from mpa_edge.cli.main import VERBOSE_KEY
+from mpa_edge.config.accelerator import ACCELERATORS, AUTO
 from mpa_edge.errors import MpaError
 from mpa_edge.runs.log import escaped, show_log
 
@@ -40,6 +41,8 @@ class _MetricName(click.ParamType):  # type: ignore[type-arg]  # not generic in 
 
 METRIC = _MetricName()
 """The name of a metric, with its parameters."""
+ACCELERATOR = click.Choice((*ACCELERATORS, AUTO))
+"""The name of an accelerator."""
 verbose_option = click.option(
     "-v",
     "--verbose",

@@ -12,7 +12,7 @@ from mpa_edge.config import library
 from mpa_edge.errors import MpaError
 from mpa_edge.metrics import cautions
 
-RUNS_ON = {"onnx": ("onnxruntime", "tensorrt"), "gguf": ("llama.cpp",)}
+RUNS_ON = {"onnx": ("onnxruntime",), "gguf": ("llama.cpp",)}
 NEEDS = {"onnx": ("onnx",), "gguf": ("gguf",), "hybrid": ("onnx", "gguf")}
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mpa_edge.cli._options import METRIC, is_verbose, print_json
+from mpa_edge.cli._options import ACCELERATOR, METRIC, is_verbose, print_json
 from mpa_edge.cli._stage import run_named_stages, stage_arguments, suppress_library_output
+from mpa_edge.config.accelerator import ACCELERATORS, AUTO
 from mpa_edge.errors import MpaError
 from mpa_edge.metrics import METRICS, cautions
 
@@ -33,9 +34,16 @@ OUT_HELP = "Run folder; for a MODEL: a .jsonl file that keeps its answers, so th
 )
 @click.option("--split", metavar="NAME", help="Of the benchmark.  [default: the one that the paper uses]")
 @click.option("--metric", type=METRIC, help="For own questions.  [default: of the model's run]")
+@click.option("--accelerator", type=ACCELERATOR, metavar="NAME", default="cpu", help="For an export: cuda, auto ...")
 @partial(stage_arguments, source="[RECIPE|RUN|MODEL]", out="RUN|FILE.jsonl", out_help=OUT_HELP)
 def command(
-    source: str | None, benchmark: str | None, data: str | None, split: str | None, metric: str | None, **arguments: Any
+    source: str | None,
+    benchmark: str | None,
+    data: str | None,
+    split: str | None,
+    metric: str | None,
+    accelerator: str,
+    **arguments: Any,
 ) -> None:
     """Ask teacher, base and aligned student the same held-out questions.
 
@@ -55,6 +63,8 @@ def command(
     if not (benchmark or data or split or metric) and (source is None or not is_model(source)):
         if source and source.endswith((".csv", ".jsonl")):
             raise MpaError(f"'{source}' is a file of questions: name a MODEL, and the file with --data")
+        if accelerator != "cpu":
+            raise MpaError("--accelerator is for an export: name its folder as MODEL")
         return run_named_stages(("evaluate",), source=source, **arguments)
     if source is None:
         raise MpaError("no model to ask: name a MODEL, a checkpoint folder, an export, nursery:student or a hub id")
@@ -66,7 +76,10 @@ def command(
         raise MpaError("--split belongs to a benchmark: name it with --benchmark")
     if metric and benchmark:
         raise MpaError(f"{benchmark} has its own metric: leave --metric out")
-    return evaluate_model(source, benchmark, data, split, metric, **arguments)
+    if arguments.pop("images") is not None:
+        raise MpaError("--images belongs to a run: leave it out")
+    accelerators = ACCELERATORS if accelerator == AUTO else (accelerator,)
+    return evaluate_model(source, benchmark, data, split, metric, accelerators, **arguments)
 
 
 def is_model(source: str) -> bool:
@@ -83,8 +96,8 @@ def evaluate_model(
     data: str | None,
     split: str | None,
     metric: str | None,
+    accelerators: tuple[str, ...],
     *,
-    images: str | None,
     out: str | None,
     overrides: tuple[str, ...],
     limit: int | None,
@@ -101,8 +114,6 @@ def evaluate_model(
     from mpa_edge.runs.manifest import RECIPE_FILE
     from mpa_edge.vlm import fingerprint, load
 
-    if images is not None:
-        raise MpaError("--images belongs to a run: leave it out")
     if out is not None and not out.endswith(".jsonl"):
         raise MpaError(f"--out '{out}' is a file of answers here: let its name end in .jsonl")
     run = run_of(model)
@@ -126,9 +137,11 @@ def evaluate_model(
                 threads=recipe.threads,
                 batch_size=recipe.evaluate.batch_size,
                 server=recipe.teacher_server,
+                accelerators=accelerators,
             )
             path, decisions = Path(out) if out else None, decisions_about(run, spec.questions)
-            result = run_eval(spec, Path(model).name, load_vlm, path, fingerprint(model), fresh, decisions)
+            identity = fingerprint(model) + "".join(one for one in accelerators if one != "cpu")
+            result = run_eval(spec, Path(model).name, load_vlm, path, identity, fresh, decisions)
     if dry_run:
         click.echo(f"ask {model} {len(spec.questions.samples)} questions of {spec.questions.name}, {spec.task.metric}")
     elif as_json:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from mpa_edge.config.accelerator import Accelerator
 from mpa_edge.config.scheme import Component, GgufPrecision, OnnxPrecision
 from mpa_edge.config.section import Section
 
@@ -72,8 +73,12 @@ class Target(Section):
     """A class of devices, or one product."""
     architecture: Literal["any", "x86_64", "aarch64"]
     """Instruction set."""
-    runtimes: Annotated[tuple[Literal["onnxruntime", "llama.cpp", "tensorrt"], ...], Field(min_length=1, strict=False)]
+    runtimes: Annotated[tuple[Literal["onnxruntime", "llama.cpp"], ...], Field(min_length=1, strict=False)]
     """Runtimes that the device has."""
+    accelerators: Annotated[tuple[Accelerator, ...], Field(min_length=1, strict=False)]
+    """In order of preference: a benchmark uses the first one that device and runtime have; cpu is always there."""
+    provider_options: dict[Annotated[str, Field(pattern="^[A-Za-z]+ExecutionProvider$")], dict[str, str]] = Field({})
+    """Options of ONNX Runtime's execution providers, by the provider's name and its own names of the options."""
     schemes: Annotated[tuple[SchemeChoice, ...], Field(min_length=1, strict=False)]
     """Best first: the first one that the model's family supports is exported."""
     image: ImageBudget
@@ -95,7 +100,8 @@ class Target(Section):
 
     @model_validator(mode="after")
     def _every_value_has_a_source(self) -> Self:
-        own = {"schema_version", "name", "title", "kind", "sources"} | ({"server"} if self.server is None else set())
+        optional = {key for key in ("server", "provider_options") if not getattr(self, key)}
+        own = {"schema_version", "name", "title", "kind", "sources"} | optional
         missing = [key for key in type(self).model_fields if key not in own and key not in self.sources]
         unknown = [key for key in self.sources if key not in type(self).model_fields]
         if missing or unknown:

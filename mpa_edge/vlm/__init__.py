@@ -6,12 +6,13 @@ import hashlib
 import importlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpa_edge.artifact import is_artifact, read_artifact
+from mpa_edge.config.accelerator import CPU_ONLY
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.runs.files import sha256_file, sha256_json
 from mpa_edge.vlm.openai.reference import is_server, parse
@@ -104,20 +105,28 @@ def load(
     batch_size: int = 256,
     server: TeacherServerConfig | None = None,
     spent_before: float = 0.0,
+    accelerators: Sequence[str] = CPU_ONLY,
+    provider_options: Mapping[str, Mapping[str, str]] | None = None,
 ) -> VLM:
     """The model behind a reference, ready to answer. torch is imported only here, and only for a checkpoint.
 
-    `batch_size` is the largest batch. Exports ignore `device` and `batch_size`: they run on the CPU, one request at a
-    time. `server` and `spent_before` are for a model behind a server. Raises MpaError where a package, the model or the
-    device is missing, or the checkpoint is damaged.
+    `batch_size` is the largest batch. Exports ignore `device` and `batch_size`: they answer one request at a time, on
+    the first of `accelerators` that is here. `provider_options`: see `config.target`. `server` and `spent_before` are
+    for a model behind a server. Raises MpaError where a package, the model or the device is missing, or the checkpoint
+    is damaged.
     """
+    is_export = not is_server(reference) and is_artifact(Path(resolve(reference)))
+    if not is_export and tuple(accelerators) != CPU_ONLY:
+        raise MpaError(f"an accelerator is for an export, and '{reference}' is none: use --set device=cuda, or omit it")
     if is_server(reference):
         found, client = parse(reference), _imported("mpa_edge.vlm.openai.client", "OpenAIVLM", "openai")
         return client(found.base_url, found.model, name=name, server=server, spent_before=spent_before)
     path = resolve(reference)
-    if is_artifact(Path(path)):
+    if is_export:
         runtime = _imported(*RUNTIMES[read_artifact(Path(path)).format], "onnx")
-        return runtime(Path(path), name=name, threads=threads)
+        return runtime(
+            Path(path), name=name, threads=threads, accelerators=accelerators, provider_options=provider_options
+        )
     with interrupts_held():
         checkpoint = _imported("mpa_edge.vlm.transformers.model", "TransformersVLM", "align")
     return checkpoint(path, name=name, device=device, threads=threads, batch_size=batch_size)

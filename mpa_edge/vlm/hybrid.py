@@ -23,10 +23,12 @@ class HybridVLM(LlamaCppVLM):
 
     def _load_vision(self) -> Any:
         try:
+            from mpa_edge.vlm.onnxruntime.providers import choose
             from mpa_edge.vlm.onnxruntime.sessions import VisionEncoder
         except ModuleNotFoundError as error:
             raise missing_package(str(error.name).partition(".")[0], "onnx") from error
-        return VisionEncoder(self.file("vision"), self.language.threads)
+        self.execution = choose((*self.accelerators, "cpu"), self.provider_options)
+        return VisionEncoder(self.file("vision"), self.language.threads, self.execution)
 
     def look(self, image: Image, pixels: Pixels | None = None) -> EncodedImage:
         """Encode an image, or `pixels` in its place. MpaError where embeddings and image tokens differ in number."""

@@ -61,6 +61,10 @@ class JobOrder:
     """Uncounted answers at the start of each process."""
     answer_timeout_s: float = 600.0
     """A process that takes longer for one answer counts as hung."""
+    accelerators: tuple[str, ...] = ("cpu",)
+    """In order of preference: the first one that the device has computes."""
+    provider_options: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Execution provider of ONNX Runtime -> its options, from the target."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,8 @@ def to_json(order: JobOrder) -> str:
 def from_json(text: str) -> JobOrder:
     """Read an order from JSON."""
     made = json.loads(text)
-    return JobOrder(**(made | {"steps": tuple(Step(**step) for step in made["steps"])}))
+    steps = tuple(Step(**step) for step in made["steps"])
+    return JobOrder(**(made | {"steps": steps, "accelerators": tuple(made["accelerators"])}))
 
 
 def to_line(line: Line) -> str:

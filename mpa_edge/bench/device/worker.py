@@ -141,7 +141,13 @@ def load_model(bundle: Path, order: JobOrder, variant: str, *, cold: bool) -> tu
     versions = [f"{package} {importlib.import_module(name).__version__}" for name, package in packages.items()]
     was_cold = drop_from_page_cache(folder / name for name in artifact.files.values()) if cold else False
     began_s, started = uptime_s(), time.perf_counter()
-    model = load(str(folder), name=variant, threads=order.threads)
+    model = load(
+        str(folder),
+        name=variant,
+        threads=order.threads,
+        accelerators=order.accelerators,
+        provider_options=order.provider_options,
+    )
     load_s = time.perf_counter() - started
     return model, {
         "load_s": load_s,

@@ -142,7 +142,14 @@ def prepare(bench: Bench, folder: Path | None = None) -> tuple[Comparison, JobOr
         seed=recipe.seed,
     )
     folders = {name: f"models/{name}" for name in variants}
-    order = JobOrder(folders, steps, bench.device_threads, bench.target.cpu.cores)
+    order = JobOrder(
+        folders,
+        steps,
+        bench.device_threads,
+        bench.target.cpu.cores,
+        accelerators=bench.accelerators,
+        provider_options=bench.target.provider_options,
+    )
     task, max_new_tokens = get_task(recipe.task), recipe.identify.max_new_tokens
     bundles = bench.run / FOLDER / BUNDLES
     bundle = make_bundle(

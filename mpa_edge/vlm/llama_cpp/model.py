@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpa_edge.artifact import read_artifact
+from mpa_edge.config.accelerator import CPU_ONLY
 from mpa_edge.errors import MpaError, NotFiniteError
 from mpa_edge.types import FinishReason, Reply, Request, Timing, Trace
 from mpa_edge.vlm.llama_cpp.language import LanguageModel, Piece, merged, open_table
@@ -72,9 +73,21 @@ def assemble(before: Sequence[int], encoded: EncodedImage, after: Sequence[int])
 class LlamaCppVLM:
     """Answers one request at a time. Subclasses may encode the image with another runtime (see `vlm.hybrid`)."""
 
-    def __init__(self, folder: str | Path, *, name: str, threads: int | None = None) -> None:
-        """Load an exported folder. MpaError where llama_cpp or a file is missing, or a file is damaged."""
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        name: str,
+        threads: int | None = None,
+        accelerators: Sequence[str] = CPU_ONLY,
+        provider_options: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
+        """`accelerators`: in order of preference; `provider_options`: of an encoder in ONNX Runtime (see `vlm.hybrid`).
+
+        MpaError where llama_cpp or a file is missing, or a file is damaged.
+        """
         self.folder, self.name = Path(folder), name
+        self.accelerators, self.provider_options = accelerators, provider_options
         self.artifact = read_artifact(self.folder)
         self.language = LanguageModel(
             self.file("language"),

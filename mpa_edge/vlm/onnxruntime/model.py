@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpa_edge.artifact import read_artifact
+from mpa_edge.config.accelerator import CPU_ONLY
 from mpa_edge.errors import MpaError, NotFiniteError
 from mpa_edge.types import Reply, Request, Timing, Trace
+from mpa_edge.vlm.onnxruntime.providers import Options, choose
 from mpa_edge.vlm.onnxruntime.sessions import (
     Decoder,
     Graph,
@@ -69,8 +71,20 @@ class OnnxVLM:
     of those only the ones that keep every token of it: a recurrent state cannot go back to the image's end.
     """
 
-    def __init__(self, folder: str | Path, *, name: str, threads: int | None = None) -> None:
-        """MpaError where the folder is no ONNX export, lacks a file, or holds a damaged one."""
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        name: str,
+        threads: int | None = None,
+        accelerators: Sequence[str] = CPU_ONLY,
+        provider_options: Options | None = None,
+    ) -> None:
+        """`accelerators`: the first one that is here computes; `provider_options` as in a target file.
+
+        MpaError where the folder is no ONNX export, lacks a file, or holds a damaged one, where no accelerator is here,
+        or where it refuses a graph.
+        """
         self.name, self.folder = name, Path(folder)
         self.artifact = read_artifact(self.folder)
         self.threads = threads or self.artifact.threads or len(os.sched_getaffinity(0))
@@ -78,10 +92,11 @@ class OnnxVLM:
         paths = {component: self.folder / file for component, file in self.artifact.files.items()}
         if sorted(paths) != ["decoder", "embed", "vision"]:
             raise MpaError(f"{self.folder} is no ONNX export (format {self.artifact.format}): name an ONNX folder")
+        self.execution = choose(accelerators, provider_options)
         # a file is in memory twice while it is loaded: the largest comes first
-        self.decoder: Any = Decoder(paths["decoder"], self.threads, self.artifact.text)
-        self.vision: Any = VisionEncoder(paths["vision"], self.threads)
-        self.embed: Any = Graph(paths["embed"], 1)  # a lookup: more threads would not help
+        self.decoder: Any = Decoder(paths["decoder"], self.threads, self.artifact.text, self.execution)
+        self.vision: Any = VisionEncoder(paths["vision"], self.threads, self.execution)
+        self.embed: Any = Graph(paths["embed"], 1)  # a lookup: neither threads nor an accelerator would help
 
     def answer(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply for each request, in order. A shared image costs no vision time from the second question on."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import numpy as np
 import onnxruntime
 
 from mpa_edge.errors import MpaError, NotFiniteError
+from mpa_edge.vlm.onnxruntime.providers import ERRORS_ONLY, Execution, one_line, refusal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,7 +26,6 @@ DTYPES: dict[str, Any] = {
     "tensor(int64)": np.int64,
     "tensor(bool)": np.bool_,
 }
-ERRORS_ONLY = 3
 PAST, PRESENT = "past_key_values.", "present."
 # of states that do not grow with the tokens: past_conv.0, present_conv.0
 PAST_STATE, PRESENT_STATE = "past_", "present_"
@@ -34,23 +33,16 @@ N_LOGITS = "num_logits_to_keep"
 LAYER_INPUTS = "per_layer_inputs"
 REQUIRED = ("inputs_embeds", "attention_mask", "position_ids")
 SIZES = ("embeds_size", "num_hidden_layers", "num_key_value_heads", "head_dim")
-PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 
 
-def one_line(error: BaseException) -> str:
-    """The message of a library's error, without line breaks and onnxruntime's prefix.
-
-    >>> one_line(ValueError("[ONNXRuntimeError] : 1 : FAIL : Load model failed:\\n  no such node"))
-    'Load model failed: no such node'
-    """
-    return PREFIX.sub("", " ".join(str(error).split()))[:300] or type(error).__name__
+ON_CPU = Execution()
 
 
 class Graph:
     """One ONNX file. Its weights may lie in files beside it, never outside its folder: onnxruntime enforces that."""
 
-    def __init__(self, path: Path, threads: int) -> None:
-        """MpaError where the file is damaged, of a newer format, or names weights outside its folder."""
+    def __init__(self, path: Path, threads: int, execution: Execution = ON_CPU) -> None:
+        """MpaError where the file is damaged, of a newer format, names weights outside its folder, or is refused."""
         self.path = path
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
@@ -60,8 +52,10 @@ class Graph:
         # vision encoder, embedding and decoder take turns: a pool that spins after its work takes cores from the next
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
-            self.session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self.session: Any = execution.session(str(path), options)
         except Exception as error:  # onnxruntime's errors have no common base class
+            if execution.accelerator != "cpu":
+                raise refusal(path, execution, error) from error
             raise MpaError(
                 f"cannot load {path} ({one_line(error)}): copy the whole folder, or rerun mpa-edge export"
             ) from error
@@ -91,8 +85,8 @@ class Graph:
 class VisionEncoder(Graph):
     """Images to the embeddings that take their place in the prompt."""
 
-    def __init__(self, path: Path, threads: int) -> None:
-        super().__init__(path, threads)
+    def __init__(self, path: Path, threads: int, execution: Execution = ON_CPU) -> None:
+        super().__init__(path, threads, execution)
         # free the memory of an image before the decoder starts: 140 MB a tile of SmolVLM-256M, at no cost in time
         self.run_options = onnxruntime.RunOptions()
         self.run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
@@ -138,9 +132,9 @@ def tiles(pixels: Pixels) -> Iterator[Pixels]:
 class Decoder(Graph):
     """decoder_model_merged.onnx: embeddings in, logits out."""
 
-    def __init__(self, path: Path, threads: int, text: dict[str, Any]) -> None:
+    def __init__(self, path: Path, threads: int, text: dict[str, Any], execution: Execution = ON_CPU) -> None:
         """`text`: sizes of the language model. MpaError where the graph has others."""
-        super().__init__(path, threads)
+        super().__init__(path, threads, execution)
         self.cache_inputs = [
             name.replace(PRESENT, PAST).replace(PRESENT_STATE, PAST_STATE) for name in self.outputs[1:]
         ]
