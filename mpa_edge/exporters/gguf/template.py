@@ -54,7 +54,7 @@ def gguf_template(checkpoint: str) -> str:
         if client_prompt(processor, own).removeprefix(bos) == wanted_prompt(processor).removeprefix(bos):
             return own
         own = own.replace(THINKING, NEVER_SET)
-    return _BEFORE + own.removesuffix("\n") + _AFTER.replace("PLACEHOLDER", _image(processor))
+    return _BEFORE + own.removesuffix("\n") + _AFTER.replace("PLACEHOLDER", image_text(processor))
 
 
 def template_problem(checkpoint: str, metadata: dict[str, Any]) -> str | None:
@@ -73,10 +73,14 @@ def template_problem(checkpoint: str, metadata: dict[str, Any]) -> str | None:
         client_prompt(processor, template),
         wanted_prompt(processor),
     )
-    # llama.cpp: sentencepiece vocabularies add a start token unless told otherwise
-    if metadata.get("tokenizer.ggml.add_bos_token", metadata.get("tokenizer.ggml.model") == "llama"):
+    if adds_bos(metadata):
         shown = bos + shown.removeprefix(bos)
     return None if shown == wanted else f"llama.cpp's programs write {shown!r}, transformers {wanted!r}"
+
+
+def adds_bos(metadata: dict[str, Any]) -> bool:
+    """Whether llama.cpp writes the start token by itself: sentencepiece vocabularies do unless told otherwise."""
+    return bool(metadata.get("tokenizer.ggml.add_bos_token", metadata.get("tokenizer.ggml.model") == "llama"))
 
 
 def client_prompt(processor: Any, template: str) -> str:
@@ -102,10 +106,10 @@ def wanted_prompt(processor: Any) -> str:
     """The checkpoint's prompt for the same question, with the marker in the place of the image."""
     from mpa_edge.vlm.transformers.checkpoint import chat_prompt
 
-    return chat_prompt(processor, QUESTION).replace(_image(processor), OLD_MARKER)
+    return chat_prompt(processor, QUESTION).replace(image_text(processor), OLD_MARKER)
 
 
-def _image(processor: Any) -> str:
+def image_text(processor: Any) -> str:
     """What the checkpoint's template writes for an image, without what llama.cpp writes around it by itself."""
     (start, end), image = WRITTEN_BY_RUNTIME, str(processor.image_token)
     return f"{start}{image}{end}" if start in processor.tokenizer.get_vocab() else image

@@ -1,39 +1,52 @@
-"""`--client`: a program beside an export that starts it, listed in its manifest as every other file is."""
+"""`--client`: a file beside an export for a program that runs it, listed in its manifest as every other file is."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from mpa_edge.errors import MpaError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
     from mpa_edge.config.scheme import Scheme
-    from mpa_edge.exporters.publish.snippets import Snippet
     from mpa_edge.exporters.source import Source
 
-FILES = {"llama-server": "llama-server.sh", "python": "run.py", "transformers.js": "run.mjs"}
+FILES = {
+    "llama-server": "llama-server.sh",
+    "ollama": "Modelfile",
+    "python": "run.py",
+    "transformers.js": "run.mjs",
+}
 """Client -> file that is written for it."""
 
 
 def refusal(client: str, scheme: Scheme, source: Source) -> str | None:
     """Why a client cannot run an export, in words that end with what to do; None where it can."""
+    from mpa_edge.exporters.publish.ollama import go_template
     from mpa_edge.exporters.publish.snippets import NOT_IN_JAVASCRIPT
     from mpa_edge.exporters.source import generation_config
     from mpa_edge.vlm.llama_cpp.server import READ_BOTH_WAYS
+    from mpa_edge.vlm.transformers.checkpoint import load_processor
 
     if client == "transformers.js":
         if scheme.format != "onnx" or any("qdq" in bits for bits in scheme.components.values()):
             return f"transformers.js does not read {scheme.name}: name another scheme, such as --as onnx-int8"
         if source.config["model_type"] in NOT_IN_JAVASCRIPT:
             return f"transformers.js has no class for {source.family.title}: use --client python"
-    if client == "llama-server":
+    if client in ("llama-server", "ollama"):
         if scheme.format != "gguf":
-            return f"llama-server does not read {scheme.name}: name another scheme, such as --as gguf-q8_0"
+            return f"{client} does not read {scheme.name}: name another scheme, such as --as gguf-q8_0"
         if source.config["model_type"] in READ_BOTH_WAYS:
-            return f"llama-server reads an image in both directions, {source.family.title} do not: use --client python"
+            return f"{client} reads an image in both directions, {source.family.title} do not: use --client python"
         if generation_config(source.checkpoint).get("repetition_penalty", 1.0) not in (None, 1.0):
-            return "llama-server was not tested with the checkpoint's repetition_penalty: use --client python"
+            return f"{client} was not tested with the checkpoint's repetition_penalty: use --client python"
+    if client == "ollama":
+        try:
+            go_template(load_processor(str(source.checkpoint)))
+        except MpaError as error:
+            return str(error)
     return None
 
 
@@ -47,20 +60,24 @@ def write_clients(source: Source, folder: Path, clients: Iterable[str]) -> None:
     outputs = dict(manifest.outputs)
     for client in clients:
         name = FILES[client]
-        write_bytes(folder / name, _program(client, source, folder).code.encode())
+        write_bytes(folder / name, _program(client, source, folder).encode())
         outputs[name] = entry(folder, name)
     if outputs != manifest.outputs:
         write_json(folder / MANIFEST, manifest.model_copy(update={"outputs": outputs}))
 
 
-def _program(client: str, source: Source, folder: Path) -> Snippet:
+def _program(client: str, source: Source, folder: Path) -> str:
     from mpa_edge.artifact import read_artifact
     from mpa_edge.exporters.publish import snippets
     from mpa_edge.exporters.publish.card import QUESTION
+    from mpa_edge.exporters.publish.ollama import modelfile
+    from mpa_edge.vlm.transformers.checkpoint import load_processor
 
     artifact, prompt = read_artifact(folder), source.prompt(QUESTION)
     if client == "llama-server":
-        return snippets.llama_server_snippet(artifact)
+        return snippets.llama_server_snippet(artifact).code
+    if client == "ollama":
+        return modelfile(load_processor(str(source.checkpoint)), artifact, folder)
     if client == "python":
-        return snippets.mpa_edge_snippet(artifact, prompt, artifact.scheme)
-    return snippets.javascript_snippet(artifact, prompt, artifact.scheme)
+        return snippets.mpa_edge_snippet(artifact, prompt, artifact.scheme).code
+    return snippets.javascript_snippet(artifact, prompt, artifact.scheme).code

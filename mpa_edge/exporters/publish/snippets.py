@@ -152,7 +152,7 @@ def llama_cpp_snippet(artifact: Artifact, prompt: str) -> Snippet:
     code = (
         f"\nllama-mtmd-cli -m {artifact.files['language']} --mmproj {artifact.files['mmproj']} \\\n"
         f"  --jinja --image {IMAGE} --temp 0 -c {artifact.context_tokens} -n {artifact.max_new_tokens}"
-        f"{_pixel_limits(artifact)} \\\n  -p '{question}'\n"
+        f"{pixel_limits(artifact)} \\\n  -p '{question}'\n"
     )
     return Snippet("llama.cpp", "Any llama.cpp from this year:", "sh", code.lstrip("\n"))
 
@@ -164,12 +164,12 @@ def llama_server_snippet(artifact: Artifact) -> Snippet:
     code = f"""#!/bin/sh
 cd "$(dirname "$0")" || exit
 exec llama-server -m {language} --mmproj {projector} --alias {shlex.quote(artifact.name)} \\
-  --host 127.0.0.1 -c {artifact.context_tokens} -np 1{threads}{_pixel_limits(artifact)} "$@"
+  --host 127.0.0.1 -c {artifact.context_tokens} -np 1{threads}{pixel_limits(artifact)} "$@"
 """
     return Snippet("llama-server", "Any llama.cpp from this year:", "sh", code)
 
 
-def _pixel_limits(artifact: Artifact) -> str:
+def pixel_limits(artifact: Artifact) -> str:
     """Smallest and largest image of Qwen2-VL and LFM2-VL: GGUF files have no key for them."""
     if artifact.model_type == "lfm2_vl":
         low, high = artifact.image["min_image_tokens"], artifact.image["max_image_tokens"]

@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,14 +21,15 @@ from mpa_edge.artifact import read_artifact
 from mpa_edge.config.library import load_scheme
 from mpa_edge.exporters.pipeline import Order, inputs_of, run_export
 from mpa_edge.exporters.publish.card import card
-from mpa_edge.exporters.publish.clients import FILES, write_clients
+from mpa_edge.exporters.publish.clients import FILES, refusal, write_clients
 from mpa_edge.exporters.publish.manifest import finished, is_exported, outputs_of
 from mpa_edge.exporters.source import open_source
 from mpa_edge.nursery.render import render
 from mpa_edge.runs.files import write_json
 from mpa_edge.runs.manifest import MANIFEST
 from tests.bench.llama_server import program
-from tests.exporters import hand_made
+from tests.exporters import hand_made, ollama
+from tests.families import zoo
 from tests.vlm.exported import STUDENT, checkpoint
 from tests.vlm.llama_exported import gguf_folder
 
@@ -66,8 +68,8 @@ def test_node_and_python_run_what_the_card_shows(tmp_path: Path) -> None:
 
 @pytest.mark.peer
 def test_the_server_starts_from_any_folder_and_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through its chat completions, with the template that is in the file."""
-    folder = placed(tmp_path, gguf_folder(STUDENT), ("llama-server", "python"), monkeypatch)
+    """Through its chat completions, with the template that is in the file, and as Ollama asks it with the Modelfile."""
+    folder = placed(tmp_path, gguf_folder(STUDENT), ("llama-server", "ollama", "python"), monkeypatch)
     (tmp_path / "bin").mkdir()
     program(tmp_path / "bin")
     with socket.socket() as free:
@@ -81,21 +83,38 @@ def test_the_server_starts_from_any_folder_and_says_the_same(tmp_path: Path, mon
         url = "data:image/png;base64," + base64.b64encode((folder / "image.png").read_bytes()).decode()
         parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
         asked = {"messages": [{"role": "user", "content": parts}], "temperature": 0, "max_tokens": 16}
-        answer = ask(server, f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(asked).encode())
+        reply = ask(server, f"http://127.0.0.1:{port}/v1/chat/completions", asked)
+        answers = [reply["choices"][0]["message"]["content"]]
+        marker = ask(server, f"http://127.0.0.1:{port}/props")["media_marker"]
+        asked = by_ollama((folder / "Modelfile").read_text(), url.partition(",")[2], marker)
+        answers.append(ask(server, f"http://127.0.0.1:{port}/completion", asked)["content"])
     finally:
         server.terminate()
         server.wait(WAIT_S)
-    assert answer == said(folder, sys.executable, "run.py") != ""
+    expected = said(folder, sys.executable, "run.py")
+    assert [answer.strip() for answer in answers] == [expected] * 2
+    assert expected
 
 
-def ask(server: subprocess.Popen[bytes], url: str, body: bytes) -> str:
-    """The answer, as soon as the server is up."""
+def by_ollama(modelfile: str, image: str, marker: str) -> dict[str, Any]:
+    """What it sends to the server of llama.cpp (llm/llama_server.go, commit fb3076099)."""
+    found = ollama.commands(modelfile)
+    message = {"Role": "user", "Content": f"[img-0]{QUESTION}", "Images": [image]}
+    [prompt] = ollama.filled([{"Template": dict(found)["template"], "Messages": [message]}])
+    options = {"stop": [value for name, value in found if name == "stop"], "n_predict": 16, "cache_prompt": True}
+    whole = {"prompt_string": prompt.replace("[img-0]", marker, 1), "multimodal_data": [image]}
+    return {"prompt": whole, "temperature": float(dict(found)["temperature"]), "top_k": 40, "top_p": 0.9, **options}
+
+
+def ask(server: subprocess.Popen[bytes], url: str, asked: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The reply, as soon as the server is up."""
+    body = None if asked is None else json.dumps(asked).encode()
     deadline = time.monotonic() + WAIT_S
     while True:
         request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=WAIT_S) as reply:
-                return str(json.load(reply)["choices"][0]["message"]["content"]).strip()
+                return json.load(reply)
         except (urllib.error.URLError, ConnectionError):
             assert server.poll() is None, "the server ended"
             assert time.monotonic() < deadline
@@ -115,3 +134,18 @@ def test_a_rerun_adds_a_client_and_exports_nothing_again(tmp_path: Path, monkeyp
         assert is_exported(folder, inputs)
         assert finished(folder).outputs == outputs_of(folder)
     assert {FILES["python"], FILES["llama-server"]} < set(finished(folder).outputs)
+
+
+def test_ollama_is_refused_what_it_would_answer_in_another_way(tmp_path: Path) -> None:
+    def why(which: Path, scheme: str = "gguf-q8_0") -> str | None:
+        return refusal("ollama", load_scheme(scheme), open_source(str(which), out=str(tmp_path)))
+
+    assert why(checkpoint(STUDENT)) is None
+    assert why(checkpoint(STUDENT), "hybrid-int8-q8_0") == (
+        "ollama does not read hybrid-int8-q8_0: name another scheme, such as --as gguf-q8_0"
+    )
+    assert "reads an image in both directions" in str(why(zoo.checkpoint("gemma4")))
+    folder = Path(shutil.copytree(checkpoint(STUDENT), tmp_path / "model"))
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("capitalize", "capitalize ~ loop.index"))
+    assert "chat template cannot be written for Ollama" in str(why(folder))
