@@ -291,6 +291,25 @@ android() {
     done
     add '}'
 }
+l4t() { # "# R36 (release), REVISION: 4.7, GCID: ..." -> R36.4.7
+    if ! first "$PREFIX/etc/nv_tegra_release"; then no "$REASON"; return; fi
+    major=${LINE#\# } minor=${LINE#*REVISION: }
+    str "${major%% *}.${minor%%,*}"
+}
+nvidia() {
+    if ! has nvidia-smi; then no "no nvidia-smi"; return; fi
+    found=$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null </dev/null)
+    if [ -n "$found" ]; then str "$found"; else no "nvidia-smi says nothing"; fi
+}
+vulkan() { # names of the drivers that are installed; the loader finds them by these files
+    add '['; sep=
+    for f in "$PREFIX"/usr/share/vulkan/icd.d/*.json "$PREFIX"/etc/vulkan/icd.d/*.json "$PREFIX"/vendor/lib64/hw/vulkan.*.so; do
+        [ -e "$f" ] || continue
+        f=${f##*/}; f=${f%.json}; f=${f%.so}
+        add "$sep"; sep=', '; str "$f"
+    done
+    add ']'
+}
 python() {
     if ! has python3; then no "no python3 on PATH"; return; fi
     found=$(python3 -V 2>&1 | sed -n 's/^Python //p')
@@ -361,6 +380,9 @@ document() {
     key battery; battery
     key throttling; throttling
     key android; android
+    key l4t; l4t
+    key nvidia; nvidia
+    key vulkan; vulkan
     key thermal_service; thermal_service
     key python3; python
     key sha256; sha256

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import re
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -84,27 +85,70 @@ def report() -> dict[str, Any]:
 
 
 @click.command("doctor")
+@click.option("--via", metavar="WAY", help="A device: ssh://USER@HOST[:PORT], adb://SERIAL.  [default: this machine]")
+@click.option("--python", metavar="PROGRAM", help="Python on the device.  [default: python3]")
+@click.option("--server", metavar="PATH", help="llama-server on the device.  [default: the one on PATH]")
 @json_option
 @verbose_option
-def command(as_json: bool) -> None:
+def command(via: str | None, python: str | None, server: str | None, as_json: bool) -> None:
     """Show what this machine has, which packages differ from the tested ones, and how to install what is missing.
+
+    With --via, what a device has for a benchmark and what it lacks; nothing is copied or installed there.
 
     \b
     Examples:
       $ mpa-edge doctor
       $ mpa-edge doctor --json
+      $ mpa-edge doctor --via ssh://user@orin --python venv/bin/python
+      $ mpa-edge doctor --via adb://SERIAL
     """
-    found = report()
+    if via is None and (python or server):
+        raise click.UsageError("--python and --server are programs on a device: name it with --via")
+    found = report() if via is None else report_of_device(via, python, server)
     if as_json:
         print_json(found)
         return
-    memory = f"{found['memory_available_bytes'] / GIB:.1f} of {found['memory_bytes'] / GIB:.1f} GiB free"
-    echo(f"mpa-edge {found['mpa_edge']}, Python {found['python']}, {found['platform']}")
-    echo(f"cores {found['cores']}, memory {memory}, disk {found['disk_free_bytes'] / GIB:.1f} GiB free here")
+    show(found)
+
+
+def report_of_device(via: str, python: str | None, server: str | None) -> dict[str, Any]:
+    """What a device has. MpaError where it cannot be reached."""
+    from mpa_edge.bench.host.doctor import device_report
+    from mpa_edge.bench.transports.connect import connect
+
+    with closing(connect(via)) as transport:
+        transport.patience_s = 0.0  # a person waits for it
+        return device_report(transport, python, server)
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print a report, of this machine or of a device, in the same words."""
+    python = f"Python {found['python']}" if found["python"] else f"no Python ({found['python_reason']})"
+    echo(", ".join([found.get("device") or f"mpa-edge {found['mpa_edge']}", python, found["platform"]]))
+    memory = f"{gib(found['memory_available_bytes'])} of {gib(found['memory_bytes'])} GiB free"
+    place = "where bundles go" if "device" in found else "here"
+    echo(f"cores {found['cores'] or '?'}, memory {memory}, disk {gib(found['disk_free_bytes'])} GiB free {place}")
+    if "device" in found:
+        echo(f"cpu: {found['cpu']}: {' '.join(found['cpu_features']) or 'no known instruction sets'}")
+        echo(f"power mode: {found['power_mode'] or 'unknown'}, governor: {found['governor'] or 'unknown'}")
     echo(f"gpu: {found['gpu']['name'] or found['gpu']['reason']}")
     for row in found["packages"]:
         version, tested = row["installed"] or "missing", row["tested"]
         note = "" if tested is None or version in ("missing", tested) else f"  (tested with {tested})"
+        if row["package"] == "onnxruntime" and found.get("providers"):
+            note = f"  ({', '.join(found['providers'])})"
+        if row["package"] == "llama-cpp-python" and found.get("llama_cpp_offload") is not None:
+            note = "  (with a GPU backend)" if found["llama_cpp_offload"] else "  (CPU only)"
+        if why := found.get("broken", {}).get(row["package"]):
+            note = f"  (cannot be imported: {why})"
         echo(f"  {row['package']:18} {version}{note}")
-    for extra, line in found["missing"].items():
-        echo(f"to get [{extra}]: {line}")
+    if server := found.get("llama_server"):
+        what = f"{server['path']}: {server['version'] or 'says no version'}, {server['devices']}"
+        echo(f"  {'llama-server':18} {what if server['path'] else 'missing'}")
+    for what, line in found["missing"].items():
+        echo(f"to get [{what}]: {line}" if what in EXTRAS else f"to get {what}: {line}")
+
+
+def gib(n_bytes: int | None) -> str:
+    """Gibibytes with one decimal; a question mark where they are not known."""
+    return "?" if n_bytes is None else f"{n_bytes / GIB:.1f}"

@@ -111,8 +111,11 @@ def test_a_shell_that_an_emulator_runs_is_found_by_the_emulators_name(tmp_path: 
 
 def test_orin_nano(shell: Command, tmp_path: Path) -> None:
     root = trees.plant(tmp_path / "orin", trees.ORIN)
-    found = said(shell, root, trees.programs(tmp_path / "bin", nvpmodel=trees.NVPMODEL))
+    smi = "[ $# = 2 ] && echo 'Orin (nvgpu), 540.4.0, [N/A]'"
+    found = said(shell, root, trees.programs(tmp_path / "bin", **{"nvpmodel": trees.NVPMODEL, "nvidia-smi": smi}))
     assert found["power_mode"] == "25W"
+    assert (found["l4t"], found["nvidia"]) == ("R36.4.7", "Orin (nvgpu), 540.4.0, [N/A]")
+    assert found["vulkan"] == ["nvidia_icd"]
     assert found["board"].startswith("NVIDIA Jetson Orin Nano")
     temperatures = {zone["type"]: zone["temp_c"] for zone in found["thermal_zones"]}
     assert temperatures["cpu-thermal"] == 48.562
@@ -183,6 +186,7 @@ def test_an_empty_machine_says_nulls_with_reasons_and_no_zero(shell: Command, tm
         f"no {name} in /proc/meminfo" for name in ("MemTotal", "MemAvailable", "SwapTotal", "SwapFree")
     }
     assert hidden(found["throttling"]["counters"]) == "no thermal_throttle counters"
+    assert (hidden(found["l4t"]), found["vulkan"]) == ("no /etc/nv_tegra_release", [])
 
 
 def test_strange_texts_stay_json(shell: Command, tmp_path: Path) -> None:

@@ -114,6 +114,8 @@ ORIN: Tree = {
     "proc/cpuinfo": "".join(ORIN_CORE.format(i) for i in range(6)),
     "sys/firmware/devicetree/base/model": "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super\0",
     "etc/nvpmodel.conf": NVPMODEL_CONF,
+    "etc/nv_tegra_release": "# R36 (release), REVISION: 4.7, GCID: 42132812, BOARD: generic, EABI: aarch64, DATE: x\n",
+    "etc/vulkan/icd.d/nvidia_icd.json": "{}",
     "var/lib/nvpmodel/status": "pmode:0002",
 }
 PIXEL: Tree = {

@@ -134,6 +134,9 @@ class Document(Part):
     throttling: Known[Throttling] = Throttling()
     android: Known[Annotated[dict[Words, Known[Words]], Field(max_length=64)]] = {}
     thermal_service: Known[ThermalService] = ThermalService()
+    l4t: Known[Words] = ""
+    nvidia: Known[Words] = ""
+    vulkan: Listed[Words] = []
     python3: Known[Words] = ""
     emulated: Known[bool] = False
     emulated_why: Known[Words] = ""

@@ -81,7 +81,7 @@ def hottest(line: Reading) -> tuple[str, float] | None:
 # what a report shows beside the environment's own fields
 READINGS = (
     *("board", "kernel", "virtual", "emulated_why", "power_mode", "load_average", "memory_kib", "swaps"),
-    *("frequencies", "throttling", "battery", "android", "thermal_service", "python3"),
+    *("frequencies", "throttling", "battery", "android", "l4t", "nvidia", "vulkan", "thermal_service", "python3"),
 )
 
 
