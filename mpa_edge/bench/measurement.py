@@ -56,7 +56,7 @@ class Bench:
     recipe: Recipe
     """Recipe of the run: task, prompt, limits of images and answers."""
     target: Target
-    """Budgets, threads, thermal rules."""
+    """Board, budgets, threads, thermal rules."""
     scheme: str
     """Name of the scheme."""
     artifact: Path

@@ -10,6 +10,8 @@ from mpa_edge.config.accelerator import Accelerator
 from mpa_edge.config.scheme import Component, GgufPrecision, OnnxPrecision
 from mpa_edge.config.section import Section
 
+BudgetName = Literal["memory_bytes", "ttft_s", "tokens_per_s"]
+
 
 class SchemeChoice(Section):
     """A scheme that this target runs."""
@@ -38,15 +40,34 @@ class Affinity(Section):
     """Cores to pin to, as in taskset (4-7); null: not pinned."""
 
 
-class Budgets(Section):
-    """Limits that a benchmark on the device is compared with."""
+class Board(Section):
+    """What the hardware can do at most, from its data sheet: budgets are shares of it."""
 
-    memory_bytes: int = Field(ge=1_000_000)
-    """Largest resident memory of the runtime and the model together."""
-    ttft_s: float = Field(gt=0)
-    """Time to the first token of a question about one image, seconds."""
-    tokens_per_s: float = Field(gt=0)
-    """Decoding speed."""
+    memory_bytes: int = Field(ge=100_000_000)
+    """Of the board; a GPU's own, where it does not share."""
+    bandwidth_bytes_per_s: float = Field(gt=1e8)
+    """Peak of that memory."""
+    operations_per_s: float = Field(gt=1e9)
+    """Peak of the first accelerator, a multiply and an add are two: fp16 of a GPU's matrix units, int8 of a CPU's."""
+
+
+class Budgets(Section):
+    """What a benchmark on the device is compared with: for each model, a share of what the board can do for it."""
+
+    bandwidth_share: float = Field(gt=0, le=1)
+    """Of the board's bandwidth, to be reached while tokens are decoded."""
+    operations_share: float = Field(gt=0, le=1)
+    """Of the board's operations, to be reached up to the first token."""
+    memory_share: float = Field(gt=0, le=1)
+    """Of the board's memory, to be taken at most."""
+    bits_per_weight: float = Field(gt=1, le=32)
+    """A model with more is judged as if it had so many: it is too large for this board."""
+    memory_bytes: int | None = Field(None, ge=1_000_000)
+    """A limit of your own for the peak memory; null: derived."""
+    ttft_s: float | None = Field(None, gt=0)
+    """A limit of your own for the time to the first token, seconds; null: derived."""
+    tokens_per_s: float | None = Field(None, gt=0)
+    """A limit of your own for the decoding speed; null: derived."""
 
 
 class Thermal(Section):
@@ -87,8 +108,10 @@ class Target(Section):
     """Longest prompt with its answer."""
     cpu: Affinity
     """Threads and cores."""
+    board: Board
+    """Peaks of the hardware; of a class, those of its weakest member."""
     budgets: Budgets
-    """Memory and speed."""
+    """Shares of them."""
     transport: Literal["local", "ssh", "adb"]
     """The usual way to the device. A benchmark uses `--via`; without it, it runs on this machine."""
     thermal: Thermal

@@ -124,7 +124,10 @@ def budgets(found: dict[str, Figure], peak: int, counts: bool) -> tuple[BudgetLi
     for name, limit in (("memory_bytes", 6e8), ("ttft_s", 0.75), ("tokens_per_s", 60.0)):
         by = (measured[name] / limit - 1) * (1 if name == "tokens_per_s" else -1)
         values = {"measured": measured[name], "met": by >= 0, "by": by} if counts else {}
-        lines.append(BudgetLine(name=name, limit=limit, **{"measured": None, "met": None, "by": None, **values}))
+        why = "half of what the board can do"
+        lines.append(
+            BudgetLine(name=name, limit=limit, why=why, **{"measured": None, "met": None, "by": None, **values})
+        )
     return tuple(lines)
 
 

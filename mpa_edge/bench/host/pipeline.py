@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from mpa_edge.artifact import read_artifact
 from mpa_edge.bench.device.protocol import OUT, PROBE, PROBE_AFTER, WATCH, JobOrder, content_id
+from mpa_edge.bench.host.budgets import limits_of
 from mpa_edge.bench.host.bundle import Bundle, Question, make_bundle
 from mpa_edge.bench.host.device_run import choose_runner, cool_down, run_python, run_server
 from mpa_edge.bench.host.job import Job
@@ -25,6 +26,7 @@ from mpa_edge.bench.results.timing import order as order_of
 from mpa_edge.bench.transports.connect import connect
 from mpa_edge.errors import MpaError
 from mpa_edge.evaluation.compare import Comparison, answers_of_run, open_comparison
+from mpa_edge.images.folder import open_image
 from mpa_edge.progress import say
 from mpa_edge.runs import paths
 from mpa_edge.runs.files import make_folder, read_json, write_json
@@ -32,7 +34,7 @@ from mpa_edge.runs.lock import run_lock
 from mpa_edge.runs.log import logger
 from mpa_edge.runs.manifest import FOLDERS
 from mpa_edge.tasks import answer_prompt, get_task
-from mpa_edge.types import Prediction, Record
+from mpa_edge.types import Drop, Prediction, Record
 
 JOB, BUNDLES = "job.json", "bundles"
 KEPT_BUNDLES = 5
@@ -218,7 +220,11 @@ def write_results(
         found.cautions,
         {sample.id: sample.image for sample in comparison.samples},
     )
-    made = report_of(bench, bundle.sha256, *host, evidence, comparison.spec.questions.truth)
+    timed = {step.id for step in order.steps if step.repetition}
+    names = {sample.image for sample in comparison.samples if sample.id in timed}
+    opened = [open_image(comparison.images / name, bench.recipe.images.max_pixels) for name in sorted(names)]
+    limits = limits_of(bench, [image.size for image in opened if not isinstance(image, Drop)])
+    made = report_of(bench, bundle.sha256, *host, evidence, limits, comparison.spec.questions.truth)
     logger.info("bench: %s on %s is %s", bench.scheme, bench.target.name, made[0].verdict)
     local = make_folder(bench.results / DEVICE)
     for name in (OUT, PROBE, PROBE_AFTER, WATCH):

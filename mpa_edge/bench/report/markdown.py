@@ -90,7 +90,10 @@ def _bench(data: BenchData) -> list[str]:
         escaped(f"{words.flips_sentence(report)} {words.margin_sentence(report)}"),
         "",
         *table(("What", "Median", "95 % interval", "p90", "p99", "Samples", "Base"), view.latency(report)),
-        *table(("Budget", "Limit", "Measured", "Outcome"), ((*row[:3], row[4]) for row in view.budgets(report))),
+        *table(
+            ("Budget", "Limit", "Measured", "Outcome", "Why this limit"),
+            ((*row[:3], *row[4:]) for row in view.budgets(report)),
+        ),
         escaped(memory),
         "",
         *table(("What happened", "Question", "Accepted", "Base", "Aligned", "Artifact"), samples),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -43,9 +44,11 @@ def render_table(data: BenchData, width: int = WIDTH) -> str:
         table.add_row("timings", *_cells("", "", report.timings))
     table.add_row("peak memory", "", "", words.size(report.memory.peak_bytes))
     table.add_row("size", "", "", words.size(report.size_bytes))
-    for name, limit, _, _, word in budgets(report):
-        table.add_row(f"budget: {name}", "", limit, word)
-    return "\n".join([head, *(f"  - {remark}" for remark in remarks), _drawn(table, width)])
+    judged = [
+        textwrap.fill(f"budget: {name} {limit}, {words.visible(why)}: {word}", width, subsequent_indent="  ")
+        for name, limit, _, _, word, why in budgets(report)
+    ]
+    return "\n".join([head, *(f"  - {remark}" for remark in remarks), _drawn(table, width), *judged])
 
 
 def render_comparison(comparison: Comparison, width: int = WIDTH) -> str:

@@ -76,8 +76,8 @@ def latency(report: BenchReport) -> list[list[str]]:
     return rows
 
 
-def budgets(report: BenchReport) -> list[tuple[str, str, str, str, str]]:
-    """(name, limit, measured, class, outcome)."""
+def budgets(report: BenchReport) -> list[tuple[str, str, str, str, str, str]]:
+    """(name, limit, measured, class, outcome, the arithmetic of the limit)."""
     rows = []
     for line in report.budgets:
         limit, measured = (
@@ -92,7 +92,9 @@ def budgets(report: BenchReport) -> list[tuple[str, str, str, str, str]]:
             room = words.percent(abs(line.by), 0)
             outcome = f"met, {room} to spare" if line.met else f"missed by {room}"
         bound = "at least" if line.name == "tokens_per_s" else "at most"
-        rows.append((BUDGET_NAMES[line.name], f"{bound} {limit}", measured, BUDGET_CLASSES[line.met], outcome))
+        rows.append(
+            (BUDGET_NAMES[line.name], f"{bound} {limit}", measured, BUDGET_CLASSES[line.met], outcome, line.why)
+        )
     return rows
 
 

@@ -27,10 +27,12 @@ from mpa_edge.bench.results.samples import pick
 from mpa_edge.bench.results.sensors import energy_of, environment, throttled
 from mpa_edge.bench.results.timing import drift, figures, in_rounds, loads, over_question_medians, timed
 from mpa_edge.bench.results.validity import budget_lines, cautions, invalid_reasons, overall
+from mpa_edge.config.target import BudgetName
 from mpa_edge.errors import MpaError
 from mpa_edge.images.folder import open_image
 from mpa_edge.metrics import get_metric
 from mpa_edge.metrics.gain import MARGIN, accuracy_result, judge, not_worse
+from mpa_edge.planning.budgets import Limit
 from mpa_edge.runs import paths
 from mpa_edge.runs.files import atomic_write, make_folder, write_bytes, write_json
 from mpa_edge.tasks import Task, get_task
@@ -72,12 +74,13 @@ def report_of(
     base: Sequence[Prediction],
     aligned: Sequence[Prediction],
     evidence: Evidence,
+    limits: Mapping[BudgetName, Limit],
     truth: Truth = "labels",
 ) -> tuple[BenchReport, list[AnswerRow], list[Timed]]:
     """All documents of one benchmark: bench.json, answers.jsonl, timings.jsonl. MpaError where an answer is missing.
 
     `bundle_sha256`: of what was sent to the device; `base`, `aligned`: the host's answers to the same questions;
-    `truth`: what theirs are compared with.
+    `limits`: the budgets of this model; `truth`: what theirs are compared with.
     """
     lines = evidence.lines
     require_all(evidence.order.steps, lines, evidence.cautions)
@@ -119,7 +122,7 @@ def report_of(
         size_bytes=evidence.size_bytes,
         energy=energy,
         energy_reason=energy_reason,
-        budgets=budget_lines(bench.target.budgets, latency, memory, counts=not invalid),
+        budgets=budget_lines(limits, latency, memory, counts=not invalid),
         verdict=overall(judgement.verdict, bool(invalid)),
         reasons=(*judgement.reasons, *invalid, *warnings, *evidence.cautions),
         refused=bench.refused,

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from mpa_edge.config.target import BudgetName
 from mpa_edge.evaluation.review import ReviewFigures
 from mpa_edge.metrics.gain import AccuracyResult, Word
 from mpa_edge.types import Record, Truth
 
 BenchWord = Word | Literal["invalid"]
-BudgetName = Literal["memory_bytes", "ttft_s", "tokens_per_s"]
 BENCH, ANSWERS, TIMINGS, SWEEP = "bench.json", "answers.jsonl", "timings.jsonl", "sweep.json"
 THUMBNAILS = "thumbnails"
 # metric -> unit; each report has every metric, with n = 0 and nulls where the runtime does not report it
@@ -77,7 +77,9 @@ class BudgetLine(Record):
     name: BudgetName
     """Key of the target's budgets."""
     limit: float
-    """What the target allows (memory, time) or requires (speed)."""
+    """What is allowed (memory, time) or required (speed)."""
+    why: str
+    """The arithmetic behind it: a share of what the board can do for this model, or set in the target."""
     measured: float | None
     """Null where it was not measured, or must not count."""
     met: bool | None

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mpa_edge.bench.results.probe import Reading, items, number, text
-from mpa_edge.bench.results.records import BenchWord, BudgetLine, BudgetName, Figure, MemoryResult
+from mpa_edge.bench.results.records import BenchWord, BudgetLine, Figure, MemoryResult
 from mpa_edge.bench.results.sensors import count_cores, hottest
-from mpa_edge.config.target import Budgets, Target, Thermal
+from mpa_edge.config.target import BudgetName, Target, Thermal
 from mpa_edge.metrics.gain import Word
+from mpa_edge.planning.budgets import Limit
 
 # a larger share of all cores that other programs keep busy is reported
 BUSY_SHARE = 0.3
@@ -17,11 +18,11 @@ POWER_SAVERS = ("battery saver", "low-power", "quiet", "cool")
 
 
 def budget_lines(
-    budgets: Budgets, latency: Mapping[str, Figure], memory: MemoryResult, counts: bool
+    limits: Mapping[BudgetName, Limit], latency: Mapping[str, Figure], memory: MemoryResult, counts: bool
 ) -> tuple[BudgetLine, ...]:
-    """One line for each budget. `counts`: whether figures of this run may be judged (not emulated, not throttled).
+    """One line for each limit. `counts`: whether figures of this run may be judged (not emulated, not throttled).
 
-    The median time to the first token is judged, as the target's budget is meant for a usual question.
+    The median time to the first token is judged, as the budget is meant for a usual question.
     """
     values: dict[BudgetName, float | None] = {
         "memory_bytes": memory.peak_bytes,
@@ -29,12 +30,12 @@ def budget_lines(
         "tokens_per_s": latency["tokens_per_s"].p50 if "tokens_per_s" in latency else None,
     }
     lines = []
-    for name, value in values.items():
-        limit, measured, met, by = getattr(budgets, name), value if counts else None, None, None
+    for name, limit in limits.items():
+        measured, met, by = values[name] if counts else None, None, None
         if measured is not None:  # a speed must not be below its limit, all else not above
-            room = measured - limit if name == "tokens_per_s" else limit - measured
-            met, by = room >= 0, round(room / limit, 4)
-        lines.append(BudgetLine(name=name, limit=limit, measured=measured, met=met, by=by))
+            room = measured - limit.value if name == "tokens_per_s" else limit.value - measured
+            met, by = room >= 0, round(room / limit.value, 4)
+        lines.append(BudgetLine(name=name, limit=limit.value, why=limit.why, measured=measured, met=met, by=by))
     return tuple(lines)
 
 

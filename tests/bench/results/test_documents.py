@@ -27,11 +27,13 @@ from mpa_edge.bench.results.records import METRICS, THUMBNAILS
 from mpa_edge.bench.results.timing import order
 from mpa_edge.config.library import load_recipe, load_target
 from mpa_edge.errors import MpaError
+from mpa_edge.planning.budgets import Limit
 from mpa_edge.tasks import get_task
 from mpa_edge.types import Prediction
 
 N = 120
 IDS = [f"q{i}" for i in range(N)]
+LIMITS = {"memory_bytes": Limit(2e8, "memory"), "ttft_s": Limit(1.0, "time"), "tokens_per_s": Limit(50.0, "speed")}
 PROBE = {"machine": "x86_64", "emulated": False, "affinity": "0-1"}
 
 
@@ -80,7 +82,7 @@ BASE, ALIGNED = said([i < 0.4 * N for i in range(N)]), said([i < 0.8 * N for i i
 
 @pytest.mark.parametrize(("share", "word"), [(0.8, "holds"), (0.4, "lost"), (0.63, "inconclusive"), (0.1, "lost")])
 def test_the_word_follows_the_answers_on_the_device(share: float, word: str) -> None:
-    report, _, _ = report_of(bench(), "0" * 64, BASE, ALIGNED, evidence(share))
+    report, _, _ = report_of(bench(), "0" * 64, BASE, ALIGNED, evidence(share), LIMITS)
     assert (report.verdict, report.accuracy_verdict, report.timings) == (word, word, "valid")
     assert report.accuracy.artifact.correct == round(share * N)
     assert report.reasons
@@ -94,29 +96,29 @@ def test_the_word_follows_the_answers_on_the_device(share: float, word: str) -> 
 
 def test_an_emulated_device_gives_an_accuracy_and_no_verdict_on_time() -> None:
     emulated = {"machine": "aarch64", "emulated": True, "emulated_why": "qemu-aarch64"}
-    report, _, _ = report_of(bench("jetson"), "0" * 64, BASE, ALIGNED, replace(evidence(0.8), before=emulated))
+    report, _, _ = report_of(bench("jetson"), "0" * 64, BASE, ALIGNED, replace(evidence(0.8), before=emulated), LIMITS)
     assert (report.verdict, report.accuracy_verdict, report.emulated) == ("invalid", "holds", True)
     assert report.timings == "invalid: emulated: qemu-aarch64"
     assert [(line.met, line.measured, line.by) for line in report.budgets] == [(None, None, None)] * 3
     assert report.energy is None
     assert report.accuracy.artifact.value == pytest.approx(0.8)
-    lost, _, _ = report_of(bench("jetson"), "0" * 64, BASE, ALIGNED, replace(evidence(0.4), before=emulated))
+    lost, _, _ = report_of(bench("jetson"), "0" * 64, BASE, ALIGNED, replace(evidence(0.4), before=emulated), LIMITS)
     assert lost.verdict == "lost"
 
 
 def test_a_throttled_device_and_one_of_another_kind_are_invalid() -> None:
     slowed = {"throttling": {"pi": "0x4"}}
-    report, _, _ = report_of(bench(), "0" * 64, BASE, ALIGNED, replace(evidence(0.8), during=[slowed]))
+    report, _, _ = report_of(bench(), "0" * 64, BASE, ALIGNED, replace(evidence(0.8), during=[slowed]), LIMITS)
     assert report.verdict == "invalid"
     assert "throttled" in report.timings
-    other, _, _ = report_of(bench("jetson"), "0" * 64, BASE, ALIGNED, evidence(0.8))
+    other, _, _ = report_of(bench("jetson"), "0" * 64, BASE, ALIGNED, evidence(0.8), LIMITS)
     assert other.timings == "invalid: measured on x86_64, and target jetson is aarch64"
 
 
 def test_a_question_without_answer_ends_it() -> None:
     some = evidence(0.8)
     with pytest.raises(MpaError, match="1 of 160 answers are missing"):
-        report_of(bench(), "0" * 64, BASE, ALIGNED, replace(some, lines=some.lines[:1] + some.lines[2:]))
+        report_of(bench(), "0" * 64, BASE, ALIGNED, replace(some, lines=some.lines[:1] + some.lines[2:]), LIMITS)
 
 
 def test_the_report_is_written_last_and_reads_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +126,7 @@ def test_the_report_is_written_last_and_reads_back(tmp_path: Path, monkeypatch: 
     images.mkdir()
     for name in IDS:
         Image.new("RGB", (900, 400), (200, 10, 10)).save(images / f"{name}.png")
-    made = report_of(bench(), "0" * 64, BASE, ALIGNED, evidence(0.8))
+    made = report_of(bench(), "0" * 64, BASE, ALIGNED, evidence(0.8), LIMITS)
     with monkeypatch.context() as patch:
         patch.setattr(documents, "write_jsonl", lambda *_: (_ for _ in ()).throw(OSError(28, "no space left")))
         with pytest.raises(OSError, match="no space"):
@@ -145,10 +147,10 @@ def test_earlier_documents_stay_until_all_new_ones_are_written(tmp_path: Path, m
     images.mkdir()
     for name in IDS:
         Image.new("RGB", (90, 40)).save(images / f"{name}.png")
-    good = report_of(bench(), "0" * 64, BASE, ALIGNED, evidence(0.8))
+    good = report_of(bench(), "0" * 64, BASE, ALIGNED, evidence(0.8), LIMITS)
     write_documents(*good, images=images, folder=folder)
     before = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    lost = report_of(bench(), "1" * 64, BASE, ALIGNED, evidence(0.4))
+    lost = report_of(bench(), "1" * 64, BASE, ALIGNED, evidence(0.4), LIMITS)
     with monkeypatch.context() as patch:
         patch.setattr(documents, "write_json", lambda *_: (_ for _ in ()).throw(OSError(28, "no space left")))
         with pytest.raises(OSError, match="no space"):
@@ -185,8 +187,8 @@ def test_near_duplicates_count_as_one_image() -> None:
         for rows in (BASE, ALIGNED)
     ]
     images = {name: f"{name}.png" for name in IDS}
-    report, rows, _ = report_of(bench(), "0" * 64, *host, replace(evidence(0.8), images=images), "teacher")
-    alone, _, _ = report_of(bench(), "0" * 64, BASE, ALIGNED, evidence(0.8))
+    report, rows, _ = report_of(bench(), "0" * 64, *host, replace(evidence(0.8), images=images), LIMITS, "teacher")
+    alone, _, _ = report_of(bench(), "0" * 64, BASE, ALIGNED, evidence(0.8), LIMITS)
     assert (rows[7].image, rows[7].group, rows[7].cluster) == ("q7.png", "group 1", "group 1")
     wide, narrow = (one.accuracy.artifact.ci95 for one in (report, alone))
     assert wide[1] - wide[0] > 1.5 * (narrow[1] - narrow[0])

@@ -17,7 +17,7 @@ from mpa_edge.bench.results import lines
 from mpa_edge.bench.results.documents import Evidence, report_of
 from mpa_edge.bench.results.lines import checked_lines, whole_lines
 from mpa_edge.bench.results.timing import order
-from tests.bench.results.test_documents import ALIGNED, BASE, PROBE, bench, evidence
+from tests.bench.results.test_documents import ALIGNED, BASE, LIMITS, PROBE, bench, evidence
 
 HOSTILE: list[Any] = [1e308, -1e308, 10**400, -1, "1", "", None, True, [], {}, [[]], {"a": 1}, "x" * 10**6, 0.5, 2**63]
 
@@ -40,6 +40,7 @@ def report(found: lines.JobLines) -> str:
         BASE,
         ALIGNED,
         Evidence(plain.order, found.lines, PROBE, [], "local", 5_000_000, (), found.cautions),
+        LIMITS,
     )[0]
     return made.model_dump_json(exclude={"created"})
 
@@ -117,7 +118,7 @@ def test_forty_thousand_lines_take_seconds(tmp_path: Path) -> None:
     assert len(said) > 39_000
     began = time.process_time()
     found = checked_lines(path, asked)
-    report_of(bench(), "0" * 64, BASE, ALIGNED, Evidence(asked, found.lines, PROBE, [], "local", 5_000_000))
+    report_of(bench(), "0" * 64, BASE, ALIGNED, Evidence(asked, found.lines, PROBE, [], "local", 5_000_000), LIMITS)
     assert time.process_time() - began < 20
 
 

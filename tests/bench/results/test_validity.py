@@ -15,38 +15,40 @@ from mpa_edge.bench.results.validity import (
     overall,
 )
 from mpa_edge.config.library import load_target
-from mpa_edge.config.target import Budgets, Thermal
+from mpa_edge.config.target import Thermal
+from mpa_edge.planning.budgets import Limit
 
 CPU = load_target("cpu")
 LIMITS = Thermal(start_below_c=50.0, throttle_at_c=80.0, cool_down_s=0)
 FREE = Thermal(start_below_c=None, throttle_at_c=None, cool_down_s=0)
-BUDGETS = Budgets(memory_bytes=1_000_000_000, ttft_s=2.0, tokens_per_s=20.0)
+LIMITED = {"memory_bytes": Limit(1e9, "a"), "ttft_s": Limit(2.0, "b"), "tokens_per_s": Limit(20.0, "c")}
 MEMORY = MemoryResult(peak_bytes=750_000_000, method="VmHWM")
 LATENCY = {"ttft_s": figure([3.0] * 5, "s"), "tokens_per_s": figure([25.0] * 5, "tokens/s")}
 
 
 def test_each_budget_has_a_line() -> None:
-    made = budget_lines(BUDGETS, LATENCY, MEMORY, True)
-    assert [(each.name, each.limit, each.measured, each.met, each.by) for each in made] == [
-        ("memory_bytes", 1e9, 7.5e8, True, 0.25),
-        ("ttft_s", 2.0, 3.0, False, -0.5),
-        ("tokens_per_s", 20.0, 25.0, True, 0.25),
+    made = budget_lines(LIMITED, LATENCY, MEMORY, True)
+    assert [(each.name, each.limit, each.why, each.measured, each.met, each.by) for each in made] == [
+        ("memory_bytes", 1e9, "a", 7.5e8, True, 0.25),
+        ("ttft_s", 2.0, "b", 3.0, False, -0.5),
+        ("tokens_per_s", 20.0, "c", 25.0, True, 0.25),
     ]
+    assert [each.name for each in budget_lines({"ttft_s": LIMITED["ttft_s"]}, LATENCY, MEMORY, True)] == ["ttft_s"]
 
 
 def test_what_does_not_count_is_not_judged() -> None:
     for made in (
-        budget_lines(BUDGETS, LATENCY, MEMORY, False),
-        budget_lines(BUDGETS, {"ttft_s": figure([], "s")}, MemoryResult(peak_bytes=None, method="denied"), True),
+        budget_lines(LIMITED, LATENCY, MEMORY, False),
+        budget_lines(LIMITED, {"ttft_s": figure([], "s")}, MemoryResult(peak_bytes=None, method="denied"), True),
     ):
         assert all(each.met is None and each.by is None and each.measured is None for each in made)
 
 
 @given(st.floats(0.01, 1e9), st.floats(0, 1e9))
 def test_met_and_by_agree(limit: float, measured: float) -> None:
-    budgets = BUDGETS.model_copy(update={"ttft_s": limit, "tokens_per_s": limit})
+    limits = LIMITED | {"ttft_s": Limit(limit, ""), "tokens_per_s": Limit(limit, "")}
     latency = {"ttft_s": figure([measured], "s"), "tokens_per_s": figure([measured], "tokens/s")}
-    for made in budget_lines(budgets, latency, MEMORY, True)[1:]:
+    for made in budget_lines(limits, latency, MEMORY, True)[1:]:
         assert made.by is not None
         assert made.by == pytest.approx(0, abs=1e-4) or made.met == (made.by > 0)
 
