@@ -48,7 +48,7 @@ class Board(Section):
     bandwidth_bytes_per_s: float = Field(gt=1e8)
     """Peak of that memory."""
     operations_per_s: float = Field(gt=1e9)
-    """Peak of the first accelerator, a multiply and an add are two: fp16 of a GPU's matrix units, int8 of a CPU's."""
+    """Peak of what should do the work; a multiply and an add are two. fp16 of a GPU's matrix units, int8 of a CPU's."""
 
 
 class Budgets(Section):

@@ -20,8 +20,8 @@ LAYER_S = 0.00015
 """Of a layer call: SmolLM2-135M with 30 layers takes 6 ms a token on an Orin Nano, which reads its weights in 2.4."""
 START_S = 0.02
 """Of a question: sampling, the tokenizer, Python."""
-CPU_RUNTIME_BYTES, GPU_RUNTIME_BYTES = 150_000_000, 600_000_000
-"""Libraries and their buffers; on a GPU also the context of its driver."""
+RUNTIME_BYTES, CUDA_BYTES = 150_000_000, 450_000_000
+"""Libraries and their buffers; and the context of CUDA."""
 MEMORY_ROOM = 1.25
 """Peak memory over what is counted here: 0.9 to 1.2 in docs/bench.json, where 8 and 4 bits of SmolVLM-256M were run."""
 CACHE_BYTES, FLOAT_BYTES = 2, 4
@@ -75,7 +75,7 @@ def work_of(
         context_tokens: Longest prompt with its answer.
     """
     shapes, image, assumed = spec.shapes, spec.image_tokens(sizes), assumptions("")  # of no task
-    runtime_bytes = CPU_RUNTIME_BYTES if target.accelerators[0] == "cpu" else GPU_RUNTIME_BYTES
+    runtime_bytes = RUNTIME_BYTES + (CUDA_BYTES if "cuda" in target.accelerators else 0)
     tokens = image.tokens + assumed["answer_prompt_tokens"]
     weight_bytes, read = target.budgets.bits_per_weight / 8, shapes.language.matrices + shapes.head
     file_bytes = all_bytes = weight_bytes * shapes.parameters
