@@ -95,7 +95,7 @@ def test_one_document_with_everything_that_was_promised(run: Path) -> None:
     assert document["environment"]["runtime"].startswith("onnxruntime")
     assert document["environment"]["threads"] == 1
     assert [line["name"] for line in document["budgets"]] == ["memory_bytes", "ttft_s", "tokens_per_s"]
-    for line, word in zip(document["budgets"], ("MB of weights", "OP for an image and", "B a token"), strict=True):
+    for line, word in zip(document["budgets"], ("MB of weights", "OP for an image", "B a token"), strict=True):
         assert word in line["why"]
         assert line["limit"] > 0
 
