@@ -28,7 +28,7 @@ from mpa_edge.stages.run import Run
 from mpa_edge.tasks import get_benchmark, get_task
 from mpa_edge.vlm import WEIGHTS, resolve
 from mpa_edge.vlm.openai.reference import is_server, key_for, parse
-from mpa_edge.vlm.transformers.files import check_files, require_unquantized, tensor_shapes, weight_files
+from mpa_edge.vlm.transformers.files import check_files, local_folder, require_unquantized, tensor_shapes, weight_files
 
 ASK_TEACHER = {"annotate", "identify", "evaluate"}
 SAVED = {"level", "merge", "evaluate"}
@@ -117,7 +117,7 @@ def estimate(run: Run) -> Plan | None:
 
 
 def require_files(reference: str) -> Path | None:
-    """The folder of a checkpoint whose files are sound in form. MpaError where they are not.
+    """The folder of a checkpoint, as `local_folder` finds it. MpaError where its files are not sound in form.
 
     None for what has no such files here: a hub id, which is checked when it is downloaded, a server, or an export.
     """
@@ -127,6 +127,7 @@ def require_files(reference: str) -> Path | None:
     folder = Path(resolve(reference))
     if not folder.is_dir() or is_artifact(folder):
         return None
+    folder = local_folder(str(folder))
     tensor_shapes(weight_files(folder), floats_only="quantization_config" not in check_files(folder))
     return folder
 

@@ -42,6 +42,7 @@ CASES = {
     "llava clip": {"tower": "clip"},
     "internvl 2B": {"language": "llama"},
     "internvl 3.5": {"language": "qwen3"},
+    "internvl 4B": {"language": "phi3"},
 }
 
 

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tests.families import zoo_own
 from tests.families import zoo_text as text
 
 MODEL_TYPES = (
@@ -32,6 +33,8 @@ MODEL_TYPES = (
     "lfm2_vl",
     "gemma4",
 )
+OWN_FORMATS = {"internvl2_2b": zoo_own.internvl2_2b, "internvl2_4b": zoo_own.internvl2_4b}
+"""Models in their authors' own formats, which is how `checkpoint` makes them."""
 HIDDEN, FFN, HEAD_DIM, TEXT_LAYERS = 256, 512, 64, 2
 CONTEXT = 4096
 GAIN, GAIN_OF_ENDS = 1.5, 2.5
@@ -49,7 +52,7 @@ GATED_DELTA = {
     "mtp_num_hidden_layers": 1,  # as published; transformers drops that layer's weights
 }
 # read with the module: what is on the disk later need not be what runs
-SOURCES = [Path(source).read_text(encoding="utf-8") for source in (__file__, text.__file__)]
+SOURCES = [Path(source).read_text(encoding="utf-8") for source in (__file__, text.__file__, zoo_own.__file__)]
 
 
 @functools.cache
@@ -87,6 +90,9 @@ def _key(options: dict[str, Any]) -> str:
 def _save(folder: Path, model_type: str, seed: int = 0, dtype: str = "float32", **options: Any) -> None:
     import torch
 
+    if model_type in OWN_FORMATS:
+        OWN_FORMATS[model_type](folder, dtype=dtype, **options)
+        return
     config, processor = RECIPES[model_type](**options)
     model = _model(config).eval()
     _randomize(model, torch.Generator().manual_seed(seed))
@@ -318,7 +324,7 @@ def _llava(
 
 
 def _internvl(*, tied: bool = False, depth: int = 2, hidden: int = HIDDEN, language: str = "qwen2") -> tuple[Any, Any]:
-    """Patches of 112 px, 16 tokens each; up to four of them and an overview. 2B speaks llama, 3.5 qwen3."""
+    """Patches of 112 px, 16 tokens each; up to four of them and an overview. 2B speaks llama, 4B phi3, 3.5 qwen3."""
     import transformers
 
     named = {

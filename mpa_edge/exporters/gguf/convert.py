@@ -116,10 +116,21 @@ def stage(source: Source, folder: Path, budget: ImageBudget | None = None, templ
         if (source.checkpoint / name).is_file():
             write_json(folder / name, without_code(read_json(source.checkpoint / name)))
     words = read_json(folder / "tokenizer_config.json") or {}
+    if (folder / "tokenizer.model").is_file():
+        words = {"added_tokens_decoder": added_tokens(read_json(folder / "tokenizer.json") or {})} | words
     write_json(folder / "tokenizer_config.json", words | {"chat_template": template or source.processor[1]})
     write_json(folder / "config.json", staged_config(source.config))
     write_json(folder / "preprocessor_config.json", without_code(image))
     return folder
+
+
+def added_tokens(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """Id -> added token, of a tokenizer.json; beside tokenizer.model the converter looks for them elsewhere.
+
+    >>> added_tokens({"added_tokens": [{"id": 3, "content": "<img>", "special": True}]})
+    {'3': {'content': '<img>', 'special': True}}
+    """
+    return {str(token.pop("id")): token for token in map(dict, tokenizer.get("added_tokens", []))}
 
 
 def staged_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ checks its hash before anything is unpacked; a few MB are kept in the user's cac
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -16,58 +15,37 @@ import tempfile
 from pathlib import Path
 
 from mpa_edge.errors import MpaError
-from mpa_edge.runs.files import MB, disk_errors, make_folder, require_free, sha256_file
-from mpa_edge.runs.paths import move, remove
+from mpa_edge.runs.files import MB, sha256_file
+from mpa_edge.runs.user_cache import made_once
 
 VERSION = "0.3.36"
 SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 SDIST_VARIABLE = "MPA_EDGE_LLAMA_CPP_SDIST"
 NEEDED_BYTES, SDIST_BYTES = 40 * MB, 120 * MB
 PIP_TIMEOUT_S = 900
-DONE = ".complete"
 WANTED = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/gguf/")
 _INSIDE = f"llama_cpp_python-{VERSION}/vendor/llama.cpp/"
 
 
 def converter_folder() -> Path:
-    """The folder of `convert_hf_to_gguf.py`, fetched on first use. MpaError where it cannot be fetched.
+    """The folder of `convert_hf_to_gguf.py`, fetched on first use. MpaError where it cannot be fetched."""
+    return made_once(f"llama-cpp-{VERSION}-{SDIST_SHA256[:8]}", _unpack_converter, SDIST_BYTES)
 
-    Safe when two processes call it at once, and when one is killed: the folder gets its name when it is complete.
-    """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mpa-edge"
-    folder = cache / f"llama-cpp-{VERSION}-{SDIST_SHA256[:8]}"
-    if (folder / DONE).is_file():
-        return folder
-    make_folder(cache)
-    with (cache / ".llama-cpp.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if (folder / DONE).is_file():
-            return folder
-        # what a killed process left
-        remove(folder)
-        for leftover in cache.glob(f".{folder.name}.*"):
-            remove(leftover, quietly=True)
-        with (
-            disk_errors(cache, SDIST_BYTES),
-            tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=cache) as temp,
-        ):
-            if named := os.environ.get(SDIST_VARIABLE):  # for a machine without network
-                archive = Path(named).expanduser()
-                if not archive.is_file():
-                    wanted = f"llama_cpp_python-{VERSION}.tar.gz"
-                    raise MpaError(f"{SDIST_VARIABLE} names '{named}', which is not a file: name {wanted}")
-            else:
-                require_free(Path(temp), SDIST_BYTES)
-                archive = download(Path(temp))
-            if sha256_file(archive) != SDIST_SHA256:
-                raise MpaError(
-                    f"'{archive.name}' is not the source package of llama-cpp-python {VERSION}: download it again"
-                )
-            unpacked = Path(temp) / "unpacked"
-            extract(archive, unpacked)
-            (unpacked / DONE).touch()
-            move(unpacked, folder)
-    return folder
+
+def _unpack_converter(folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder) as temp:
+        if named := os.environ.get(SDIST_VARIABLE):  # for a machine without network
+            archive = Path(named).expanduser()
+            if not archive.is_file():
+                wanted = f"llama_cpp_python-{VERSION}.tar.gz"
+                raise MpaError(f"{SDIST_VARIABLE} names '{named}', which is not a file: name {wanted}")
+        else:
+            archive = download(Path(temp))
+        if sha256_file(archive) != SDIST_SHA256:
+            raise MpaError(
+                f"'{archive.name}' is not the source package of llama-cpp-python {VERSION}: download it again"
+            )
+        extract(archive, folder)
 
 
 def download(folder: Path) -> Path:

@@ -29,6 +29,7 @@ from mpa_edge.runs.manifest import CLOCK, COMPLETE, INPUTS, MANIFEST, RENDERED, 
 from mpa_edge.runs.paths import inside, open_in_place, remove, require_plain
 from mpa_edge.runs.remote.lease import LEASE_S, Lease
 from mpa_edge.runs.remote.stores import Store, Stored
+from mpa_edge.runs.user_cache import cache_folder
 from mpa_edge.runs.write_hooks import WATCHERS
 
 JOURNAL = ".mirror.jsonl"
@@ -50,9 +51,8 @@ class Same:
 
 def work_folder(url: str) -> Path:
     """Default folder of the working copy of a URL, in the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     url = url.rstrip("/")
-    return cache / "mpa-edge" / "runs" / f"{url.rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+    return cache_folder() / "runs" / f"{url.rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
 
 
 @contextmanager

@@ -25,7 +25,7 @@ TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.j
 OTHERS = ("chat_template.json", "video_preprocessor_config.json")
 # read by the tokenizer alone: a large one takes a second to parse
 UNPARSED = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", TEMPLATE)
-DOWNLOADED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+DOWNLOADED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md", "LICEN[SC]E*", "NOTICE*")
 # a second copy of the weights in their authors' own format
 NOT_DOWNLOADED = ("consolidated*.safetensors",)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -41,9 +41,13 @@ AGAIN = "copy it from the checkpoint again"
 
 
 def local_folder(reference: str) -> Path:
-    """The folder of a checkpoint: itself, or the files of a hub id, downloaded where they are not in the cache."""
+    """The folder of a checkpoint that transformers loads: itself, or the files of a hub id, downloaded where they are
+    not in the cache. One in its authors' own format is rewritten in the cache, see `own_formats`.
+    """
+    from mpa_edge.vlm.transformers.own_formats import converted
+
     folder = Path(reference)
-    return folder if folder.is_dir() else download(reference)
+    return converted(folder if folder.is_dir() else download(reference))
 
 
 def download(hub_id: str, local_only: bool = False) -> Path:

@@ -13,7 +13,7 @@ from mpa_edge.runs.files import make_folder, read_json
 from mpa_edge.runs.isolation import disk_guard
 from mpa_edge.runs.paths import copy
 from mpa_edge.vlm.transformers import checkpoint
-from mpa_edge.vlm.transformers.files import require_inside, tensor_shapes
+from mpa_edge.vlm.transformers.files import local_folder, require_inside, tensor_shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -189,6 +189,7 @@ def copy_small_files(base: str, out: Path) -> None:
         from huggingface_hub import snapshot_download
 
         folder = Path(snapshot_download(base, allow_patterns=list(COPIED)))
+    folder = local_folder(str(folder))
     excluded = {path.name for pattern in NOT_COPIED for path in folder.glob(pattern)}
     for path in (path for pattern in COPIED for path in folder.glob(pattern)):
         if path.is_file() and path.name not in excluded:

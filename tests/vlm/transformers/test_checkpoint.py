@@ -211,9 +211,9 @@ def test_threads_are_set_and_default_to_the_usable_cores(monkeypatch: pytest.Mon
 
 
 def test_a_checkpoint_that_needs_its_authors_code_names_the_other_format(tmp_path: Path) -> None:
-    code = {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"}
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "internvl_chat", "auto_map": code}))
-    (tmp_path / "configuration_internvl_chat.py").write_text("raise SystemExit('this must never run')")
+    code = {"AutoConfig": "configuration_minicpm.MiniCPMVConfig"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "minicpmv", "auto_map": code}))
+    (tmp_path / "configuration_minicpm.py").write_text("raise SystemExit('this must never run')")
     with pytest.raises(MpaError, match=r"for InternVL one whose name ends with -hf"):
         checkpoint.load_processor(str(tmp_path))
 
