@@ -100,9 +100,14 @@ class Order:
 
     @property
     def context_tokens(self) -> int:
-        """Of the target, limited to what the model was made for."""
+        """Of the target, limited to what the model was made for.
+
+        Where positions are scaled once a text grows beyond a length (Phi-3), that length: llama.cpp scales those of
+        short texts, too, when it is ready for a longer one.
+        """
         text = self.source.config.get("text_config") or self.source.config
-        longest = int(text.get("max_position_embeddings") or DEFAULT_CONTEXT_TOKENS)
+        scaled_from = (text.get("rope_parameters") or {}).get("original_max_position_embeddings")
+        longest = int(scaled_from or text.get("max_position_embeddings") or DEFAULT_CONTEXT_TOKENS)
         return min(longest, self.target.context_tokens if self.target else DEFAULT_CONTEXT_TOKENS)
 
     @property

@@ -18,6 +18,7 @@ TEXT_ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "phi": "PhiForCausalLM",
+    "phi3": "Phi3ForCausalLM",
     "lfm2": "Lfm2ForCausalLM",
 }
 # the class that knows SmolVLM's tensor names

@@ -6,6 +6,7 @@ llama.cpp's own converter does it, in a process of its own, on a staged copy of 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -71,7 +72,9 @@ def convert(
             else:
                 own = component == "language"
                 template = run_isolated(gguf_template, str(source.checkpoint))[0] if own else None
-                staged = stage(source, folder / (source.checkpoint.resolve().name or "model"), budget, template)
+                # llama.cpp skips blanks behind the special tokens of every model that has this name
+                name = re.sub("(?i)phi-?(?=3)", "phi ", source.checkpoint.resolve().name) or "model"
+                staged = stage(source, folder / name, budget, template)
                 peak_bytes = _run_converter(source, staged, component, temp, precision)
             move(temp, out)
             fsync_folder(out.parent)

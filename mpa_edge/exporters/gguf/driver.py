@@ -1,13 +1,15 @@
 """Runs llama.cpp's converter in this process, which must be one of its own: it is a program, and changes what it likes.
 
-Three things are changed in it. Where it does not know a tokenizer's fingerprint, it takes the pre-tokenizer that was
-derived from the tokenizer's rules. Tensors get the names that it knows. It says which activation Gemma 4's tower has.
+Four things are changed in it. Where it does not know a tokenizer's fingerprint, it takes the pre-tokenizer that was
+derived from the tokenizer's rules. Tensors get the names that it knows. It says which activation Gemma 4's tower has,
+and whether Phi-3's texts begin with a blank.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import runpy
 import sys
@@ -39,6 +41,7 @@ def run_converter(converter: Path, pre_tokenizer: str, names: dict[str, str], ar
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             use_pre_tokenizer(pre_tokenizer)
             name_activation()
+            name_blank()
             rename_tensors(names)
             runpy.run_path(script, run_name="__main__")
     except (OSError, MemoryError):
@@ -95,6 +98,20 @@ def name_activation() -> None:
         self.gguf_writer.add_vision_use_gelu(True)
 
     Gemma4VisionAudioModel.set_gguf_parameters = set_gguf_parameters
+
+
+def name_blank() -> None:
+    """Have Phi-3's texts begin with a blank only where tokenizer_config.json says so, as for Llama."""
+    from conversion.phi import Phi3MiniModel  # type: ignore[import-not-found]
+
+    write = Phi3MiniModel.set_vocab
+
+    def set_vocab(self: Any) -> None:
+        write(self)
+        words = json.loads((self.dir_model / "tokenizer_config.json").read_text(encoding="utf-8"))
+        self.gguf_writer.add_add_space_prefix(words.get("add_prefix_space", True))
+
+    Phi3MiniModel.set_vocab = set_vocab
 
 
 def rename_tensors(names: dict[str, str]) -> None:

@@ -216,8 +216,11 @@ def _internlm2(text: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Rule, ...
 
 
 def _phi3(text: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Rule, ...]]:
-    """As in transformers, down to the names."""
+    """As in transformers, down to the names; a window that is no shorter than the context is none."""
     values = {key: value for key, value in text.items() if value is not None}
+    longest = values.get("max_position_embeddings", 4096)
+    if values.get("sliding_window", longest) < longest:
+        raise ValueError(f"sliding_window {values['sliding_window']}")
     same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     rope = {"rope_type": "default", "rope_theta": float(values.get("rope_theta", 10000))}
     if scaling := values.get("rope_scaling"):
@@ -225,17 +228,16 @@ def _phi3(text: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Rule, ...]]:
             raise ValueError(f"rope_scaling of type {scaling['type']}")
         factors = {key: scaling[key] for key in ("short_factor", "long_factor")}
         original = values.get("original_max_position_embeddings", 4096)
-        factors["factor"] = values["max_position_embeddings"] / original
+        factors["factor"] = longest / original
         rope |= {"rope_type": "longrope", "original_max_position_embeddings": original, **factors}
     language = {
         "model_type": "phi3",
         **{key: values[key] for key in same},
         "num_key_value_heads": values.get("num_key_value_heads", values["num_attention_heads"]),
-        "max_position_embeddings": values.get("max_position_embeddings", 4096),
+        "max_position_embeddings": longest,
         "original_max_position_embeddings": values.get("original_max_position_embeddings", 4096),
         "rms_norm_eps": values.get("rms_norm_eps", 1e-5),
         "hidden_act": values.get("hidden_act", "silu"),
-        "sliding_window": values.get("sliding_window"),
         "rope_parameters": rope,
         **{f"{key}_token_id": values.get(f"{key}_token_id", i) for key, i in PHI3_TOKENS.items()},
     }
@@ -278,13 +280,11 @@ def _write_processor(
     )
     system = str(config.get("system_message") or conversation.system)
     before = vocabulary.opening(folder, f"{conversation.start}system{conversation.named}".strip())
-    InternVLProcessor(
-        images,
-        tokenizer,
-        InternVLVideoProcessor(),
-        image_seq_length=tokens,
-        chat_template=_template(conversation, system, before, vocabulary.stripping_tokens(theirs)),
-    ).save_pretrained(out)
+    template = _template(conversation, system, before, vocabulary.stripping_tokens(theirs))
+    processor = InternVLProcessor(
+        images, tokenizer, InternVLVideoProcessor(), image_seq_length=tokens, chat_template=template
+    )
+    processor.save_pretrained(out)
     # what llama.cpp reads beside tokenizer.json
     copy(folder / vocabulary.MODEL, out / vocabulary.MODEL)
     blank = json.loads(words.to_str())["pre_tokenizer"]["prepend_scheme"] == "always"
