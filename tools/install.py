@@ -10,6 +10,7 @@ Everything that pip says is in .venv/install.log. Only the standard library is u
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -52,6 +53,8 @@ class Step:
 
 
 NETWORK = "check the network (a proxy?) and the free disk space, then rerun: what is there is kept"
+# GCC before 11.5, 12.4, 13.3 and 14 breaks llama.cpp's code for Intel's AMX (its bug 114098)
+WITHOUT_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 COMPILER = "gcc, g++ and cmake are needed and 2 GB of free memory; see .venv/install.log, then rerun"
 
 
@@ -115,10 +118,21 @@ def fetched_bytes(folder: Path) -> int:
     return total
 
 
+def compiler_flags(machine: str) -> dict[str, str]:
+    """What CMake takes from the environment.
+
+    >>> compiler_flags("aarch64")
+    {}
+    """
+    if machine != "x86_64":
+        return {}
+    return {name: f"{os.environ.get(name, '')} {WITHOUT_AMX}".strip() for name in ("CFLAGS", "CXXFLAGS")}
+
+
 def run(step: Step, temporary: Path) -> None:
     """One call of pip with its progress on the screen. Exits with advice where it fails."""
     command = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", *step.arguments]
-    env = {**os.environ, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"}
+    env = {**os.environ, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"} | compiler_flags(platform.machine())
     started = time.monotonic()
     last_line_s = started
     with LOG.open("ab") as log:

@@ -4,7 +4,7 @@ from mpa_edge.families import Family
 
 FAMILY = Family(
     name="smolvlm",
-    title="SmolVLM 256M, 500M, 2.2B and Idefics3",
+    title="SmolVLM and SmolVLM2 (256M, 500M, 2.2B), Idefics3",
     model_types=("idefics3", "smolvlm"),
     lora_targets={
         "language": r"model\.text_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",

@@ -61,7 +61,8 @@ def checkpoint(model_type: str, **options: Any) -> Path:
 
     Options, all with a default: `splitting` (idefics3, smolvlm), `tower` = "siglip" or "clip" (llava), `depth` = vision
     layers, `hidden` = width of the language model, `tied` = output embeddings are the input embeddings, `language` =
-    its kind (internvl), `full_size` = as many words as the published model (idefics3, smolvlm), `dtype`, `seed`.
+    its kind (internvl), `full_size` = as many words as the published model (idefics3, smolvlm), `usual_tower` = as many
+    vision layers as the published models, of their inner width (the same two), `dtype`, `seed`.
     """
     folder = _home() / f"{model_type}-{_key(options)}"
     if not folder.is_dir():
@@ -179,6 +180,7 @@ def _smol(
     depth: int = 2,
     hidden: int = HIDDEN,
     full_size: bool = False,
+    usual_tower: bool = False,
 ) -> tuple[Any, Any]:
     """Tiles of 64 px, 16 tokens each; up to 4 x 4 of them and an overview."""
     import transformers
@@ -190,11 +192,10 @@ def _smol(
         text_config={"model_type": "llama", "rope_theta": 100000.0, **_text(names, hidden=hidden, tied=tied)},
         vision_config={
             "hidden_size": 256,
-            "intermediate_size": FFN,
-            "num_hidden_layers": depth,
             "num_attention_heads": 4,
             "image_size": 64,
             "patch_size": 8,
+            **({} if usual_tower else {"intermediate_size": FFN, "num_hidden_layers": depth}),
         },
         scale_factor=2,
         image_token_id=names.convert_tokens_to_ids("<image>"),

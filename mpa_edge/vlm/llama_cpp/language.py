@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpa_edge.errors import MpaError, missing_package
+from mpa_edge.vlm.llama_cpp.amx import refuse_miscompiled
 from mpa_edge.vlm.llama_cpp.gguf_header import read_header
 from mpa_edge.vlm.shared.prompts import THOUGHT
 
@@ -35,13 +36,17 @@ _LOG_CALLBACKS: list[Any] = []
 
 
 def load_llama_cpp() -> Any:
-    """The `llama_cpp` package; its log goes to `LOG` instead of the screen. MpaError where the package is missing."""
+    """The `llama_cpp` package; its log goes to `LOG` instead of the screen.
+
+    MpaError where the package is missing, or was compiled so that it crashes on this CPU.
+    """
     try:
         import llama_cpp
         from llama_cpp import mtmd_cpp
     except ModuleNotFoundError as error:
         raise missing_package("llama-cpp-python", "gguf") from error
     if not _LOG_CALLBACKS:
+        refuse_miscompiled(Path(llama_cpp.__file__).parent / "lib", llama_cpp.__version__)
 
         @llama_cpp.llama_log_callback
         def keep(_level: int, text: bytes, _user_data: Any) -> None:
