@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mpa_edge.exporters.publish.manifest import ExportManifest
 
 DEFAULT_TARGET = "cpu"
+ADAPTER, NOT_FOR_IT = "gguf-lora", "--client, --accuracy, --choose and --push-to-hub"
 VERDICTS = {"holds": "is kept", "lost": "is lost", "inconclusive": "may be kept or lost"}
 
 
@@ -72,9 +73,10 @@ def command(
     """Export a model as quantized ONNX or GGUF files, verified against the checkpoint.
 
     RUN is a folder that align made; a plain CHECKPOINT folder (or hub id) works as well, and so does the folder of a
-    LoRA ADAPTER, which is merged into its base first. Without --as, the target's
-    schemes are tried in order until one is the same model; with --choose in order of size, until one also keeps the
-    accuracy on the run's held-out questions. Exit code 3: an export is not the same model, and was removed.
+    LoRA ADAPTER, which is merged into its base first; --as gguf-lora writes the adapter alone, for llama.cpp on a
+    device that has the base. Without --as, the target's schemes are tried in order until one is the same model; with
+    --choose in order of size, until one also keeps the accuracy on the run's held-out questions. Exit code 3: an
+    export is not the same model, and was removed.
 
     \b
     Examples:
@@ -82,6 +84,7 @@ def command(
       $ mpa-edge export runs/mine --as onnx-int8 --as gguf-q8_0 --accuracy 100
       $ mpa-edge export runs/mine --target phone --choose --client python
       $ mpa-edge export my-adapter --base nursery:student --target jetson
+      $ mpa-edge export my-adapter --base nursery:student --as gguf-lora
       $ mpa-edge export nursery:student --as onnx-fp16 --out exports/student
     """
     from mpa_edge.config.library import load_target
@@ -90,6 +93,10 @@ def command(
     from mpa_edge.exporters.source import open_source
     from mpa_edge.exporters.verify.accuracy import measure, recipe_of
 
+    if ADAPTER in schemes:
+        if len(schemes) > 1 or clients or accuracy or choose or repo:
+            raise click.UsageError(f"--as {ADAPTER} makes an adapter and no model: give it alone, without {NOT_FOR_IT}")
+        return export_adapter(source, out, base, target, threads, dry_run, fresh, as_json)
     if choose and schemes:
         raise click.UsageError("--choose takes the schemes of a target: leave out --as")
     with suppress_library_output(is_verbose()):
@@ -113,6 +120,41 @@ def command(
     if as_json:
         return print_json({"run": str(order.source.run or source), "exports": [report_of(path) for path in folders]})
     return show_result(order, folders, links)
+
+
+def export_adapter(
+    source: str,
+    out: str | None,
+    base: str | None,
+    target: str | None,
+    threads: int | None,
+    dry_run: bool,
+    fresh: bool,
+    as_json: bool,
+) -> None:
+    """Write the adapter alone, for llama.cpp on a device that has its base."""
+    from mpa_edge.config.library import load_target
+    from mpa_edge.exporters import lora
+    from mpa_edge.exporters.pipeline import Order
+    from mpa_edge.exporters.source import open_source
+
+    with suppress_library_output(is_verbose()):
+        opened = open_source(source, out, base, merge=False)
+        opened.check()
+        _, found = lora.adapter_of(opened)  # refused before anything is merged
+        size_bytes = sum(tensor.numel() for tensor in found.lora.values()) * 2
+        if not dry_run:
+            order = Order(open_source(source, out, base), (), load_target(target) if target else None, threads, fresh)
+            folder = lora.export_adapter(order)
+    if dry_run:
+        if as_json:
+            return print_json({"source": str(opened.adapter), "predicted_bytes": {ADAPTER: {"adapter": size_bytes}}})
+        return click.echo(f"{ADAPTER}: about {size_bytes / 1e6:,.2f} MB, in {opened.exports / ADAPTER}")
+    report = lora.report_of(folder)
+    if as_json:
+        return print_json({"run": str(opened.run or source), "exports": [report]})
+    click.echo(f"{ADAPTER}: {report['files']['adapter']['bytes'] / 1e6:,.2f} MB for {report['base']}")
+    return click.echo(f"{ADAPTER}: verified with its base, in {folder}")
 
 
 def upload(folders: list[Path], repo: str) -> list[str]:

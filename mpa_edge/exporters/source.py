@@ -50,6 +50,10 @@ class Source:
     """The run folder; None for a plain checkpoint."""
     recipe: Recipe | None = None
     """How it was aligned; None for a plain checkpoint."""
+    adapter: Path | None = None
+    """Folder of the LoRA adapter that was merged into it; None where none was."""
+    base: Path | None = None
+    """Folder of the model that `adapter` was made for; None for a run, whose recipe names it."""
 
     @cached_property
     def family(self) -> Family:
@@ -143,7 +147,9 @@ def open_source(reference: str, out: str | None = None, base: str | None = None,
             raise MpaError(f"{folder} has no finished merge: run mpa-edge align --out {folder} first")
         require_no_base(reference, base)
         recipe = with_silver(load_recipe(str(folder / RECIPE_FILE)), folder)
-        return Source(folder.resolve().name, merged, Path(out) if out else folder / EXPORTS, run=folder, recipe=recipe)
+        exports, tuned = Path(out) if out else folder / EXPORTS, folder / FOLDERS["level"] / "adapter"
+        own = tuned if is_adapter(tuned) else None
+        return Source(folder.resolve().name, merged, exports, run=folder, recipe=recipe, adapter=own)
     found = folder if is_adapter(folder) else local_folder(resolve(reference))
     name = folder.resolve().name if folder.is_dir() else reference.rpartition("/")[2].replace(":", "-")
     exports = Path(out) if out else Path("runs") / name / EXPORTS
@@ -153,8 +159,9 @@ def open_source(reference: str, out: str | None = None, base: str | None = None,
     of = adapter.base_folder(found, base)
     if not merge:
         adapter.read(found, of)
-        return Source(name, of, exports)
-    return Source(name, adapter.merged(found, of, (exports if out else exports.parent) / adapter.MERGED), exports)
+        return Source(name, of, exports, adapter=found, base=of)
+    merged = adapter.merged(found, of, (exports if out else exports.parent) / adapter.MERGED)
+    return Source(name, merged, exports, adapter=found, base=of)
 
 
 def require_no_base(reference: str, base: str | None) -> None:

@@ -19,14 +19,21 @@ from typing import Any
 from mpa_edge.errors import MpaError
 
 
-def run_converter(converter: Path, pre_tokenizer: str, names: dict[str, str], arguments: list[str]) -> None:
-    """Run `convert_hf_to_gguf.py` without any access to the hub.
+def run_converter(
+    converter: Path,
+    pre_tokenizer: str,
+    names: dict[str, str],
+    arguments: list[str],
+    program: str = "convert_hf_to_gguf.py",
+) -> None:
+    """Run a converter of llama.cpp without any access to the hub.
 
     Args:
         converter: Folder of llama.cpp's converter.
         pre_tokenizer: For a tokenizer whose fingerprint it does not know; "" leaves that an error.
         names: Tensor in the weight files -> the name that the converter knows; others are left out.
         arguments: Its command line.
+        program: Its file.
 
     MpaError with its last line where it fails.
     """
@@ -34,7 +41,7 @@ def run_converter(converter: Path, pre_tokenizer: str, names: dict[str, str], ar
 
     huggingface_hub.constants.HF_HUB_OFFLINE = True
     sys.path[:0] = [str(converter), str(converter / "gguf-py")]
-    script, said = str(converter / "convert_hf_to_gguf.py"), io.StringIO()
+    script, said = str(converter / program), io.StringIO()
     sys.argv, sys.dont_write_bytecode = [script, *arguments], True
     logging.getLogger().handlers.clear()  # its messages go where it sends them
     try:
@@ -56,6 +63,8 @@ def run_converter(converter: Path, pre_tokenizer: str, names: dict[str, str], ar
 def failed(arguments: list[str], reason: str) -> MpaError:
     """The converter's own reason in one line, 200 characters at most."""
     component, short = "mmproj" if "--mmproj" in arguments else "language", " ".join(reason.split())[:200]
+    if "--base" in arguments:
+        return MpaError(f"llama.cpp's converter failed on the adapter ({short}): use --as gguf-f16, or report it")
     return MpaError(f"llama.cpp's converter failed on the {component} ({short}): use an onnx scheme, or report it")
 
 

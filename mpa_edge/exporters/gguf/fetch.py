@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from mpa_edge.errors import MpaError
-from mpa_edge.runs.files import MB, sha256_file
+from mpa_edge.runs.files import MB, sha256_file, sha256_json
 from mpa_edge.runs.user_cache import made_once
 
 VERSION = "0.3.36"
@@ -23,13 +23,13 @@ SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
 SDIST_VARIABLE = "MPA_EDGE_LLAMA_CPP_SDIST"
 NEEDED_BYTES, SDIST_BYTES = 40 * MB, 120 * MB
 PIP_TIMEOUT_S = 900
-WANTED = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/gguf/")
+WANTED = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/gguf/")
 _INSIDE = f"llama_cpp_python-{VERSION}/vendor/llama.cpp/"
 
 
 def converter_folder() -> Path:
-    """The folder of `convert_hf_to_gguf.py`, fetched on first use. MpaError where it cannot be fetched."""
-    return made_once(f"llama-cpp-{VERSION}-{SDIST_SHA256[:8]}", _unpack_converter, SDIST_BYTES)
+    """The folder of llama.cpp's converters, fetched on first use. MpaError where it cannot be fetched."""
+    return made_once(f"llama-cpp-{VERSION}-{sha256_json([SDIST_SHA256, *WANTED])[:8]}", _unpack_converter, SDIST_BYTES)
 
 
 def _unpack_converter(folder: Path) -> None:

@@ -80,16 +80,18 @@ def verify(
     threads: int | None,
     references: References,
     others: Sequence[Scheme] = (),
+    adapter: Path | None = None,
 ) -> tuple[Parity, ParityDetails]:
     """Compare an exported folder with its checkpoint on images of two sizes, alone and in a batch, and on a text.
 
     `references` are the checkpoint's side (`trace_references`), the same for every scheme; `others` are the schemes
-    that an error may advise. Raises VerificationError with every reason where the export is not the same model, and
-    MachineError where this machine cannot run it.
+    that an error may advise; `adapter` is a LoRA adapter that llama.cpp applies to the folder's model. Raises
+    VerificationError with every reason where the export is not the same model, and MachineError where this machine
+    cannot run it.
     """
     aligned, base = references
     try:
-        found = run_isolated(trace_export, source, folder, budget, threads, aligned, threads=threads)[0]
+        found = run_isolated(trace_export, source, folder, budget, threads, aligned, adapter, threads=threads)[0]
     except MachineError:
         raise
     except (MpaError, RuntimeError) as error:  # a runtime's own exception arrives from its process as a RuntimeError
@@ -200,7 +202,12 @@ class ExportTraces:
 
 
 def trace_export(
-    source: Source, folder: Path, budget: ImageBudget | None, threads: int | None, known: CheckpointTraces
+    source: Source,
+    folder: Path,
+    budget: ImageBudget | None,
+    threads: int | None,
+    known: CheckpointTraces,
+    adapter: Path | None = None,
 ) -> ExportTraces:
     """Run an exported folder on the probes and the text, and again from the checkpoint's own pixels."""
     from mpa_edge.vlm import load
@@ -213,6 +220,8 @@ def trace_export(
         problem = template_problem(str(source.checkpoint), header.metadata)
     model: Any = load(str(folder), name=artifact.name, threads=threads)
     try:
+        if adapter is not None:
+            model.language.attach(adapter)
         traces = [trace for batch in batches for trace in model.trace(batch)]
         forced = model.forced(batches[0][0], known.tokens)
         pairs = zip(traces, known.probes, strict=True)
@@ -230,6 +239,8 @@ def trace_export(
 
 def base_of(source: Source) -> Path | None:
     """Folder of the student before it was aligned; None for a plain checkpoint, or where the files are gone."""
+    if source.base is not None:
+        return source.base
     if source.recipe is None:
         return None
     student = resolve(source.recipe.student)

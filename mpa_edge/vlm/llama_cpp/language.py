@@ -120,6 +120,16 @@ class LanguageModel:
         self._id, self._id_position, wanted = (lib.llama_token * 1)(), (lib.llama_pos * 1)(), (ctypes.c_int8 * 1)(1)
         self._one_token = lib.llama_batch(n_tokens=1, token=self._id, pos=self._id_position, logits=wanted)
 
+    def attach(self, adapter: Path) -> None:
+        """Apply a LoRA adapter from now on. MpaError where it is damaged or was made for another model."""
+        read_header(adapter)
+        loaded = self.lib.llama_adapter_lora_init(self.model, os.fsencode(adapter))
+        adapters, scales = (self.lib.llama_adapter_lora_p_ctypes * 1)(loaded), (ctypes.c_float * 1)(1.0)
+        if not loaded or self.lib.llama_set_adapters_lora(self.context, adapters, 1, scales):
+            raise MpaError(
+                f"llama.cpp cannot apply {adapter} to {self.path} ({last_error()}): use the base that it names"
+            )
+
     def tokenize(self, text: str) -> list[int]:
         """Ids of a text; special tokens in it become their ids, none is added."""
         raw = text.encode()
