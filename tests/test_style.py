@@ -94,6 +94,7 @@ ALLOWED = {
         "(folder / name).open": "in that folder; the names are those of an archive with a known hash",
         "shutil.copyfileobj": "into that file",
     },
+    "exporters/gguf/lora.py": {"save": "safetensors, into memory"},
     "exporters/onnx/export.py": {"onnx_ir.save": "in a folder of this process, made anew"},
     "exporters/onnx/files.py": {
         "folder.mkdir": "raises where anything has the name",

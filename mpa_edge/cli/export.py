@@ -72,11 +72,9 @@ def command(
 ) -> None:
     """Export a model as quantized ONNX or GGUF files, verified against the checkpoint.
 
-    RUN is a folder that align made; a plain CHECKPOINT folder (or hub id) works as well, and so does the folder of a
-    LoRA ADAPTER, which is merged into its base first; --as gguf-lora writes the adapter alone, for llama.cpp on a
-    device that has the base. Without --as, the target's schemes are tried in order until one is the same model; with
-    --choose in order of size, until one also keeps the accuracy on the run's held-out questions. Exit code 3: an
-    export is not the same model, and was removed.
+    RUN is a folder that align made, CHECKPOINT a folder or a hub id. An ADAPTER is merged into its base; --as gguf-lora
+    writes it alone, for llama.cpp beside the base. Without --as, the target's schemes are tried until one is the same
+    model, with --choose the smallest first, until one also keeps the accuracy. Exit code 3: no export is.
 
     \b
     Examples:
@@ -89,14 +87,12 @@ def command(
     """
     from mpa_edge.config.library import load_target
     from mpa_edge.exporters.pipeline import Order, choose_schemes, report_of, run_export, taken_by
-    from mpa_edge.exporters.sizes import forecast_bytes
     from mpa_edge.exporters.source import open_source
     from mpa_edge.exporters.verify.accuracy import measure, recipe_of
 
     if ADAPTER in schemes:
-        if len(schemes) > 1 or clients or accuracy or choose or repo:
-            raise click.UsageError(f"--as {ADAPTER} makes an adapter and no model: give it alone, without {NOT_FOR_IT}")
-        return export_adapter(source, out, base, target, threads, dry_run, fresh, as_json)
+        more = bool(schemes[1:] or clients or accuracy or choose or repo)
+        return export_adapter(source, out, base, target, threads, dry_run, fresh, as_json, more)
     if choose and schemes:
         raise click.UsageError("--choose takes the schemes of a target: leave out --as")
     with suppress_library_output(is_verbose()):
@@ -105,9 +101,7 @@ def command(
     order = Order(opened, choose_schemes(opened, schemes, chosen), chosen, threads, fresh, first=not schemes)
     order = taken_by(order, clients)
     if choose:
-        recipe_of(opened)
-        by_size = sorted(order.schemes, key=lambda scheme: sum(forecast_bytes(opened, scheme).values()))
-        order = replace(order, schemes=tuple(by_size), margin=margin / 100, questions=accuracy)
+        order = replace(smallest_first(order), margin=margin / 100, questions=accuracy)
     if dry_run:
         return show_plan(order, as_json)
     with suppress_library_output(is_verbose()):
@@ -122,6 +116,16 @@ def command(
     return show_result(order, folders, links)
 
 
+def smallest_first(order: Order) -> Order:
+    """The schemes in order of size. MpaError where there are no questions to choose by."""
+    from mpa_edge.exporters.sizes import forecast_bytes
+    from mpa_edge.exporters.verify.accuracy import recipe_of
+
+    recipe_of(order.source)
+    by_size = sorted(order.schemes, key=lambda scheme: sum(forecast_bytes(order.source, scheme).values()))
+    return replace(order, schemes=tuple(by_size))
+
+
 def export_adapter(
     source: str,
     out: str | None,
@@ -131,8 +135,11 @@ def export_adapter(
     dry_run: bool,
     fresh: bool,
     as_json: bool,
+    more: bool,
 ) -> None:
-    """Write the adapter alone, for llama.cpp on a device that has its base."""
+    """Write the adapter alone, for llama.cpp on a device that has its base; `more`: other things are asked for."""
+    if more:
+        raise click.UsageError(f"--as {ADAPTER} makes an adapter and no model: give it alone, without {NOT_FOR_IT}")
     from mpa_edge.config.library import load_target
     from mpa_edge.exporters import lora
     from mpa_edge.exporters.pipeline import Order

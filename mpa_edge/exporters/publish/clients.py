@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from mpa_edge.exporters.source import Source
 
 FILES = {
-    "llama-server": "llama-server.sh",
-    "ollama": "Modelfile",
-    "python": "run.py",
-    "transformers.js": "run.mjs",
+    "llama-server": ("llama-server.sh",),
+    "ollama": ("Modelfile",),
+    "python": ("run.py",),
+    "transformers.js": ("run.mjs", "index.html"),
 }
-"""Client -> file that is written for it."""
+"""Client -> files that are written for it."""
 
 
 def refusal(client: str, scheme: Scheme, source: Source) -> str | None:
@@ -59,14 +59,15 @@ def write_clients(source: Source, folder: Path, clients: Iterable[str]) -> None:
     manifest = finished(folder)
     outputs = dict(manifest.outputs)
     for client in clients:
-        name = FILES[client]
-        write_bytes(folder / name, _program(client, source, folder).encode())
-        outputs[name] = entry(folder, name)
+        for name, text in zip(FILES[client], _texts(client, source, folder), strict=True):
+            write_bytes(folder / name, text.encode())
+            outputs[name] = entry(folder, name)
     if outputs != manifest.outputs:
         write_json(folder / MANIFEST, manifest.model_copy(update={"outputs": outputs}))
 
 
-def _program(client: str, source: Source, folder: Path) -> str:
+def _texts(client: str, source: Source, folder: Path) -> tuple[str, ...]:
+    """Contents of the files of a client."""
     from mpa_edge.artifact import read_artifact
     from mpa_edge.exporters.publish import snippets
     from mpa_edge.exporters.publish.card import QUESTION
@@ -75,9 +76,10 @@ def _program(client: str, source: Source, folder: Path) -> str:
 
     artifact, prompt = read_artifact(folder), source.prompt(QUESTION)
     if client == "llama-server":
-        return snippets.llama_server_snippet(artifact).code
+        return (snippets.llama_server_snippet(artifact).code,)
     if client == "ollama":
-        return modelfile(load_processor(str(source.checkpoint)), artifact, folder)
+        return (modelfile(load_processor(str(source.checkpoint)), artifact, folder),)
     if client == "python":
-        return snippets.mpa_edge_snippet(artifact, prompt, artifact.scheme).code
-    return snippets.javascript_snippet(artifact, prompt, artifact.scheme).code
+        return (snippets.mpa_edge_snippet(artifact, prompt, artifact.scheme).code,)
+    in_node = snippets.javascript_snippet(artifact, prompt, artifact.scheme).code
+    return in_node, snippets.browser_page(artifact, QUESTION)

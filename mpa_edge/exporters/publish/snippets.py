@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shlex
+import textwrap
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,6 +13,8 @@ from mpa_edge.artifact import Artifact
 from mpa_edge.vlm.llama_cpp.server import READ_BOTH_WAYS
 
 IMAGE = "image.png"
+TRANSFORMERS_JS = "https://cdn.jsdelivr.net/npm/@huggingface/transformers@4.3.1"
+"""What a web page loads: the version that is tested."""
 EXTRAS = {"onnx": "onnx", "gguf": "gguf", "hybrid": "onnx,gguf"}
 # model types with positions of three numbers, and those that transformers.js has no class for
 THREE_AXES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
@@ -120,13 +124,6 @@ print(processor.tokenizer.decode(answer, skip_special_tokens=True).strip())
 
 def javascript_snippet(artifact: Artifact, prompt: str, scheme: str) -> Snippet:
     """transformers.js, in node and browsers."""
-    order = "image, text" if artifact.model_type in IMAGE_FIRST else "text, [image]"
-    inputs = f"const inputs = await processor({order});"
-    if artifact.model_type == "gemma4":  # its processor would write line breaks around the image, and a second <bos>
-        start, token, end = (artifact.image[f"{name}_token"] for name in ("boi", "image", "eoi"))
-        inputs = f"""const {{ num_soft_tokens_per_image: [n], ...pixels }} = await processor.image_processor(image);
-const whole = text.replace("{token}", "{start}" + "{token}".repeat(n) + "{end}");
-const inputs = {{ ...processor.tokenizer(whole, {{ add_special_tokens: false }}), ...pixels }};"""
     code = f"""
 import {{ AutoModelForImageTextToText, AutoProcessor, RawImage, env }} from "@huggingface/transformers";
 
@@ -136,14 +133,85 @@ env.allowRemoteModels = false;
 const processor = await AutoProcessor.from_pretrained(id);
 const model = await AutoModelForImageTextToText.from_pretrained(id);
 const image = await RawImage.read("{IMAGE}");
-const content = [{{ type: "image" }}, {{ type: "text", text: {json.dumps(prompt)} }}];
+{_asked_in_javascript(artifact, json.dumps(prompt))}console.log(answer);
+"""
+    return Snippet("JavaScript, transformers.js", "`npm install @huggingface/transformers`", "js", code.lstrip("\n"))
+
+
+def _asked_in_javascript(artifact: Artifact, question: str) -> str:
+    """From `image` and an expression for the question to `answer`."""
+    order = "image, text" if artifact.model_type in IMAGE_FIRST else "text, [image]"
+    inputs = f"const inputs = await processor({order});"
+    if artifact.model_type == "gemma4":  # its processor would write line breaks around the image, and a second <bos>
+        start, token, end = (artifact.image[f"{name}_token"] for name in ("boi", "image", "eoi"))
+        inputs = f"""const {{ num_soft_tokens_per_image: [n], ...pixels }} = await processor.image_processor(image);
+const whole = text.replace("{token}", "{start}" + "{token}".repeat(n) + "{end}");
+const inputs = {{ ...processor.tokenizer(whole, {{ add_special_tokens: false }}), ...pixels }};"""
+    return f"""const content = [{{ type: "image" }}, {{ type: "text", text: {question} }}];
 const text = processor.apply_chat_template([{{ role: "user", content }}], {{ add_generation_prompt: true }});
 {inputs}
 const output = await model.generate({{ ...inputs, max_new_tokens: {artifact.max_new_tokens}, do_sample: false }});
-const answer = output.slice(null, [inputs.input_ids.dims.at(-1), null]);
-console.log(processor.batch_decode(answer, {{ skip_special_tokens: true }})[0].trim());
+const tokens = output.slice(null, [inputs.input_ids.dims.at(-1), null]);
+const answer = processor.batch_decode(tokens, {{ skip_special_tokens: true }})[0].trim();
 """
-    return Snippet("JavaScript, transformers.js", "`npm install @huggingface/transformers`", "js", code.lstrip("\n"))
+
+
+def browser_page(artifact: Artifact, question: str) -> str:
+    """A web page that asks the model beside it, with no build step: an image in, an answer out."""
+    asked = _asked_in_javascript(artifact, f"form.question.value + {json.dumps(artifact.prompt_suffix)}")
+    asked = textwrap.indent(asked.replace("</", "<\\/"), "  ")
+    name, question = html.escape(artifact.name), html.escape(question)
+    return f"""<!doctype html>
+<!-- From inside this folder: python3 -m http.server 8000 --bind 127.0.0.1, then open http://127.0.0.1:8000 -->
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{name}</title>
+<style>
+body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 40rem; margin: 2rem auto; padding: 0 1rem }}
+img {{ display: block; max-width: 100%; max-height: 50vh; margin: 1rem 0 }}
+input, button {{ font: inherit; max-width: 100%; margin: 0.25rem 0 }}
+output {{ white-space: pre-wrap; font-weight: bold }}
+</style>
+<script type="importmap">
+{{ "imports": {{ "@huggingface/transformers": "{TRANSFORMERS_JS}" }} }}
+</script>
+<h1>{name}</h1>
+<form>
+<p><label>Image <input name="file" type="file" accept="image/*" required></label>
+<p><label>Question <input name="question" size="40" value="{question}" required></label>
+<button disabled>Ask</button>
+</form>
+<img alt="" hidden>
+<output aria-live="polite">Loading the model</output>
+<script type="module">
+const [form, shown, said] = ["form", "img", "output"].map((name) => document.querySelector(name));
+const tell = (what) => {{ said.textContent = what; }};
+addEventListener("unhandledrejection", ({{ reason }}) => tell(reason));
+const {{ AutoModelForImageTextToText, AutoProcessor, RawImage, env }} = await import("@huggingface/transformers");
+env.allowLocalModels = true;
+env.allowRemoteModels = false;
+env.useBrowserCache = false; // another model may be at this address tomorrow
+env.localModelPath = "./";
+const processor = await AutoProcessor.from_pretrained(".");
+const model = await AutoModelForImageTextToText.from_pretrained(".");
+form.file.onchange = () => {{
+  shown.src = URL.createObjectURL(form.file.files[0]);
+  shown.hidden = false;
+}};
+form.onsubmit = async (event) => {{
+  event.preventDefault();
+  form.querySelector("button").disabled = true;
+  tell("Thinking");
+  const image = await RawImage.fromBlob(form.file.files[0]);
+{asked}  tell(answer);
+  form.querySelector("button").disabled = false;
+}};
+form.querySelector("button").disabled = false;
+tell("");
+</script>
+</html>
+"""
 
 
 def llama_cpp_snippet(artifact: Artifact, prompt: str) -> Snippet:

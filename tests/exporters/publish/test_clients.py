@@ -5,13 +5,17 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +27,22 @@ from mpa_edge.exporters.pipeline import Order, inputs_of, run_export
 from mpa_edge.exporters.publish.card import card
 from mpa_edge.exporters.publish.clients import FILES, refusal, write_clients
 from mpa_edge.exporters.publish.manifest import finished, is_exported, outputs_of
+from mpa_edge.exporters.publish.snippets import TRANSFORMERS_JS
 from mpa_edge.exporters.source import open_source
 from mpa_edge.nursery.render import render
 from mpa_edge.runs.files import write_json
 from mpa_edge.runs.manifest import MANIFEST
 from tests.bench.llama_server import program
+from tests.bench.report.browser import Browser, Page
 from tests.exporters import hand_made, ollama
+from tests.exporters.javascript import client
 from tests.families import zoo
-from tests.vlm.exported import STUDENT, checkpoint
+from tests.vlm.exported import STUDENT, checkpoint, onnx_folder
 from tests.vlm.llama_exported import gguf_folder
 
 ROOT, QUESTION = Path(__file__).parents[3], "How many bars are there?"
 WAIT_S = 120
+KINDS = {"gguf": "gguf-f16", "onnx": "onnx-fp32"}
 
 
 def placed(tmp_path: Path, made: Path, clients: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -42,7 +50,7 @@ def placed(tmp_path: Path, made: Path, clients: tuple[str, ...], monkeypatch: py
     monkeypatch.setattr("mpa_edge.exporters.publish.card.QUESTION", QUESTION)
     artifact = read_artifact(made)
     folder = Path(shutil.copytree(made, tmp_path / artifact.scheme))
-    write_json(folder / MANIFEST, hand_made.manifest_of(load_scheme("gguf-f16"), folder))
+    write_json(folder / MANIFEST, hand_made.manifest_of(load_scheme(KINDS[artifact.format]), folder))
     write_clients(open_source(str(checkpoint(STUDENT)), out=str(tmp_path / "exports")), folder, clients)
     render(tmp_path / "images", 1, 7, "target")
     shutil.copy(next((tmp_path / "images").rglob("*.png")), folder / "image.png")
@@ -133,7 +141,79 @@ def test_a_rerun_adds_a_client_and_exports_nothing_again(tmp_path: Path, monkeyp
         assert run_export(Order(source, (scheme,), clients=clients)) == [folder]
         assert is_exported(folder, inputs)
         assert finished(folder).outputs == outputs_of(folder)
-    assert {FILES["python"], FILES["llama-server"]} < set(finished(folder).outputs)
+    assert {*FILES["python"], *FILES["llama-server"]} < set(finished(folder).outputs)
+
+
+@pytest.mark.peer
+def test_the_page_answers_in_a_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is, from a plain web server; what it loads from a CDN comes from the installed packages."""
+    folder = placed(tmp_path, onnx_folder(STUDENT), ("transformers.js", "python"), monkeypatch)
+    asked = folder / "index.html"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    browser = Browser(tmp_path / "profile")
+    try:
+        with browser.open("about:blank") as page:
+            page.send("Fetch.enable", patterns=[{"urlPattern": f"{CDN}*"}])
+            page.send("Page.navigate", url=f"http://127.0.0.1:{server.server_port}/")
+            until(page, "document.querySelector('button')?.disabled === false")
+            document = page.send("DOM.getDocument")["root"]["nodeId"]
+            field = page.send("DOM.querySelector", nodeId=document, selector="[type=file]")["nodeId"]
+            page.send("DOM.setFileInputFiles", nodeId=field, files=[str(folder / "image.png")])
+            page.evaluate("document.querySelector('button').click()")
+            until(page, "document.querySelector('button').disabled")
+            until(page, "!document.querySelector('button').disabled")
+            answer = page.evaluate("document.querySelector('output').textContent")
+            assert page.evaluate("document.querySelector('[name=question]').value") == QUESTION
+            outside = [url for url in page.requests() if "127.0.0.1" not in url and not url.startswith("blob:")]
+            page.screenshot(tmp_path / "page.png")
+    finally:
+        browser.close()
+        server.shutdown()
+        server.server_close()
+    assert answer == said(folder, sys.executable, "run.py") != ""
+    assert outside
+    assert all(url.startswith(CDN) for url in outside), outside
+    assert f'"{TRANSFORMERS_JS}"' in asked.read_text()
+
+
+CDN = "https://cdn.jsdelivr.net/npm/"
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def until(page: Page, expression: str) -> None:
+    """Wait for an expression to be true, and give the page what it wants from the CDN."""
+    deadline, given = time.monotonic() + WAIT_S, set[str]()
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, page.evaluate("document.body?.innerText")
+        for event in list(page.events):
+            if event["method"] == "Fetch.requestPaused" and (key := event["params"]["requestId"]) not in given:
+                given.add(key)
+                from_cdn(page, key, event["params"]["request"]["url"])
+                page.events.remove(event)
+        time.sleep(0.05)
+
+
+def from_cdn(page: Page, request: str, url: str) -> None:
+    """jsDelivr: PACKAGE@VERSION/FILE, or the file that the package names for it."""
+    scope, name, version, file = re.fullmatch(r"(@[^/]+/)?([^@/]+)@([^/]+)/?(.*)", url.removeprefix(CDN)).groups()
+    package = client() / "node_modules" / (scope or "") / name
+    described = json.loads((package / "package.json").read_text())
+    assert described["version"] == version
+    path = package / (file or described["jsdelivr"])
+    kind = "application/wasm" if path.suffix == ".wasm" else "text/javascript"
+    headers = {"Content-Type": kind, "Access-Control-Allow-Origin": "*"}
+    page.send(
+        "Fetch.fulfillRequest",
+        requestId=request,
+        responseCode=200,
+        responseHeaders=[{"name": name, "value": value} for name, value in headers.items()],
+        body=base64.b64encode(path.read_bytes()).decode(),
+    )
 
 
 def test_ollama_is_refused_what_it_would_answer_in_another_way(tmp_path: Path) -> None:
