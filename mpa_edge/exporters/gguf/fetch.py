@@ -24,12 +24,14 @@ SDIST_VARIABLE = "MPA_EDGE_LLAMA_CPP_SDIST"
 NEEDED_BYTES, SDIST_BYTES = 40 * MB, 120 * MB
 PIP_TIMEOUT_S = 900
 WANTED = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/gguf/")
+FOLDER = f"llama-cpp-{VERSION}-{sha256_json([SDIST_SHA256, *WANTED])[:8]}"
+"""Its name in the user's cache: another one where other files are wanted."""
 _INSIDE = f"llama_cpp_python-{VERSION}/vendor/llama.cpp/"
 
 
 def converter_folder() -> Path:
     """The folder of llama.cpp's converters, fetched on first use. MpaError where it cannot be fetched."""
-    return made_once(f"llama-cpp-{VERSION}-{sha256_json([SDIST_SHA256, *WANTED])[:8]}", _unpack_converter, SDIST_BYTES)
+    return made_once(FOLDER, _unpack_converter, SDIST_BYTES)
 
 
 def _unpack_converter(folder: Path) -> None:

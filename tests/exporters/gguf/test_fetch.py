@@ -20,7 +20,7 @@ from mpa_edge.runs.user_cache import DONE
 
 INSIDE = f"llama_cpp_python-{fetch.VERSION}/vendor/llama.cpp/"
 SCRIPT = "convert_hf_to_gguf.py"
-LOCK = f".llama-cpp-{fetch.VERSION}-{fetch.SDIST_SHA256[:8]}.lock"
+LOCK = f".{fetch.FOLDER}.lock"
 
 
 def member(name: str, content: bytes = b"x", kind: bytes = tarfile.REGTYPE, link: str = "") -> tuple:
