@@ -107,11 +107,13 @@ def load(
     spent_before: float = 0.0,
     accelerators: Sequence[str] = CPU_ONLY,
     provider_options: Mapping[str, Mapping[str, str]] | None = None,
+    profile: Path | None = None,
 ) -> VLM:
     """The model behind a reference, ready to answer. torch is imported only here, and only for a checkpoint.
 
     `batch_size` is the largest batch. Exports ignore `device` and `batch_size`: they answer one request at a time, on
-    the first of `accelerators` that is here. `provider_options`: see `config.target`. `server` and `spent_before` are
+    the first of `accelerators` that is here. `provider_options`: see `config.target`; `profile`: a folder for temporary
+    files, where `profile_of` of an export shall be called. `server` and `spent_before` are
     for a model behind a server. Raises MpaError where a package, the model or the device is missing, or the checkpoint
     is damaged.
     """
@@ -125,7 +127,12 @@ def load(
     if is_export:
         runtime = _imported(*RUNTIMES[read_artifact(Path(path)).format], "onnx")
         return runtime(
-            Path(path), name=name, threads=threads, accelerators=accelerators, provider_options=provider_options
+            Path(path),
+            name=name,
+            threads=threads,
+            accelerators=accelerators,
+            provider_options=provider_options,
+            profile=profile,
         )
     with interrupts_held():
         checkpoint = _imported("mpa_edge.vlm.transformers.model", "TransformersVLM", "align")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mpa_edge.errors import MpaError, missing_package
@@ -15,7 +16,8 @@ from mpa_edge.vlm.pixels import prepare
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from mpa_edge.types import Pixels
+    from mpa_edge.types import Pixels, Request
+    from mpa_edge.vlm.shared.usage import Usage
 
 
 class HybridVLM(LlamaCppVLM):
@@ -23,12 +25,27 @@ class HybridVLM(LlamaCppVLM):
 
     def _load_vision(self) -> Any:
         try:
-            from mpa_edge.vlm.onnxruntime.providers import choose
+            from mpa_edge.vlm.onnxruntime.providers import choose, with_engines
             from mpa_edge.vlm.onnxruntime.sessions import VisionEncoder
         except ModuleNotFoundError as error:
             raise missing_package(str(error.name).partition(".")[0], "onnx") from error
-        self.execution = choose((*self.accelerators, "cpu"), self.provider_options)
+        chosen = replace(choose((*self.accelerators, "cpu"), self.provider_options), profile=self.profile)
+        self.execution = with_engines(chosen, self.folder, self.artifact.context_tokens)
         return VisionEncoder(self.file("vision"), self.language.threads, self.execution)
+
+    def profile_of(self, request: Request) -> Usage:
+        """Answer once more, and report what computed: the encoder by ONNX Runtime's profile, the rest by llama.cpp."""
+        from mpa_edge.vlm.onnxruntime.profile import usage_of
+
+        skipped = self.vision.n_runs
+        timing = self.answer([request])[0].timing
+        usage = usage_of([self.vision], self.execution, [skipped])
+        language_s = (timing.prefill_s or 0.0) + (timing.decode_s or 0.0) if timing else 0.0
+        if usage.accelerator == "cpu":
+            return replace(usage, seconds={"cpu": (usage.seconds or {}).get("cpu", 0.0) + language_s})
+        both = dict(usage.seconds or {})
+        both["cpu"] = both.get("cpu", 0.0) + language_s
+        return replace(usage, seconds=both, elsewhere=(("language model on cpu", language_s), *usage.elsewhere))
 
     def look(self, image: Image, pixels: Pixels | None = None) -> EncodedImage:
         """Encode an image, or `pixels` in its place. MpaError where embeddings and image tokens differ in number."""

@@ -11,6 +11,7 @@ Standard library only, for Python 3.10 or newer: this file runs on the device.
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -50,6 +51,18 @@ def kib_fields(rows: Iterable[str]) -> dict[str, int]:
         if unit == "kB" and number.isascii() and number.isdigit() and len(number) < 16:
             found[name] = int(number) * KIB
     return found
+
+
+def gpu_bytes() -> int | None:
+    """GPU memory of this process, as nvidia-smi reports it; None where it does not: no such GPU, or a Jetson's."""
+    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    try:
+        rows = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    pairs = (row.split(",") for row in rows if row.count(",") == 1)
+    own = [used.strip() for pid, used in pairs if pid.strip() == str(os.getpid())]
+    return sum(int(used) << 20 for used in own if used.isdecimal()) or None
 
 
 class PeakMemory:

@@ -23,6 +23,8 @@ MODELS = "models/"
 """Folder of a bundle that holds the exported models."""
 LINE_BYTES, OUT_BYTES = 1 << 20, 64 << 20
 """Longest line of a job, and most that is read of its out.jsonl; an answer takes about 500 bytes."""
+BUILD_TIMEOUT_S = 3600.0
+"""Longest time for the engines of one model: TensorRT takes half an hour for a decoder on a small board."""
 LARGEST_CORE = 8191
 """Linux is built for at most so many."""
 CORES = re.compile(r"[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?){0,999}")
@@ -72,15 +74,16 @@ class Line:
     """One line of out.jsonl."""
 
     kind: str
-    """loaded | answer | memory | failed | end."""
+    """used | loaded | answer | memory | failed | end."""
     variant: str = ""
     """artifact or base."""
     block: int = 0
     """Number of the process, from 0."""
     values: dict[str, Any] = field(default_factory=dict)
     """loaded: load_s, cold, runtime, backend, threads, warm_up, content; answer: id, repetition, text, finish_reason,
-    tokens and the timings (keys of records.METRICS) that the runtime reports; memory: peak_bytes, method; failed:
-    reason. `results.lines` has their types and bounds."""
+    tokens and the timings (keys of records.METRICS) that the runtime reports; memory: peak_bytes, method; used: a
+    `vlm.shared.usage.Usage` of one answer, software, build_s, gpu_bytes; failed: reason. `results.lines` has their
+    types and bounds."""
 
 
 def to_json(order: JobOrder) -> str:

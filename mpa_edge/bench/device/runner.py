@@ -72,6 +72,7 @@ def run_job(folder: Path, bundle: Path) -> int:
     require_packages(bundle, order)
     with Journal(folder / protocol.OUT) as journal:
         supervisor = Supervisor(bundle, folder, order, journal)
+        supervisor.prepare()
         for block in protocol.blocks(journal.todo(order)):
             supervisor.ask(block)
         journal.end()
@@ -165,12 +166,22 @@ class Supervisor:
         while pending and variant not in self._given_up:
             self._run_process(variant, pending)
 
-    def _run_process(self, variant: str, pending: list[Step]) -> None:
+    def prepare(self) -> None:
+        """Have the engines of each model built, and what computes it found out, where that is not sure."""
+        done = {line.variant for line in self.journal.lines if line.kind in ("used", "answer")}
+        for variant in self.order.variants if self.order.accelerators != ("cpu",) else ():
+            asked = [step for step in self.order.steps if step.variant == variant]
+            if variant not in done and asked:
+                self._run_process(variant, asked[-1:], prepare=True)
+
+    def _run_process(self, variant: str, pending: list[Step], *, prepare: bool = False) -> None:
         """One process; steps that are done leave `pending`."""
         block, self._next = self._next, self._next + 1
         order = asdict(replace(self.order, steps=tuple(pending)))
-        task = {"order": order, "variant": variant, "block": block, "cold": variant not in self._loaded}
-        is_loaded, limit_s = False, max(LOAD_TIMEOUT_S, self.order.answer_timeout_s)
+        cold = variant not in self._loaded
+        task = {"order": order, "variant": variant, "block": block, "cold": cold, "prepare": prepare}
+        is_loaded, limit_s = False, protocol.BUILD_TIMEOUT_S if prepare else LOAD_TIMEOUT_S
+        limit_s = max(limit_s, self.order.answer_timeout_s)
         with Worker(self.bundle, self.folder / LOG, task) as worker:
             while True:
                 try:
@@ -184,7 +195,7 @@ class Supervisor:
                 self._record(line, pending)
                 if line.kind == "loaded":
                     is_loaded, limit_s = True, self.order.answer_timeout_s
-                if line.kind == "memory" or variant in self._given_up:
+                if prepare or line.kind == "memory" or variant in self._given_up:
                     return
                 worker.acknowledge()
         self._faults[variant] += 1

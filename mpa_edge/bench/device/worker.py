@@ -15,11 +15,13 @@ import signal
 import socket
 import time
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from mpa_edge.artifact import ARTIFACT, Artifact, read_artifact
-from mpa_edge.bench.device.memory import Watcher, drop_from_page_cache
+from mpa_edge.bench.device.memory import Watcher, drop_from_page_cache, gpu_bytes
 from mpa_edge.bench.device.protocol import (
     JobOrder,
     Line,
@@ -69,6 +71,8 @@ def work(bundle: Path, descriptor: int) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the runner decides
     link = Link(descriptor)
     order, variant = from_json(json.dumps(link.task["order"])), str(link.task["variant"])
+    if link.task["prepare"]:
+        return prepare(bundle, link, order, variant)
     with Watcher() as memory:
         try:
             pin(order.cores)
@@ -91,6 +95,39 @@ def work(bundle: Path, descriptor: int) -> int:
             else:
                 link.say("answer", **values)
     link.say("memory", **memory.values(), uptime_s=uptime_s())
+    return 0
+
+
+def prepare(bundle: Path, link: Link, order: JobOrder, variant: str) -> int:
+    """Build what the accelerator builds of the model, and find out what computes one answer. The exit status.
+
+    A process of its own: neither time nor memory of it may count. All engines are complete after one answer.
+    """
+    step = order.steps[-1]
+    try:
+        pin(order.cores)
+        question = read_questions(bundle)[step.id]
+        with TemporaryDirectory(prefix="mpa-edge-") as folder:
+            started = time.perf_counter()
+            model: Any = load_model(bundle, order, variant, cold=False, profile=Path(folder))[0]
+            answer(model, bundle, question, step)
+            if not hasattr(model, "profile_of"):  # its runtime reports nothing
+                link.say("warm")
+                return 0
+            seconds, engines = (
+                time.perf_counter() - started,
+                getattr(getattr(model, "execution", None), "engines", None),
+            )
+            usage = model.profile_of(request_of(bundle, question))
+    except Exception as error:
+        link.say("failed", reason=reason_of(error))
+        return 1
+    build_s = None
+    if engines:
+        from mpa_edge.vlm.onnxruntime.engines import build_seconds
+
+        build_s = build_seconds(engines, seconds)
+    link.say("used", **asdict(usage), software=usage.is_software, build_s=build_s, gpu_bytes=gpu_bytes())
     return 0
 
 
@@ -126,8 +163,10 @@ def pin(cores: str | None) -> None:
     os.sched_setaffinity(0, wanted)
 
 
-def load_model(bundle: Path, order: JobOrder, variant: str, *, cold: bool) -> tuple[VLM, dict[str, Any]]:
-    """A loaded model, and the values of its `loaded` line.
+def load_model(
+    bundle: Path, order: JobOrder, variant: str, *, cold: bool, profile: Path | None = None
+) -> tuple[VLM, dict[str, Any]]:
+    """A loaded model, and the values of its `loaded` line. `profile`: see `vlm.load`.
 
     With `cold` its files are dropped from the page cache first. The runtime's own libraries are in memory before the
     clock starts. MpaError where the order names a folder outside of the bundle, or the runtime is missing.
@@ -147,6 +186,7 @@ def load_model(bundle: Path, order: JobOrder, variant: str, *, cold: bool) -> tu
         threads=order.threads,
         accelerators=order.accelerators,
         provider_options=order.provider_options,
+        profile=profile,
     )
     load_s = time.perf_counter() - started
     return model, {
@@ -194,10 +234,7 @@ def answer(model: VLM, bundle: Path, question: dict[str, Any], step: Step) -> di
     Each call opens the image again, because a model reuses an image within one call: so every answer does all of the
     work and depends on no other. MpaError where the image cannot be read here.
     """
-    image = open_image(bundle / question["image"], MAX_PIXELS)
-    if isinstance(image, Drop):
-        raise MpaError(f"{question['image']}: {image.reason} {image.detail}; update Pillow on the device")
-    request = Request(image, question["prompt"], int(question["max_new_tokens"]), temperature=0.0)
+    request = request_of(bundle, question)
     reply = model.answer([request])[0]
     return {
         "id": step.id,
@@ -205,9 +242,17 @@ def answer(model: VLM, bundle: Path, question: dict[str, Any], step: Step) -> di
         "text": reply.text,
         "finish_reason": reply.finish_reason,
         "tokens": reply.n_tokens,
-        "same_pixels": pixel_hash(image) == question["pixels"],
+        "same_pixels": pixel_hash(request.image) == question["pixels"],
         "uptime_s": uptime_s(),
     } | figures(reply)
+
+
+def request_of(bundle: Path, question: dict[str, Any]) -> Request:
+    """A question with its image, greedy. MpaError where the image cannot be read here."""
+    image = open_image(bundle / question["image"], MAX_PIXELS)
+    if isinstance(image, Drop):
+        raise MpaError(f"{question['image']}: {image.reason} {image.detail}; update Pillow on the device")
+    return Request(image, question["prompt"], int(question["max_new_tokens"]), temperature=0.0)
 
 
 def pixel_hash(image: Image) -> str:

@@ -130,10 +130,11 @@ def run_python(transport: Transport, order: JobOrder, python: str, *, remote: st
     """
     write_bytes(local / protocol.ORDER, protocol.to_json(order).encode())
     transport.push(local / protocol.ORDER, f"{folder}/{protocol.ORDER}", timeout_s=CHECK_S)
+    stall_s = STALL_S if order.accelerators == ("cpu",) else protocol.BUILD_TIMEOUT_S + STALL_S
     job = Job(transport, folder)
     job.start(shlex.join(["sh", f"{remote}/bench.sh", folder, python]), local / protocol.OUT)
     with progress(f"bench on {transport.name}", len(order.steps)) as advance:
-        for line in protocol.read_lines(job.lines(local / protocol.OUT, stall_s=STALL_S)):
+        for line in protocol.read_lines(job.lines(local / protocol.OUT, stall_s=stall_s)):
             advance(line.kind == "answer")
     for name in (protocol.PROBE, protocol.PROBE_AFTER, protocol.WATCH, protocol.ERRORS):
         fetch(transport, f"{folder}/{name}", local / name)

@@ -42,6 +42,8 @@ def render_table(data: BenchData, width: int = WIDTH) -> str:
             table.add_row(title, words.quantity(base.p50, base.unit) if base else "", "", own)
     if report.timings != "valid":
         table.add_row("timings", *_cells("", "", report.timings))
+    if report.accelerator:
+        table.add_row("computed by", *_cells("", "", words.computed_by(report.accelerator)))
     table.add_row("peak memory", "", "", words.size(report.memory.peak_bytes))
     table.add_row("size", "", "", words.size(report.size_bytes))
     judged = [

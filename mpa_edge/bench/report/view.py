@@ -117,6 +117,7 @@ def environment(report: BenchReport) -> list[tuple[str, str]]:
         ("Instruction sets", ", ".join(used.cpu_features) or "none that matters was found"),
         ("System", used.os),
         ("Runtime", f"{used.runtime}, {used.backend}"),
+        *([("Computed by", words.computed_by(report.accelerator))] if report.accelerator else []),
         ("Threads", "unknown" if used.threads is None else str(used.threads)),
         ("Measured", f"{report.created} (UTC, clock of the host)"),
         ("Bundle", report.bundle_sha256),

@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from mpa_edge.bench.results.records import BenchReport, Figure, Sweep
+from mpa_edge.bench.results.records import AcceleratorResult, BenchReport, Figure, Sweep
 from mpa_edge.questions import measure_of
 from mpa_edge.questions.own import SILVER_NOTE
 from mpa_edge.types import Truth
@@ -41,6 +41,23 @@ MEASURES: dict[Truth, str] = {
     "teacher": "Agreement with teacher",
 }
 BYTE_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
+
+
+def computed_by(found: AcceleratorResult) -> str:
+    """What computed, with its shares.
+
+    >>> computed_by(AcceleratorResult(asked=("openvino",), used="openvino", device="Xeon", missing=(), elsewhere=(),
+    ...     node_share=None, time_share={"openvino": 0.98, "cpu": 0.02}, software=False, build_s=2.0,
+    ...     gpu_memory_bytes=None))
+    'openvino (Xeon), 98 % of the time; engines built in 2.00 s'
+    """
+    parts = [f"{found.used} ({found.device})" if found.device else found.used]
+    for share, of in ((found.time_share, "time"), (found.node_share, "nodes")):
+        if share:
+            parts.append(f"{percent(share.get(found.used, 0.0), 0)} of the {of}")
+    built = "" if found.build_s is None else f"; engines built in {quantity(found.build_s, 's')}"
+    memory = "" if found.gpu_memory_bytes is None else f"; {size(found.gpu_memory_bytes)} of GPU memory"
+    return f"{', '.join(parts)}{built}{memory}"
 
 
 def visible(text: str, longest: int = LONGEST_TEXT) -> str:

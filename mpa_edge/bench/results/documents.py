@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mpa_edge.bench.device.protocol import JobOrder, Line, Step, answered
 from mpa_edge.bench.measurement import Bench
+from mpa_edge.bench.results.accelerators import accelerator_of, not_there
 from mpa_edge.bench.results.probe import Reading
 from mpa_edge.bench.results.records import (
     ANSWERS,
@@ -93,7 +94,8 @@ def report_of(
     latency = figures(rounds, loads(lines, "artifact"))
     memory = peak_memory(lines, "artifact")
     sign = throttled(evidence.before, evidence.during, bench.target.thermal)
-    invalid = invalid_reasons(evidence.before, bench.target, sign)
+    accelerator = accelerator_of(evidence.order, lines)
+    invalid = invalid_reasons(evidence.before, bench.target, sign, accelerator)
     drifts = {metric: drift(over_question_medians(rounds, metric)) for metric in ("ttft_s", "tpot_s")}
     n_other_pixels = sum(line.kind == "answer" and line.values.get("same_pixels") is False for line in lines)
     warnings = cautions(evidence.before, bench.target.thermal, drifts, n_other_pixels)
@@ -114,6 +116,7 @@ def report_of(
         n_to_settle=judgement.n_to_settle,
         not_worse=not_worse(after, on_device, images),
         margin=MARGIN,
+        accelerator=accelerator,
         latency=latency,
         base_latency=figures(base_rounds, loads(lines, "base")) if base_rounds else {},
         not_timed=(*NOT_TIMED, *warm, *evidence.not_timed),
@@ -124,7 +127,7 @@ def report_of(
         energy_reason=energy_reason,
         budgets=budget_lines(limits, latency, memory, counts=not invalid),
         verdict=overall(judgement.verdict, bool(invalid)),
-        reasons=(*judgement.reasons, *invalid, *warnings, *evidence.cautions),
+        reasons=(*judgement.reasons, *invalid, *warnings, *not_there(accelerator), *evidence.cautions),
         refused=bench.refused,
     )
     return report, rows, timings

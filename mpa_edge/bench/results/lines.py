@@ -79,6 +79,23 @@ class Answer(DeviceValues):
     tokens_per_s: Figure = None
 
 
+Name = Annotated[str, Field(max_length=60), AfterValidator(one_line)]
+
+
+class Used(DeviceValues):
+    """What computed one answer (`vlm.shared.usage.Usage`)."""
+
+    accelerator: Name
+    device: Words = ""
+    missing: Annotated[list[Words], Field(max_length=20)] = []
+    nodes: Annotated[dict[Name, Annotated[int, Field(ge=0, le=1 << 30)]], Field(max_length=20)] | None = None
+    seconds: Annotated[dict[Name, Seconds], Field(max_length=20)] | None = None
+    elsewhere: Annotated[list[Annotated[tuple[Words, Seconds], Field(strict=False)]], Field(max_length=20)] = []
+    software: bool = False
+    build_s: Figure = None
+    gpu_bytes: Annotated[int, Field(ge=0, le=1 << 50)] | None = None
+
+
 class Memory(DeviceValues):
     """The peak of a process, at its end."""
 
@@ -95,7 +112,13 @@ class Failed(DeviceValues):
 
 KINDS = {
     kind: TypeAdapter(model)
-    for kind, model in (("loaded", Loaded), ("answer", Answer), ("memory", Memory), ("failed", Failed))
+    for kind, model in (
+        ("used", Used),
+        ("loaded", Loaded),
+        ("answer", Answer),
+        ("memory", Memory),
+        ("failed", Failed),
+    )
 }
 
 

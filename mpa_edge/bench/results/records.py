@@ -88,6 +88,31 @@ class BudgetLine(Record):
     """How far inside (positive) or outside (negative), as a share of the limit."""
 
 
+class AcceleratorResult(Record):
+    """What was asked to compute, and what did, by the runtime's own profile of one answer that is not timed."""
+
+    asked: tuple[str, ...]
+    """In order of preference."""
+    used: str
+    """The first of them that the device has."""
+    device: str
+    """Its name, as the runtime reports it; empty where it does not."""
+    missing: tuple[str, ...]
+    """Preferred ones that the device does not have, each with what to do about it."""
+    node_share: dict[str, float] | None
+    """Accelerator -> share of the graphs' nodes, or of the model's layers; null where it is not reported."""
+    time_share: dict[str, float] | None
+    """Accelerator -> share of the runtime's time; null where it is not reported."""
+    elsewhere: tuple[str, ...]
+    """Operators that ran on another one than `used`, each with its share of the time, the longest first."""
+    software: bool
+    """The device is a program that pretends to be a GPU."""
+    build_s: float | None
+    """Building its engines took so long, once: in no figure of the latency; null where nothing is built."""
+    gpu_memory_bytes: int | None
+    """GPU memory of the process; null where it is not reported, or is the same as the other memory."""
+
+
 class Environment(Record):
     """What was actually used, not what was requested. What cannot be read is "unknown" or null."""
 
@@ -146,6 +171,8 @@ class BenchReport(Record):
     """Not worse than aligned by more than the margin, by all answers: a review of some does not change it."""
     margin: float
     """The margin, in points of accuracy from 0 to 1."""
+    accelerator: AcceleratorResult | None = None
+    """What computed the artifact; null where only the CPU was asked, or the runtime reports nothing."""
     latency: dict[str, Figure]
     """Of the artifact; keys are those of METRICS."""
     base_latency: dict[str, Figure]

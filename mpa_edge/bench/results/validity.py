@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mpa_edge.bench.results.accelerators import not_the_accelerator
 from mpa_edge.bench.results.probe import Reading, items, number, text
-from mpa_edge.bench.results.records import BenchWord, BudgetLine, Figure, MemoryResult
+from mpa_edge.bench.results.records import AcceleratorResult, BenchWord, BudgetLine, Figure, MemoryResult
 from mpa_edge.bench.results.sensors import count_cores, hottest
 from mpa_edge.config.target import BudgetName, Target, Thermal
 from mpa_edge.metrics.gain import Word
@@ -39,10 +40,13 @@ def budget_lines(
     return tuple(lines)
 
 
-def invalid_reasons(probe: Reading, target: Target, throttled: str | None = None) -> tuple[str, ...]:
+def invalid_reasons(
+    probe: Reading, target: Target, throttled: str | None = None, accelerator: AcceleratorResult | None = None
+) -> tuple[str, ...]:
     """Why timings, memory, energy and budgets do not count; empty where they do. `throttled`: see `sensors.throttled`.
 
-    An emulator, a device that slowed itself down, or another architecture than the target's.
+    An emulator, a device that slowed itself down, another architecture than the target's, or an accelerator that left
+    the work to another.
     """
     found = []
     if probe.get("emulated") is True:
@@ -52,6 +56,7 @@ def invalid_reasons(probe: Reading, target: Target, throttled: str | None = None
     machine = text(probe, "machine")
     if machine and target.architecture not in ("any", {"arm64": "aarch64"}.get(machine, machine)):
         found.append(f"measured on {machine}, and target {target.name} is {target.architecture}")
+    found += not_the_accelerator(accelerator)
     return tuple(found)
 
 

@@ -81,13 +81,15 @@ class LlamaCppVLM:
         threads: int | None = None,
         accelerators: Sequence[str] = CPU_ONLY,
         provider_options: Mapping[str, Mapping[str, str]] | None = None,
+        profile: Path | None = None,
     ) -> None:
-        """`accelerators`: in order of preference; `provider_options`: of an encoder in ONNX Runtime (see `vlm.hybrid`).
+        """`accelerators`: in order of preference; `provider_options` and `profile`: of an encoder in ONNX Runtime (see
+        `vlm.hybrid`).
 
         MpaError where llama_cpp or a file is missing, or a file is damaged.
         """
         self.folder, self.name = Path(folder), name
-        self.accelerators, self.provider_options = accelerators, provider_options
+        self.accelerators, self.provider_options, self.profile = accelerators, provider_options, profile
         self.artifact = read_artifact(self.folder)
         self.language = LanguageModel(
             self.file("language"),

@@ -15,7 +15,8 @@ from mpa_edge.artifact import read_artifact
 from mpa_edge.config.accelerator import CPU_ONLY
 from mpa_edge.errors import MpaError, NotFiniteError
 from mpa_edge.types import Reply, Request, Timing, Trace
-from mpa_edge.vlm.onnxruntime.providers import Options, choose
+from mpa_edge.vlm.onnxruntime.profile import usage_of
+from mpa_edge.vlm.onnxruntime.providers import Execution, Options, choose, with_engines
 from mpa_edge.vlm.onnxruntime.sessions import (
     Decoder,
     Graph,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from mpa_edge.types import Pixels
     from mpa_edge.vlm.onnxruntime.sessions import Cache
+    from mpa_edge.vlm.shared.usage import Usage
 
 
 @dataclass
@@ -79,9 +81,11 @@ class OnnxVLM:
         threads: int | None = None,
         accelerators: Sequence[str] = CPU_ONLY,
         provider_options: Options | None = None,
+        profile: Path | None = None,
     ) -> None:
         """`accelerators`: the first one that is here computes; `provider_options` as in a target file.
 
+        `profile`: a folder for temporary files, where `profile_of` shall be called.
         MpaError where the folder is no ONNX export, lacks a file, or holds a damaged one, where no accelerator is here,
         or where it refuses a graph.
         """
@@ -92,11 +96,13 @@ class OnnxVLM:
         paths = {component: self.folder / file for component, file in self.artifact.files.items()}
         if sorted(paths) != ["decoder", "embed", "vision"]:
             raise MpaError(f"{self.folder} is no ONNX export (format {self.artifact.format}): name an ONNX folder")
-        self.execution = choose(accelerators, provider_options)
+        chosen = replace(choose(accelerators, provider_options), profile=profile)
+        self.execution = with_engines(chosen, self.folder, self.artifact.context_tokens)
         # a file is in memory twice while it is loaded: the largest comes first
         self.decoder: Any = Decoder(paths["decoder"], self.threads, self.artifact.text, self.execution)
         self.vision: Any = VisionEncoder(paths["vision"], self.threads, self.execution)
-        self.embed: Any = Graph(paths["embed"], 1)  # a lookup: neither threads nor an accelerator would help
+        # a lookup: neither threads nor an accelerator would help
+        self.embed: Any = Graph(paths["embed"], 1, Execution(profile=profile))
 
     def answer(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply for each request, in order. A shared image costs no vision time from the second question on."""
@@ -116,6 +122,13 @@ class OnnxVLM:
             keep = shared and self.decoder.rows_are_independent and self.decoder.can_rewind
             replies[i] = self._answer(requests[i], seen, keep, started)
         return [replies[i] for i in range(len(requests))]
+
+    def profile_of(self, request: Request) -> Usage:
+        """Answer once more, and report what computed. The model must have been loaded with `profile`."""
+        graphs = (self.decoder, self.vision, self.embed)
+        skipped = [graph.n_runs for graph in graphs]
+        self.answer([request])
+        return usage_of(graphs, self.execution, skipped)
 
     def trace(self, requests: Sequence[Request], pixels: Sequence[Pixels] | None = None) -> list[Trace]:
         """Greedy tokens with their logits. `pixels` replace the output of the image processor.

@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ import onnxruntime
 
 from mpa_edge.config.accelerator import CPU_ONLY
 from mpa_edge.errors import MpaError
+from mpa_edge.vlm import fingerprint
+from mpa_edge.vlm.onnxruntime.engines import BUILDERS, TENSORRT, builder_options, engine_folder, profile_shapes
 
 CPU = "CPUExecutionProvider"
 Options = Mapping[str, Mapping[str, str]]
@@ -91,14 +93,37 @@ class Execution:
     """Those of a plugin library; empty for a provider that is part of onnxruntime."""
     missing: tuple[str, ...] = ()
     """Preferred ones that are not here, each with what to do about it."""
+    profile: Path | None = None
+    """Folder for onnxruntime's profiles of the sessions; None: there are none."""
+    engines: Path | None = None
+    """Folder of the engines that the provider builds; None: it builds none."""
+    context_tokens: int = 0
+    """Longest prompt with its answer, for the engines."""
 
     def session(self, model: str | bytes, options: Any) -> Any:
-        """An InferenceSession with its SessionOptions. Raises whatever onnxruntime raises."""
+        """An InferenceSession with its SessionOptions. Raises whatever onnxruntime raises.
+
+        onnxruntime's own way, to warn and to compute on the CPU instead, is switched off.
+        """
+        if self.profile:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(self.profile / "profile")
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         own = {name: dict(self.options.get(name, {})) for name in self.providers}
+        first = self.providers[0]
+        if self.engines:
+            device = self.devices[0].ep_metadata if self.devices else {}
+            own[first] = builder_options(first, self.engines, device, options.intra_op_num_threads, own[first])
+        if first == TENSORRT:
+            own[first] = profile_shapes(_inputs(model), self.context_tokens) | own[first]
         if self.devices:
-            options.add_provider_for_devices(list(self.devices), own[self.providers[0]])
-            return onnxruntime.InferenceSession(model, options)
-        return onnxruntime.InferenceSession(model, options, providers=list(own.items()))
+            options.add_provider_for_devices(list(self.devices), own[first])
+            made = onnxruntime.InferenceSession(model, options, enable_fallback=0)
+        else:
+            made = onnxruntime.InferenceSession(model, options, providers=list(own.items()), enable_fallback=0)
+        if first not in made.get_providers():
+            raise MpaError(f"{first} is installed and does not start")
+        return made
 
 
 def choose(accelerators: Sequence[str] = CPU_ONLY, options: Options | None = None) -> Execution:
@@ -123,12 +148,33 @@ def choose(accelerators: Sequence[str] = CPU_ONLY, options: Options | None = Non
     raise MpaError(f"not on this device: {', '.join(missing)}; or choose --accelerator cpu")
 
 
+def with_engines(execution: Execution, folder: Path, context_tokens: int) -> Execution:
+    """With a place for the engines of the export in `folder`, where its provider builds any."""
+    first = execution.providers[0]
+    if first not in BUILDERS:
+        return execution
+    of_device = [f"{key}={value}" for one in execution.devices for key, value in sorted(one.ep_metadata.items())]
+    options = sorted(execution.options.get(first, {}).items())
+    key = [fingerprint(str(folder)), first, onnxruntime.__version__, *of_device, str(options), str(context_tokens)]
+    return replace(execution, engines=engine_folder(key), context_tokens=context_tokens)
+
+
+def _inputs(model: str | bytes) -> list[tuple[str, list[int | str]]]:
+    """(name, shape) of a graph's inputs."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    plain = onnxruntime.InferenceSession(model, options, providers=[CPU])
+    return [(one.name, one.shape) for one in plain.get_inputs()]
+
+
 def devices_of(known: Known) -> tuple[Any, ...]:
     """The device of a plugin that computes: its GPU, else its CPU, else its NPU; empty where there is none."""
     if known.plugin and known.provider not in _registered and importlib.util.find_spec(known.plugin):
         library = importlib.import_module(known.plugin).get_library_path()
         onnxruntime.register_execution_provider_library(known.provider, library)
         _registered.add(known.provider)
+    if not hasattr(onnxruntime, "get_ep_devices"):  # before 1.23 there are no plugin libraries
+        return ()
     found = [one for one in onnxruntime.get_ep_devices() if one.ep_name == known.provider != CPU]
     kinds = onnxruntime.OrtHardwareDeviceType
     # an NPU takes no graph with dynamic shapes, which a decoder has

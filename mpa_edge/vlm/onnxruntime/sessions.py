@@ -53,6 +53,8 @@ class Graph:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self.session: Any = execution.session(str(path), options)
+        except MpaError:
+            raise
         except Exception as error:  # onnxruntime's errors have no common base class
             if execution.accelerator != "cpu":
                 raise refusal(path, execution, error) from error
@@ -62,6 +64,7 @@ class Graph:
         self.inputs = {entry.name: entry for entry in self.session.get_inputs()}
         self.outputs = [entry.name for entry in self.session.get_outputs()]
         self.run_options: onnxruntime.RunOptions | None = None
+        self.n_runs = 0
         self.dtypes = {name: DTYPES.get(entry.type, np.float32) for name, entry in self.inputs.items()}
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
@@ -70,6 +73,7 @@ class Graph:
         MpaError where the run fails, also at an input that the graph does not have.
         """
         dtypes = self.dtypes
+        self.n_runs += 1
         typed = {name: array.astype(dtypes.get(name, array.dtype), copy=False) for name, array in feeds.items()}
         try:
             outputs: list[NDArray[Any]] = self.session.run(None, typed, self.run_options)
