@@ -28,7 +28,7 @@ from mpa_edge.bench.results.samples import pick
 from mpa_edge.bench.results.sensors import energy_of, environment, throttled
 from mpa_edge.bench.results.timing import drift, figures, in_rounds, loads, over_question_medians, timed
 from mpa_edge.bench.results.validity import budget_lines, cautions, invalid_reasons, overall
-from mpa_edge.config.target import BudgetName
+from mpa_edge.config.target import BudgetName, Thermal
 from mpa_edge.errors import MpaError
 from mpa_edge.images.folder import open_image
 from mpa_edge.metrics import get_metric
@@ -96,9 +96,7 @@ def report_of(
     sign = throttled(evidence.before, evidence.during, bench.target.thermal)
     accelerator = accelerator_of(evidence.order, lines)
     invalid = invalid_reasons(evidence.before, bench.target, sign, accelerator)
-    drifts = {metric: drift(over_question_medians(rounds, metric)) for metric in ("ttft_s", "tpot_s")}
-    n_other_pixels = sum(line.kind == "answer" and line.values.get("same_pixels") is False for line in lines)
-    warnings = cautions(evidence.before, bench.target.thermal, drifts, n_other_pixels)
+    warnings = (*warnings_of(evidence, bench.target.thermal, rounds), *not_there(accelerator))
     energy, energy_reason = energy_of_artifact(evidence, bool(invalid))
     loaded = [line.values for line in lines if line.kind == "loaded" and line.variant == "artifact"]
     warm = () if any(values.get("cold") for values in loaded) else (MAYBE_WARM,)
@@ -127,10 +125,17 @@ def report_of(
         energy_reason=energy_reason,
         budgets=budget_lines(limits, latency, memory, counts=not invalid),
         verdict=overall(judgement.verdict, bool(invalid)),
-        reasons=(*judgement.reasons, *invalid, *warnings, *not_there(accelerator), *evidence.cautions),
+        reasons=(*judgement.reasons, *invalid, *warnings, *evidence.cautions),
         refused=bench.refused,
     )
     return report, rows, timings
+
+
+def warnings_of(evidence: Evidence, thermal: Thermal, rounds: Sequence[Timed]) -> tuple[str, ...]:
+    """Warnings that do not invalidate timings. `rounds`: the artifact's timings."""
+    drifts = {metric: drift(over_question_medians(rounds, metric)) for metric in ("ttft_s", "tpot_s")}
+    n_other_pixels = sum(line.kind == "answer" and line.values.get("same_pixels") is False for line in evidence.lines)
+    return cautions(evidence.before, thermal, drifts, n_other_pixels)
 
 
 def require_all(steps: Sequence[Step], lines: Sequence[Line], cautions: Sequence[str] = ()) -> None:

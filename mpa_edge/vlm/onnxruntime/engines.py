@@ -89,9 +89,7 @@ def builder_options(
         config: dict[str, dict[str, Any]] = json.loads(own.get("load_config", "{}"))
         ours |= config.get(name, {})
     except (ValueError, TypeError, AttributeError) as error:
-        raise MpaError(
-            f"load_config of {OPENVINO} is no JSON of devices and properties: fix the target"
-        ) from error
+        raise MpaError(f"load_config of {OPENVINO} is no JSON of devices and properties: fix the target") from error
     return dict(own) | {"load_config": json.dumps(config | {name: ours})}
 
 

@@ -13,7 +13,7 @@ from mpa_edge.bench.report.table import render_table
 from mpa_edge.bench.results.accelerators import accelerator_of, not_the_accelerator
 from mpa_edge.bench.results.documents import report_of, write_documents
 from mpa_edge.bench.results.lines import checked_lines
-from tests.bench.results.test_documents import ALIGNED, BASE, bench, evidence
+from tests.bench.results.test_documents import ALIGNED, BASE, LIMITS, bench, evidence
 
 USED = {
     "accelerator": "openvino",
@@ -69,11 +69,11 @@ def test_timings_of_another_processor_do_not_count(changed: dict[str, object], e
 
 def test_the_benchmark_has_the_verdict_and_the_table_the_share(tmp_path: Path) -> None:
     good = evidence(0.8)
-    kept, _, _ = report_of(bench(), "0" * 64, BASE, ALIGNED, replace(good, lines=[measured(), *good.lines]))
+    kept, _, _ = report_of(bench(), "0" * 64, BASE, ALIGNED, replace(good, lines=[measured(), *good.lines]), LIMITS)
     assert (kept.verdict, kept.timings) == ("holds", "valid")
     assert any(line.startswith("not on the device, openvino computed instead: cuda (") for line in kept.reasons)
     fell = measured(seconds={"openvino": 0.2, "cpu": 0.8})
-    lost = report_of(bench(), "0" * 64, BASE, ALIGNED, replace(good, lines=[fell, *good.lines]))
+    lost = report_of(bench(), "0" * 64, BASE, ALIGNED, replace(good, lines=[fell, *good.lines]), LIMITS)
     assert (lost[0].verdict, lost[0].accuracy_verdict) == ("invalid", "holds")
     assert lost[0].timings.startswith("invalid: fell back to cpu: 20% of the time on openvino")
     assert all(line.met is None for line in lost[0].budgets)
