@@ -136,6 +136,7 @@ ALLOWED = {
     "vlm/transformers/checkpoint.py": {"os.open": "/dev/null"},
     "vlm/transformers/own_formats/rewriting.py": {"(out / WEIGHTS).open": "in a new folder of the user's own cache"},
     "vlm/transformers/own_formats/internvl_chat.py": {"processor.save_pretrained": "in such a folder"},
+    "vlm/transformers/own_formats/tinyllava.py": {"processor.save_pretrained": "in such a folder"},
     "vlm/openai/kept.py": {"os.ftruncate": "opened by open_in_place"},
     "vlm/openai/image.py": {"image.save": "into memory", "image.convert('RGB').save": "into memory"},
 }

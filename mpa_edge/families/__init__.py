@@ -11,13 +11,10 @@ from typing import Literal
 from mpa_edge.errors import MpaError
 
 Part = Literal["language", "vision", "connector"]
-# model types that need their authors' own code -> a checkpoint of the same kind in transformers' own format
-OWN_FORMATS = {
-    "internvl_chat": "OpenGVLab/InternVL3-2B-hf",
-    "tiny_llava": "bczhou/tiny-llava-v1-hf",
-    "tinyllava": "bczhou/tiny-llava-v1-hf",
-    "llava_llama": "llava-hf/llava-1.5-7b-hf",
-}
+# model types of authors' own formats -> what their checkpoints are rewritten to (`vlm.transformers.own_formats`)
+REWRITTEN = {"internvl_chat": "internvl", "tinyllava": "llava"}
+# beginnings of model types that need their authors' own code -> a checkpoint of the same kind in transformers' format
+OWN_FORMATS = {"tiny_llava": "bczhou/tiny-llava-v1-hf", "llava_llama": "llava-hf/llava-1.5-7b-hf"}
 
 
 @dataclass(frozen=True)
@@ -54,13 +51,13 @@ def families() -> dict[str, Family]:
 
 
 def family_of(model_type: str) -> Family:
-    """The family that covers a `model_type`; MpaError where none does.
+    """The family that covers a `model_type`, or what such a checkpoint is rewritten to; MpaError where none does.
 
     >>> family_of("idefics3").name
     'smolvlm'
     """
     for family in families().values():
-        if model_type in family.model_types:
+        if REWRITTEN.get(model_type, model_type) in family.model_types:
             return family
     instead = next((found for name, found in OWN_FORMATS.items() if model_type.startswith(name)), None)
     if instead:

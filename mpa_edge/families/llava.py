@@ -1,4 +1,4 @@
-"""LLaVA, the format of TinyLLaVA: SigLIP or CLIP tower, two-layer projector, Llama or Qwen2 decoder."""
+"""LLaVA, and TinyLLaVA rewritten so: SigLIP or CLIP tower, two-layer projector, Llama, Qwen2 or StableLM decoder."""
 
 from mpa_edge.families import Family
 

@@ -16,7 +16,7 @@ from mpa_edge.planning.estimate import machines, make_plan
 from tests.docs.markdown import ROOT
 
 TEACHER = "Qwen/Qwen2-VL-7B-Instruct"
-OTHER_TEACHER = "OpenGVLab/InternVL2_5-8B-MPO-hf"
+OTHER_TEACHER = "OpenGVLab/InternVL2-8B"
 GPUS = ("rtx-4090", "a100", "h100")
 
 
@@ -40,23 +40,16 @@ class Bench:
     """What a reader must know of `questions`."""
 
 
+OWN_FORMAT = "in its authors' own format, of which a copy in transformers' is made; no program code of theirs is run"
 STUDENTS = {
     "smolvlm-500m": Student("HuggingFaceTB/SmolVLM-500M-Instruct", "Apache-2.0"),
     "tinyllava": Student(
         "bczhou/tiny-llava-v1-hf",
         "Apache-2.0",
-        "the paper's TinyLLaVA-2B is on the hub with program code of its authors only; this one has LLaVA's format",
+        "the paper's TinyLLaVA-2B is on the hub for older code of its authors only; this one has LLaVA's format",
     ),
-    "internvl2.5-2b": Student(
-        "OpenGVLab/InternVL2_5-2B-MPO-hf",
-        "MIT",
-        "the paper's InternVL2-2B is on the hub with program code of its authors only; this one has the same shape",
-    ),
-    "internvl3.5-4b": Student(
-        "OpenGVLab/InternVL3_5-4B-HF",
-        "Apache-2.0",
-        "the paper's InternVL2-4B is on the hub with program code of its authors only; this one has about its size",
-    ),
+    "internvl2-2b": Student("OpenGVLab/InternVL2-2B", "MIT", OWN_FORMAT),
+    "internvl2-4b": Student("OpenGVLab/InternVL2-4B", "MIT", OWN_FORMAT),
     "qwen2-vl-2b": Student("Qwen/Qwen2-VL-2B-Instruct", "Apache-2.0"),
 }
 BENCHES = {

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mpa_edge.errors import MpaError
-from mpa_edge.families import Family, families, family_of
-from mpa_edge.vlm.transformers import checkpoint
+from mpa_edge.families import REWRITTEN, Family, families, family_of
+from mpa_edge.vlm.transformers import checkpoint, own_formats
 from tests.families import zoo
 
 MODEL_TYPES = sorted(t for family in families().values() for t in family.model_types)
@@ -182,7 +182,6 @@ def test_a_model_type_nobody_covers_names_those_that_are() -> None:
 @pytest.mark.parametrize(
     ("model_type", "instead"),
     [
-        ("internvl_chat", "OpenGVLab/InternVL3-2B-hf"),
         ("tiny_llava_stablelm", "bczhou/tiny-llava-v1-hf"),
         ("llava_llama", "llava-hf/llava-1.5-7b-hf"),
     ],
@@ -190,6 +189,11 @@ def test_a_model_type_nobody_covers_names_those_that_are() -> None:
 def test_a_format_of_the_authors_own_names_one_of_transformers(model_type: str, instead: str) -> None:
     with pytest.raises(MpaError, match=rf"'{model_type}' needs its authors' own code, .* use {instead}"):
         family_of(model_type)
+
+
+def test_a_format_that_is_rewritten_belongs_to_what_it_becomes() -> None:
+    assert REWRITTEN.keys() == own_formats.FORMATS.keys()
+    assert {own: family_of(own).name for own in REWRITTEN} == REWRITTEN
 
 
 def test_a_part_that_a_family_lacks_names_those_it_has() -> None:

@@ -9,16 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from mpa_edge.families import OWN_FORMATS, family_of
+from mpa_edge.families import REWRITTEN, family_of
 from mpa_edge.planning.records import known_models
 from tests.families.test_contract import HOME, is_in
 
 MOST_LAYERS = 4
 # three of the MLP, and the projections of attention of a gated delta net or of a short convolution
 MATRICES = {"linear_attention": 8, "conv": 5}
-OF_FAMILIES = sorted(
-    name for name, entry in known_models().items() if not str(entry.config["model_type"]).startswith(tuple(OWN_FORMATS))
-)
+OF_FAMILIES = sorted(name for name, entry in known_models().items() if str(entry.config["model_type"]) not in REWRITTEN)
 
 
 def built(name: str) -> Any:

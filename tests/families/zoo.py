@@ -33,7 +33,11 @@ MODEL_TYPES = (
     "lfm2_vl",
     "gemma4",
 )
-OWN_FORMATS = {"internvl2_2b": zoo_own.internvl2_2b, "internvl2_4b": zoo_own.internvl2_4b}
+OWN_FORMATS = {
+    "internvl2_2b": zoo_own.internvl2_2b,
+    "internvl2_4b": zoo_own.internvl2_4b,
+    "tinyllava_2b": zoo_own.tinyllava_2b,
+}
 """Models in their authors' own formats, which is how `checkpoint` makes them."""
 HIDDEN, FFN, HEAD_DIM, TEXT_LAYERS = 256, 512, 64, 2
 CONTEXT = 4096

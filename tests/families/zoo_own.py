@@ -1,7 +1,6 @@
 """Tiny random checkpoints in their authors' own formats, with exactly their names, shapes and configs.
 
-Needs neither transformers nor the authors' code: the golden files were recorded with checkpoints made by this module.
-Sizes are those of `zoo`.
+The golden files were recorded with checkpoints made by this module. Sizes are those of `zoo`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.families.zoo_text import CORPUS
+from tests.families.zoo_text import CORPUS, tokenizer
 
 HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM, LAYERS = 256, 512, 4, 2, 64, 2
 IMAGE_PX, PATCH_PX = 112, 14
@@ -151,6 +150,123 @@ def phi3(vocabulary: int) -> dict[str, tuple[int, ...]]:
             f"{layer}.post_attention_layernorm.weight": (HIDDEN,),
         }
     return shapes
+
+
+def tinyllava_2b(folder: Path, *, vit: int = 3, dtype: str = "float32", **changes: Any) -> Path:
+    """TinyLLaVA-2.0B: StableLM-2 behind SigLIP, with an MLP of two layers between them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    specials = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    made = tokenizer("qwen2", specials, eos="<|endoftext|>", pad="<|endoftext|>")
+    made.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    words = {"tokenizer_class": "GPT2Tokenizer", "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(words))
+    vocabulary = len(made) + 5  # StableLM-2's table has rows without a token
+    text = {
+        "architectures": ["StableLmForCausalLM"],
+        "model_type": "stablelm",
+        "vocab_size": vocabulary,
+        "hidden_size": HIDDEN,
+        "intermediate_size": FFN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": HEADS,
+        "use_qkv_bias": True,
+        "partial_rotary_factor": 0.25,
+        "rope_theta": 10000,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "torch_dtype": "float16",
+    }
+    vision = {
+        "model_type": "siglip_vision_model",
+        "model_name_or_path": "google/siglip-so400m-patch14-384",
+        "model_name_or_path2": "",
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_size": 256,
+        "image_size": IMAGE_PX,
+        "intermediate_size": FFN,
+        "num_attention_heads": 4,
+        "num_hidden_layers": vit,
+        "patch_size": PATCH_PX,
+    }
+    config = {
+        "architectures": ["TinyLlavaForConditionalGeneration"],
+        "model_type": "tinyllava",
+        "connector_type": "mlp2x_gelu",
+        "hidden_size": HIDDEN,
+        "ignore_index": -100,
+        "image_aspect_ratio": "square",
+        "image_token_index": -200,
+        "llm_model_name_or_path": "stabilityai/stablelm-2-zephyr-1_6b",
+        "pad_token": "<|endoftext|>",
+        "text_config": text,
+        "tokenizer_model_max_length": 3072,
+        "tokenizer_name_or_path": "stabilityai/stablelm-2-zephyr-1_6b",
+        "tokenizer_padding_side": "right",
+        "tokenizer_use_fast": True,
+        "vision_config": vision,
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "patch",
+        "vision_hidden_size": 256,
+        "vision_model_name_or_path": "google/siglip-so400m-patch14-384",
+        "vision_model_name_or_path2": "",
+        "vocab_size": vocabulary,
+    }
+    tensors = {**siglip(vit), **stablelm(vocabulary)}
+    tensors |= linear("connector._connector.0", 256, HIDDEN) | linear("connector._connector.2", HIDDEN, HIDDEN)
+    return write(folder, config | changes, tensors, dtype)
+
+
+def siglip(depth: int) -> dict[str, tuple[int, ...]]:
+    """Tensors of a SigLIP tower with the pooling head that nobody asks."""
+    inner, width, patches = "vision_tower._vision_tower.vision_model", 256, (IMAGE_PX // PATCH_PX) ** 2
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{inner}.embeddings.patch_embedding.weight": (width, 3, PATCH_PX, PATCH_PX),
+        f"{inner}.embeddings.patch_embedding.bias": (width,),
+        f"{inner}.embeddings.position_embedding.weight": (patches, width),
+        f"{inner}.head.probe": (1, 1, width),
+        f"{inner}.head.attention.in_proj_weight": (3 * width, width),
+        f"{inner}.head.attention.in_proj_bias": (3 * width,),
+        **linear(f"{inner}.head.attention.out_proj", width, width),
+        **norm(f"{inner}.head.layernorm", width),
+        **linear(f"{inner}.head.mlp.fc1", width, FFN),
+        **linear(f"{inner}.head.mlp.fc2", FFN, width),
+        **norm(f"{inner}.post_layernorm", width),
+    }
+    for i in range(depth):
+        layer = f"{inner}.encoder.layers.{i}"
+        for part in ("k_proj", "v_proj", "q_proj", "out_proj"):
+            shapes |= linear(f"{layer}.self_attn.{part}", width, width)
+        shapes |= norm(f"{layer}.layer_norm1", width) | norm(f"{layer}.layer_norm2", width)
+        shapes |= linear(f"{layer}.mlp.fc1", width, FFN) | linear(f"{layer}.mlp.fc2", FFN, width)
+    return shapes
+
+
+def stablelm(vocabulary: int) -> dict[str, tuple[int, ...]]:
+    """Tensors of StableLM-2: biases of queries, keys and values, layer norms."""
+    inner = "language_model.model"
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{inner}.embed_tokens.weight": (vocabulary, HIDDEN),
+        "language_model.lm_head.weight": (vocabulary, HIDDEN),
+        **norm(f"{inner}.norm", HIDDEN),
+    }
+    for i in range(LAYERS):
+        layer = f"{inner}.layers.{i}"
+        for part in "qkv":
+            shapes |= linear(f"{layer}.self_attn.{part}_proj", HIDDEN, HIDDEN)
+        shapes |= norm(f"{layer}.input_layernorm", HIDDEN) | norm(f"{layer}.post_attention_layernorm", HIDDEN)
+        shapes |= {
+            f"{layer}.self_attn.o_proj.weight": (HIDDEN, HIDDEN),
+            f"{layer}.mlp.gate_proj.weight": (FFN, HIDDEN),
+            f"{layer}.mlp.up_proj.weight": (FFN, HIDDEN),
+            f"{layer}.mlp.down_proj.weight": (HIDDEN, FFN),
+        }
+    return shapes
+
+
+def norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
+    """Weight and bias of a layer norm."""
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
 def internvl_config(text: dict[str, Any], template: str, vit: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ TEXT_ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
     "phi": "PhiForCausalLM",
     "phi3": "Phi3ForCausalLM",
+    "stablelm": "StableLmForCausalLM",
     "lfm2": "Lfm2ForCausalLM",
 }
 # the class that knows SmolVLM's tensor names

@@ -16,12 +16,15 @@ from mpa_edge.runs.files import MB, read_json, sha256_json, write_json
 from mpa_edge.runs.paths import copy
 from mpa_edge.runs.user_cache import made_once
 from mpa_edge.vlm.transformers.files import AGAIN, check_files, require_unquantized, tensor_shapes, weight_files
-from mpa_edge.vlm.transformers.own_formats import internvl_chat
+from mpa_edge.vlm.transformers.own_formats import internvl_chat, tinyllava
 from mpa_edge.vlm.transformers.own_formats.rewriting import Rewritten, plan, rewrite
 
 VERSION = 1
 """Of the rewriting: a later one rewrites every checkpoint again."""
-FORMATS: dict[str, Callable[[Path, dict[str, Any]], Rewritten]] = {"internvl_chat": internvl_chat.read}
+FORMATS: dict[str, Callable[[Path, dict[str, Any]], Rewritten]] = {
+    "internvl_chat": internvl_chat.read,
+    "tinyllava": tinyllava.read,
+}
 """`model_type` of config.json -> what reads such a checkpoint."""
 READ = ("*.json", "*.safetensors", "*.model", "*.txt")
 COPIED = ("README.md", "LICEN[SC]E*", "NOTICE*")

@@ -1,0 +1,185 @@
+"""TinyLLaVA as TinyLLaVA_Factory saves it (model type tinyllava): StableLM-2 behind SigLIP, in the format of LLaVA.
+
+Names, sizes and prompts: github.com/TinyLLaVA/TinyLLaVA_Factory, tinyllava/model and tinyllava/data, main branch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mpa_edge.errors import MpaError
+from mpa_edge.vlm.transformers.files import AGAIN, read_object
+from mpa_edge.vlm.transformers.own_formats.rewriting import Rewritten, Rule
+from mpa_edge.vlm.transformers.own_formats.vocabulary import CONFIG, token_of
+
+INSTEAD = "use a checkpoint in transformers' own format, such as bczhou/tiny-llava-v1-hf"
+DECODER, TOWER, CONNECTOR = "stablelm", "siglip_vision_model", "mlp2x_gelu"
+IMAGE, END = "<image>", "<|endoftext|>"
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+)
+STRATEGIES = {"patch": "default", "cls_patch": "full"}
+"""Which patches are seen. "patch" leaves out the first, although SigLIP has no class token: so it was trained."""
+PADDED = {"square": False, "pad": True}
+"""`image_aspect_ratio` -> whether an image is padded to a square, or stretched."""
+SAME_OF_TEXT = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "layer_norm_eps",
+    "use_qkv_bias",
+    "qk_layernorm",
+    "use_parallel_residual",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+)
+SAME_OF_VISION = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "layer_norm_eps",
+    "image_size",
+    "patch_size",
+)
+RULES = (
+    Rule(r"language_model\.model\.(.+)", (r"model.language_model.\1",)),
+    Rule(r"language_model\.lm_head\.weight", ("lm_head.weight",)),
+    # the pooling head comes behind the layers whose output is taken
+    Rule(r"vision_tower\._vision_tower\.vision_model\.head\..+", ()),
+    Rule(r"vision_tower\._vision_tower\.vision_model\.(.+)", (r"model.vision_tower.\1",)),
+    Rule(r"connector\._connector\.0\.(weight|bias)", (r"model.multi_modal_projector.linear_1.\1",)),
+    Rule(r"connector\._connector\.2\.(weight|bias)", (r"model.multi_modal_projector.linear_2.\1",)),
+)
+
+
+def read(folder: Path, config: dict[str, Any]) -> Rewritten:
+    """The checkpoint as transformers has it; `config` is its config.json. MpaError where transformers has no such."""
+    vision, text = config.get("vision_config"), config.get("text_config")
+    if not isinstance(vision, dict) or not isinstance(text, dict):
+        raise MpaError(f"'{folder / 'config.json'}' lacks vision_config or text_config: {AGAIN}")
+    strategy, aspect = config.get("vision_feature_select_strategy", "patch"), config.get("image_aspect_ratio", "square")
+    for what, found, known in (
+        ("decoder", text.get("model_type"), (DECODER,)),
+        ("vision tower", vision.get("model_type"), (TOWER,)),
+        ("connector_type", config.get("connector_type"), (CONNECTOR,)),
+        ("vision_feature_select_strategy", strategy, tuple(STRATEGIES)),
+        ("image_aspect_ratio", aspect, tuple(PADDED)),
+        ("rope_scaling", text.get("rope_scaling"), (None,)),
+    ):
+        if found not in known:
+            names = ", ".join(map(str, known))
+            raise MpaError(f"'{folder}': {what} is '{found}' in config.json, and must be {names} here: {INSTEAD}")
+    words, image_id = _tokenizer(folder, int(text.get("vocab_size", 0)))
+    rope = {
+        "rope_theta": text.get("rope_theta", 10000),
+        "partial_rotary_factor": text.get("partial_rotary_factor", 0.25),
+    }
+    made = {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "text_config": {
+            "model_type": DECODER,
+            **{key: text[key] for key in SAME_OF_TEXT if key in text},
+            "rope_parameters": {"rope_type": "default", **rope},
+        },
+        "vision_config": {
+            "model_type": TOWER,
+            **{key: vision[key] for key in SAME_OF_VISION if key in vision},
+            "vision_use_head": False,
+        },
+        "image_token_id": image_id,
+        "image_seq_length": _patches(vision) - (STRATEGIES[strategy] == "default"),
+        "projector_hidden_act": "gelu",
+        "vision_feature_layer": config.get("vision_feature_layer", -2),
+        "vision_feature_select_strategy": STRATEGIES[strategy],
+        "tie_word_embeddings": bool(text.get("tie_word_embeddings")),
+    }
+    end = words.token_to_id(END)
+    pad = token_of(config, "pad_token") or END
+    generation = {"eos_token_id": end, "pad_token_id": words.token_to_id(pad)}
+    write = partial(_write_processor, folder, vision, words, pad, STRATEGIES[strategy], PADDED[aspect])
+    return Rewritten(made, generation, RULES, write)
+
+
+def _patches(vision: Mapping[str, Any]) -> int:
+    return (int(vision.get("image_size", 224)) // int(vision.get("patch_size", 16))) ** 2
+
+
+def _tokenizer(folder: Path, vocab_size: int) -> tuple[Any, int]:
+    """(the tokenizer with a token for an image, that token's id)."""
+    from tokenizers import AddedToken, Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise MpaError(
+            f"'{path}' is missing: save the tokenizer that config.json names there, "
+            "AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER)"
+        )
+    try:
+        words = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing more special
+        raise MpaError(f"'{path}' cannot be used ({error}): {AGAIN}") from error
+    words.add_special_tokens([AddedToken(IMAGE, normalized=False)])
+    image_id, end_id = words.token_to_id(IMAGE), words.token_to_id(END)
+    if image_id is None or end_id is None or image_id >= vocab_size:
+        raise MpaError(f"'{path}' has no {END}, or is larger than vocab_size {vocab_size} in config.json: {AGAIN}")
+    return words, image_id
+
+
+def _write_processor(
+    folder: Path, vision: Mapping[str, Any], words: Any, pad: str, strategy: str, pads: bool, out: Path
+) -> None:
+    from transformers import LlavaImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
+
+    theirs = read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+        bos_token=token_of(theirs, "bos_token"),
+        eos_token=END,
+        pad_token=pad,
+    )
+    edge = int(vision.get("image_size", 224))
+    images = LlavaImageProcessor(
+        do_pad=pads,
+        do_center_crop=False,
+        size={"height": edge, "width": edge},
+        crop_size={"height": edge, "width": edge},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    processor = LlavaProcessor(
+        images,
+        tokenizer,
+        patch_size=int(vision.get("patch_size", 16)),
+        vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=0,
+        chat_template=TEMPLATE,
+    )
+    processor.save_pretrained(out)
+
+
+TEMPLATE = (
+    "{{ " + json.dumps(SYSTEM) + " }}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ 'ASSISTANT: ' }}{% else %}{{ 'USER: ' }}{% endif %}"
+    "{% if message['content'] is string %}{{ message['content'] | trim }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '" + IMAGE + "\\n' }}"
+    "{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ '" + END + "' }}{% else %}{{ ' ' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+"""The template "phi" of TinyLLaVA_Factory, which StableLM has, too."""
