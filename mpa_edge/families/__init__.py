@@ -12,7 +12,7 @@ from mpa_edge.errors import MpaError
 
 Part = Literal["language", "vision", "connector"]
 # model types of authors' own formats -> what their checkpoints are rewritten to (`vlm.transformers.own_formats`)
-REWRITTEN = {"internvl_chat": "internvl", "tinyllava": "llava"}
+REWRITTEN = {"internvl_chat": "internvl", "tinyllava": "llava", "tiny_llava_stablelm": "llava"}
 # beginnings of model types that need their authors' own code -> a checkpoint of the same kind in transformers' format
 OWN_FORMATS = {"tiny_llava": "bczhou/tiny-llava-v1-hf", "llava_llama": "llava-hf/llava-1.5-7b-hf"}
 

@@ -46,7 +46,7 @@ STUDENTS = {
     "tinyllava": Student(
         "bczhou/tiny-llava-v1-hf",
         "Apache-2.0",
-        "the paper's TinyLLaVA-2B is on the hub for older code of its authors only; this one has LLaVA's format",
+        "the paper's is TinyLLaVA-2.0B, --set student=DIR (docs/recipes.md says of what); this one needs nothing else",
     ),
     "internvl2-2b": Student("OpenGVLab/InternVL2-2B", "MIT", OWN_FORMAT),
     "internvl2-4b": Student("OpenGVLab/InternVL2-4B", "MIT", OWN_FORMAT),

@@ -182,7 +182,7 @@ def test_a_model_type_nobody_covers_names_those_that_are() -> None:
 @pytest.mark.parametrize(
     ("model_type", "instead"),
     [
-        ("tiny_llava_stablelm", "bczhou/tiny-llava-v1-hf"),
+        ("tiny_llava_phi", "bczhou/tiny-llava-v1-hf"),
         ("llava_llama", "llava-hf/llava-1.5-7b-hf"),
     ],
 )

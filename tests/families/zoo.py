@@ -37,6 +37,7 @@ OWN_FORMATS = {
     "internvl2_2b": zoo_own.internvl2_2b,
     "internvl2_4b": zoo_own.internvl2_4b,
     "tinyllava_2b": zoo_own.tinyllava_2b,
+    "tinyllava_older": zoo_own.tinyllava_older,
 }
 """Models in their authors' own formats, which is how `checkpoint` makes them."""
 HIDDEN, FFN, HEAD_DIM, TEXT_LAYERS = 256, 512, 64, 2

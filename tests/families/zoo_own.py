@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from tests.families.zoo_text import CORPUS, tokenizer
 HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM, LAYERS = 256, 512, 4, 2, 64, 2
 IMAGE_PX, PATCH_PX = 112, 14
 N_WORDS = 400
+OLDER_WIDTH = 288
+"""Four heads, as wide as SigLIP-so400m's."""
 GAIN, GAIN_OF_ENDS, SURENESS = 1.5, 2.5, 0.45
 """As in `zoo`."""
 INTERNVL_TOKENS = (
@@ -217,9 +220,39 @@ def tinyllava_2b(folder: Path, *, vit: int = 3, dtype: str = "float32", **change
     return write(folder, config | changes, tensors, dtype)
 
 
-def siglip(depth: int) -> dict[str, tuple[int, ...]]:
+def tinyllava_older(folder: Path, *, vit: int = 2, dtype: str = "float32", **changes: Any) -> Path:
+    """The same of TinyLLaVABench, as it is on the hub: one config, a tower that ends with the layer that is used."""
+    tinyllava_2b(folder)
+    config = json.loads((folder / "config.json").read_text())
+    text = {"rope_pct" if key == "partial_rotary_factor" else key: one for key, one in config["text_config"].items()}
+    older = {
+        **text,
+        "architectures": ["TinyLlavaStablelmForCausalLM"],
+        "model_type": "tiny_llava_stablelm",
+        "image_aspect_ratio": "pad",
+        "mm_hidden_size": OLDER_WIDTH,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_feature": "patch",
+        "mm_vision_select_layer": -2,
+        "mm_vision_tower": "bczhou/TinyLLaVA-2.0B-SigLIP",
+        "norm_eps": 1e-5,
+        "pad_token": "<|endoftext|>",
+        "tokenizer_model_max_length": 3072,
+        "tokenizer_padding_side": "right",
+        "use_cache": True,
+    }
+    tower = siglip(vit, OLDER_WIDTH)
+    names = {"vision_tower._vision_tower": "model.vision_tower.vision_tower", "language_model.lm_head": "lm_head"}
+    names["language_model.model"] = "model"
+    shapes = {name: shape for name, shape in (tower | stablelm(text["vocab_size"])).items() if ".head." not in name}
+    renamed = {re.sub("|".join(names), lambda found: names[found[0]], name): one for name, one in shapes.items()}
+    renamed |= linear("model.mm_projector.0", OLDER_WIDTH, HIDDEN) | linear("model.mm_projector.2", HIDDEN, HIDDEN)
+    return write(folder, older | changes, renamed, dtype)
+
+
+def siglip(depth: int, width: int = 256) -> dict[str, tuple[int, ...]]:
     """Tensors of a SigLIP tower with the pooling head that nobody asks."""
-    inner, width, patches = "vision_tower._vision_tower.vision_model", 256, (IMAGE_PX // PATCH_PX) ** 2
+    inner, patches = "vision_tower._vision_tower.vision_model", (IMAGE_PX // PATCH_PX) ** 2
     shapes: dict[str, tuple[int, ...]] = {
         f"{inner}.embeddings.patch_embedding.weight": (width, 3, PATCH_PX, PATCH_PX),
         f"{inner}.embeddings.patch_embedding.bias": (width,),

@@ -24,6 +24,7 @@ VERSION = 1
 FORMATS: dict[str, Callable[[Path, dict[str, Any]], Rewritten]] = {
     "internvl_chat": internvl_chat.read,
     "tinyllava": tinyllava.read,
+    "tiny_llava_stablelm": tinyllava.read_older,
 }
 """`model_type` of config.json -> what reads such a checkpoint."""
 READ = ("*.json", "*.safetensors", "*.model", "*.txt")

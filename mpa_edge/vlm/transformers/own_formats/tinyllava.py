@@ -1,22 +1,27 @@
-"""TinyLLaVA as TinyLLaVA_Factory saves it (model type tinyllava): StableLM-2 behind SigLIP, in the format of LLaVA.
+"""TinyLLaVA with StableLM-2 behind SigLIP, as a LLaVA: saved by TinyLLaVA_Factory (model type tinyllava), or by the
+authors' older TinyLLaVABench (tiny_llava_stablelm), as TinyLLaVA-2.0B was published.
 
-Names, sizes and prompts: github.com/TinyLLaVA/TinyLLaVA_Factory, tinyllava/model and tinyllava/data, main branch.
+Names, sizes and prompts: github.com/TinyLLaVA/TinyLLaVA_Factory, tinyllava/model (the older format:
+convert_legecy_weights_to_tinyllavafactory.py) and tinyllava/data, main branch.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mpa_edge.errors import MpaError
-from mpa_edge.vlm.transformers.files import AGAIN, read_object
+from mpa_edge.vlm.transformers.files import AGAIN, read_object, tensor_shapes, weight_files
 from mpa_edge.vlm.transformers.own_formats.rewriting import Rewritten, Rule
 from mpa_edge.vlm.transformers.own_formats.vocabulary import CONFIG, token_of
 
 INSTEAD = "use a checkpoint in transformers' own format, such as bczhou/tiny-llava-v1-hf"
+LANGUAGE = "stabilityai/stablelm-2-zephyr-1_6b"
 DECODER, TOWER, CONNECTOR = "stablelm", "siglip_vision_model", "mlp2x_gelu"
 IMAGE, END = "<image>", "<|endoftext|>"
 SYSTEM = (
@@ -65,6 +70,59 @@ RULES = (
 )
 
 
+OLDER_TOWER, OLDER_HEAD = "model.vision_tower.vision_tower.vision_model", 72
+"""Where the tower's tensors are, and the width of its attention heads: it is SigLIP-so400m, and no file says so."""
+OLDER_RULES = (
+    Rule(r"model\.vision_tower\.vision_tower\.vision_model\.head\..+", ()),
+    Rule(r"model\.vision_tower\.vision_tower\.vision_model\.(.+)", (r"model.vision_tower.\1",)),
+    Rule(r"model\.mm_projector\.0\.(weight|bias)", (r"model.multi_modal_projector.linear_1.\1",)),
+    Rule(r"model\.mm_projector\.2\.(weight|bias)", (r"model.multi_modal_projector.linear_2.\1",)),
+    Rule(r"lm_head\.weight", ("lm_head.weight",)),
+    Rule(r"model\.((layers|embed_tokens|norm)\..+)", (r"model.language_model.\1",)),
+)
+OLDER_NAMES = {"rope_pct": "partial_rotary_factor", "norm_eps": "layer_norm_eps"}
+"""Of StableLM-2's first config.json -> today's."""
+
+
+def read_older(folder: Path, config: dict[str, Any]) -> Rewritten:
+    """A checkpoint of TinyLLaVABench, as TinyLLaVA_Factory loads it. Arguments and errors are those of `read`.
+
+    The tower ends with the layer whose output is taken: its last one was left out when it was trained.
+    """
+    shapes = tensor_shapes(weight_files(folder))
+    try:
+        width, _, patch, _ = shapes[f"{OLDER_TOWER}.embeddings.patch_embedding.weight"]
+        patches, _ = shapes[f"{OLDER_TOWER}.embeddings.position_embedding.weight"]
+        inner, _ = shapes[f"{OLDER_TOWER}.encoder.layers.0.mlp.fc1.weight"]
+    except (KeyError, ValueError) as error:
+        raise MpaError(f"'{folder}' holds no SigLIP tower ({error}): {INSTEAD}") from error
+    depth = len([name for name in shapes if name.startswith(OLDER_TOWER) and name.endswith("mlp.fc1.weight")])
+    depth -= f"{OLDER_TOWER}.head.mlp.fc1.weight" in shapes
+    text = {OLDER_NAMES.get(key, key): value for key, value in config.items()} | {"model_type": DECODER}
+    text["use_qkv_bias"] = "model.layers.0.self_attn.q_proj.bias" in shapes
+    vision = {
+        "model_type": TOWER,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": depth,
+        "num_attention_heads": width // OLDER_HEAD,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
+        "image_size": patch * math.isqrt(patches),
+        "patch_size": patch,
+    }
+    newer = {
+        "text_config": text,
+        "vision_config": vision,
+        "connector_type": config.get("mm_projector_type"),
+        "vision_feature_layer": depth,
+        "vision_feature_select_strategy": config.get("mm_vision_select_feature", "patch"),
+        "image_aspect_ratio": config.get("image_aspect_ratio", "square"),
+        "pad_token": config.get("pad_token"),
+    }
+    return replace(read(folder, newer), rules=OLDER_RULES)
+
+
 def read(folder: Path, config: dict[str, Any]) -> Rewritten:
     """The checkpoint as transformers has it; `config` is its config.json. MpaError where transformers has no such."""
     vision, text = config.get("vision_config"), config.get("text_config")
@@ -82,7 +140,7 @@ def read(folder: Path, config: dict[str, Any]) -> Rewritten:
         if found not in known:
             names = ", ".join(map(str, known))
             raise MpaError(f"'{folder}': {what} is '{found}' in config.json, and must be {names} here: {INSTEAD}")
-    words, image_id = _tokenizer(folder, int(text.get("vocab_size", 0)))
+    words, image_id = _tokenizer(folder, int(text.get("vocab_size", 0)), config.get("tokenizer_name_or_path"))
     rope = {
         "rope_theta": text.get("rope_theta", 10000),
         "partial_rotary_factor": text.get("partial_rotary_factor", 0.25),
@@ -118,16 +176,13 @@ def _patches(vision: Mapping[str, Any]) -> int:
     return (int(vision.get("image_size", 224)) // int(vision.get("patch_size", 16))) ** 2
 
 
-def _tokenizer(folder: Path, vocab_size: int) -> tuple[Any, int]:
-    """(the tokenizer with a token for an image, that token's id)."""
+def _tokenizer(folder: Path, vocab_size: int, origin: Any) -> tuple[Any, int]:
+    """(the tokenizer with a token for an image, that token's id). `origin`: hub id of the tokenizer."""
     from tokenizers import AddedToken, Tokenizer
 
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise MpaError(
-            f"'{path}' is missing: save the tokenizer that config.json names there, "
-            "AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER)"
-        )
+        raise MpaError(f"'{path}' is missing: put that of {origin or LANGUAGE} into a copy of the folder, and name it")
     try:
         words = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises nothing more special

@@ -1,4 +1,4 @@
-"""TinyLLaVA in the format of TinyLLaVA_Factory against its own code: prompts, pixels and logits, recorded in golden."""
+"""TinyLLaVA in its authors' two formats against TinyLLaVA_Factory: prompts, pixels and logits, recorded in golden."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from mpa_edge.errors import MpaError
 from mpa_edge.vlm.transformers import checkpoint
@@ -18,25 +19,28 @@ from mpa_edge.vlm.transformers.files import local_folder
 from tests.docs.markdown import ROOT
 from tests.families import zoo, zoo_own
 
-RECORDED = json.loads((ROOT / "tests" / "golden" / "own_formats" / "tinyllava_2b.json").read_text(encoding="utf-8"))
-CASES = RECORDED["cases"]
+CASES = [
+    (model, case)
+    for model in ("tinyllava_2b", "tinyllava_older")
+    for case in json.loads((ROOT / "tests" / "golden" / "own_formats" / f"{model}.json").read_text("utf-8"))["cases"]
+]
 AUTHORS_IMAGE_ID = -200
 SAME_LOGITS, SAME_PIXELS = 1e-4, 1e-5
 
 
 @functools.cache
-def folder(aspect: str) -> Path:
+def folder(model: str, aspect: str) -> Path:
     """The checkpoint in the format of transformers; `aspect`: whether images are padded."""
-    return local_folder(str(zoo.checkpoint("tinyllava_2b", image_aspect_ratio=aspect)))
+    return local_folder(str(zoo.checkpoint(model, image_aspect_ratio=aspect)))
 
 
 @functools.cache
-def processor(aspect: str) -> Any:
+def processor(model: str, aspect: str) -> Any:
     """With Pillow, as the authors scale."""
     from transformers import AutoImageProcessor
 
-    found = checkpoint.load_processor(str(folder(aspect)))
-    found.image_processor = AutoImageProcessor.from_pretrained(folder(aspect), backend="pil")
+    found = checkpoint.load_processor(str(folder(model, aspect)))
+    found.image_processor = AutoImageProcessor.from_pretrained(folder(model, aspect), backend="pil")
     return found
 
 
@@ -47,38 +51,33 @@ def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray((slope + random.integers(0, 75, (height, width, 3))).astype(np.uint8))
 
 
-def inputs(case: dict[str, Any]) -> Any:
-    own = processor(case["aspect"])
+@functools.cache
+def loaded(model: str, aspect: str) -> Any:
+    return checkpoint.load_model(str(folder(model, aspect)), "cpu")
+
+
+@pytest.mark.parametrize(("model", "case"), CASES, ids=[f"{m} {case['aspect']} {case['size']}" for m, case in CASES])
+def test_prompt_pixels_and_logits_are_the_authors(model: str, case: dict[str, Any]) -> None:
+    own = processor(model, case["aspect"])
     prompt = checkpoint.chat_prompt(own, case["question"])
-    return own(text=[prompt], images=[[noise(*case["size"])]], add_special_tokens=False, return_tensors="pt")
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['aspect']} {case['size']}")
-def test_prompt_pixels_and_logits_are_the_authors(case: dict[str, Any]) -> None:
-    made = inputs(case)
-    ids, image_id = made["input_ids"][0].tolist(), processor(case["aspect"]).image_token_id
+    made = own(text=[prompt], images=[[noise(*case["size"])]], add_special_tokens=False, return_tensors="pt")
+    ids, image_id = made["input_ids"][0].tolist(), own.image_token_id
     assert len(ids) == case["length"]
     once = [token for i, token in enumerate(ids) if token != image_id or ids[i - 1] != image_id]
     assert [AUTHORS_IMAGE_ID if token == image_id else token for token in once] == case["ids"]
     sampled = made["pixel_values"][0, :, ::37, ::29].reshape(-1)
     assert (sampled - torch.tensor(case["pixels"])).abs().max() < SAME_PIXELS
-    model = loaded(case["aspect"])
     with torch.inference_mode():
-        logits = model(**made).logits[0]
+        logits = loaded(model, case["aspect"])(**made).logits[0]
     for place, expected in case["logits"].items():
         assert (logits[int(place), ::9] - torch.tensor(expected)).abs().max() < SAME_LOGITS
     assert int(logits[-1].argmax()) == case["next"]
 
 
-@functools.cache
-def loaded(aspect: str) -> Any:
-    return checkpoint.load_model(str(folder(aspect)), "cpu")
-
-
 def test_an_answer_ends_with_the_templates_end() -> None:
-    own = processor("square")
+    own = processor("tinyllava_2b", "square")
     assert checkpoint.chat_completion(own, "How many?", "two") == " two<|endoftext|>"
-    generation = json.loads((folder("square") / "generation_config.json").read_text())
+    generation = json.loads((folder("tinyllava_2b", "square") / "generation_config.json").read_text())
     assert generation["eos_token_id"] == own.tokenizer.eos_token_id
 
 
@@ -97,10 +96,18 @@ def test_what_llava_does_not_compute_is_refused(change: dict[str, Any], says: st
         local_folder(str(zoo_own.tinyllava_2b(tmp_path, **change)))
 
 
-def test_a_checkpoint_without_its_tokenizer_says_how_to_get_it(tmp_path: Path) -> None:
-    own = zoo_own.tinyllava_2b(tmp_path)
+def test_an_older_checkpoint_without_its_tower_is_refused(tmp_path: Path) -> None:
+    own = zoo_own.tinyllava_older(tmp_path)
+    for path in own.glob("*.safetensors"):
+        kept = {name: tensor for name, tensor in load_file(path).items() if "vision_tower" not in name}
+        save_file(kept, path)
+    with pytest.raises(MpaError, match=r"holds no SigLIP tower"):
+        local_folder(str(own))
+
+
+@pytest.mark.parametrize("make", [zoo_own.tinyllava_2b, zoo_own.tinyllava_older])
+def test_a_checkpoint_without_its_tokenizer_says_whose_it_is(make: Any, tmp_path: Path) -> None:
+    own = make(tmp_path)
     (own / "tokenizer.json").unlink()
-    with pytest.raises(
-        MpaError, match=r"tokenizer\.json' is missing: save the tokenizer that config\.json names there"
-    ):
+    with pytest.raises(MpaError, match=r"json' is missing: put that of stabilityai/stablelm-2-zephyr-1_6b into a copy"):
         local_folder(str(own))
