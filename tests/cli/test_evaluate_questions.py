@@ -48,6 +48,8 @@ M = "nursery:student"
         ((M, "--data", "q.csv"), "is no .csv or .jsonl file"),
         ((M, "--data", "q.csv", "--split", "test"), "--split belongs to a benchmark"),
         ((M, "--metric", "anls"), "--split and --metric need questions"),
+        (("minicharts", "--accelerator", "cuda"), "--accelerator is for an export: name its folder as MODEL"),
+        ((M, "--accelerator", "auto"), "an accelerator is for an export, and 'nursery:student' is none"),
     ],
 )
 def test_what_does_not_belong_together(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 
 from mpa_edge.bench.results.accelerators import accelerator_of, not_the_accelerator
 from mpa_edge.bench.results.lines import checked_lines
-from tests.bench.bundles import job, lines_of
+from tests.bench.bundles import image_questions, job, lines_of, plain_order, small
 from tests.bench.runners import everything, run
+from tests.vlm import planted
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
 
@@ -44,6 +46,16 @@ def test_both_models_are_prepared_once_and_the_record_proves_what_computed(bundl
     before = (folder / "out.jsonl").read_bytes()
     assert run(bundles["onnx"].folder, folder) == (0, "")
     assert (folder / "out.jsonl").read_bytes() == before
+
+
+def test_an_operator_left_to_the_cpu_makes_the_timings_invalid(tmp_path) -> None:
+    export = planted.with_operator(tmp_path / "planted", "FastGelu", 30_000_000)
+    bundle = small(tmp_path, artifact=export)
+    order = replace(plain_order(image_questions(tmp_path / "images", ["a.png"])), threads=1, accelerators=("openvino",))
+    folder = job(tmp_path / "job", order)
+    assert run(bundle.folder, folder) == (0, "")
+    (reason,) = not_the_accelerator(accelerator_of(order, checked_lines(folder / "out.jsonl", order).lines))
+    assert re.match(r"fell back to cpu: \d+% of the time on openvino: FastGelu of vision_encoder on cpu \d+%", reason)
 
 
 def test_what_must_compute_and_is_not_there_ends_the_job_with_its_name(bundles, tmp_path) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper
 
@@ -19,7 +16,7 @@ from mpa_edge.vlm.onnxruntime.engines import build_seconds
 from mpa_edge.vlm.onnxruntime.model import OnnxVLM
 from mpa_edge.vlm.onnxruntime.providers import choose
 from mpa_edge.vlm.onnxruntime.sessions import Graph
-from tests.vlm import exported
+from tests.vlm import exported, planted
 from tests.vlm.llama_exported import hybrid_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.peer]
@@ -64,42 +61,8 @@ def test_the_answers_are_those_of_the_cpu_and_engines_are_built_once(engines: Pa
     assert build_seconds(place, 5.0) == build_seconds(place, 1.0) == 5.0
 
 
-def changed(tmp_path: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
-    """The student with another vision encoder."""
-    folder = Path(shutil.copytree(exported.onnx_folder("student"), tmp_path / "changed"))
-    (path,) = folder.rglob("vision_encoder.onnx")
-    model = onnx.load(path)
-    change(model)
-    for beside in path.parent.glob(f"{path.name}_data*"):
-        beside.unlink()
-    onnx.save(model, path)
-    return folder
-
-
-def add(model: onnx.ModelProto, operator: str, n: int) -> None:
-    """`n` numbers through an operator of com.microsoft, whose result counts nothing."""
-    graph, wide = model.graph, f"{operator}_wide"
-    output = graph.output[0].name
-    for node in graph.node:
-        node.output[:] = ["features" if name == output else name for name in node.output]
-    graph.initializer.append(helper.make_tensor(f"{wide}_shape", TensorProto.INT64, [1], [n]))
-    graph.initializer.append(helper.make_tensor("nothing", TensorProto.FLOAT, [], [0.0]))
-    graph.node.extend(
-        [
-            helper.make_node("ReduceMean", ["pixel_values"], ["mean"], keepdims=0),
-            helper.make_node("Expand", ["mean", f"{wide}_shape"], [wide]),
-            helper.make_node(operator, [wide], ["odd"], domain="com.microsoft"),
-            helper.make_node("ReduceMean", ["odd"], ["odd_mean"], keepdims=0),
-            helper.make_node("Mul", ["odd_mean", "nothing"], ["zero"]),
-            helper.make_node("Add", ["features", "zero"], [output]),
-        ]
-    )
-    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-
-
 def test_an_operator_that_it_leaves_to_the_cpu_is_found(tmp_path: Path) -> None:
-    folder = changed(tmp_path, lambda model: add(model, "FastGelu", 30_000_000))
-    model = with_openvino(folder, profile=tmp_path)
+    model = with_openvino(planted.with_operator(tmp_path / "export", "FastGelu", 30_000_000), profile=tmp_path)
     model.answer([ASKED])
     usage = model.profile_of(ASKED)
     seconds = usage.seconds or {}
