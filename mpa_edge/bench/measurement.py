@@ -78,8 +78,9 @@ class Bench:
 
     @property
     def results(self) -> Path:
-        """Where bench.json goes."""
-        return self.run / FOLDER / self.target.name / (self.label or self.scheme)
+        """Where bench.json goes: an accelerator that was named has results of its own."""
+        named = self.scheme if self.accelerator == AUTO else f"{self.scheme}-{self.accelerator}"
+        return self.run / FOLDER / self.target.name / (self.label or named)
 
     @property
     def device_threads(self) -> int | None:

@@ -93,8 +93,10 @@ def compare(before: BenchData, after: BenchData) -> list[Change]:
 
 
 def compare_all(before: Sequence[BenchData], after: Sequence[BenchData]) -> tuple[list[Comparison], list[str]]:
-    """(comparisons, what has no counterpart): same target and scheme, or the only benchmark of each side."""
-    old, new = ({(one.report.target, one.report.scheme): one for one in side} for side in (before, after))
+    """(comparisons, what has no counterpart): same target, scheme and accelerator, or the only ones of each side."""
+    old, new = (
+        {(one.report.target, one.report.scheme, one.accelerator): one for one in side} for side in (before, after)
+    )
     pairs = [(old[key], new[key]) for key in new if key in old]
     if not pairs and len(before) == len(after) == 1:
         pairs = [(before[0], after[0])]

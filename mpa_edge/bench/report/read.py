@@ -46,8 +46,14 @@ class BenchData:
 
     @property
     def title(self) -> str:
-        """Run, scheme and target."""
-        return f"{self.report.run}: {self.report.scheme} on {self.report.target}"
+        """Run, scheme and target, and the accelerator where it is not the CPU."""
+        by = "" if self.accelerator == "cpu" else f" ({self.accelerator})"
+        return f"{self.report.run}: {self.report.scheme} on {self.report.target}{by}"
+
+    @property
+    def accelerator(self) -> str:
+        """The one that was used."""
+        return self.report.accelerator.used if self.report.accelerator else "cpu"
 
 
 def find_benches(run: Path) -> list[Path]:

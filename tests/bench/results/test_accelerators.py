@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from mpa_edge.bench.device.protocol import JobOrder, Line, Step, to_line
+from mpa_edge.bench.report.compare import compare_all
+from mpa_edge.bench.report.read import read_bench
 from mpa_edge.bench.report.table import render_table
 from mpa_edge.bench.results.accelerators import accelerator_of, not_the_accelerator
 from mpa_edge.bench.results.documents import report_of, write_documents
@@ -78,8 +80,6 @@ def test_the_benchmark_has_the_verdict_and_the_table_the_share(tmp_path: Path) -
     assert lost[0].timings.startswith("invalid: fell back to cpu: 20% of the time on openvino")
     assert all(line.met is None for line in lost[0].budgets)
     write_documents(*lost, images=tmp_path, folder=tmp_path / "out")
-    from mpa_edge.bench.report.read import read_bench
-
     table = " ".join(render_table(read_bench(tmp_path / "out")).split())
     assert "openvino (Intel(R) Xeon(R) Processor), 20 % of the time" in table
     assert "engines built in 12.5 s" in table
@@ -109,3 +109,22 @@ def test_a_line_of_the_runner_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert line.values["device"] == "a b"
     assert accelerator_of(ORDER, [line]) == accelerator_of(ORDER, [measured(device="a b", gpu_bytes=5)])
     assert json.loads(path.read_text())["values"]["gpu_bytes"] == 5
+
+
+def test_results_of_a_named_accelerator_stand_beside_the_others(tmp_path: Path) -> None:
+    one = bench("jetson")
+    assert one.accelerators == one.target.accelerators
+    assert one.results.name == "onnx-int8"
+    named = replace(one, accelerator="cuda")
+    assert (named.accelerators, named.results.name) == (("cuda",), "onnx-int8-cuda")
+    assert named.inputs("0") != one.inputs("0")
+    good = evidence(0.8)
+    for folder, lines in (("cpu", good.lines), ("openvino", [measured(), *good.lines])):
+        made = report_of(bench(), "0" * 64, BASE, ALIGNED, replace(good, lines=lines), LIMITS)
+        write_documents(*made, images=tmp_path, folder=tmp_path / folder)
+    cpu, openvino = (read_bench(tmp_path / name) for name in ("cpu", "openvino"))
+    assert (cpu.title, openvino.title) == ("mine: onnx-int8 on cpu", "mine: onnx-int8 on cpu (openvino)")
+    pairs, alone = compare_all([cpu, openvino], [openvino, cpu])
+    assert [one.before.title for one in pairs] == [one.after.title for one in pairs] == [openvino.title, cpu.title]
+    assert alone == []
+    assert len(compare_all([cpu], [openvino])[0]) == 1
