@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from mpa_edge.config.accelerator import Accelerator
+from mpa_edge.config.llama_cpp import LlamaCpp
 from mpa_edge.config.scheme import Component, GgufPrecision, OnnxPrecision
 from mpa_edge.config.section import Section
 
@@ -100,6 +101,8 @@ class Target(Section):
     """In order of preference: a benchmark uses the first one that device and runtime have; cpu is always there."""
     provider_options: dict[Annotated[str, Field(pattern="^[A-Za-z]+ExecutionProvider$")], dict[str, str]] = Field({})
     """Options of ONNX Runtime's execution providers, by the provider's name and its own names of the options."""
+    llama_cpp: LlamaCpp = LlamaCpp()
+    """How llama.cpp uses an accelerator."""
     schemes: Annotated[tuple[SchemeChoice, ...], Field(min_length=1, strict=False)]
     """Best first: the first one that the model's family supports is exported."""
     image: ImageBudget
@@ -124,6 +127,7 @@ class Target(Section):
     @model_validator(mode="after")
     def _every_value_has_a_source(self) -> Self:
         optional = {key for key in ("server", "provider_options") if not getattr(self, key)}
+        optional |= set() if "llama_cpp" in self.model_fields_set else {"llama_cpp"}
         own = {"schema_version", "name", "title", "kind", "sources"} | optional
         missing = [key for key in type(self).model_fields if key not in own and key not in self.sources]
         unknown = [key for key in self.sources if key not in type(self).model_fields]

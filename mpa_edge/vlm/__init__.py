@@ -18,6 +18,7 @@ from mpa_edge.runs.files import sha256_file, sha256_json
 from mpa_edge.vlm.openai.reference import is_server, parse
 
 if TYPE_CHECKING:
+    from mpa_edge.config.llama_cpp import LlamaCpp
     from mpa_edge.config.recipe import TeacherServerConfig
     from mpa_edge.types import VLM
 
@@ -108,14 +109,14 @@ def load(
     accelerators: Sequence[str] = CPU_ONLY,
     provider_options: Mapping[str, Mapping[str, str]] | None = None,
     profile: Path | None = None,
+    llama_cpp: LlamaCpp | None = None,
 ) -> VLM:
     """The model behind a reference, ready to answer. torch is imported only here, and only for a checkpoint.
 
     `batch_size` is the largest batch. Exports ignore `device` and `batch_size`: they answer one request at a time, on
-    the first of `accelerators` that is here. `provider_options`: see `config.target`; `profile`: a folder for temporary
-    files, where `profile_of` of an export shall be called. `server` and `spent_before` are
-    for a model behind a server. Raises MpaError where a package, the model or the device is missing, or the checkpoint
-    is damaged.
+    the first of `accelerators` that is here. `provider_options`, `llama_cpp`: see `config.target`; `profile`: a folder
+    for temporary files, where `profile_of` of an export shall be called. `server` and `spent_before` are for a model
+    behind a server. Raises MpaError where a package, the model or the device is missing, or the checkpoint is damaged.
     """
     is_export = not is_server(reference) and is_artifact(Path(resolve(reference)))
     if not is_export and tuple(accelerators) != CPU_ONLY:
@@ -125,7 +126,9 @@ def load(
         return client(found.base_url, found.model, name=name, server=server, spent_before=spent_before)
     path = resolve(reference)
     if is_export:
-        runtime = _imported(*RUNTIMES[read_artifact(Path(path)).format], "onnx")
+        format_ = read_artifact(Path(path)).format
+        runtime = _imported(*RUNTIMES[format_], "onnx")
+        own = {} if format_ == "onnx" else {"llama_cpp": llama_cpp}
         return runtime(
             Path(path),
             name=name,
@@ -133,6 +136,7 @@ def load(
             accelerators=accelerators,
             provider_options=provider_options,
             profile=profile,
+            **own,
         )
     with interrupts_held():
         checkpoint = _imported("mpa_edge.vlm.transformers.model", "TransformersVLM", "align")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 class HybridVLM(LlamaCppVLM):
     """Answers one request at a time: ONNX Runtime encodes the image, llama.cpp reads the embeddings and answers."""
 
+    def _language_on(self) -> Sequence[str]:
+        return (*self.accelerators, "cpu")
+
     def _load_vision(self) -> Any:
         try:
             from mpa_edge.vlm.onnxruntime.providers import choose, with_engines
@@ -41,11 +45,15 @@ class HybridVLM(LlamaCppVLM):
         timing = self.answer([request])[0].timing
         usage = usage_of([self.vision], self.execution, [skipped])
         language_s = (timing.prefill_s or 0.0) + (timing.decode_s or 0.0) if timing else 0.0
-        if usage.accelerator == "cpu":
-            return replace(usage, seconds={"cpu": (usage.seconds or {}).get("cpu", 0.0) + language_s})
-        both = dict(usage.seconds or {})
-        both["cpu"] = both.get("cpu", 0.0) + language_s
-        return replace(usage, seconds=both, elsewhere=(("language model on cpu", language_s), *usage.elsewhere))
+        offload, seconds, elsewhere = self.language.offload, dict(usage.seconds or {}), usage.elsewhere
+        used = usage.accelerator if usage.accelerator != "cpu" else offload.accelerator
+        if used != offload.accelerator:
+            elsewhere = ((f"language model on {offload.accelerator}", language_s), *elsewhere)
+        elif used != usage.accelerator:
+            elsewhere = (("vision encoder on cpu", seconds.get("cpu", 0.0)),)
+        seconds[offload.accelerator] = seconds.get(offload.accelerator, 0.0) + language_s
+        device = usage.device or (offload.device.description if offload.device else "")
+        return replace(usage, accelerator=used, device=device, seconds=seconds, elsewhere=elsewhere)
 
     def look(self, image: Image, pixels: Pixels | None = None) -> EncodedImage:
         """Encode an image, or `pixels` in its place. MpaError where embeddings and image tokens differ in number."""

@@ -26,13 +26,16 @@ FLASH = {
 
 def arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    for name in ("-m", "--mmproj", "--host", "--alias", "--cpu-mask"):
+    for name in ("-m", "--mmproj", "--host", "--alias", "--cpu-mask", "-ctk", "-ctv"):
         parser.add_argument(name)
-    for name in ("--port", "-t", "-c", "-np", "-b", "-ub", "--cache-ram", "--image-min-tokens", "--image-max-tokens"):
+    for name in ("--port", "-t", "-c", "-np", "-b", "-ub", "-ngl", "-lv", "--cache-ram"):
         parser.add_argument(name, type=int)
+    for name in ("--image-min-tokens", "--image-max-tokens"):
+        parser.add_argument(name, type=int)
+    parser.add_argument("--device", choices=("none",))  # the wheel has no other
     parser.add_argument("--fit", choices=("on", "off"))
     parser.add_argument("-fa", choices=tuple(FLASH))
-    for name in ("--no-warmup", "--list-devices", "--version"):
+    for name in ("--no-warmup", "--no-mmproj-offload", "--list-devices", "--version"):
         parser.add_argument(name, action="store_true")
     return parser.parse_args(words)
 
@@ -43,7 +46,8 @@ def params(asked: argparse.Namespace) -> xllamacpp.CommonParams:
     made.hostnames, made.port, made.model_alias = [asked.host], asked.port, {asked.alias or "x"}
     made.n_ctx, made.n_parallel, made.n_batch, made.n_ubatch = asked.c, asked.np, asked.b, asked.ub
     made.cache_ram_mib, made.fit_params, made.warmup = asked.cache_ram, asked.fit != "off", not asked.no_warmup
-    made.flash_attn_type = FLASH[asked.fa]
+    made.flash_attn_type, made.verbosity = FLASH[asked.fa], asked.lv or 3
+    made.n_gpu_layers, made.mmproj_use_gpu = asked.ngl, not asked.no_mmproj_offload
     made.cpuparams.n_threads = made.cpuparams_batch.n_threads = asked.t
     if asked.image_max_tokens:
         made.image_min_tokens, made.image_max_tokens = asked.image_min_tokens, asked.image_max_tokens

@@ -67,6 +67,8 @@ class JobOrder:
     """In order of preference: the first one that the device has computes."""
     provider_options: dict[str, dict[str, str]] = field(default_factory=dict)
     """Execution provider of ONNX Runtime -> its options, from the target."""
+    llama_cpp: dict[str, Any] = field(default_factory=dict)
+    """Values of a `config.llama_cpp.LlamaCpp`, from the target; those that are left out have its defaults."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from mpa_edge.bench.device.protocol import (
     read_questions,
     to_line,
 )
+from mpa_edge.config.llama_cpp import LlamaCpp
 from mpa_edge.errors import MpaError
 from mpa_edge.images.folder import open_image
 from mpa_edge.types import VLM, Drop, Reply, Request
@@ -127,7 +128,8 @@ def prepare(bundle: Path, link: Link, order: JobOrder, variant: str) -> int:
         from mpa_edge.vlm.onnxruntime.engines import build_seconds
 
         build_s = build_seconds(engines, seconds)
-    link.say("used", **asdict(usage), software=usage.is_software, build_s=build_s, gpu_bytes=gpu_bytes())
+    own = {"software": usage.is_software, "build_s": build_s, "gpu_bytes": usage.gpu_bytes or gpu_bytes()}
+    link.say("used", **(asdict(usage) | own))
     return 0
 
 
@@ -187,6 +189,7 @@ def load_model(
         accelerators=order.accelerators,
         provider_options=order.provider_options,
         profile=profile,
+        llama_cpp=LlamaCpp.model_validate(order.llama_cpp),
     )
     load_s = time.perf_counter() - started
     return model, {
@@ -212,16 +215,12 @@ def content_of(bundle: Path) -> str | None:
 
 
 def backend(model: Any, artifact: Artifact) -> str:
-    """What computes: execution providers of onnxruntime, backends of llama.cpp with the accelerator first."""
+    """What computes: the first execution provider of onnxruntime, the device of llama.cpp."""
     used = []
     if artifact.format != "gguf":
         used += model.vision.session.get_providers()[:1]
     if artifact.format != "onnx":
-        lib = model.language.lib
-        info = lib.llama_print_system_info().decode("utf-8", "replace")
-        names = [part.split(" : ")[0].strip() for part in info.split("|") if " : " in part]
-        accelerators = [name for name in names if name != "CPU"] if lib.llama_supports_gpu_offload() else []
-        used.append("llama.cpp " + ", ".join([*accelerators, "CPU"]))
+        used.append(model.language.offload.backend)
     return " + ".join(used)
 
 

@@ -48,8 +48,7 @@ TOKENIZER_FILES = ("tokenizer.json",)
 # what the runner and the runtimes import on the device
 DEVICE_CODE = (
     *("__init__.py", "artifact.py", "errors.py", "types.py", "bench/__init__.py", "bench/device/*.py"),
-    *("config/__init__.py", "config/accelerator.py", "config/recipe.py", "config/scheme.py", "config/section.py"),
-    "config/task.py",
+    *(f"config/{name}.py" for name in ["__init__", "accelerator", "llama_cpp", "recipe", "scheme", "section", "task"]),
     *("images/*.py", "runs/__init__.py", "runs/files.py", "runs/paths.py", "runs/network.py"),
     *("vlm/*.py", "vlm/shared/*.py", "vlm/pixels/*.py", "vlm/llama_cpp/*.py", "vlm/onnxruntime/*.py"),
     *("vlm/openai/__init__.py", "vlm/openai/reference.py", "vlm/transformers/__init__.py", "vlm/transformers/files.py"),

@@ -20,6 +20,7 @@ from mpa_edge.bench.results.sensors import FEATURES, count_cores, cpu_name
 from mpa_edge.bench.results.validity import POWER_SAVERS, SLOW_GOVERNORS
 from mpa_edge.bench.transports.transport import Transport, last_line, printable, quoted_path
 from mpa_edge.config.library import root
+from mpa_edge.vlm.llama_cpp.offload import Offload
 
 SHORT_S, LOOK_S = 30.0, 180.0
 PHONE_SERVER = "/data/local/tmp/mpa-edge/llama-server"
@@ -203,7 +204,7 @@ def _server(transport: Transport, path: str | None) -> dict[str, Any]:
     return {
         "path": printable(chosen),
         "version": printable(version[1]) if version else None,
-        "devices": printable(listed_devices(says)),
+        "devices": ", ".join(Offload(device=each).backend for each in listed_devices(says)) or Offload().backend,
     }
 
 

@@ -12,11 +12,12 @@ from contextlib import ExitStack, suppress
 
 from mpa_edge.artifact import Artifact
 from mpa_edge.bench.device.memory import PeakMemory, kib_fields
-from mpa_edge.bench.device.protocol import parse_cores
+from mpa_edge.bench.device.protocol import ERRORS, parse_cores
 from mpa_edge.bench.host.job import Job
 from mpa_edge.bench.transports.process import LinkError, patiently
-from mpa_edge.bench.transports.transport import Transport, enter_below, last_line, quoted_path
+from mpa_edge.bench.transports.transport import Transport, enter_below, last_line, printable, quoted_path
 from mpa_edge.errors import MpaError
+from mpa_edge.vlm.llama_cpp.offload import PLACED, Device, Offload, Placement, placement, server_options
 from mpa_edge.vlm.llama_cpp.server import LlamaServer, LlamaServerVLM, ServerGoneError
 
 SHORT_S = 30.0
@@ -25,7 +26,9 @@ POLL_S, LOOK_S, WATCH_EVERY_S = 0.05, 1.0, 3.0
 PORTS = (20_000, 30_000)
 # ticks of /proc/PID/stat: 100 on every Linux since 2.6 (USER_HZ)
 TICKS_PER_S = 100
-# the batch sizes of vlm.llama_cpp.language, and no flash attention, as there
+# it may compile shaders
+LIST_S = 120.0
+# the batch sizes of vlm.llama_cpp.language
 BATCH_TOKENS, COMPUTED_TOKENS, MAX_IMAGE_TOKENS = 512, 256, 65_536
 PID = "server.pid"
 # the folder of a server below its root, as we name it
@@ -112,13 +115,16 @@ class RemoteServer:
         cores: str | None,
         root: str,
         timeout_s: float,
+        offload: Offload,
     ) -> None:
         """Start it and wait until it is ready. MpaError where it does not come up in `timeout_s`.
 
         program, model_folder: its path and the model's folder on the device; root: folder there for its own folder.
         threads: CPU threads, None: the server's own choice. cores: to pin to, in taskset's notation.
+        offload: the device that computes, and what of the model is placed there.
         """
         self.transport, self.artifact, self.program, self.timeout_s = transport, artifact, program, timeout_s
+        self.offload = offload
         self.memory, self.cores, self.load_s = PeakMemory(), list[int](), 0.0
         self._looked, self._since_boot_s = 0.0, 0.0
         self._way = ExitStack()
@@ -148,7 +154,8 @@ class RemoteServer:
         model, projector = (f"{model_folder}/{self.artifact.files[name]}" for name in ("language", "mmproj"))
         words = [self.program, "-m", model, "--mmproj", projector, "--host", "127.0.0.1", "--port", str(self.port)]
         words += ["--alias", self.alias, "-c", str(self.artifact.context_tokens), "-np", "1", "-b", str(BATCH_TOKENS)]
-        words += ["-ub", str(COMPUTED_TOKENS), "-fa", "off", "--no-warmup", "--cache-ram", "0", "--fit", "off"]
+        words += ["-ub", str(COMPUTED_TOKENS), "--no-warmup", "--cache-ram", "0", "--fit", "off"]
+        words += server_options(self.offload)
         if threads:
             words += ["-t", str(threads)]
         if str(self.artifact.image["kind"]).startswith("qwen"):  # the image has its final size already
@@ -240,9 +247,10 @@ class RemoteServer:
     def _run(self, command: str) -> str:
         return self.transport.run(command, timeout_s=SHORT_S).stdout.decode("utf-8", "replace")
 
-    def backend(self) -> str:
-        """Devices besides the CPU that this build found; all layers go to the first."""
-        return listed_devices(self._run(f"{shlex.quote(self.program)} --list-devices 2>/dev/null"))
+    def placement(self) -> Placement:
+        """Where its log says that the model is."""
+        log = quoted_path(f"{self.folder}/{ERRORS}")
+        return placement(self._run(f"grep -E {shlex.quote(PLACED.pattern)} {log} | head -n 200").splitlines())
 
     def stop(self) -> None:
         """Stop it and remove its folder; on a device out of reach, `stop_leftovers` does it later."""
@@ -272,16 +280,20 @@ def stop_leftovers(transport: Transport, root: str) -> None:
         remove(transport, root, name)
 
 
-def listed_devices(text: str) -> str:
+def server_devices(transport: Transport, program: str) -> list[Device]:
+    """The devices besides the CPU that a llama-server there finds. Empty where it is too old to say."""
+    command = f"{shlex.quote(program)} --list-devices 2>/dev/null"
+    return listed_devices(transport.run(command, timeout_s=LIST_S).stdout.decode("utf-8", "replace"))
+
+
+def listed_devices(text: str) -> list[Device]:
     r"""The devices in the output of `llama-server --list-devices`.
 
     >>> listed_devices("Available devices:\n  CUDA0: Orin (62841 MiB, 51325 MiB free)\n")
-    'llama.cpp CUDA0 (Orin)'
+    [Device(name='CUDA0', description='Orin', handle=None)]
     >>> listed_devices("Available devices:\n  (none)\n"), listed_devices("no such option")
-    ('llama.cpp CPU', 'llama.cpp, unknown backend')
+    ([], [])
     """
     rest = text.partition("Available devices:\n")[2]
     lines = [line.strip().partition(": ") for line in rest.splitlines() if ": " in line]
-    if not rest:
-        return "llama.cpp, unknown backend"
-    return "llama.cpp " + (", ".join(f"{name} ({what.rpartition(' (')[0]})" for name, _, what in lines) or "CPU")
+    return [Device(printable(name)[:40], printable(what.rpartition(" (")[0])[:200]) for name, _, what in lines]

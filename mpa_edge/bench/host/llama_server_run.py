@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,19 @@ from mpa_edge.artifact import read_artifact
 from mpa_edge.bench.device.protocol import JobOrder, Line, Step, blocks, read_questions
 from mpa_edge.bench.device.runner import MAX_FAULTS, Journal
 from mpa_edge.bench.device.worker import answer
-from mpa_edge.bench.host.llama_server_process import RemoteServer, ServerEndedError, stop_leftovers, usable_cores
+from mpa_edge.bench.host.llama_server_process import (
+    RemoteServer,
+    ServerEndedError,
+    server_devices,
+    stop_leftovers,
+    usable_cores,
+)
 from mpa_edge.bench.transports.transport import Transport
+from mpa_edge.config.accelerator import CPU_ONLY
+from mpa_edge.config.llama_cpp import LlamaCpp
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import progress, say
+from mpa_edge.vlm.llama_cpp.offload import choose, usage
 from mpa_edge.vlm.llama_cpp.server import ServerGoneError, ServerSlowError
 
 # figures that a llama-server does not report
@@ -56,6 +65,8 @@ class LlamaServerRun:
         """
         self._questions = read_questions(self.bundle)
         self._n_cores = usable_cores(self.transport, self.order.cores)
+        devices, options = server_devices(self.transport, self.program), LlamaCpp.model_validate(self.order.llama_cpp)
+        self._offload = choose(self.order.accelerators, devices, options, "llama-server")
         with Journal(out) as self.journal:
             stop_leftovers(self.transport, self.job_root)
             todo, n = self.journal.todo(self.order), len(self.order.steps)
@@ -123,18 +134,22 @@ class LlamaServerRun:
             cores=self.order.cores,
             root=self.job_root,
             timeout_s=self.order.answer_timeout_s,
+            offload=self._offload,
         )
         self._record(
             "loaded",
             load_s=server.load_s,
             cold=False,
             runtime=f"llama-server {server.vlm.props.build_info}",
-            backend=server.backend(),
+            backend=self._offload.backend,
             threads=threads,
             cores=server.cores,
             warm_up=self.order.warm_up,
             uptime_s=server.uptime_s(),
         )
+        if self.order.accelerators != CPU_ONLY:
+            used = usage(self._offload, server.placement(), self.bundle / folder / artifact.files["mmproj"], None)
+            self._record("used", **asdict(used), software=used.is_software)
         for step in block[: self.order.warm_up]:
             with suppress(MpaError):  # it fails again where it counts
                 self._answer(server, step)

@@ -151,6 +151,7 @@ def prepare(bench: Bench, folder: Path | None = None) -> tuple[Comparison, JobOr
         bench.target.cpu.cores,
         accelerators=bench.accelerators,
         provider_options=bench.target.provider_options,
+        llama_cpp=bench.target.llama_cpp.model_dump(),
     )
     task, max_new_tokens = get_task(recipe.task), recipe.identify.max_new_tokens
     bundles = bench.run / FOLDER / BUNDLES

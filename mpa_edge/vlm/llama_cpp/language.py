@@ -15,6 +15,7 @@ import numpy as np
 from mpa_edge.errors import MpaError, missing_package
 from mpa_edge.vlm.llama_cpp.amx import refuse_miscompiled
 from mpa_edge.vlm.llama_cpp.gguf_header import read_header
+from mpa_edge.vlm.llama_cpp.offload import FLASH_ATTENTION, KV_CACHE, PLACED, Offload, model_params
 from mpa_edge.vlm.shared.prompts import THOUGHT
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ LAYER_TABLE = "per_layer_token_embd.weight"
 """Embeddings that each layer looks up by a token's id: a model with them must be given the ids of text."""
 LOG: collections.deque[str] = collections.deque(maxlen=50)
 """The last lines that llama.cpp and mtmd logged, oldest first."""
+PLACES: collections.deque[str] = collections.deque(maxlen=200)
+"""Those of them that say where the model loaded last is."""
 _LOG_CALLBACKS: list[Any] = []
 """The library may call them at any time, so they live as long as the process."""
 
@@ -50,7 +53,10 @@ def load_llama_cpp() -> Any:
 
         @llama_cpp.llama_log_callback
         def keep(_level: int, text: bytes, _user_data: Any) -> None:
-            LOG.append(text.decode("utf-8", "replace"))
+            line = text.decode("utf-8", "replace")
+            LOG.append(line)
+            if PLACED.search(line):
+                PLACES.append(line)
 
         _LOG_CALLBACKS.append(keep)
         llama_cpp.llama_log_set(keep, ctypes.c_void_p())
@@ -85,13 +91,17 @@ class Piece:
 class LanguageModel:
     """One model with one sequence in its key-value cache."""
 
-    def __init__(self, path: Path, *, context_tokens: int, threads: int | None = None) -> None:
-        """Load a GGUF file. MpaError where llama_cpp is missing or the file is damaged."""
-        lib = self.lib = load_llama_cpp()
+    def __init__(
+        self, path: Path, *, context_tokens: int, threads: int | None = None, offload: Offload | None = None
+    ) -> None:
+        """Load a GGUF file; `offload`: None: on the CPU. MpaError where llama_cpp is missing or the file is damaged."""
+        lib, offload = load_llama_cpp(), offload or Offload()
+        self.lib, self.offload = lib, offload
         self.path, self.threads = path, threads or len(os.sched_getaffinity(0))
         self.header = read_header(path)  # checks the file before llama.cpp opens it
         self.context: Any = None
-        self.model: Any = lib.llama_model_load_from_file(os.fsencode(path), lib.llama_model_default_params())
+        PLACES.clear()
+        self.model: Any = lib.llama_model_load_from_file(os.fsencode(path), model_params(lib, offload))
         if not self.model:
             raise MpaError(
                 f"llama.cpp cannot load {path} ({last_error()}): copy the whole folder, or rerun mpa-edge export"
@@ -102,7 +112,8 @@ class LanguageModel:
         # one row of logits at a time: the working memory of 512 rows is 100 MB with a vocabulary of 49k
         params.n_outputs_max = 1
         params.n_threads = params.n_threads_batch = self.threads
-        params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.flash_attn_type = FLASH_ATTENTION[offload.flash_attention]
+        params.type_k = params.type_v = KV_CACHE[offload.options.kv_cache]
         params.no_perf = True
         self.context = lib.llama_init_from_model(self.model, params)
         if not self.context:

@@ -16,7 +16,8 @@ from mpa_edge.artifact import read_artifact
 from mpa_edge.config.accelerator import CPU_ONLY
 from mpa_edge.errors import MpaError, NotFiniteError
 from mpa_edge.types import FinishReason, Reply, Request, Timing, Trace
-from mpa_edge.vlm.llama_cpp.language import LanguageModel, Piece, merged, open_table
+from mpa_edge.vlm.llama_cpp.language import PLACES, LanguageModel, Piece, load_llama_cpp, merged, open_table
+from mpa_edge.vlm.llama_cpp.offload import choose, devices_here, placement, usage
 from mpa_edge.vlm.llama_cpp.vision import EncodedImage, Projector, images_for_mtmd
 from mpa_edge.vlm.pixels import internvl, lfm2_vl
 from mpa_edge.vlm.pixels.common import pixels_digest
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
+    from mpa_edge.config.llama_cpp import LlamaCpp
     from mpa_edge.config.scheme import Component
     from mpa_edge.types import Pixels
+    from mpa_edge.vlm.shared.usage import Usage
 
 IMAGE_MARK = "\0"
 TILED = {"internvl": internvl.expansion, "lfm2_vl": lfm2_vl.expansion}
@@ -82,19 +85,23 @@ class LlamaCppVLM:
         accelerators: Sequence[str] = CPU_ONLY,
         provider_options: Mapping[str, Mapping[str, str]] | None = None,
         profile: Path | None = None,
+        llama_cpp: LlamaCpp | None = None,
     ) -> None:
         """`accelerators`: in order of preference; `provider_options` and `profile`: of an encoder in ONNX Runtime (see
         `vlm.hybrid`).
 
-        MpaError where llama_cpp or a file is missing, or a file is damaged.
+        `llama_cpp`: how it uses them, as in a target file.
+        MpaError where llama_cpp, a file or all accelerators are missing, or a file is damaged.
         """
         self.folder, self.name = Path(folder), name
         self.accelerators, self.provider_options, self.profile = accelerators, provider_options, profile
         self.artifact = read_artifact(self.folder)
+        load_llama_cpp()
         self.language = LanguageModel(
             self.file("language"),
             context_tokens=self.artifact.context_tokens,
             threads=threads or self.artifact.threads,
+            offload=choose(self._language_on(), devices_here(), llama_cpp, "llama-cpp-python"),
         )
         self.table = open_table(self.language.path, self.language.header)
         self._cached: tuple[Image, EncodedImage] | None = None
@@ -104,6 +111,10 @@ class LlamaCppVLM:
         except BaseException:
             self.language.close()  # nobody gets an object to call `close` on
             raise
+
+    def _language_on(self) -> Sequence[str]:
+        """Accelerators for the language model, in order of preference."""
+        return self.accelerators
 
     def file(self, component: Component) -> Path:
         """The file of a component. MpaError where the export has none."""
@@ -163,6 +174,11 @@ class LlamaCppVLM:
             )
             traces.append(trace)
         return traces
+
+    def profile_of(self, request: Request) -> Usage:
+        """Answer once more, and report what computed, by llama.cpp's log of the load and the time of each part."""
+        timing = self.answer([request])[0].timing
+        return usage(self.language.offload, placement(PLACES), self.file("mmproj"), timing)
 
     def forced(self, request: Request, tokens: Sequence[int]) -> NDArray[np.float32]:
         """(tokens, vocabulary) logits before each of the tokens, which are read behind the prompt.

@@ -16,6 +16,7 @@ from PIL.Image import fromarray
 from mpa_edge.errors import MpaError, NotFiniteError
 from mpa_edge.vlm.llama_cpp.gguf_header import read_header
 from mpa_edge.vlm.llama_cpp.language import LanguageModel, Piece, last_error
+from mpa_edge.vlm.llama_cpp.offload import FLASH_ATTENTION
 from mpa_edge.vlm.pixels import lfm2_vl, resized
 from mpa_edge.vlm.pixels.common import scale
 
@@ -50,7 +51,9 @@ class Projector:
         self.mtmd, self.path, self.language, self.image_id = mtmd_cpp, path, language, image_id
         params = mtmd_cpp.mtmd_context_params_default()
         params.n_threads, params.warmup, params.print_timings = language.threads, False, False
-        params.flash_attn_type = language.lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.flash_attn_type = FLASH_ATTENTION[language.offload.flash_attention]
+        device = language.offload.projector
+        params.use_gpu, params.device = device is not None, device.handle if device else None
         if any_size:
             params.image_min_tokens, params.image_max_tokens = 1, MAX_IMAGE_TOKENS
         self.context: Any = mtmd_cpp.mtmd_init_from_file(os.fsencode(path), language.model, params)

@@ -26,6 +26,8 @@ class Usage:
     """Accelerator -> time of the answer; None where the runtime does not say."""
     elsewhere: tuple[tuple[str, float], ...] = ()
     """(operator, seconds) of what ran on another one than the chosen, the longest first."""
+    gpu_bytes: int | None = None
+    """Memory of the device that the runtime says it took; None where it does not say."""
 
     @property
     def is_software(self) -> bool:
