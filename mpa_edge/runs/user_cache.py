@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from mpa_edge.errors import MpaError
 from mpa_edge.runs.files import disk_errors, make_folder, require_free
 from mpa_edge.runs.paths import move, remove
 
@@ -26,13 +27,20 @@ def made_once(name: str, make: Callable[[Path], None], need_bytes: int) -> Path:
         name: File name, different for different content.
         make: Fills an empty folder.
         need_bytes: What it writes; MachineError where the disk has no room for it.
+
+    MpaError where this user cannot write to the cache.
     """
     cache = cache_folder()
     folder = cache / name
     if (folder / DONE).is_file():
         return folder
     make_folder(cache)
-    with (cache / f".{name}.lock").open("w") as lock:
+    try:
+        opened = (cache / f".{name}.lock").open("w")
+    except OSError as error:
+        fix = "set XDG_CACHE_HOME to a folder that you can write to"
+        raise MpaError(f"cannot write to the cache folder {cache} ({error.strerror}): {fix}") from error
+    with opened as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if (folder / DONE).is_file():
             return folder
