@@ -13,7 +13,7 @@ from mpa_edge.errors import MpaError
 from mpa_edge.runs.files import sha256_json
 from mpa_edge.types import Sample
 
-FOLDER = "bench"
+FOLDER, SOAK_FOLDER = "bench", "soak"
 ANSWERED, DEVICE = ".answers", "device"
 
 

@@ -73,10 +73,13 @@ class PeakMemory:
         """Largest VmHWM; None where the system hides it."""
         self.held_bytes = 0
         """Largest VmRSS + VmSwap."""
+        self.now_bytes: int | None = None
+        """VmRSS + VmSwap of the last sample; None where there is none."""
 
     def add(self, fields: dict[str, int]) -> None:
         """Add a sample: the Vm fields of the process in bytes."""
-        self.held_bytes = max(self.held_bytes, fields.get("VmRSS", 0) + fields.get("VmSwap", 0))
+        self.now_bytes = (fields.get("VmRSS", 0) + fields.get("VmSwap", 0)) or None
+        self.held_bytes = max(self.held_bytes, self.now_bytes or 0)
         if "VmHWM" in fields:
             self.hwm_bytes = max(self.hwm_bytes or 0, fields["VmHWM"])
 

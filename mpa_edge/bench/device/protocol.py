@@ -25,6 +25,8 @@ LINE_BYTES, OUT_BYTES = 1 << 20, 64 << 20
 """Longest line of a job, and most that is read of its out.jsonl; an answer takes about 500 bytes."""
 BUILD_TIMEOUT_S = 3600.0
 """Longest time for the engines of one model: TensorRT takes half an hour for a decoder on a small board."""
+SAMPLE_S, NEXT_TO_NOTHING_S = 1.0, 0.001
+"""Of a soak: between two samples, and what is left of one that has ended."""
 LARGEST_CORE = 8191
 """Linux is built for at most so many."""
 CORES = re.compile(r"[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?){0,999}")
@@ -69,6 +71,10 @@ class JobOrder:
     """Execution provider of ONNX Runtime -> its options, from the target."""
     llama_cpp: dict[str, Any] = field(default_factory=dict)
     """Values of a `config.llama_cpp.LlamaCpp`, from the target; those that are left out have its defaults."""
+    soak_s: float = 0.0
+    """Seconds for which the steps are asked in turn, again and again, by one process; 0: each once."""
+    concurrency: int = 1
+    """Questions at once, of a soak with a server."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +82,15 @@ class Line:
     """One line of out.jsonl."""
 
     kind: str
-    """used | loaded | answer | memory | failed | end."""
+    """used | loaded | answer | sample | memory | failed | end."""
     variant: str = ""
     """artifact or base."""
     block: int = 0
     """Number of the process, from 0."""
     values: dict[str, Any] = field(default_factory=dict)
     """loaded: load_s, cold, runtime, backend, threads, warm_up, content; answer: id, repetition, text, finish_reason,
-    tokens and the timings (keys of records.METRICS) that the runtime reports; memory: peak_bytes, method; used: a
+    tokens and the timings (keys of records.METRICS) that the runtime reports; sample, of a soak: uptime_s, and what
+    came since the one before: seconds, tokens, latencies_s, rss_bytes, changed; memory: peak_bytes, method; used: a
     `vlm.shared.usage.Usage` of one answer, software, build_s, gpu_bytes; failed: reason. `results.lines` has their
     types and bounds."""
 

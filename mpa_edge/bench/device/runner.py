@@ -73,8 +73,11 @@ def run_job(folder: Path, bundle: Path) -> int:
     with Journal(folder / protocol.OUT) as journal:
         supervisor = Supervisor(bundle, folder, order, journal)
         supervisor.prepare()
-        for block in protocol.blocks(journal.todo(order)):
-            supervisor.ask(block)
+        if order.soak_s:
+            supervisor.soak()
+        else:
+            for block in protocol.blocks(journal.todo(order)):
+                supervisor.ask(block)
         journal.end()
     return 1 if supervisor.failed else 0
 
@@ -174,10 +177,19 @@ class Supervisor:
             if variant not in done and asked:
                 self._run_process(variant, asked[-1:], prepare=True)
 
-    def _run_process(self, variant: str, pending: list[Step], *, prepare: bool = False) -> None:
-        """One process; steps that are done leave `pending`."""
+    def soak(self) -> None:
+        """Ask for as many seconds as the journal does not have yet; after a process that died, by another one."""
+        variant = self.order.steps[0].variant
+        while variant not in self._given_up:
+            done_s = sum(line.values.get("seconds", 0.0) for line in self.journal.lines if line.kind == "sample")
+            if (left_s := self.order.soak_s - done_s) < protocol.NEXT_TO_NOTHING_S:
+                break
+            self._run_process(variant, list(self.order.steps), soak_s=left_s)
+
+    def _run_process(self, variant: str, pending: list[Step], *, prepare: bool = False, soak_s: float = 0.0) -> None:
+        """One process; steps that are done leave `pending`. `soak_s`: that are left of a soak."""
         block, self._next = self._next, self._next + 1
-        order = asdict(replace(self.order, steps=tuple(pending)))
+        order = asdict(replace(self.order, steps=tuple(pending), soak_s=soak_s))
         cold = variant not in self._loaded
         task = {"order": order, "variant": variant, "block": block, "cold": cold, "prepare": prepare}
         is_loaded, limit_s = False, protocol.BUILD_TIMEOUT_S if prepare else LOAD_TIMEOUT_S

@@ -9,11 +9,13 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -21,8 +23,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from mpa_edge.artifact import ARTIFACT, Artifact, read_artifact
-from mpa_edge.bench.device.memory import Watcher, drop_from_page_cache, gpu_bytes
+from mpa_edge.bench.device.memory import PeakMemory, Watcher, drop_from_page_cache, gpu_bytes, status_bytes
 from mpa_edge.bench.device.protocol import (
+    NEXT_TO_NOTHING_S,
+    SAMPLE_S,
     JobOrder,
     Line,
     Step,
@@ -88,7 +92,9 @@ def work(bundle: Path, descriptor: int) -> int:
             with suppress(Exception):  # it fails again where it counts
                 answer(model, bundle, questions[step.id], step)
             link.say("warm")
-        for step in order.steps:
+        if order.soak_s and soak(link, lambda step: answer(model, bundle, questions[step.id], step), order):
+            return 1
+        for step in () if order.soak_s else order.steps:
             try:
                 values = answer(model, bundle, questions[step.id], step)
             except Exception as error:
@@ -130,6 +136,46 @@ def prepare(bundle: Path, link: Link, order: JobOrder, variant: str) -> int:
         build_s = build_seconds(engines, seconds)
     own = {"software": usage.is_software, "build_s": build_s, "gpu_bytes": usage.gpu_bytes or gpu_bytes()}
     link.say("used", **(asdict(usage) | own))
+    return 0
+
+
+def soak(link: Link, ask: Callable[[Step], dict[str, Any]], order: JobOrder) -> int:
+    """Ask the steps in turn until `soak_s` is over, and say a sample every second, or after each answer that is longer.
+
+    A short soak has a hundred samples. Returns the exit status: 1 where an answer failed, which ends it.
+    """
+    said: dict[str, str] = {}
+    every_s = min(SAMPLE_S, order.soak_s / 100)
+    since_s, left_s = uptime_s(), order.soak_s
+    tokens, changed, latencies_s = 0, 0, list[float]()
+    for step in itertools.cycle(order.steps):
+        started = time.perf_counter()
+        try:
+            values = ask(step)
+        except Exception as error:
+            link.say("failed", reason=reason_of(error))
+            return 1
+        latencies_s.append(round(time.perf_counter() - started, 5))
+        tokens += int(values["tokens"])
+        changed += said.setdefault(step.id, values["text"]) != values["text"]
+        now_s = uptime_s()
+        if now_s - since_s < min(every_s, left_s):
+            continue
+        left_s -= now_s - since_s
+        memory = PeakMemory()
+        memory.add(status_bytes())
+        link.say(
+            "sample",
+            uptime_s=now_s,
+            seconds=round(now_s - since_s, 4),
+            tokens=tokens,
+            latencies_s=latencies_s,
+            rss_bytes=memory.now_bytes,
+            changed=changed,
+        )
+        if left_s < NEXT_TO_NOTHING_S:
+            return 0
+        since_s, tokens, changed, latencies_s = uptime_s(), 0, 0, []
     return 0
 
 

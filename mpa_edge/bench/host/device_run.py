@@ -14,6 +14,7 @@ from mpa_edge.bench.device.protocol import JobOrder
 from mpa_edge.bench.device.runner import PACKAGES
 from mpa_edge.bench.host.job import Job
 from mpa_edge.bench.host.llama_server_run import LlamaServerRun
+from mpa_edge.bench.host.llama_server_soak import LlamaServerSoak
 from mpa_edge.bench.measurement import Reach
 from mpa_edge.bench.results.lines import checked_lines
 from mpa_edge.bench.results.probe import read_probe
@@ -133,16 +134,35 @@ def run_python(transport: Transport, order: JobOrder, python: str, *, remote: st
     stall_s = STALL_S if order.accelerators == ("cpu",) else protocol.BUILD_TIMEOUT_S + STALL_S
     job = Job(transport, folder)
     job.start(shlex.join(["sh", f"{remote}/bench.sh", folder, python]), local / protocol.OUT)
-    with progress(f"bench on {transport.name}", len(order.steps)) as advance:
-        for line in protocol.read_lines(job.lines(local / protocol.OUT, stall_s=stall_s)):
-            advance(line.kind == "answer")
+    if order.soak_s:
+        follow_soak(transport, job, order.soak_s, local / protocol.OUT, stall_s)
+    else:
+        with progress(f"bench on {transport.name}", len(order.steps)) as advance:
+            for line in protocol.read_lines(job.lines(local / protocol.OUT, stall_s=stall_s)):
+                advance(line.kind == "answer")
     for name in (protocol.PROBE, protocol.PROBE_AFTER, protocol.WATCH, protocol.ERRORS):
         fetch(transport, f"{folder}/{name}", local / name)
-    if rc := job.poll().rc:
+    if not order.soak_s and (rc := job.poll().rc):
         found = checked_lines(local / protocol.OUT, order).lines
         failed = [line.values["reason"] for line in found if line.kind == "failed"]
         why = failed[-1] if failed else last_line(job.errors()).removeprefix("error: ")
         raise MpaError(f"on {transport.name}, the runner ended with {rc}: {why}; fix it and rerun")
+
+
+def follow_soak(transport: Transport, job: Job, soak_s: float, out: Path, stall_s: float) -> None:
+    """Show how a soak gets on; Ctrl-C ends it, and what was measured is kept."""
+    shown, seconds = 0, 0.0
+    try:
+        with progress(f"seconds on {transport.name}", round(soak_s)) as advance:
+            for line in protocol.read_lines(job.lines(out, stall_s=stall_s)):
+                more = line.values.get("seconds") if line.kind == "sample" else None
+                seconds += more if isinstance(more, int | float) else 0.0
+                advance(min(round(seconds), round(soak_s)) - shown)
+                shown = min(round(seconds), round(soak_s))
+    except KeyboardInterrupt:
+        say(f"stopping after {seconds:.0f} s: what was measured is kept")
+        job.stop()
+        fetch(transport, f"{job.folder}/{protocol.OUT}", out)
 
 
 def run_server(
@@ -155,8 +175,8 @@ def run_server(
     if not (local / protocol.PROBE).is_file():
         write_bytes(local / protocol.PROBE, probe(transport, remote).encode())
     watch = Job(transport, f"{folder}/watch")
-    watch.start(f"sh {shlex.quote(remote)}/probe.sh watch >>{protocol.WATCH}")
-    run = LlamaServerRun(
+    watch.start(f"sh {shlex.quote(remote)}/probe.sh watch 1 >>{protocol.WATCH}")
+    run = (LlamaServerSoak if order.soak_s else LlamaServerRun)(
         transport, order, bundle=bundle, remote_bundle=remote, program=server, job_root=f"{folder}/server"
     )
     try:

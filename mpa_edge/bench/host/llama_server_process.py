@@ -116,15 +116,17 @@ class RemoteServer:
         root: str,
         timeout_s: float,
         offload: Offload,
+        slots: int = 1,
     ) -> None:
         """Start it and wait until it is ready. MpaError where it does not come up in `timeout_s`.
 
         program, model_folder: its path and the model's folder on the device; root: folder there for its own folder.
         threads: CPU threads, None: the server's own choice. cores: to pin to, in taskset's notation.
         offload: the device that computes, and what of the model is placed there.
+        slots: questions at once, each with the whole context.
         """
         self.transport, self.artifact, self.program, self.timeout_s = transport, artifact, program, timeout_s
-        self.offload = offload
+        self.offload, self.slots, self.url = offload, slots, ""
         self.memory, self.cores, self.load_s = PeakMemory(), list[int](), 0.0
         self._looked, self._since_boot_s = 0.0, 0.0
         self._way = ExitStack()
@@ -153,7 +155,8 @@ class RemoteServer:
         """
         model, projector = (f"{model_folder}/{self.artifact.files[name]}" for name in ("language", "mmproj"))
         words = [self.program, "-m", model, "--mmproj", projector, "--host", "127.0.0.1", "--port", str(self.port)]
-        words += ["--alias", self.alias, "-c", str(self.artifact.context_tokens), "-np", "1", "-b", str(BATCH_TOKENS)]
+        words += ["--alias", self.alias, "-np", str(self.slots)]
+        words += ["-c", str(self.slots * self.artifact.context_tokens), "-b", str(BATCH_TOKENS)]
         words += ["-ub", str(COMPUTED_TOKENS), "--no-warmup", "--cache-ram", "0", "--fit", "off"]
         words += server_options(self.offload)
         if threads:
@@ -175,14 +178,18 @@ class RemoteServer:
                 lambda: self._way.enter_context(self.transport.forward(self.port)),
                 patience_s=self.transport.patience_s,
             )
-            url = f"http://127.0.0.1:{local}"
+            self.url = f"http://127.0.0.1:{local}"
             with suppress(ServerGoneError):
-                if self._becomes_ready(url):
-                    name = f"{self.transport.name} llama-server"
-                    self.vlm = LlamaServerVLM(url, self.artifact, name=name, timeout_s=self.timeout_s, alias=self.alias)
+                if self._becomes_ready(self.url):
+                    self.vlm = self.client()
                     return
             self.require_alive()
         raise MpaError(f"llama-server on {self.transport.name} loads for {self.timeout_s:g} s: use a smaller model")
+
+    def client(self) -> LlamaServerVLM:
+        """Something that answers through it, over a connection of its own."""
+        name = f"{self.transport.name} llama-server"
+        return LlamaServerVLM(self.url, self.artifact, name=name, timeout_s=self.timeout_s, alias=self.alias)
 
     def _becomes_ready(self, url: str) -> bool:
         """Whether it gets ready within LOOK_S. The first time, sets `load_s` by the device's clock."""

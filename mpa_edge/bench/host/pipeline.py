@@ -79,35 +79,50 @@ def run_bench(bench: Bench, fresh: bool = False) -> Path:
             return bench.results
         # before the job: where the device is this machine, they would compete with it for the cores
         host = host_answers(bench, comparison)
-        abandoned, job_id = "", job.id
-        if not fresh and job.inputs == inputs and job_id:
-            say("resuming the job that was started before")
-        else:
-            abandoned, job_id = job.folder or "", uuid.uuid4().hex[:12]
-            # the job's files go, the earlier documents stay until new ones take their place
-            paths.remove(bench.results / DEVICE)
-            write_json(bench.results / JOB, {"inputs": inputs, "id": job_id})
-        local = make_folder(bench.results / DEVICE)
-        with closing(connect(bench.reach.via, root=bench.reach.root)) as transport:
-            format_ = read_artifact(bench.artifact).format
-            program, is_server = choose_runner(transport, format_, bench.reach, bench.target.server)
-            root, _, ours = abandoned.partition(f"{transport.root}/")
-            if not root and OUR_JOB.fullmatch(ours):
-                with suppress(MpaError):  # it may have been on another device
-                    Job(transport, abandoned).stop()
-            files = {name: file.sha256 for name, file in bundle.manifest.files.items()}
-            remote = send(transport, bundle.folder, files, bundle.sha256)
-            with suppress(MpaError):
-                remove(transport, bundle.sha256)  # old bundles would fill up the device
-            cool_down(transport, remote, bench.target.thermal.start_below_c, bench.target.thermal.cool_down_s)
-            folder = f"{remote}/jobs/{job_id}"
-            write_json(bench.results / JOB, {"inputs": inputs, "id": job_id, "folder": folder})
-            if is_server:
-                run_server(transport, order, program, remote=remote, folder=folder, bundle=bundle.folder, local=local)
-            else:
-                run_python(transport, order, program, remote=remote, folder=folder, local=local)
+        name, is_server = on_device(bench, order, bundle, inputs, fresh)
         not_timed = NOT_TIMED if is_server else ()
-        return write_results(bench, comparison, order, bundle, host, local, transport.name, not_timed)
+        return write_results(bench, comparison, order, bundle, host, local_folder(bench), name, not_timed)
+
+
+def local_folder(bench: Bench) -> Path:
+    """Where the files of the job are copied to."""
+    return make_folder(bench.results / DEVICE)
+
+
+def on_device(bench: Bench, order: JobOrder, bundle: Bundle, inputs: str, fresh: bool) -> tuple[str, bool]:
+    """Run a job, or resume the one of the same `inputs`, and copy its files to `local_folder`.
+
+    Returns the name of the transport, and whether a llama-server answered there.
+    """
+    job = read_job(bench.results)
+    abandoned, job_id = "", job.id
+    if not fresh and job.inputs == inputs and job_id:
+        say("resuming the job that was started before")
+    else:
+        abandoned, job_id = job.folder or "", uuid.uuid4().hex[:12]
+        # the job's files go, the earlier documents stay until new ones take their place
+        paths.remove(bench.results / DEVICE)
+        write_json(bench.results / JOB, {"inputs": inputs, "id": job_id})
+    local = local_folder(bench)
+    with closing(connect(bench.reach.via, root=bench.reach.root)) as transport:
+        format_ = read_artifact(bench.artifact).format
+        program, is_server = choose_runner(transport, format_, bench.reach, bench.target.server)
+        root, _, ours = abandoned.partition(f"{transport.root}/")
+        if not root and OUR_JOB.fullmatch(ours):
+            with suppress(MpaError):  # it may have been on another device
+                Job(transport, abandoned).stop()
+        files = {name: file.sha256 for name, file in bundle.manifest.files.items()}
+        remote = send(transport, bundle.folder, files, bundle.sha256)
+        with suppress(MpaError):
+            remove(transport, bundle.sha256)  # old bundles would fill up the device
+        cool_down(transport, remote, bench.target.thermal.start_below_c, bench.target.thermal.cool_down_s)
+        folder = f"{remote}/jobs/{job_id}"
+        write_json(bench.results / JOB, {"inputs": inputs, "id": job_id, "folder": folder})
+        if is_server:
+            run_server(transport, order, program, remote=remote, folder=folder, bundle=bundle.folder, local=local)
+        else:
+            run_python(transport, order, program, remote=remote, folder=folder, local=local)
+    return transport.name, is_server
 
 
 def read_results(bench: Bench, job: Path) -> Path:

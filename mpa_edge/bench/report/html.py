@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from mpa_edge import __version__
-from mpa_edge.bench.report import drawing, view, words
+from mpa_edge.bench.report import drawing, soak, view, words
 from mpa_edge.bench.report.compare import Comparison
 from mpa_edge.bench.report.read import BenchData, log_line
 from mpa_edge.bench.results.samples import pick, story
@@ -82,7 +82,14 @@ def _environment() -> Environment:
         finalize=_shown,
         keep_trailing_newline=True,
     )
-    environment.globals |= {"words": words, "drawing": drawing, "view": view, "pick": pick, "story": story}
+    environment.globals |= {
+        "words": words,
+        "drawing": drawing,
+        "soaks": soak,
+        "view": view,
+        "pick": pick,
+        "story": story,
+    }
     environment.globals["MOST_READINGS"] = MOST_READINGS
     environment.filters["said"] = lambda text: escape(words.visible(text))
     return environment

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from mpa_edge.bench.report import drawing, view, words
+from mpa_edge.bench.report import drawing, soak, view, words
 from mpa_edge.bench.report.compare import Comparison
 from mpa_edge.bench.report.read import BenchData, log_line
 from mpa_edge.bench.results.records import Sweep
@@ -96,6 +96,7 @@ def _bench(data: BenchData) -> list[str]:
         ),
         escaped(memory),
         "",
+        *(table(("Soak", soak.headline(data.soak)), soak.shown_rows(data.soak)) if data.soak else ()),
         *table(("What happened", "Question", "Accepted", "Base", "Aligned", "Artifact"), samples),
         *table(("Environment", ""), view.environment(report)),
         *(f"- {escaped(line)}" for line in view.method(report)),

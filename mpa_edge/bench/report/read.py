@@ -10,8 +10,10 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from mpa_edge.bench.measurement import SOAK_FOLDER
 from mpa_edge.bench.results.records import ANSWERS, BENCH, SWEEP, TIMINGS, AnswerRow, BenchReport, Sweep, Timed
 from mpa_edge.bench.results.reviewed import with_review
+from mpa_edge.bench.results.soak import SOAK, Soak
 from mpa_edge.errors import MpaError, OutsideError
 from mpa_edge.runs.log import LOG_FILE, RUN_FILE
 from mpa_edge.runs.paths import inside, require_plain
@@ -39,6 +41,8 @@ class BenchData:
     """`thumbnail` of a row -> data URI, for the ones that are there."""
     sweep: Sweep | None = None
     """Sweep of the target, if there is one."""
+    soak: Soak | None = None
+    """Of the same scheme, if there is one."""
     notes: tuple[str, ...] = ()
     """What could not be read, in words."""
     has_log: bool = False
@@ -85,11 +89,13 @@ def read_bench(folder: Path) -> BenchData:
         notes.append(f"{missing} of {len(names)} thumbnails are missing or cannot be shown")
     path = inside(folder.parent, SWEEP)
     sweep = _document(path, Sweep) if path.is_file() else None
+    path = inside(folder, f"{SOAK_FOLDER}/{SOAK}")
+    soak = _document(path, Soak) if path.is_file() else None
     above = folder.absolute().parents
     if run := next((parent for parent in above[:4] if (parent / RUN_FILE).is_file()), None):
         report = with_review(report, answers, run)
     has_log = len(above) > 2 and above[1].name == FOLDER and (above[2] / LOG_FILE).is_file()
-    return BenchData(folder, report, tuple(answers), tuple(timings), thumbnails, sweep, tuple(notes), has_log)
+    return BenchData(folder, report, tuple(answers), tuple(timings), thumbnails, sweep, soak, tuple(notes), has_log)
 
 
 def log_line(benches: Sequence[BenchData]) -> str:

@@ -7,11 +7,12 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mpa_edge.bench.report import words
+from mpa_edge.bench.report import soak, words
 from mpa_edge.bench.report.compare import Comparison
 from mpa_edge.bench.report.read import BenchData
 from mpa_edge.bench.report.view import budgets
 from mpa_edge.bench.results.records import Sweep
+from mpa_edge.bench.results.soak import Soak
 from mpa_edge.questions import measure_of
 
 if TYPE_CHECKING:
@@ -51,6 +52,13 @@ def render_table(data: BenchData, width: int = WIDTH) -> str:
         for name, limit, _, _, word, why in budgets(report)
     ]
     return "\n".join([head, *(f"  - {remark}" for remark in remarks), _drawn(table, width), *judged])
+
+
+def render_soak(found: Soak, width: int = WIDTH) -> str:
+    """A soak, at most `width` columns."""
+    title = f"{words.visible(found.run)}: {found.scheme} on {found.target}, {soak.headline(found)}"
+    lines = [f"  {what}: {value}" for what, value in soak.shown_rows(found)]
+    return "\n".join(textwrap.fill(line, width, subsequent_indent="    ") for line in (title, *lines))
 
 
 def render_comparison(comparison: Comparison, width: int = WIDTH) -> str:

@@ -104,6 +104,17 @@ class Memory(DeviceValues):
     uptime_s: Seconds | None = None
 
 
+class Sample(DeviceValues):
+    """What came since the sample before it, in a soak."""
+
+    uptime_s: Seconds
+    seconds: Annotated[float, Field(gt=0, le=1e6)]
+    tokens: Annotated[int, Field(ge=0, le=1 << 40)]
+    latencies_s: Annotated[list[Seconds], Field(min_length=1, max_length=100_000)]
+    rss_bytes: Annotated[int, Field(ge=0, le=1 << 50)] | None = None
+    changed: Annotated[int, Field(ge=0, le=100_000)] = 0
+
+
 class Failed(DeviceValues):
     """Why there is no answer."""
 
@@ -116,6 +127,7 @@ KINDS = {
         ("used", Used),
         ("loaded", Loaded),
         ("answer", Answer),
+        ("sample", Sample),
         ("memory", Memory),
         ("failed", Failed),
     )
@@ -152,9 +164,12 @@ def checked_lines(path: Path, order: JobOrder) -> JobLines:
         key: tuple[Any, ...] = (line.kind, line.variant, line.block)
         if line.kind == "answer":
             key = (line.variant, values["id"], values["repetition"])
+        elif line.kind == "sample":
+            key = (*key, values["uptime_s"])
         if (
             line.variant not in order.variants
             or (line.kind == "answer" and key not in asked)
+            or (line.kind == "sample" and not order.soak_s)
             or not 0 <= line.block < len(asked) + MORE_PROCESSES
         ):
             unasked += 1

@@ -164,6 +164,43 @@ def test_over_ssh(forks: Forks, run: Path, tmp_path: Path) -> None:
     assert answers(copied) == answers(run)
 
 
+def test_a_soak_survives_its_client_and_ends_early_by_ctrl_c(run: Path, tmp_path: Path) -> None:
+    copied = copy_of(run, tmp_path)
+    words = [sys.executable, "-m", "mpa_edge", "bench", str(copied), "--as", "onnx-int8", "--timed", "3"]
+    words += ["--threads", "1", "--root", str(tmp_path / "there"), "--json", "--soak"]
+    out, document = results(copied) / "soak" / "device" / "out.jsonl", results(copied) / "soak" / "soak.json"
+
+    def samples() -> int:
+        return out.read_text().count('"sample"') if out.is_file() else 0
+
+    client = subprocess.Popen([*words, "5s"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    peers.until(lambda: samples() > 5, 120)
+    client.kill()
+    client.wait()
+    assert not document.exists()
+    done = subprocess.run([*words, "5s"], capture_output=True, text=True, timeout=250)
+    assert done.returncode in (0, 3), done.stderr  # a process of seconds may still grow
+    assert "resuming the job" in done.stderr
+    made = json.loads(done.stdout)
+    assert made == json.loads(document.read_text())
+    assert (made["scheme"], made["concurrency"], made["processes"], made["changed"]) == ("onnx-int8", 1, 1, 0)
+    assert made["seconds"] == pytest.approx(5, abs=1.5)
+    assert made["answers"] > len(made["points"]) > 20
+    assert 0 < made["latency_s"]["p50"] <= made["latency_s"]["p95"] <= made["latency_s"]["p99"]
+    assert made["memory"]["verdict"] in ("steady", "leaks")
+    assert all(point["rss_bytes"] > 30e6 for point in made["points"])
+    # an hour, ended by hand
+    client = subprocess.Popen([*words, "1h"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    peers.until(lambda: samples() > 2, 120)
+    client.send_signal(signal.SIGINT)
+    said, err = client.communicate(timeout=120)
+    assert client.returncode == 0, err
+    early = json.loads(said)
+    assert (early["asked_s"], early["memory"]["verdict"]) == (3600, "too short")
+    assert 0 < early["seconds"] < 60
+    assert "stopping after" in err
+
+
 def test_carried_by_hand(forks: Forks, run: Path, tmp_path: Path) -> None:
     copied, tar = copy_of(run, tmp_path), tmp_path / "device.tar"
     made = forks("bundle", copied, "--as", "onnx-int8", *SMALL, "--out", tar, "--json")
@@ -256,6 +293,9 @@ def test_a_phone_without_python(forks: Forks, tmp_path: Path) -> None:
     assert document["latency"]["vision_encode_s"]["p50"] is None
     assert any("llama-server" in line for line in document["not_timed"])
     assert document["memory"]["peak_bytes"] > 10e6
+    watched = (run / "bench" / "phone" / "gguf-q8_0" / "device" / "watch.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["uptime_s"] > 0 for line in watched)
+    assert watched
     vlm = load(str(run / "exports" / "gguf-q8_0"), name="host", threads=1)
     (drawn,) = (run / "bench" / ".answers" / "questions").rglob("answers.jsonl")
     for row in read_bench(run / "bench" / "phone" / "gguf-q8_0").answers[:4]:
@@ -274,6 +314,10 @@ def test_a_phone_without_python(forks: Forks, tmp_path: Path) -> None:
         (("RUN", "--as", "onnx-int8", "--questions", "5", "--timed", "6"), "--timed 6 is more than --questions 5"),
         (("RUN", "--as", "onnx-int8", "--results", "/nowhere"), "/nowhere has no out.jsonl"),
         (("RUN", "--sweep", "colour"), "no axis 'colour'"),
+        (("RUN", "--soak", "90"), "'90' is no time up to 8h: write 90s, 30m or 2h"),
+        (("RUN", "--soak", "1m", "--sweep", "threads"), "--soak is a measurement of its own"),
+        (("RUN", "--concurrency", "2"), "--concurrency is for a soak: add --soak TIME"),
+        (("RUN", "--as", "onnx-int8", "--soak", "1m", "--concurrency", "2"), "name it with --server PATH"),
         (("RUN", "--as", "onnx-int8", "--python", "/no/python", *SMALL), "there is no /no/python"),
     ],
 )
