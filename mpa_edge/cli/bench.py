@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,9 @@ from mpa_edge.cli._options import (
 )
 from mpa_edge.cli._remote import fetched
 from mpa_edge.cli._stage import suppress_library_output
+
+if TYPE_CHECKING:
+    from mpa_edge.bench.results.records import Sweep
 
 EXIT_LOST = 3
 TIME = re.compile(r"([1-9][0-9]{0,4})([smh])")
@@ -93,25 +96,11 @@ def command(
     if concurrency > 1 and not soak:
         raise click.UsageError("--concurrency is for a soak: add --soak TIME")
     if dry_run:
-        show_plan(asked, reach.via or "local")
-        if axes:
-            from mpa_edge.bench.results.sweep import axes_of
-
-            echo(f"sweep      {', '.join(axes_of(axes))}")
-        if soak:
-            echo(f"soak       {soak:g} s instead of both, {concurrency} at once")
-        return
+        return plan(asked, reach, axes, soak, concurrency)
     if axes:
-        from mpa_edge.bench.report.table import render_sweep
-
         with suppress_library_output(is_verbose()):
             made, path = sweep(axes, asked, reach, fresh)
-        if as_json:
-            print_json(made)
-        else:
-            echo(render_sweep(made))
-            echo(f"everything is in {path}")
-        return
+        return show_sweep(made, path, as_json)
     from mpa_edge.bench.host.pipeline import read_results, run_bench
     from mpa_edge.bench.host.soak import run_soak
     from mpa_edge.bench.transports.connect import connect
@@ -127,10 +116,29 @@ def command(
             folders = [run_soak(bench, soak, concurrency, fresh) for bench in benches]
         else:
             folders = [read_results(b, Path(results)) if results else run_bench(b, fresh) for b in benches]
+    return show_soaks(folders, as_json) if soak else show(benches, folders, as_json)
+
+
+def plan(asked: dict[str, Any], reach: Reach, axes: str | None, soak: float | None, concurrency: int) -> None:
+    """Print what would be measured."""
+    show_plan(asked, reach.via or "local")
+    if axes:
+        from mpa_edge.bench.results.sweep import axes_of
+
+        echo(f"sweep      {', '.join(axes_of(axes))}")
     if soak:
-        show_soaks(folders, as_json)
+        echo(f"soak       {soak:g} s instead of both, {concurrency} at once")
+
+
+def show_sweep(made: Sweep, path: Path, as_json: bool) -> None:
+    """Print the settings of a sweep."""
+    from mpa_edge.bench.report.table import render_sweep
+
+    if as_json:
+        print_json(made)
     else:
-        show(benches, folders, as_json)
+        echo(render_sweep(made))
+        echo(f"everything is in {path}")
 
 
 def show_soaks(folders: list[Path], as_json: bool) -> None:
