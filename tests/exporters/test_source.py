@@ -70,7 +70,7 @@ def test_a_damaged_config_is_one_line(checkpoint: Path) -> None:
 
 def test_a_model_type_without_family_names_those_that_have_one(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text(json.dumps({"model_type": "florence2"}))
-    with pytest.raises(MpaError, match="no family for model type 'florence2': use a student of type idefics3"):
+    with pytest.raises(MpaError, match="no family for model type 'florence2': use a student of type gemma4, idefics3"):
         open_source(str(checkpoint)).family  # noqa: B018
 
 

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from mpa_edge.artifact import Artifact, read_artifact
+from mpa_edge.config.library import load_scheme
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.verify.probes import drawn
 from mpa_edge.nursery.render import pictures
@@ -32,6 +33,7 @@ from mpa_edge.vlm.llama_cpp.server import (
     ServerSlowError,
 )
 from tests.bench.llama_server import program
+from tests.exporters import hand_made
 from tests.vlm.exported import change
 from tests.vlm.llama_exported import gguf_folder
 
@@ -285,8 +287,9 @@ def test_a_server_that_loads_is_waited_for() -> None:
 
 
 def test_a_server_that_loads_for_ever_is_one_line() -> None:
+    some = hand_made.artifact_of(load_scheme("gguf-f16"))
     with saying(LOADING) as url, pytest.raises(MpaError, match=r"loads for 0.3 s: use a smaller model"):
-        LlamaServerVLM(url, None, name="x", timeout_s=0.3)  # type: ignore[arg-type]
+        LlamaServerVLM(url, some, name="x", timeout_s=0.3)
 
 
 @pytest.mark.parametrize("reply", [(200, b"<html>hello</html>"), (404, b""), (200, b"[1]")])
