@@ -12,10 +12,17 @@ from typing import Any
 
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import say
-from mpa_edge.runs.files import MB, read_json, sha256_json, write_json
+from mpa_edge.runs.files import MB, sha256_json, write_json
 from mpa_edge.runs.paths import copy
 from mpa_edge.runs.user_cache import made_once
-from mpa_edge.vlm.transformers.files import AGAIN, check_files, require_unquantized, tensor_shapes, weight_files
+from mpa_edge.vlm.transformers.files import (
+    AGAIN,
+    check_files,
+    read_object,
+    require_unquantized,
+    tensor_shapes,
+    weight_files,
+)
 from mpa_edge.vlm.transformers.own_formats import internvl_chat, tinyllava
 from mpa_edge.vlm.transformers.own_formats.rewriting import Rewritten, plan, rewrite
 
@@ -37,8 +44,11 @@ def converted(folder: Path) -> Path:
     The copy is made when it is first asked for, and again where a file of `folder` has changed. MpaError where a tensor
     is missing, unknown or of another shape than config.json says, or the model computes what transformers cannot.
     """
-    config = read_json(folder / "config.json")
-    read = FORMATS.get(str(config.get("model_type"))) if isinstance(config, dict) else None
+    try:
+        config = read_object(folder / "config.json")
+    except MpaError:  # whoever loads the checkpoint says so
+        return folder
+    read = FORMATS.get(str(config.get("model_type")))
     if read is None:
         return folder
     checked = check_files(folder)
