@@ -67,6 +67,7 @@ ONE_NODE = (
 ERRORS_ONLY, NOTHING = 3, 4
 # plugin libraries of this process: each may be registered once
 _registered: set[str] = set()
+SOURCE = re.compile(r"/\S+\.(cc|cpp|h):\d+ ")
 PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 
 
@@ -76,7 +77,10 @@ def one_line(error: BaseException) -> str:
     >>> one_line(ValueError("[ONNXRuntimeError] : 1 : FAIL : Load model failed:\\n  no such node"))
     'Load model failed: no such node'
     """
-    return PREFIX.sub("", " ".join(str(error).split()))[:300] or type(error).__name__
+    text = PREFIX.sub("", " ".join(str(error).split()))
+    if SOURCE.match(text):  # a place in its source and a signature: what happened stands at the end
+        return f"... {text[-200:]}"
+    return text[:300] or type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ class Execution:
         else:
             made = onnxruntime.InferenceSession(model, options, providers=list(own.items()), enable_fallback=0)
         if first not in made.get_providers():
-            raise MpaError(f"{first} is installed and does not start")
+            raise MpaError(f"{first} is installed and does not start: check its driver and libraries")
         return made
 
 
@@ -137,9 +141,9 @@ def choose(accelerators: Sequence[str] = CPU_ONLY, options: Options | None = Non
             providers = (known.provider, *PARTNERS.get(known.provider, ()), CPU)
             try:
                 found = Execution(name, tuple(dict.fromkeys(providers)), options or {}, devices_of(known))
-                if known.provider == CPU or found.devices or _keeps(known.provider):
-                    return Execution(name, found.providers, found.options, found.devices, tuple(missing))
                 installed = known.provider in _registered
+                if known.provider == CPU or found.devices or (not installed and _starts(known.provider)):
+                    return Execution(name, found.providers, found.options, found.devices, tuple(missing))
                 missing.append(f"{name} ({known.plugin} finds no device)" if installed else f"{name} ({known.install})")
             except Exception as error:  # a plugin library may raise anything
                 missing.append(f"{name} ({one_line(error)})")
@@ -163,12 +167,16 @@ def _inputs(model: str | bytes) -> list[tuple[str, list[int | str]]]:
     """(name, shape) of a graph's inputs."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = ERRORS_ONLY
     plain = onnxruntime.InferenceSession(model, options, providers=[CPU])
     return [(one.name, one.shape) for one in plain.get_inputs()]
 
 
 def devices_of(known: Known) -> tuple[Any, ...]:
-    """The device of a plugin that computes: its GPU, else its CPU, else its NPU; empty where there is none."""
+    """The device of a plugin that computes: its GPU, else its CPU, else its NPU; empty where there is none.
+
+    Of Qualcomm the NPU, else the GPU: on the processor its provider only emulates them.
+    """
     if known.plugin and known.provider not in _registered and importlib.util.find_spec(known.plugin):
         library = importlib.import_module(known.plugin).get_library_path()
         onnxruntime.register_execution_provider_library(known.provider, library)
@@ -178,16 +186,21 @@ def devices_of(known: Known) -> tuple[Any, ...]:
     found = [one for one in onnxruntime.get_ep_devices() if one.ep_name == known.provider != CPU]
     kinds = onnxruntime.OrtHardwareDeviceType
     # an NPU takes no graph with dynamic shapes, which a decoder has
-    return tuple(sorted(found, key=lambda one: [kinds.GPU, kinds.CPU, kinds.NPU].index(one.device.type))[:1])
+    order = [kinds.GPU, kinds.CPU, kinds.NPU]
+    if known.provider == "QNNExecutionProvider":
+        order = [kinds.NPU, kinds.GPU]
+    found = [one for one in found if one.device.type in order]
+    return tuple(sorted(found, key=lambda one: order.index(one.device.type))[:1])
 
 
-def _keeps(provider: str) -> bool:
-    """Whether a provider of this onnxruntime works: it keeps a session, which else falls back to the CPU."""
+def _starts(provider: str) -> bool:
+    """Whether a provider is part of this onnxruntime. Raises whatever keeps it from a session of one node."""
     if provider not in onnxruntime.get_available_providers():
         return False
     options = onnxruntime.SessionOptions()
     options.log_severity_level = NOTHING
-    return provider in onnxruntime.InferenceSession(ONE_NODE, options, providers=[provider, CPU]).get_providers()
+    Execution(providers=(provider, CPU)).session(ONE_NODE, options)
+    return True
 
 
 def about(execution: Execution) -> str:

@@ -59,7 +59,7 @@ def test_a_provider_that_does_not_start_is_no_silent_cpu() -> None:
     options.log_severity_level = 4
     silent = onnxruntime.InferenceSession(ONE_NODE, options, providers=["CUDAExecutionProvider", CPU])
     assert silent.get_providers() == [CPU]
-    with pytest.raises(MpaError, match="CUDAExecutionProvider is installed and does not start"):
+    with pytest.raises(MpaError, match="CUDAExecutionProvider is installed and does not start: check its driver"):
         Execution("cuda", ("CUDAExecutionProvider", CPU)).session(ONE_NODE, options)
     assert devices_of(Known("CUDAExecutionProvider", "")) == ()
 
