@@ -46,8 +46,8 @@ BYTE_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 def computed_by(found: AcceleratorResult) -> str:
     """What computed, with its shares.
 
-    >>> computed_by(AcceleratorResult(asked=("openvino",), used="openvino", device="Xeon", missing=(), elsewhere=(),
-    ...     node_share=None, time_share={"openvino": 0.98, "cpu": 0.02}, software=False, build_s=2.0,
+    >>> computed_by(AcceleratorResult(asked=("openvino",), there=(), used="openvino", device="Xeon", missing=(),
+    ...     elsewhere=(), node_share=None, time_share={"openvino": 0.98, "cpu": 0.02}, software=False, build_s=2.0,
     ...     gpu_memory_bytes=None))
     'openvino (Xeon), 98 % of the time; engines built in 2.00 s'
     """

@@ -21,6 +21,7 @@ def accelerator_of(order: JobOrder, lines: Iterable[Line], variant: str = "artif
     total_s = sum(seconds.values()) if seconds else 0.0
     return AcceleratorResult(
         asked=order.accelerators,
+        there=tuple(found.get("there", ())),
         used=found["accelerator"],
         device=found["device"],
         missing=tuple(found["missing"]),

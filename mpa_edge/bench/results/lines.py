@@ -91,6 +91,7 @@ class Used(DeviceValues):
     nodes: Annotated[dict[Name, Annotated[int, Field(ge=0, le=1 << 30)]], Field(max_length=20)] | None = None
     seconds: Annotated[dict[Name, Seconds], Field(max_length=20)] | None = None
     elsewhere: Annotated[list[Annotated[tuple[Words, Seconds], Field(strict=False)]], Field(max_length=20)] = []
+    there: Annotated[list[Name], Field(max_length=20)] = []
     software: bool = False
     build_s: Figure = None
     gpu_bytes: Annotated[int, Field(ge=0, le=1 << 50)] | None = None

@@ -93,8 +93,10 @@ class AcceleratorResult(Record):
 
     asked: tuple[str, ...]
     """In order of preference."""
+    there: tuple[str, ...]
+    """Accelerators whose provider is installed on the device; empty where the runtime does not say."""
     used: str
-    """The first of them that the device has."""
+    """The first of the asked ones that the device has."""
     device: str
     """Its name, as the runtime reports it; empty where it does not."""
     missing: tuple[str, ...]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mpa_edge.runs.paths import remove
-from mpa_edge.vlm.onnxruntime.providers import KNOWN, Execution, about
+from mpa_edge.vlm.onnxruntime.providers import KNOWN, Execution, about, installed
 from mpa_edge.vlm.onnxruntime.sessions import Graph
 from mpa_edge.vlm.shared.usage import Usage
 
@@ -54,6 +54,7 @@ def usage_of(graphs: Sequence[Graph], execution: Execution, skipped: Sequence[in
         dict(nodes) or None,
         dict(seconds),
         tuple(operators.most_common(10)),
+        there=installed(),
     )
 
 

@@ -141,10 +141,10 @@ def choose(accelerators: Sequence[str] = CPU_ONLY, options: Options | None = Non
             providers = (known.provider, *PARTNERS.get(known.provider, ()), CPU)
             try:
                 found = Execution(name, tuple(dict.fromkeys(providers)), options or {}, devices_of(known))
-                installed = known.provider in _registered
-                if known.provider == CPU or found.devices or (not installed and _starts(known.provider)):
+                loaded = known.provider in _registered
+                if known.provider == CPU or found.devices or (not loaded and _starts(known.provider)):
                     return Execution(name, found.providers, found.options, found.devices, tuple(missing))
-                missing.append(f"{name} ({known.plugin} finds no device)" if installed else f"{name} ({known.install})")
+                missing.append(f"{name} ({known.plugin} finds no device)" if loaded else f"{name} ({known.install})")
             except Exception as error:  # a plugin library may raise anything
                 missing.append(f"{name} ({one_line(error)})")
         if name not in KNOWN:
@@ -201,6 +201,16 @@ def _starts(provider: str) -> bool:
     options.log_severity_level = NOTHING
     Execution(providers=(provider, CPU)).session(ONE_NODE, options)
     return True
+
+
+def installed() -> tuple[str, ...]:
+    """Accelerators whose provider is installed, whether or not it has a device."""
+    parts = set(onnxruntime.get_available_providers())
+    return tuple(
+        name
+        for name, those in KNOWN.items()
+        if any(one.provider in parts or (one.plugin and importlib.util.find_spec(one.plugin)) for one in those)
+    )
 
 
 def about(execution: Execution) -> str:

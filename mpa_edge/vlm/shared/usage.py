@@ -28,6 +28,8 @@ class Usage:
     """(operator, seconds) of what ran on another one than the chosen, the longest first."""
     gpu_bytes: int | None = None
     """Memory of the device that the runtime says it took; None where it does not say."""
+    there: tuple[str, ...] = ()
+    """Accelerators that this runtime could be asked for here; empty where it does not say."""
 
     @property
     def is_software(self) -> bool:

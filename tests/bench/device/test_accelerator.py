@@ -38,6 +38,7 @@ def test_both_models_are_prepared_once_and_the_record_proves_what_computed(bundl
     assert len(list((tmp_path / "home" / ".cache" / "mpa-edge" / "engines").glob("*/built.json"))) == 1  # same weights
     found = accelerator_of(order, checked_lines(folder / "out.jsonl", order).lines)
     assert found is not None
+    assert found.there == ("openvino", "cpu")
     assert (found.used, found.software, found.gpu_memory_bytes) == ("openvino", False, None)
     assert found.missing == ("cuda (install onnxruntime-gpu instead of onnxruntime)",)
     assert found.build_s == lines[1].values["build_s"] > 0

@@ -24,6 +24,7 @@ USED = {
     "nodes": {"openvino": 530, "cpu": 5},
     "seconds": {"openvino": 0.95, "cpu": 0.05},
     "elsewhere": [("FastGelu of vision_encoder on cpu", 0.04), ("Gather of embed_tokens on cpu", 0.01)],
+    "there": ["openvino", "cpu"],
     "software": False,
     "build_s": 12.5,
     "gpu_bytes": None,
@@ -39,6 +40,7 @@ def test_the_record_says_what_was_asked_and_what_computed() -> None:
     found = accelerator_of(ORDER, [measured()])
     assert found is not None
     assert (found.asked, found.used, found.build_s) == (("cuda", "openvino", "cpu"), "openvino", 12.5)
+    assert found.there == ("openvino", "cpu")
     assert found.time_share == {"openvino": 0.95, "cpu": 0.05}
     assert found.node_share == {"openvino": 0.9907, "cpu": 0.0093}
     assert found.elsewhere == ("FastGelu of vision_encoder on cpu 4%", "Gather of embed_tokens on cpu 1%")
