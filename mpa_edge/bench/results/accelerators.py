@@ -51,6 +51,8 @@ def not_the_accelerator(result: AcceleratorResult | None) -> list[str]:
     found = []
     if result.software:
         found.append(f"software renderer: {result.device} computes on the processor")
+    if result.used not in result.asked:  # a hybrid whose halves both lack it
+        found.append(f"fell back to {result.used}: the device has no {' and no '.join(result.asked)}")
     share = result.time_share or result.node_share
     if share and share.get(result.used, 0.0) < LEAST_SHARE:
         others = sorted(set(share) - {result.used}, key=lambda name: -share[name])

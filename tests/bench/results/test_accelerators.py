@@ -62,6 +62,10 @@ def test_the_record_says_what_was_asked_and_what_computed() -> None:
         ),
         ({"seconds": None, "nodes": {"cuda": 20, "cpu": 10}, "accelerator": "cuda"}, ["67% of the layers on cuda"]),
         ({"seconds": None, "nodes": None}, []),
+        (
+            {"accelerator": "qnn"},
+            ["fell back to qnn: the device has no cuda and no openvino and no cpu", "fell back to"],
+        ),
         ({"software": True, "device": "llvmpipe"}, ["software renderer: llvmpipe"]),
     ],
 )
