@@ -190,6 +190,7 @@ def test_a_soak_survives_its_client_and_ends_early_by_ctrl_c(run: Path, tmp_path
     assert made["memory"]["verdict"] in ("steady", "leaks")
     assert all(point["rss_bytes"] > 30e6 for point in made["points"])
     # an hour, ended by hand
+    out.unlink()  # of the soak before
     client = subprocess.Popen([*words, "1h"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     peers.until(lambda: samples() > 2, 120)
     client.send_signal(signal.SIGINT)
