@@ -47,7 +47,7 @@ def params(asked: argparse.Namespace) -> xllamacpp.CommonParams:
     made.n_ctx, made.n_parallel, made.n_batch, made.n_ubatch = asked.c, asked.np, asked.b, asked.ub
     made.cache_ram_mib, made.fit_params, made.warmup = asked.cache_ram, asked.fit != "off", not asked.no_warmup
     made.flash_attn_type, made.verbosity = FLASH[asked.fa], asked.lv or 3
-    made.n_gpu_layers, made.mmproj_use_gpu = asked.ngl, not asked.no_mmproj_offload
+    made.n_gpu_layers, made.mmproj_use_gpu = asked.ngl or 0, not asked.no_mmproj_offload
     made.cpuparams.n_threads = made.cpuparams_batch.n_threads = asked.t
     if asked.image_max_tokens:
         made.image_min_tokens, made.image_max_tokens = asked.image_min_tokens, asked.image_max_tokens

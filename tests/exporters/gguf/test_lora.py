@@ -66,6 +66,13 @@ def said(which: str, adapter: Path | None) -> np.ndarray:
         model.close()
 
 
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """An adapter whose base is a Llama, and peft's logits."""
+    folder = tmp_path_factory.mktemp("lora") / "mine"
+    return folder, tuned("idefics3", folder)
+
+
 SCALED = {
     "use_rslora": True,
     "rank_pattern": {r".*layers\.0\.self_attn\.q_proj": 2, "up_proj": 8},
@@ -86,9 +93,11 @@ def test_base_and_adapter_are_what_peft_makes_of_them(which: str, options: dict[
 
 
 @pytest.mark.peer
-def test_rows_that_llama_cpp_reorders_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_llama_cpp_reorders_are_seen(
+    llama: tuple[Path, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The converter permutes rows of Llama's queries and keys, those of the adapter, too."""
-    expected = tuned("idefics3", tmp_path / "mine")
+    folder, expected = llama
     staged = lora._staged
 
     def reordered(*arguments: Any) -> Path:
@@ -103,14 +112,13 @@ def test_rows_that_llama_cpp_reorders_are_seen(tmp_path: Path, monkeypatch: pyte
         return path.parent
 
     monkeypatch.setattr(lora, "_staged", reordered)
-    written("idefics3", tmp_path / "mine", tmp_path / "x.gguf")
+    written("idefics3", folder, tmp_path / "x.gguf")
     assert np.abs(said("idefics3", tmp_path / "x.gguf") - expected).max() > 10 * CLOSE
 
 
 @pytest.mark.peer
-def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
-    tuned("idefics3", tmp_path / "mine")
-    written("idefics3", tmp_path / "mine", tmp_path / "x.gguf")
+def test_an_adapter_of_another_model_is_refused(llama: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    written("idefics3", llama[0], tmp_path / "x.gguf")
     with pytest.raises(MpaError, match="cannot apply .*x.gguf to .*: use the base that it names"):
         said("qwen2_5_vl", tmp_path / "x.gguf")
     (tmp_path / "x.gguf").write_bytes((tmp_path / "x.gguf").read_bytes()[:-1000])
