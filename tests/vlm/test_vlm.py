@@ -143,5 +143,9 @@ def test_an_export_is_loaded_by_the_runtime_of_its_format(
     module, name = vlm.RUNTIMES[format_]
     made = []
     monkeypatch.setattr(importlib.import_module(module), name, lambda *given, **options: made.append((given, options)))
-    vlm.load(str(exported(tmp_path, format_)), name="it", device="cpu", threads=3, batch_size=5)
-    assert made == [((tmp_path,), {"name": "it", "threads": 3})]
+    folder = str(exported(tmp_path, format_))
+    vlm.load(folder, name="it", device="cpu", threads=3, batch_size=5, accelerators=("cuda", "cpu"))
+    (given, options), *others = made
+    assert (given, others) == ((tmp_path,), [])
+    asked = {name: value for name, value in options.items() if value is not None}
+    assert asked == {"name": "it", "threads": 3, "accelerators": ("cuda", "cpu")}
