@@ -1,7 +1,8 @@
 """The llama.cpp peer: `llama-mtmd-cli` of the pinned commit, compiled once into the user's cache.
 
 Its source is inside the source package of llama-cpp-python, whose installed libraries it is linked with: two minutes of
-a compiler. Remove the folder to have it made again.
+a compiler. Every checkout shares the program, so it doesn't say where the libraries are: start it with
+`LD_LIBRARY_PATH=LIBRARIES`. Remove the folder to have it made again.
 """
 
 from __future__ import annotations
@@ -58,6 +59,6 @@ def _compiled(work: Path) -> Path:
         objects = list(pool.map(compile_one, range(len(sources)), sources))
     named = [f"-l{name}" for name in ("mtmd", "llama", "ggml", "ggml-base")]
     program = work / "llama-mtmd-cli"
-    command = [COMPILER[0], *objects, f"-L{LIBRARIES}", f"-Wl,-rpath,{LIBRARIES}", *named, "-lpthread"]
+    command = [COMPILER[0], *objects, f"-L{LIBRARIES}", f"-Wl,-rpath-link,{LIBRARIES}", *named, "-lpthread"]
     subprocess.run([*command, "-o", str(program)], check=True)
     return program

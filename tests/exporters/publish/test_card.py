@@ -29,7 +29,7 @@ from mpa_edge.vlm.llama_cpp.server import READ_BOTH_WAYS
 from tests.exporters import hand_made
 from tests.exporters.gguf.test_convert import SIZES
 from tests.exporters.javascript import client
-from tests.exporters.llama_programs import mtmd_cli
+from tests.exporters.llama_programs import LIBRARIES, mtmd_cli
 from tests.families import zoo
 from tests.vlm.exported import STUDENT, checkpoint, onnx_folder
 from tests.vlm.llama_exported import gguf_folder, hybrid_folder
@@ -235,7 +235,7 @@ def _bits(artifact: Artifact) -> dict[str, str]:
 def said(folder: Path, command: list[str], programs: Path | None = None) -> str:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     if programs is not None:
-        environment["PATH"] = f"{programs}:{os.environ['PATH']}"
+        environment |= {"PATH": f"{programs}:{os.environ['PATH']}", "LD_LIBRARY_PATH": str(LIBRARIES)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode(errors="replace").strip()
