@@ -129,7 +129,7 @@ def _quantized(
         if precision == "int8":
             is_table = component == "embed"  # looked up in uint8, then scaled
             quantize_dynamic(
-                source if is_table else unit_rows(source),
+                source if is_table else with_unit_rows(source),
                 scratch,
                 weight_type=QuantType.QUInt8 if is_table else QuantType.QInt8,
                 op_types_to_quantize=["Gather" if is_table else "MatMul"],
@@ -145,8 +145,9 @@ def _quantized(
     return to_half(model, FULL_PRECISION_IO.get(component)) if precision in ("fp16", "q4f16") else model
 
 
-def unit_rows(source: Path) -> Path:
-    """A prepared graph in which the rows of every product with a weight have a largest value of 1; a file beside it.
+def with_unit_rows(source: Path) -> Path:
+    """A prepared graph whose attention is fused, and in which the rows of every product with a weight have a largest
+    value of 1; a file beside it.
 
     Each row is divided by its largest value before the product, and multiplied after it. So the one scale that ONNX
     Runtime finds for all rows fits each of them, whatever is in the batch. The weights stay in the file of `source`.
@@ -155,7 +156,10 @@ def unit_rows(source: Path) -> Path:
     import onnx
     from onnx import helper, numpy_helper
 
+    from mpa_edge.exporters.onnx.attention import fuse_attention
+
     model = onnx.load(source, load_external_data=False)
+    fuse_attention(model)
     weights = {tensor.name for tensor in model.graph.initializer}
     nodes: list[NodeProto] = []
     divided: set[str] = set()

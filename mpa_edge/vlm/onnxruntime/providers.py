@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from mpa_edge.errors import MpaError
 from mpa_edge.vlm import fingerprint
 from mpa_edge.vlm.onnxruntime.engines import BUILDERS, TENSORRT, builder_options, engine_folder, profile_shapes
 
-CPU = "CPUExecutionProvider"
+CPU, OPENVINO = "CPUExecutionProvider", "OpenVINOExecutionProvider"
 Options = Mapping[str, Mapping[str, str]]
 """Provider -> its options, as in a target file."""
 
@@ -50,7 +51,7 @@ KNOWN: dict[str, tuple[Known, ...]] = {
             "onnxruntime_ep_nv_tensorrt_rtx",
         ),
     ),
-    "openvino": (Known("OpenVINOExecutionProvider", "install onnxruntime-ep-openvino", "onnxruntime_ep_openvino"),),
+    "openvino": (Known(OPENVINO, "install onnxruntime-ep-openvino", "onnxruntime_ep_openvino"),),
     "qnn": (Known("QNNExecutionProvider", "install onnxruntime-qnn", "onnxruntime_qnn"),),
     "webgpu": (Known("WebGpuExecutionProvider", "install onnxruntime-ep-webgpu", "onnxruntime_ep_webgpu"),),
     "coreml": (Known("CoreMLExecutionProvider", "use macOS, whose onnxruntime has it"),),
@@ -118,6 +119,10 @@ class Execution:
         if self.engines:
             device = self.devices[0].ep_metadata if self.devices else {}
             own[first] = builder_options(first, self.engines, device, options.intra_op_num_threads, own[first])
+        if first == OPENVINO and options.intra_op_num_threads:
+            # it has threads of its own, and would take every core
+            threads = {"CPU": {"INFERENCE_NUM_THREADS": str(options.intra_op_num_threads)}}
+            own[first] = {"load_config": json.dumps(threads)} | own[first]
         if first == TENSORRT:
             own[first] = profile_shapes(_inputs(model), self.context_tokens) | own[first]
         if self.devices:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.verify.probes import drawn
@@ -94,6 +95,28 @@ def test_a_wrong_option_is_refused_and_not_ignored(config: str) -> None:
     options = {"OpenVINOExecutionProvider": {"load_config": config}}
     with pytest.raises(MpaError, match=r"load_config|NO_SUCH"):
         with_openvino(exported.onnx_folder("student"), provider_options=options)
+
+
+def test_one_thread_is_one_thread(tmp_path: Path) -> None:
+    """OpenVINO does not read ONNX Runtime's number of threads."""
+    weight = numpy_helper.from_array(np.ones((1024, 1024), np.float32), "w")
+    value, out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 1024]) for name in "xy")
+    product = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [value], [out], [weight])
+    opsets = [helper.make_opsetid("", 20)]
+    (tmp_path / "product.onnx").write_bytes(
+        helper.make_model(product, opset_imports=opsets, ir_version=10).SerializeToString()
+    )
+    graph = Graph(tmp_path / "product.onnx", 1, choose(["openvino"]))
+    before = cpu_seconds()
+    for _ in range(20):
+        graph.run({"x": np.ones((2048, 1024), np.float32)})
+    first, second, *_ = sorted((now - before.get(key, 0) for key, now in cpu_seconds().items()), reverse=True)
+    assert second < 0.2 * first
+
+
+def cpu_seconds() -> dict[int, float]:
+    """Of each thread of this process."""
+    return {one.id: one.user_time + one.system_time for one in psutil.Process().threads()}
 
 
 def test_a_hybrid_reports_both_halves(tmp_path: Path) -> None:
