@@ -51,7 +51,7 @@ class Projector:
         self.mtmd, self.path, self.language, self.image_id = mtmd_cpp, path, language, image_id
         params = mtmd_cpp.mtmd_context_params_default()
         params.n_threads, params.warmup, params.print_timings = language.threads, False, False
-        params.flash_attn_type = FLASH_ATTENTION[language.offload.flash_attention]
+        params.flash_attn_type = FLASH_ATTENTION[language.offload.options.flash_attention]
         device = language.offload.projector
         params.use_gpu, params.device = device is not None, device.handle if device else None
         if any_size:

@@ -73,7 +73,7 @@ def test_a_pair_is_the_checkpoint_that_it_came_from(which: str) -> None:
         assert one.pixels_sha256 is None
         assert one.vision.shape == other.vision.shape
         assert cosines(one, other).min() > 0.9995
-        assert np.median(cosines(one, other)) > 0.999998
+        assert np.median(cosines(one, other)) > 0.999997  # flash attention keeps keys and values in 16 bits
         same_way(one, other, LOGIT_TOLERANCE.get(which, 0.06))
 
 

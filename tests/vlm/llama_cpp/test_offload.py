@@ -60,7 +60,7 @@ def test_the_first_that_is_here() -> None:
 
 def test_what_the_server_is_told() -> None:
     assert server_options(Offload()) == [
-        *("--device", "none", "-ngl", "0", "-fa", "off", "-lv", "4", "--no-mmproj-offload"),
+        *("--device", "none", "-ngl", "0", "-fa", "auto", "-lv", "4", "--no-mmproj-offload"),
     ]
     assert server_options(Offload("cuda", ORIN)) == ["--device", "CUDA0", "-ngl", "999", "-fa", "auto", "-lv", "4"]
     less = LlamaCpp(gpu_layers=7, mmproj_on_gpu=False, flash_attention="on", kv_cache="q8_0")
