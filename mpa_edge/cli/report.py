@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -11,9 +10,6 @@ from mpa_edge.cli._options import echo, json_option, print_json, verbose_option
 from mpa_edge.cli._remote import fetched
 from mpa_edge.errors import MpaError, VerificationError
 from mpa_edge.runs.files import write_bytes
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command("report")

@@ -5,10 +5,10 @@ The bootstrap resamples images, not questions: answers to questions about one im
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import bdtr
 
 from mpa_edge.errors import MpaError
 from mpa_edge.metrics.interval import mean_bounds
@@ -83,10 +83,7 @@ def mcnemar_p(gained: int, lost: int) -> float:
     >>> mcnemar_p(0, 0)
     1.0
     """
-    n, smaller = gained + lost, min(gained, lost)
-    if n < 1000:
-        return min(1.0, float(2 * sum(math.comb(n, i) for i in range(smaller + 1)) / 2**n))
-    return min(1.0, 2 * math.exp(_log_probability(n, range(smaller + 1))))
+    return min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5)))
 
 
 def mcnemar_above(gained: int, lost: int) -> float:
@@ -97,12 +94,4 @@ def mcnemar_above(gained: int, lost: int) -> float:
     >>> mcnemar_above(0, 0)
     1.0
     """
-    n = gained + lost
-    return min(1.0, round(math.exp(_log_probability(n, range(gained, n + 1))), 12))
-
-
-def _log_probability(n: int, successes: range) -> float:
-    """Natural log of P(X in successes) for X ~ Binomial(n, 1/2), without forming 2**n."""
-    logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in successes]
-    top = max(logs)
-    return top + math.log(sum(math.exp(value - top) for value in logs)) - n * math.log(2)
+    return float(bdtr(lost, gained + lost, 0.5))

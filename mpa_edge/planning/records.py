@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import datetime
-import difflib
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mpa_edge.config.library import load_yaml
 from mpa_edge.config.task import TaskConfig
-from mpa_edge.errors import MpaError
+from mpa_edge.errors import MpaError, did_you_mean
 
 FOLDER = Path(__file__).parent
 
@@ -126,7 +125,8 @@ def find_device(name: str) -> Device:
     """The device of that name. MpaError with the nearest name if there is none."""
     devices = device_file().devices
     if name not in devices:
-        raise MpaError(f"no device '{name}' to plan for: {_hint(name, ['here', *devices])}")
+        known = ["here", *devices]
+        raise MpaError(f"no device '{name}' to plan for: " + did_you_mean(name, known, f"use {', '.join(known)}"))
     return devices[name]
 
 
@@ -145,7 +145,7 @@ def assumptions(task: str | TaskConfig, overrides: Sequence[str] = ()) -> Assump
     for override in overrides:
         name, _, text = override.partition("=")
         if name not in factors:
-            raise MpaError(f"no assumption '{name}': {_hint(name, factors)}")
+            raise MpaError(f"no assumption '{name}': " + did_you_mean(name, factors, f"use {', '.join(factors)}"))
         try:
             value = float(text)
         except ValueError:
@@ -154,8 +154,3 @@ def assumptions(task: str | TaskConfig, overrides: Sequence[str] = ()) -> Assump
             raise MpaError(f"--assume {override}: give a number that is not negative, for example {name}=0.5")
         factors[name] = Factor(value=value, where="--assume")
     return Assumptions(factors)
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f"did you mean '{near[0]}'?" if near else f"use {', '.join(known)}"
