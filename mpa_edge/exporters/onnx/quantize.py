@@ -203,6 +203,7 @@ def _blockwise(
     that are still in a file of `folder` are read one by one, and forgotten when they are quantized.
     """
     import numpy as np
+    import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
     from mpa_edge.exporters.onnx.blocks import WeightedQuantizer
@@ -224,14 +225,15 @@ def _blockwise(
     one_node = quantizer.node_quantizer.quantize
 
     def quantize(node: NodeProto, graph_stack: list[GraphProto]) -> list[NodeProto]:
-        own = [tensor for tensor in graph_stack[-1].initializer if tensor.name in node.input]
         if node.op_type != operator or node.name in excluded:
             return list(one_node(node, graph_stack))
-        read_weights(own, folder)
-        made = list(one_node(node, graph_stack))
-        for tensor in own:
-            if not any(tensor.name in new.input for new in made):
-                tensor.ClearField("raw_data")
+        # in a graph of their own: protobuf frees what a message held only with the whole message
+        whole, own = graph_stack[-1].initializer, onnx.GraphProto()
+        own.initializer.extend(tensor for tensor in whole if tensor.name in node.input)
+        n_read = len(own.initializer)
+        read_weights(own.initializer, folder)
+        made = list(one_node(node, [*graph_stack, own]))
+        whole.extend(own.initializer[n_read:])
         return made
 
     quantizer.node_quantizer.quantize = quantize

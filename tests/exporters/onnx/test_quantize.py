@@ -17,6 +17,7 @@ from mpa_edge.config.scheme import Scheme
 from mpa_edge.errors import MpaError
 from mpa_edge.exporters.onnx import files
 from mpa_edge.exporters.onnx.quantize import quantize_component
+from mpa_edge.runs.isolation import run_isolated
 from tests.vlm.exported import onnx_folder
 
 HIDDEN, WIDE, ROWS = 64, 96, 40
@@ -345,3 +346,18 @@ def test_logging_is_left_as_it_was(fp32: Path, out: Path, capfd: pytest.CaptureF
         quantize_component(fp32, out, "vision", precision, SCHEME)
     assert (root.handlers[:], root.level, logging.root.manager.disable) == before
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_a_matrix_that_is_done_takes_no_memory(tmp_path: Path) -> None:
+    def peak_bytes(n: int) -> int:
+        matrix = np.random.default_rng(0).standard_normal((1024, 1024)).astype(np.float32)
+        nodes = [helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"x{i + 1}"], name=f"n{i}") for i in range(n)]
+        ends = [[(name, FLOAT, ["n", 1024])] for name in ("x0", f"x{n}")]
+        path = written(tmp_path / f"{n}.onnx", nodes, *ends, {f"w{i}": matrix for i in range(n)})
+        onnx.save_model(onnx.load(path), path, save_as_external_data=True, location=f"{path.name}_data")
+        out = tmp_path / f"{n}.out.onnx"
+        return run_isolated(quantize_component, path, out, "decoder", "q2", SCHEME, threads=1)[1]
+
+    few, many = 2, 50
+    assert peak_bytes(many) - peak_bytes(few) < (many - few) * 1024**2 * 4 / 2
