@@ -11,6 +11,7 @@ from torch import Tensor
 from mpa_edge.config.library import load_scheme
 from mpa_edge.exporters.graphs import lfm2_vl
 from tests.exporters import matrix
+from tests.vlm.exported import fill_parts
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +27,8 @@ def without_antialias(place: Tensor, size: Tensor, side: int) -> Tensor:
 def test_positions_without_antialias_are_refused(tmp_path: Path, monkeypatch) -> None:
     matrix.in_one_process(monkeypatch)
     monkeypatch.setattr(lfm2_vl, "stretch", without_antialias)
-    cell = matrix.measure(matrix.run_of("lfm2_vl", tmp_path), load_scheme("onnx-int8"))
+    source = matrix.run_of("lfm2_vl", tmp_path)
+    fill_parts("lfm2_vl", source.exports / "parts", ("embed", "decoder"))
+    cell = matrix.measure(source, load_scheme("onnx-int8"))
     assert cell["result"] == "failed"
     assert "vision" in cell["reason"]

@@ -5,21 +5,20 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
 from mpa_edge.config.library import load_scheme
-from mpa_edge.config.scheme import Scheme, Tolerance
+from mpa_edge.config.scheme import ONNX_COMPONENTS, Scheme, Tolerance
 from mpa_edge.exporters.build import BuildContext, build
 from mpa_edge.exporters.publish.layout import write_layout
 from mpa_edge.exporters.source import Source, open_source
 from mpa_edge.runs.files import sha256_json
-from tests.vlm.exported import PACKAGE, checkpoint
+from tests.vlm.exported import PACKAGE, alone, checkpoint, fill_parts
 
 SOURCES = (
     "exporters/graphs/*.py",
-    "exporters/onnx/export.py",
+    "exporters/onnx/*.py",
     "exporters/publish/layout.py",
     "exporters/gguf/*.py",
     "vlm/pixels/config.py",
@@ -68,20 +67,15 @@ def _folder(which: str, scheme: Scheme) -> Path:
     source = open_source(str(checkpoint(which)), out="runs")
     home = Path(tempfile.gettempdir()) / f"mpa-edge-llama-{os.getuid()}" / f"{which.replace(':', '-')}-{_key(source)}"
     folder = home / sha256_json(scheme.model_dump())[:8] / scheme.name
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        made = Path(tempfile.mkdtemp(dir=home))
-        _export(source, scheme, made, home / "parts")
-        try:
+    with alone(home):
+        if not folder.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            made, parts = Path(tempfile.mkdtemp(dir=home)), home / "parts"
+            fill_parts(which, parts, tuple(name for name in scheme.components if name in ONNX_COMPONENTS))
+            build(BuildContext(source, made, parts, None, 1), scheme)
+            write_layout(source, scheme, made, None, CONTEXT_TOKENS, 1)
             os.replace(made, folder)
-        except OSError:  # another process was quicker
-            shutil.rmtree(made)
     return folder
-
-
-def _export(source: Source, scheme: Scheme, folder: Path, parts: Path) -> None:
-    build(BuildContext(source, folder, parts, None, 1), scheme)
-    write_layout(source, scheme, folder, None, CONTEXT_TOKENS, 1)
 
 
 def _key(source: Source) -> str:

@@ -28,7 +28,7 @@ from mpa_edge.exporters.verify import gate
 from mpa_edge.exporters.verify.parity import Parity, ParityDetails
 from mpa_edge.vlm import resolve
 from mpa_edge.vlm.onnxruntime import model as runtime
-from tests.vlm.exported import onnx_folder
+from tests.vlm.exported import fill_parts, onnx_folder
 from tests.vlm.llama_exported import gguf_folder, hybrid_folder, scheme_folder
 
 pytestmark = pytest.mark.slow
@@ -330,6 +330,7 @@ def test_an_activation_that_is_too_large_for_16_bits(tmp_path: Path) -> None:
     source = Source("large", checkpoint, tmp_path / "exports")
     schemes = [load_scheme(name) for name in ("onnx-fp32", "onnx-fp16", "onnx-int8")]
     known = gate.trace_references(source, None, 1)
+    fill_parts("student", tmp_path / "parts", ("embed", "decoder"))
     for scheme in schemes[:2]:
         folder = tmp_path / scheme.name
         folder.mkdir()
