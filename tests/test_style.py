@@ -67,8 +67,6 @@ ALLOWED = {
     },
     "bench/host/job.py": {"file.truncate": "opened by open_in_place"},
     "bench/host/upload.py": {"tarfile.open": "into memory"},
-    "bench/results/documents.py": {"opened.save": "into memory"},
-    "stages/annotate/sheet.py": {"image.save": "into memory"},
     "bench/transports/process.py": {"tempfile.TemporaryFile": "a file without a name"},
     "bench/transports/ssh.py": {
         "tempfile.mkdtemp": "a new folder that only this user may enter",
@@ -108,7 +106,7 @@ ALLOWED = {
     "exporters/pipeline.py": {"tempfile.TemporaryDirectory": "a new folder that only this user may enter"},
     "exporters/publish/layout.py": {"processor.save_pretrained": "in a folder that require_plain has looked at"},
     "nursery/render.py": {"picture.image.save": "into a file of new_file"},
-    "stages/review/server.py": {"image.save": "into memory"},
+    "images/decode.py": {"image.save": "into memory"},
     "runs/files.py": {
         "folder.mkdir": "make_folder, which every other module calls",
         "os.link": "raises where anything has the name",

@@ -255,6 +255,14 @@ def _scale_dark(image: Image, file: BinaryIO, raw_mode: str) -> None:
             image.paste(scaled, (0, top))
 
 
+def as_jpeg(image: Image, longest_px: int, quality: int = 85, **options: Any) -> bytes:
+    """An image as JPEG without metadata, scaled in place to sides of at most `longest_px`. `options`: Pillow's."""
+    image.thumbnail((longest_px, longest_px))
+    data = BytesIO()
+    image.save(data, "JPEG", quality=quality, **options)
+    return data.getvalue()
+
+
 def without_metadata(file: BinaryIO) -> BinaryIO | None:
     """A PNG without its profile and texts, which Pillow refuses above a megabyte; None where there are none."""
     content, kept, position = _content(file), [PNG_SIGNATURE], len(PNG_SIGNATURE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from mpa_edge.bench.results.timing import drift, figures, in_rounds, loads, over
 from mpa_edge.bench.results.validity import budget_lines, cautions, invalid_reasons, overall
 from mpa_edge.config.target import BudgetName, Thermal
 from mpa_edge.errors import MpaError
+from mpa_edge.images.decode import as_jpeg
 from mpa_edge.images.folder import open_image
 from mpa_edge.metrics import get_metric
 from mpa_edge.metrics.gain import MARGIN, accuracy_result, judge, not_worse
@@ -237,11 +237,8 @@ def write_documents(
         opened = open_image(images / image)
         if isinstance(opened, Drop):  # its row has no thumbnail
             continue
-        opened.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-        data = io.BytesIO()
-        opened.save(data, "JPEG", quality=85)
         thumbnails[image] = f"{THUMBNAILS}/{len(thumbnails):03}.jpg"
-        write_bytes(new / thumbnails[image], data.getvalue())
+        write_bytes(new / thumbnails[image], as_jpeg(opened, THUMBNAIL_PIXELS))
     write_jsonl(new / ANSWERS, [row.model_copy(update={"thumbnail": thumbnails.get(row.image)}) for row in answers])
     write_jsonl(new / TIMINGS, timings)
     write_json(new / BENCH, report)

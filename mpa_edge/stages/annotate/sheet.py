@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-import io
 from pathlib import Path
 from typing import Any
 
 from mpa_edge import __version__
+from mpa_edge.images.decode import as_jpeg
 from mpa_edge.images.folder import open_image
 from mpa_edge.images.index import HELD_OUT
 from mpa_edge.runs.files import write_bytes
@@ -111,7 +111,4 @@ def thumbnail(run: Run, name: str) -> str:
     image = open_image(run.images_folder / name, run.recipe.images.max_pixels)
     if isinstance(image, Drop):
         return ""
-    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+    return "data:image/jpeg;base64," + base64.b64encode(as_jpeg(image, THUMBNAIL_PIXELS)).decode()

@@ -7,7 +7,6 @@ Each start has a new address with a random token. A request without it, for anot
 from __future__ import annotations
 
 import hmac
-import io
 import json
 import secrets
 import threading
@@ -19,10 +18,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from PIL.Image import Image
-
 from mpa_edge.errors import MpaError
 from mpa_edge.evaluation.review import LONGEST_ANSWER, Ruling
+from mpa_edge.images.decode import as_jpeg
 from mpa_edge.images.folder import open_image
 from mpa_edge.metrics.reading import no_character
 from mpa_edge.runs.log import logger
@@ -149,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
         image = open_image(session.asked.folder / session.chosen[key].image, self.server.max_pixels)
         if isinstance(image, Drop):
             raise RefusedError(HTTPStatus.NOT_FOUND, f"this image cannot be opened: {image.reason}")
-        return encoded(image)
+        return "image/jpeg", as_jpeg(image, LONGEST_SIDE, quality=92, subsampling=0)
 
     def _post(self, path: str) -> tuple[str, bytes]:
         session, body = self.server.session, self._body()
@@ -187,11 +185,3 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  as the base class names it
         """Say nothing: the address, and with it the token, would stand in the log."""
-
-
-def encoded(image: Image) -> tuple[str, bytes]:
-    """An image as the page gets it: type and bytes, no side longer than LONGEST_SIDE, with nothing but its pixels."""
-    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=92, subsampling=0)
-    return "image/jpeg", data.getvalue()
