@@ -6,8 +6,8 @@ where that file ends. Where the link breaks or the server dies in between, the q
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,8 @@ MAX_RECONNECTS, MAX_DEATHS = 20, 2
 
 
 @dataclass
-class LlamaServerRun:
-    """Answers an order through llama-server, one process for each block; a server that died is replaced."""
+class LlamaServerJob:
+    """What every job through a llama-server needs."""
 
     transport: Transport
     order: JobOrder
@@ -54,6 +54,59 @@ class LlamaServerRun:
     job_root: str
     """Folder on the device for the servers' logs."""
     _server: RemoteServer | None = None
+
+    @contextmanager
+    def _opened(self, out: Path) -> Iterator[Journal]:
+        """The journal in `out`; it gets its end line where the block ends without an error."""
+        self._questions = read_questions(self.bundle)
+        self._n_cores = usable_cores(self.transport, self.order.cores)
+        devices, options = server_devices(self.transport, self.program), LlamaCpp.model_validate(self.order.llama_cpp)
+        self._offload = choose(self.order.accelerators, devices, options, "llama-server")
+        with Journal(out) as self.journal:
+            stop_leftovers(self.transport, self.job_root)
+            self._block = self.journal.next_block() - 1
+            yield self.journal
+            self.journal.end()
+
+    def _load(self, variant: str) -> RemoteServer:
+        """A server with the model of a variant, ready; `concurrency` questions at once."""
+        self._variant, self._block = variant, self._block + 1
+        folder = self.order.variants[variant]
+        artifact = read_artifact(self.bundle / folder)
+        threads = self.order.threads or artifact.threads or self._n_cores
+        server = self._server = RemoteServer(
+            self.transport,
+            artifact,
+            program=self.program,
+            model_folder=f"{self.remote_bundle}/{folder}",
+            threads=threads,
+            cores=self.order.cores,
+            root=self.job_root,
+            timeout_s=self.order.answer_timeout_s,
+            offload=self._offload,
+            slots=self.order.concurrency,
+        )
+        self._record(
+            "loaded",
+            load_s=server.load_s,
+            cold=False,
+            runtime=f"llama-server {server.vlm.props.build_info}",
+            backend=self._offload.backend,
+            threads=threads,
+            cores=server.cores,
+            warm_up=self.order.warm_up,
+            uptime_s=server.uptime_s(),
+        )
+        return server
+
+    def _record(self, kind: str, **values: Any) -> None:
+        self.journal.write(Line(kind, self._variant, self._block, values))
+
+
+@dataclass
+class LlamaServerRun(LlamaServerJob):
+    """Answers an order through llama-server, one process for each block; a server that died is replaced."""
+
     _failed = False
     _deadly = 0
 
@@ -63,14 +116,8 @@ class LlamaServerRun:
         MpaError where nothing can be asked (a model that does not load, a device out of reach): what was answered is in
         `out`, and a rerun resumes.
         """
-        self._questions = read_questions(self.bundle)
-        self._n_cores = usable_cores(self.transport, self.order.cores)
-        devices, options = server_devices(self.transport, self.program), LlamaCpp.model_validate(self.order.llama_cpp)
-        self._offload = choose(self.order.accelerators, devices, options, "llama-server")
-        with Journal(out) as self.journal:
-            stop_leftovers(self.transport, self.job_root)
-            todo, n = self.journal.todo(self.order), len(self.order.steps)
-            self._next = self.journal.next_block()
+        with self._opened(out) as journal:
+            todo, n = journal.todo(self.order), len(self.order.steps)
             with progress(f"bench on {self.transport.name}", n, n - len(todo)) as advance:
                 try:
                     for block in blocks(todo):
@@ -80,7 +127,6 @@ class LlamaServerRun:
                         self._stop()
                 finally:
                     self._stop()
-            self.journal.end()
         return not self._failed
 
     def _ask(self, step: Step, block: Sequence[Step]) -> None:
@@ -121,34 +167,11 @@ class LlamaServerRun:
 
     def _start(self, variant: str, block: Sequence[Step]) -> RemoteServer:
         """A server with the model of a variant, ready and warm."""
-        self._variant, self._next = variant, self._next + 1
-        folder = self.order.variants[variant]
-        artifact = read_artifact(self.bundle / folder)
-        threads = self.order.threads or artifact.threads or self._n_cores
-        server = self._server = RemoteServer(
-            self.transport,
-            artifact,
-            program=self.program,
-            model_folder=f"{self.remote_bundle}/{folder}",
-            threads=threads,
-            cores=self.order.cores,
-            root=self.job_root,
-            timeout_s=self.order.answer_timeout_s,
-            offload=self._offload,
-        )
-        self._record(
-            "loaded",
-            load_s=server.load_s,
-            cold=False,
-            runtime=f"llama-server {server.vlm.props.build_info}",
-            backend=self._offload.backend,
-            threads=threads,
-            cores=server.cores,
-            warm_up=self.order.warm_up,
-            uptime_s=server.uptime_s(),
-        )
+        server, folder = self._load(variant), self.order.variants[variant]
         if self.order.accelerators != CPU_ONLY:
-            used = usage(self._offload, server.placement(), self.bundle / folder / artifact.files["mmproj"], None)
+            used = usage(
+                self._offload, server.placement(), self.bundle / folder / server.artifact.files["mmproj"], None
+            )
             self._record("used", **asdict(used), software=used.is_software)
         for step in block[: self.order.warm_up]:
             with suppress(MpaError):  # it fails again where it counts
@@ -164,6 +187,3 @@ class LlamaServerRun:
             server.look()
         self._record("memory", **server.memory.values(), uptime_s=server.uptime_s())
         server.stop()
-
-    def _record(self, kind: str, **values: Any) -> None:
-        self.journal.write(Line(kind, self._variant, self._next - 1, values))

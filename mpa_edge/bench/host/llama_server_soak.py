@@ -15,22 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mpa_edge.artifact import read_artifact
-from mpa_edge.bench.device.protocol import NEXT_TO_NOTHING_S, SAMPLE_S, JobOrder, Line, Step, read_questions
-from mpa_edge.bench.device.runner import MAX_FAULTS, Journal
+from mpa_edge.bench.device.protocol import NEXT_TO_NOTHING_S, SAMPLE_S, Step
+from mpa_edge.bench.device.runner import MAX_FAULTS
 from mpa_edge.bench.device.worker import answer
-from mpa_edge.bench.host.llama_server_process import (
-    RemoteServer,
-    ServerEndedError,
-    server_devices,
-    stop_leftovers,
-    usable_cores,
-)
-from mpa_edge.bench.transports.transport import Transport
-from mpa_edge.config.llama_cpp import LlamaCpp
+from mpa_edge.bench.host.llama_server_process import RemoteServer, ServerEndedError
+from mpa_edge.bench.host.llama_server_run import LlamaServerJob
 from mpa_edge.errors import MpaError
 from mpa_edge.progress import progress, say
-from mpa_edge.vlm.llama_cpp.offload import choose
 from mpa_edge.vlm.llama_cpp.server import LlamaServerVLM, ServerGoneError
 
 LOOK_EVERY_S = 1.0
@@ -64,31 +55,14 @@ class Tally:
 
 
 @dataclass
-class LlamaServerSoak:
+class LlamaServerSoak(LlamaServerJob):
     """Asks the steps of an order in turn, `concurrency` at once; a server that died is replaced."""
-
-    transport: Transport
-    order: JobOrder
-    bundle: Path
-    """Its folder here, from which the images are sent."""
-    remote_bundle: str
-    """Its folder on the device."""
-    program: str
-    """Path of llama-server on the device."""
-    job_root: str
-    """Folder on the device for the servers' logs."""
 
     def run(self, out: Path) -> None:
         """Ask until `soak_s` seconds are in `out`; Ctrl-C ends it earlier. MpaError where nothing can be asked."""
-        self._variant = self.order.steps[0].variant
-        self._questions, self._tally = read_questions(self.bundle), Tally()
-        devices, options = server_devices(self.transport, self.program), LlamaCpp.model_validate(self.order.llama_cpp)
-        self._offload = choose(self.order.accelerators, devices, options, "llama-server")
-        with Journal(out) as self._journal:
-            stop_leftovers(self.transport, self.job_root)
-            self._block = self._journal.next_block() - 1
-            done_s = sum(float(line.values["seconds"]) for line in self._journal.lines if line.kind == "sample")
-            deaths = 0
+        self._tally, deaths = Tally(), 0
+        with self._opened(out) as journal:
+            done_s = sum(float(line.values["seconds"]) for line in journal.lines if line.kind == "sample")
             with progress(f"seconds on {self.transport.name}", round(self.order.soak_s), round(done_s)) as advance:
                 while self.order.soak_s - done_s > NEXT_TO_NOTHING_S:
                     shown, server = round(done_s), self._start()
@@ -108,29 +82,10 @@ class LlamaServerSoak:
                         break
                     finally:
                         server.stop()
-            self._journal.end()
 
     def _start(self) -> RemoteServer:
-        """A server with a slot for each question at once, ready and warm."""
-        folder = self.order.variants[self._variant]
-        artifact = read_artifact(self.bundle / folder)
-        self._block += 1
-        threads = self.order.threads or artifact.threads or usable_cores(self.transport, self.order.cores)
-        server = RemoteServer(
-            self.transport,
-            artifact,
-            program=self.program,
-            model_folder=f"{self.remote_bundle}/{folder}",
-            threads=threads,
-            cores=self.order.cores,
-            root=self.job_root,
-            timeout_s=self.order.answer_timeout_s,
-            offload=self._offload,
-            slots=self.order.concurrency,
-        )
-        about = {"load_s": server.load_s, "runtime": f"llama-server {server.vlm.props.build_info}"}
-        about |= {"backend": self._offload.backend, "threads": threads, "uptime_s": server.uptime_s()}
-        self._record("loaded", **about)
+        """A server, ready and warm."""
+        server = self._load(self.order.steps[0].variant)
         with suppress(MpaError):  # it fails again where it counts
             answer(server.vlm, self.bundle, self._questions[self.order.steps[0].id], self.order.steps[0])
         return server
@@ -196,6 +151,3 @@ class LlamaServerSoak:
         for client in made:
             client.start()
         return made
-
-    def _record(self, kind: str, **values: Any) -> None:
-        self._journal.write(Line(kind, self._variant, self._block, values))

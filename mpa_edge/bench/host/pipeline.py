@@ -20,7 +20,7 @@ from mpa_edge.bench.host.upload import remove, send
 from mpa_edge.bench.measurement import ANSWERED, DEVICE, FOLDER, Bench, spread
 from mpa_edge.bench.results.documents import Evidence, report_of, write_documents
 from mpa_edge.bench.results.lines import checked_lines, whole_lines
-from mpa_edge.bench.results.probe import PROBE_BYTES, WATCH_BYTES, read_probe, read_watch
+from mpa_edge.bench.results.probe import PROBE_BYTES, WATCH_BYTES, Reading, read_probe, read_watch
 from mpa_edge.bench.results.records import BENCH
 from mpa_edge.bench.results.timing import order as order_of
 from mpa_edge.bench.transports.connect import connect
@@ -196,6 +196,18 @@ def host_answers(bench: Bench, comparison: Comparison) -> Answers:
     return base, aligned
 
 
+def readings_of(job: Path) -> tuple[Reading, list[Reading]]:
+    """The device before the job whose files are in a folder, and since then. MpaError where nothing was read."""
+    if not (job / PROBE).is_file():
+        raise MpaError(f"the job left no {PROBE}: rerun with --fresh, or by hand bench.sh and not run.py alone")
+    before, *after = [
+        read_probe((job / name).open("rb").read(PROBE_BYTES).decode(errors="replace"))
+        for name in (PROBE, PROBE_AFTER)
+        if (job / name).is_file()
+    ]
+    return before, [*read_watch(whole_lines(job / WATCH, WATCH_BYTES)), *after]
+
+
 def write_results(
     bench: Bench,
     comparison: Comparison,
@@ -210,14 +222,7 @@ def write_results(
 
     MpaError where answers are missing, or where the job ran another bundle: earlier documents stay as they are.
     """
-    if not (job / PROBE).is_file():
-        raise MpaError(f"the job left no {PROBE}: run bench.sh of the bundle, not run.py alone")
-    before, *after = [
-        read_probe((job / name).open("rb").read(PROBE_BYTES).decode(errors="replace"))
-        for name in (PROBE, PROBE_AFTER)
-        if (job / name).is_file()
-    ]
-    during = [*read_watch(whole_lines(job / WATCH, WATCH_BYTES)), *after]
+    before, during = readings_of(job)
     found = checked_lines(job / OUT, order)
     ours = content_id({name: file.sha256 for name, file in bundle.manifest.files.items()})
     if any(line.values.get("content", ours) != ours for line in found.lines):

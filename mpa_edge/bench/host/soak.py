@@ -6,11 +6,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from mpa_edge.bench.device.protocol import OUT, PROBE, PROBE_AFTER, WATCH
-from mpa_edge.bench.host.pipeline import JOB, local_folder, on_device, prepare, read_job
+from mpa_edge.bench.device.protocol import OUT
+from mpa_edge.bench.host.pipeline import JOB, local_folder, on_device, prepare, read_job, readings_of
 from mpa_edge.bench.measurement import SOAK_FOLDER, Bench, Effort
-from mpa_edge.bench.results.lines import checked_lines, whole_lines
-from mpa_edge.bench.results.probe import PROBE_BYTES, WATCH_BYTES, read_probe, read_watch
+from mpa_edge.bench.results.lines import checked_lines
 from mpa_edge.bench.results.sensors import environment
 from mpa_edge.bench.results.soak import SOAK, Soak, figures_of
 from mpa_edge.errors import MpaError
@@ -42,16 +41,8 @@ def run_soak(bench: Bench, soak_s: float, concurrency: int, fresh: bool = False)
             say(f"{bench.scheme}: soaked before, nothing changed (--fresh measures again)")
             return bench.results
         name, _ = on_device(bench, order, bundle, inputs, fresh)
-        local = local_folder(bench)
-        if not (local / PROBE).is_file():
-            raise MpaError(f"the job on {name} left no {PROBE}: rerun with --fresh")
-        before, *after = [
-            read_probe((local / file).open("rb").read(PROBE_BYTES).decode(errors="replace"))
-            for file in (PROBE, PROBE_AFTER)
-            if (local / file).is_file()
-        ]
-        watch = [*read_watch(whole_lines(local / WATCH, WATCH_BYTES)), *after]
-        found = checked_lines(local / OUT, order)
+        before, watch = readings_of(local_folder(bench))
+        found = checked_lines(local_folder(bench) / OUT, order)
         failed = [str(line.values["reason"]) for line in found.lines if line.kind == "failed"]
         figures = figures_of(found.lines, before, watch, bench.target.thermal)
         if figures is None:
