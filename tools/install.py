@@ -1,4 +1,4 @@
-"""Makes .venv for `make demo` and `make test`: says what it will fetch and build, resumes when rerun.
+"""Makes .venv for `make demo` and `make test`: says what it will fetch and build, shows progress, resumes when rerun.
 
     python tools/install.py demo|test [--cpu]
 
@@ -16,8 +16,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import venv
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +31,11 @@ CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 NEED_BYTES = {"demo": 9_000_000_000, "test": 10_000_000_000}
 OLDEST_TORCH = (2, 14)
 EXTRAS = {"demo": "align,export,onnx,gguf", "test": "align,export,onnx,gguf,openai,ray,s3,dev"}
+TICK_S = 0.5
+LINE_EVERY_S = 15.0
+COMPILED = re.compile(r"\[(\d+)/(\d+)\]")
+WHEEL = r"(?:\S*/)?([A-Za-z0-9_.]+?)-(\d\S*?)-\S*\.whl(?:\.metadata)?"
+DOWNLOADING = re.compile(rf"\s*(?:Downloading|Processing) {WHEEL}(?: \(([\d.]+ [kMG]B)\))?")
 
 
 @dataclass(frozen=True)
@@ -59,8 +66,9 @@ def steps(what: str, constraints: Path, cpu: bool) -> Iterator[Step]:
         size = "0.2 GB to fetch, 0.9 GB on disk" if cpu else "3.1 GB to fetch, 5.6 GB on disk"
         yield Step(f"PyTorch ({build})", size, (*pinned, *where, "torch", "torchvision"), NETWORK)
     if version_of("llama-cpp-python") is None:
+        # -v: the compiler's progress is shown
         compiled = "70 MB to fetch, compiled here: about 10 minutes of CPU time, once (pip keeps the result)"
-        yield Step("llama.cpp (llama-cpp-python)", compiled, (*pinned, "llama-cpp-python"), COMPILER)
+        yield Step("llama.cpp (llama-cpp-python)", compiled, ("-v", *pinned, "llama-cpp-python"), COMPILER)
     project = (*pinned, "-e", f"{ROOT}[{EXTRAS[what]}]")
     yield Step("mpa-edge and everything else", OTHERS[what], project, NETWORK)
 
@@ -100,6 +108,16 @@ def constraints_for(torch: str | None, folder: Path) -> Path:
     return path
 
 
+def fetched_bytes(folder: Path) -> int:
+    """Size of what pip has in its temporary folder."""
+    total = 0
+    for above, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # pip removes files meanwhile
+                total += (Path(above) / name).stat().st_size
+    return total
+
+
 def compiler_flags(machine: str) -> dict[str, str]:
     """What CMake takes from the environment.
 
@@ -112,16 +130,74 @@ def compiler_flags(machine: str) -> dict[str, str]:
 
 
 def run(step: Step, temporary: Path) -> None:
-    """One call of pip, which shows its own progress. Exits with advice where it fails."""
-    command = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--log", str(LOG)]
-    # /tmp may be too small for torch
-    env = {**os.environ, "TMPDIR": str(temporary)} | compiler_flags(platform.machine())
-    try:
-        done = subprocess.run([*command, *step.arguments], env=env, check=False)
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted: rerun to resume")
-    if done.returncode:
+    """One call of pip with its progress on the screen. Exits with advice where it fails."""
+    command = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", *step.arguments]
+    env = {**os.environ, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"} | compiler_flags(platform.machine())
+    started = time.monotonic()
+    last_line_s = started
+    with LOG.open("ab") as log:
+        log.write(f"\n$ {' '.join(command)}\n".encode())
+        log.flush()
+        offset = LOG.stat().st_size
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
+        now = "starting pip"
+        try:
+            while process.poll() is None:
+                time.sleep(TICK_S)
+                with LOG.open("rb") as said:
+                    said.seek(offset)
+                    new = said.read().rpartition(b"\n")[0]
+                offset += len(new)
+                now = what_now(new.decode(errors="replace"), now)
+                if sys.stderr.isatty():
+                    show(f"\r\033[K      {now}{amount(now, temporary)}, {clock(started)}")
+                elif time.monotonic() - last_line_s > LINE_EVERY_S:
+                    last_line_s = time.monotonic()
+                    show(f"      {now}{amount(now, temporary)}, {clock(started)}\n")
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+            sys.exit("\ninterrupted: rerun to resume")
+    clear = "\r\033[K" if sys.stderr.isatty() else ""
+    if process.returncode:
+        tail = LOG.read_text(errors="replace").splitlines()[-12:]
+        show(clear + "".join(f"      | {line[:150]}\n" for line in tail))
         sys.exit(f"error: {step.title} could not be installed: {step.advice}")
+    show(f"{clear}      done in {clock(started)}\n")
+
+
+def what_now(said: str, before: str) -> str:
+    """What pip is doing, from its newest lines.
+
+    >>> what_now("Collecting torch\\n  Downloading torch-2.14.1-cp311-manylinux.whl (915.0 MB)\\n", "")
+    'fetching torch 2.14.1 (915.0 MB)'
+    >>> what_now("[12/345] Building CXX object x.o", "")
+    'compiling file 12 of 345'
+    """
+    now = before
+    for line in said.splitlines():
+        if match := DOWNLOADING.match(line):
+            name, version, size = match.groups()
+            now = f"fetching {name} {version}" + (f" ({size})" if size else "")
+        elif match := COMPILED.match(line.strip()):
+            now = f"compiling file {match[1]} of {match[2]}"
+        elif line.startswith("Collecting "):
+            now = f"looking for {line.split()[1]}"
+        elif line.startswith("Installing collected packages"):
+            now = f"unpacking {line.count(',') + 1} packages"
+        elif "Building wheel for" in line:
+            now = f"building {line.split('Building wheel for ')[1].split()[0]}"
+    return now
+
+
+def amount(now: str, temporary: Path) -> str:
+    """How much of a download has arrived."""
+    return f", {fetched_bytes(temporary) / 1e6:,.0f} MB so far" if now.startswith("fetching") else ""
+
+
+def clock(started: float) -> str:
+    """Minutes and seconds since."""
+    return "{}:{:02}".format(*divmod(int(time.monotonic() - started), 60))
 
 
 def show(text: str) -> None:

@@ -68,11 +68,24 @@ def test_a_cpu_build_that_is_there_is_kept(made: Path, tmp_path: Path, version: 
 
 
 @pytest.mark.slow
-def test_a_step_that_fails_says_what_to_do(made: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_step_that_fails_says_what_to_do(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     step = install.Step("Nothing", "0 MB", ("--no-index", "no-such-package-at-all"), "check this, then rerun")
     with pytest.raises(SystemExit, match="Nothing could not be installed: check this, then rerun"):
         install.run(step, tmp_path)
-    assert "No matching distribution found" in capfd.readouterr().err
+    assert "No matching distribution found" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_progress_is_shown_where_no_terminal_is(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(install, "LINE_EVERY_S", 0.1)
+    monkeypatch.setattr(install, "TICK_S", 0.05)
+    wheel = fake_wheel(tmp_path, "tiny", "1.0")
+    install.run(install.Step("tiny", "0 MB", ("--no-index", str(wheel)), ""), tmp_path)
+    err = capsys.readouterr().err
+    assert "starting pip, 0:0" in err
+    assert "done in 0:0" in err
 
 
 def test_too_little_space_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
