@@ -1,8 +1,7 @@
-"""How true the figures of `mpa-edge bench` are, and SmolVLM's sizes on this machine.
+"""How true the figures of `mpa-edge bench` are.
 
     python benchmarks/bench.py memory --work FOLDER
     python benchmarks/bench.py repeat --work FOLDER
-    python benchmarks/bench.py shapes --work FOLDER
     python benchmarks/report.py
 
 FOLDER keeps checkpoints and exports between the commands (5 GB); without it each command makes and removes its own.
@@ -12,9 +11,6 @@ memory: the peak that a job writes down against /usr/bin/time -v around the same
   of its processes, which is the worker's. Bound: 3 %.
 repeat: ten jobs through bench.sh, one after the other: the median TTFT and TPOT of each against the median of all ten.
   Bound: 5 % in nine of ten.
-shapes: SmolVLM's sizes with random weights (shapes.py): what it answers means nothing, seconds and bytes do. One image
-  of 5 tiles; medians of a few answers after a warm-up, through bundle, bench.sh and worker. Left out: onnx-qdq, which
-  is calibrated on a run's images, and the negative controls.
 Not timed: making exports, opening the image file, the link to a device.
 """
 
@@ -50,15 +46,9 @@ from mpa_edge.questions.own import read_questions
 
 STUDENT, SHAPES, TARGET, THREADS = "student", "smolvlm-256m", "cpu", 1
 PAIRED = ("onnx-int8", "gguf-q8_0")
-SCHEMES = (
-    *("onnx-fp32", "onnx-fp16", "onnx-int8", "onnx-q4", "onnx-q4f16"),
-    *("gguf-f16", "gguf-q8_0", "gguf-q6_k", "gguf-q4_k_m", "gguf-q4_0", "hybrid-int8-q8_0", "hybrid-int8-q4_0"),
-)
 QUESTION = "What is the value of the purple bar, and which bar is the highest one of all?"
 # width and height of an image that SmolVLM cuts into so many tiles under the cpu target, the overview counted
-PIXELS = {3: (2 * sizes.TILE_PX, sizes.TILE_PX), 5: (2 * sizes.TILE_PX, 2 * sizes.TILE_PX)}
-TILES, TOKENS = 5, 32
-"""Of the table of SmolVLM's sizes."""
+PIXELS = {3: (2 * sizes.TILE_PX, sizes.TILE_PX)}
 PACKAGES = ("onnxruntime", "llama-cpp-python", "numpy", "pillow")
 RESIDENT = re.compile(r"Maximum resident set size \(kbytes\): (\d+)")
 
@@ -143,24 +133,6 @@ def spread_of(medians: Sequence[float]) -> Document:
         "over_median": [round(one / middle, 4) for one in medians],
         "within_5_percent": sum(abs(one / middle - 1) <= 0.05 for one in medians),
     }
-
-
-@common(3, "Answers that count, after one that does not.")
-def shapes(rounds: int, work: Path | None, out: Path) -> None:
-    """Every scheme on SmolVLM-256M's sizes."""
-    with measuring(out, "shapes", work, rounds) as (document, kept, scratch):
-        document |= {"tiles": TILES, "tokens": TOKENS, "schemes": {}}
-        for scheme, export in exports(kept, SHAPES, SCHEMES).items():
-            bundle, ids = bundle_of(export, scratch / scheme, SHAPES, tiles=TILES, tokens=TOKENS)
-            lines = job(
-                bundle, scratch / scheme / "job", [Step("artifact", i, n + 1) for n in range(rounds) for i in ids]
-            )
-            p50 = figures_of(lines)
-            names = ("load_s", "vision_encode_s", "prefill_s", "ttft_s", "tpot_s", "tokens_per_s")
-            document["schemes"][scheme] = {name: p50[name] for name in names} | {
-                "peak_bytes": peak_memory(lines, "artifact").peak_bytes,
-                "size_bytes": bundle.artifact_bytes,
-            }
 
 
 # --- exports, bundles and jobs ----------------------------------------------------------------------------------------

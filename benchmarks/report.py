@@ -225,25 +225,8 @@ def accuracy_table(result: Document) -> str:
     return table(columns, result["exports"])
 
 
-def shape_table(result: Document) -> str:
-    """MB of each component of each scheme."""
-    components = dict.fromkeys(name for export in result["exports"] for name in export["files"])
-
-    def component(name: str) -> Any:
-        return lambda one: f"{one['files'][name]['bytes'] / MB:,.0f}" if name in one["files"] else ""
-
-    columns = {
-        "Scheme": lambda one: one["scheme"],
-        **{f"{name}, MB": component(name) for name in components},
-        "All, MB": lambda one: f"{size_mb(one):,.0f}",
-        "of fp32": lambda one: percent(size_mb(one) * MB / result["fp32_bytes"]),
-        "Seconds": lambda one: f"{one['seconds']:.0f}",
-    }
-    return table(columns, result["exports"])
-
-
 def export_parts(result: Document) -> list[str]:
-    """What an export keeps of the gain, and how large it is."""
+    """What an export keeps of the gain."""
     parts = []
     if accuracy := result.get("accuracy"):
         first = accuracy["exports"][0]["accuracy"]
@@ -256,19 +239,6 @@ def export_parts(result: Document) -> list[str]:
             ),
             accuracy_table(accuracy),
         ]
-    for name in ("smolvlm-256m", "smolvlm-500m"):
-        if shape := result.get(name):
-            busy = " that had other work as well" if shape.get("busy") else ""
-            parts += [
-                f"## Sizes of real configurations: {name}\n",
-                (
-                    f"`{shape['command']}`: random weights: answers mean nothing, sizes and seconds do. All six "
-                    f"schemes, verification included, in {shape['wall_s']:.0f} s on {shape['machine']['cores']} "
-                    f"cores{busy}; largest process {shape['peak_bytes'] / 1e9:.2f} GB, {shape['peak_over_fp32']:.2f} "
-                    f"times the fp32 weights. {OLDER}\n"
-                ),
-                shape_table(shape),
-            ]
     return parts
 
 
@@ -285,8 +255,6 @@ def real_parts(rows: Document) -> list[str]:
         "KL, mean": lambda one: f"{one['kl_mean']:.4f}",
         "KL, 99th percentile": lambda one: f"{one['kl_p99']:.2f}",
         "Greedy tokens": lambda one: percent(one["greedy_agreement"]),
-        "Decode tok/s": lambda one: f"{one['decode_tokens_per_s']:.0f}",
-        "Prefill tok/s": lambda one: f"{one['prefill_tokens_per_s']:.0f}",
     }
     return [
         "## What a scheme keeps of a trained language model\n",
@@ -294,10 +262,9 @@ def real_parts(rows: Document) -> list[str]:
             f"`python benchmarks/real_weights.py {schemes} --out docs/real.json`: SmolLM2-135M, the decoder of "
             f"SmolVLM-256M, on {first['passages']} English passages against fp32 (perplexity "
             f"{first['perplexity_fp32']:.1f}). Greedy tokens: of the answers to 30 instructions, 32 tokens at most, "
-            "the share before the first one that differs; a near tie is enough to end it. One thread, CPU time (the "
-            f"machine had other work), {first['machine']['cpu']} with {flags}. The built-in student has no activations "
-            "hundreds of times larger than the rest, as trained models do: where the two tables disagree, this one "
-            "decides.\n"
+            "the share before the first one that differs; a near tie is enough to end it. "
+            f"{first['machine']['cpu']} with {flags}. The built-in student has no activations hundreds of times larger "
+            "than the rest, as trained models do: where the two tables disagree, this one decides.\n"
         ),
         table(columns, list(rows.values())),
     ]
@@ -314,10 +281,13 @@ def language_mb(row: Document) -> float:
 def where(part: Document) -> str:
     """Command, machine, versions and date, and what else ran there."""
     versions = ", ".join(f"{name} {version}" for name, version in part["versions"].items())
-    busy = part["load_before"] > 0.5 or part["stolen_share"] > 0.01
+    busy = part.get("load_before", 0.0) > 0.5 or part["stolen_share"] > 0.01
+    load = f"load before {part['load_before']:.1f}, " if "load_before" in part else ""
+    threads = f"{part['threads']} thread, " if "threads" in part else ""
+    flags = " with " + ", ".join(part["machine"]["flags"]) if "flags" in part["machine"] else ""
     return (
-        f"`{part['command']}`: {part['threads']} thread, {part['machine']['cores']} cores ({part['machine']['cpu']}), "
-        f"{versions}; {part['date']}; load before {part['load_before']:.1f}, "
+        f"`{part['command']}`: {threads}{part['machine']['cores']} cores ({part['machine']['cpu']}{flags}), "
+        f"{versions}; {part['date']}; {load}"
         f"{percent(part['stolen_share'])} of the time taken by other guests of the host.\n"
         + ("\n**The machine had other work at the time.**\n" if busy else "")
     )
@@ -363,32 +333,69 @@ def repeat_part(part: Document) -> list[str]:
     return ["### The same benchmark again\n", where(part), f"{n} jobs through bench.sh.\n", table(columns, rows)]
 
 
-def shapes_part(part: Document) -> list[str]:
-    """Every scheme on the sizes of a real model."""
-    columns = {
-        "Scheme": lambda row: row[0],
-        "Load cold, s": lambda row: f"{row[1]['load_s']:.2f}",
-        "Vision, s a tile": lambda row: f"{row[1]['vision_encode_s'] / part['tiles']:.2f}",
-        "TTFT, s": lambda row: f"{row[1]['ttft_s']:.2f}",
-        "Decode, tok/s": lambda row: f"{row[1]['tokens_per_s']:.0f}",
-        "Peak memory, MB": lambda row: f"{row[1]['peak_bytes'] / MB:,.0f}",
-        "Size, MB": lambda row: f"{row[1]['size_bytes'] / MB:,.0f}",
-    }
+def peers_parts(cases: Document) -> list[str]:
+    """Whole answers against other programs, a table for each model and number of threads."""
+    parts: list[str] = []
+    for name in dict.fromkeys(key.rpartition(", ")[0] for key in cases):
+        many, one = cases[f"{name}, 5"], cases[f"{name}, 1"]
+        rows = [(row, many["programs"].get(row), one["programs"].get(row)) for row in many["programs"]]
+        columns = {
+            "Program": lambda row: row[0],
+            "Vision, s a tile": lambda row: f"{row[1]['vision_s'] / 5:.2f}" if "vision_s" in row[1] else "",
+            "First token, s": lambda row: f"{row[1]['ttft_s']:.2f}" if "ttft_s" in row[1] else "",
+            "Decode, tok/s": lambda row: f"{decode_speed(row[1], 32):.0f}" if "ttft_s" in row[1] else "",
+            "5 tiles, 32 tokens, s": lambda row: f"{row[1]['total_s']:.2f}",
+            "1 tile, 128 tokens, s": lambda row: f"{row[2]['total_s']:.2f}" if row[2] else "",
+            "Peak memory, MB": lambda row: f"{row[1]['peak_bytes'] / MB:,.0f}",
+        }
+        model, threads = name.split(", ")
+        parts += [
+            f"### {model}, {threads} {'thread' if threads == '1' else 'threads'}\n",
+            table(columns, rows),
+            f"{best_of(many, '5 tiles and 32 tokens')} {best_of(one, '1 tile and 128 tokens')} {bounds(many)}\n",
+        ]
+    first = next(iter(cases.values()))
     return [
-        "### SmolVLM-256M's sizes, every scheme\n",
-        where(part),
+        "## Whole answers against other programs\n",
         (
-            f"Random weights: answers mean nothing. One image of {part['tiles']} tiles (the overview counted), "
-            f"{part['tokens']} tokens, medians of {part['rounds']} answers after a warm-up, through bundle, bench.sh "
-            f"and worker. onnx-qdq is missing, as it is calibrated on a run's own images. {OLDER}\n"
+            f"{where(first)}\nThe head of benchmarks/peers.py says what the programs are and what is timed. Medians of "
+            f"{first['rounds']} answers in turns; decoding speed is that behind 5 tiles. llama.cpp splits an image "
+            "into four tiles at least.\n"
         ),
-        table(columns, part["schemes"].items()),
+        *parts,
     ]
 
 
+def decode_speed(row: Document, n: int) -> float:
+    """Tokens a second behind the first one."""
+    return (n - 1) / float(row["total_s"] - row["ttft_s"])
+
+
+def best_of(case: Document, what: str) -> str:
+    """The quickest of ours against the quickest of theirs, in a sentence."""
+    ours, theirs = (
+        min((row["total_s"], name) for name, row in case["programs"].items() if name.startswith("mpa-edge") is own)
+        for own in (True, False)
+    )
+    return f"{what}: {ours[1].removeprefix('mpa-edge, ')} takes {ours[0] / theirs[0]:.2f} of the time of {theirs[1]}."
+
+
+def bounds(case: Document) -> str:
+    """Share of the memory's bandwidth that decoding reaches."""
+    shares = [
+        f"{scheme} {percent(decode_speed(case['programs'][f'mpa-edge, {scheme}'], 32) * size / case['bytes_per_s'])}"
+        for scheme, size in case["bytes_a_token"].items()
+        if f"mpa-edge, {scheme}" in case["programs"]
+    ]
+    return (
+        f"Decoding reads weights at this share of the {case['bytes_per_s'] / 1e9:.1f} GB/s that reading memory "
+        f"reaches: {', '.join(shares)}."
+    )
+
+
 def bench_parts(result: Document) -> list[str]:
-    """How true the benchmark's figures are, and those of a real model's sizes."""
-    makers = {"memory": memory_part, "repeat": repeat_part, "shapes": shapes_part}
+    """How true the benchmark's figures are."""
+    makers = {"memory": memory_part, "repeat": repeat_part}
     found = [part for key, make in makers.items() if key in result for part in make(result[key])]
     return ["## Benchmark\n", *found] if found else []
 
@@ -438,9 +445,8 @@ def compare_block(compare: Document) -> str:
 
 def results_page() -> str:
     """docs/results.md."""
-    result, ablation, export, bench, real, label_free = (
-        read(DOCS / f"{name}.json") for name in ("results", "ablation", "export", "bench", "real", "label_free")
-    )
+    names = ("results", "ablation", "export", "bench", "real", "label_free", "peers")
+    result, ablation, export, bench, real, label_free, peers = (read(DOCS / f"{name}.json") for name in names)
     head = (
         f"# Results\n\nMade by `{result['command']}` and `python benchmarks/report.py` on "
         f"{result['machine']['cores']} cores ({result['machine']['cpu']}). Nothing on this page is typed by hand.\n"
@@ -448,7 +454,9 @@ def results_page() -> str:
     ablated = ablation_parts(ablation) if ablation else []
     without_labels = label_free_parts(label_free) if label_free else []
     aligned = [*align_parts(result), *without_labels, *ablated]
-    return "\n".join([head, *aligned, *export_parts(export), *real_parts(real), *bench_parts(bench)])
+    return "\n".join(
+        [head, *aligned, *export_parts(export), *real_parts(real), *peers_parts(peers), *bench_parts(bench)]
+    )
 
 
 def readme_results(result: Document) -> str:
