@@ -19,8 +19,8 @@ gguf-q8_0 and the libraries of llama-cpp-python; OpenVINO by optimum-intel's own
 transformers with PyTorch's scaled dot-product attention, in bf16 where the CPU multiplies it. At 8 bits or more all
 keep what the model knows (real_weights.py), so whole answers may be compared.
 
-Decode bound: bytes of weights and cache that a token reads over the bandwidth with which as many threads read 1 GB,
-measured between the answers.
+Decode bound: bytes of weights that a token reads (the cache is small beside them) over the bandwidth with which as many
+threads read 1 GB, measured between the answers.
 """
 
 from __future__ import annotations

@@ -20,8 +20,7 @@ class LlamaCpp(Section):
     mmproj_on_gpu: bool = True
     """Whether the vision encoder is there, too; false where it does not fit beside the language model."""
     flash_attention: Literal["auto", "on", "off"] = "auto"
-    """auto: wherever the backend has it, as llama.cpp does by itself; not for a language model on the CPU, but in
-    llama-server, which has one option for encoder and language model."""
+    """auto: as llama.cpp does by itself; a language model on the CPU goes without, except in llama-server."""
     kv_cache: Literal["f16", "q8_0", "q4_0"] = "f16"
     """Precision of the key-value cache; below f16 it needs flash attention."""
 

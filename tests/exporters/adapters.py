@@ -117,7 +117,7 @@ MADE: dict[str, Made] = {
         "qwen2_5_vl",
         {"target_modules": r"^(model\.language_model(?=\.).*\.(k_proj|gate_proj))$", "use_rslora": True},
         by_swift,
-        base="/root/.cache/modelscope/hub/models/Qwen/Qwen2.5-VL-3B-Instruct",
+        base="/home/user/.cache/modelscope/hub/models/Qwen/Qwen2.5-VL-3B-Instruct",
     ),
     "LLaMA-Factory, new embeddings": Made(
         "qwen2_vl",
