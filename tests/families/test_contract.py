@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from PIL import Image
 from torch import Tensor, nn
 
 from mpa_edge.errors import MpaError
@@ -65,7 +64,7 @@ def base(case: str, model_type: str) -> Any:
 def inputs(case: str, model_type: str) -> Any:
     """One wide image and a question."""
     processor = checkpoint.load_processor(str(zoo.checkpoint(model_type, **CASES[case])))
-    image = Image.effect_noise((120, 40), 90).convert("RGB")
+    image = zoo.noise(120, 40)
     text = checkpoint.chat_prompt(processor, "How many?")
     return processor(text=[text], images=[[image]], add_special_tokens=False, return_tensors="pt")
 

@@ -18,6 +18,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from tests.families import zoo_own
 from tests.families import zoo_text as text
 
@@ -80,6 +83,12 @@ def checkpoint(model_type: str, **options: Any) -> Path:
         finally:
             shutil.rmtree(made, ignore_errors=True)
     return folder
+
+
+def noise(width_px: int, height_px: int) -> Image.Image:
+    """An RGB image of random pixels, the same at each call: what is near a bound must not depend on the draw."""
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 256, (height_px, width_px, 3), dtype=np.uint8))
 
 
 def _home() -> Path:

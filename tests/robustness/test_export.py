@@ -85,15 +85,17 @@ def leftovers(exports: Path) -> list[str]:
 @pytest.mark.timeout(600)
 def test_kills_at_random_moments(forks, exported: Finished, tmp_path: Path) -> None:
     """The same bytes as an undisturbed export, never half an export under a final name, nobody left at work."""
-    rng, out, killed = random.Random(SEED), tmp_path / "exports", 0
+    rng, out, killed, within_s = random.Random(SEED), tmp_path / "exports", 0, 1.6 * exported.seconds / KILLS
     before = set(forks.temporary.iterdir())
-    for _ in range(KILLS):
-        ended = forks.kill(*command(out), run=out, stage=None, after_s=rng.uniform(0.1, 1.6 * exported.seconds / KILLS))
+    while killed < KILLS:
+        ended = forks.kill(*command(out), run=out, stage=None, after_s=rng.uniform(0.1, within_s))
         assert ended.rc in (0, -signal.SIGKILL), ended.stderr
         assert ended.orphans == 0
         assert unfinished(out) == []
         killed += ended.rc != 0
-    assert killed >= KILLS - 1, f"only {killed} of {KILLS} exports were still at work when they were killed"
+        if ended.rc == 0:  # the machine was slower when the time was taken: from the start, and sooner
+            shutil.rmtree(out)
+            within_s /= 2
     ended = forks(*command(out))
     assert ended.rc == 0, ended.stderr
     assert content(out) == content(exported.folder)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 
@@ -236,7 +235,7 @@ def old(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
 def test_an_old_llava_takes_as_many_tokens_as_a_new_one(old: tuple[Path, Path]) -> None:
     today, before = (checkpoint.load_processor(str(folder)) for folder in old)
     assert isinstance(before.patch_size, int)
-    image = Image.effect_noise((90, 60), 90).convert("RGB")
+    image = zoo.noise(90, 60)
     feeds = [
         processor(text=["a <image> b"], images=[[image]], add_special_tokens=False, return_tensors="pt")
         for processor in (today, before)

@@ -21,6 +21,7 @@ from mpa_edge.vlm.transformers import model as module
 from mpa_edge.vlm.transformers.batching import BatchSize
 from mpa_edge.vlm.transformers.model import TransformersVLM
 from mpa_edge.vlm.transformers.sampling import SeededSampling
+from tests.families import zoo
 
 PROMPTS = (
     "Ask about a value.",
@@ -164,7 +165,7 @@ def test_an_image_is_seen_once_as_long_as_it_lives(
 
 
 def test_images_of_any_size_share_a_batch(teacher: TransformersVLM) -> None:
-    noise = Image.effect_noise((700, 700), 90).convert("RGB")
+    noise = zoo.noise(700, 700)
     images = [noise.resize(size) for size in ((128, 64), (64, 128), (1, 1), (900, 2), (640, 480), (30, 300))]
     requests = [Request(image, prompt, max_new_tokens=8) for image in images for prompt in PROMPTS[:2]]
     assert teacher.answer(requests) == [teacher.answer([request])[0] for request in requests]

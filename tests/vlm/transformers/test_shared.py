@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def drawn() -> list[Image.Image]:
-    noise = Image.effect_noise((700, 700), 90).convert("RGB")
+    noise = zoo.noise(700, 700)
     return [noise.resize(size) for size in SIZES]
 
 
