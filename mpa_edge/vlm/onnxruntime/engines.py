@@ -65,26 +65,31 @@ def build_seconds(folder: Path, seconds: float) -> float:
     return seconds
 
 
-def builder_options(
-    provider: str, folder: Path, device: Mapping[str, str], threads: int, own: Mapping[str, str]
+def session_options(
+    provider: str, folder: Path | None, device: Mapping[str, str], threads: int, own: Mapping[str, str]
 ) -> dict[str, str]:
-    """Options of a provider that keep its engines in a folder; those of the target (`own`) count more.
+    """Options of a provider: where it keeps its engines, and OpenVINO's threads; the target's (`own`) count more.
 
-    `device`: metadata of the plugin's device. Sources: tensorrt_provider_options.h of ONNX Runtime,
-    tensorrt_rtx_provider_options.h of onnxruntime-ep-nv-tensorrt-rtx, the properties of OpenVINO's plugins
-    (https://docs.openvino.ai, "Query Device Properties"). MpaError where OpenVINO's own option is no JSON.
+    `folder`: None where it keeps none. `device`: metadata of the plugin's device. `threads`: 0 for as many as there are
+    cores; OpenVINO has threads of its own and does not read ONNX Runtime's number. Sources:
+    tensorrt_provider_options.h of ONNX Runtime, tensorrt_rtx_provider_options.h of onnxruntime-ep-nv-tensorrt-rtx, the
+    properties of OpenVINO's plugins (https://docs.openvino.ai, "Query Device Properties"). MpaError where OpenVINO's
+    own option is no JSON.
 
-    >>> builder_options("OpenVINOExecutionProvider", Path("/e"), {"ov_device": "CPU"}, 2, {})
+    >>> session_options("OpenVINOExecutionProvider", Path("/e"), {"ov_device": "CPU"}, 2, {})
     {'load_config': '{"CPU": {"CACHE_DIR": "/e", "INFERENCE_NUM_THREADS": "2"}}'}
     """
-    place = str(folder)
-    if provider == TENSORRT:
-        caches = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": place}
-        return caches | {"trt_timing_cache_enable": "1", "trt_timing_cache_path": place} | dict(own)
-    if provider == TENSORRT_RTX:
-        return {"nv_runtime_cache_path": place} | dict(own)
+    if folder and provider == TENSORRT:
+        caches = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder)}
+        return caches | {"trt_timing_cache_enable": "1", "trt_timing_cache_path": str(folder)} | dict(own)
+    if folder and provider == TENSORRT_RTX:
+        return {"nv_runtime_cache_path": str(folder)} | dict(own)
+    if provider != OPENVINO:
+        return dict(own)
     name = device.get("ov_device", "CPU").partition(".")[0]
-    ours = {"CACHE_DIR": place} | ({"INFERENCE_NUM_THREADS": str(threads)} if name == "CPU" and threads else {})
+    ours = {"CACHE_DIR": str(folder)} if folder else {}
+    if name == "CPU" and threads:
+        ours["INFERENCE_NUM_THREADS"] = str(threads)
     try:
         config: dict[str, dict[str, Any]] = json.loads(own.get("load_config", "{}"))
         ours |= config.get(name, {})

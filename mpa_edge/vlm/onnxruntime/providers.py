@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,9 +21,16 @@ import onnxruntime
 from mpa_edge.config.accelerator import CPU_ONLY
 from mpa_edge.errors import MpaError
 from mpa_edge.vlm import fingerprint
-from mpa_edge.vlm.onnxruntime.engines import BUILDERS, TENSORRT, builder_options, engine_folder, profile_shapes
+from mpa_edge.vlm.onnxruntime.engines import (
+    BUILDERS,
+    OPENVINO,
+    TENSORRT,
+    engine_folder,
+    profile_shapes,
+    session_options,
+)
 
-CPU, OPENVINO = "CPUExecutionProvider", "OpenVINOExecutionProvider"
+CPU = "CPUExecutionProvider"
 Options = Mapping[str, Mapping[str, str]]
 """Provider -> its options, as in a target file."""
 
@@ -116,13 +122,8 @@ class Execution:
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         own = {name: dict(self.options.get(name, {})) for name in self.providers}
         first = self.providers[0]
-        if self.engines:
-            device = self.devices[0].ep_metadata if self.devices else {}
-            own[first] = builder_options(first, self.engines, device, options.intra_op_num_threads, own[first])
-        if first == OPENVINO and options.intra_op_num_threads:
-            # it has threads of its own, and would take every core
-            threads = {"CPU": {"INFERENCE_NUM_THREADS": str(options.intra_op_num_threads)}}
-            own[first] = {"load_config": json.dumps(threads)} | own[first]
+        device = self.devices[0].ep_metadata if self.devices else {}
+        own[first] = session_options(first, self.engines, device, options.intra_op_num_threads, own[first])
         if first == TENSORRT:
             own[first] = profile_shapes(_inputs(model), self.context_tokens) | own[first]
         if self.devices:

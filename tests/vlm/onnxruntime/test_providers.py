@@ -78,17 +78,19 @@ def test_options_for_engines_are_the_providers_own() -> None:
         "trt_profile_max_shapes": "x:1x64",
     }
     for provider in engines.BUILDERS:
-        made = engines.builder_options(provider, Path("/e"), {}, 1, {})
+        made = engines.session_options(provider, Path("/e"), {}, 1, {})
         assert "/e" in "".join(made.values())
         assert set(made | (shapes if provider == engines.TENSORRT else {})) <= set(GOLDEN["options"][provider])
 
 
 def test_options_of_the_target_count_more() -> None:
     own = {"load_config": '{"GPU": {"CACHE_DIR": "/mine"}}', "x": "1"}
-    made = engines.builder_options(engines.OPENVINO, Path("/e"), {"ov_device": "GPU.0"}, 4, own)
+    made = engines.session_options(engines.OPENVINO, Path("/e"), {"ov_device": "GPU.0"}, 4, own)
     assert made == {"load_config": '{"GPU": {"CACHE_DIR": "/mine"}}', "x": "1"}
+    made = engines.session_options(engines.OPENVINO, None, {}, 4, {"load_config": '{"CPU": {"A": "1"}}'})
+    assert made == {"load_config": '{"CPU": {"INFERENCE_NUM_THREADS": "4", "A": "1"}}'}
     own = {"trt_engine_cache_path": "/mine"}
-    made = engines.builder_options(engines.TENSORRT, Path("/e"), {}, 4, own)
+    made = engines.session_options(engines.TENSORRT, Path("/e"), {}, 4, own)
     assert (made["trt_engine_cache_path"], made["trt_timing_cache_path"]) == ("/mine", "/e")
 
 
