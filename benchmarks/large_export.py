@@ -159,12 +159,13 @@ def main(out: Path, layers: int, vision_layers: int, schemes: tuple[str, ...], w
 def sentence(document: Document) -> str:
     """What the documents say."""
     told = [
-        f"`{scheme}` {document[scheme]['peak_gb']:.1f} GB of memory and {document[scheme]['seconds'] / 60:.0f} minutes"
-        for scheme in SCHEMES
+        f"`{scheme}` takes {found['peak_gb']:.1f} GB of memory and {found['seconds'] / 60:.0f} minutes"
+        for scheme, found in ((name, document[name]) for name in SCHEMES)
     ]
     return (
         f"Exporting a 2B model (Qwen2-VL-2B's sizes, bf16, {document['checkpoint_gb']:.1f} GB), with verification, on "
-        f"{document['cores']} cores:\n{' and '.join(told)}.\n"
+        f"{document['cores']} cores\n(`python benchmarks/large_export.py --out docs/large_export.json`):\n"
+        f"{', '.join(told)}.\n"
     )
 
 
