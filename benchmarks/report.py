@@ -19,6 +19,8 @@ MODELS = ("teacher", "base", "aligned")
 MB = 1e6
 # the ablation's options that are no longer there: the commit at which they were measured
 REMOVED_AT = "0646151"
+# a study that has come to its end: the commit that has its script
+AWARE_AT = "ac7ac46"
 # until export.py and bench.py have measured them again
 OLDER = (
     "Measured before the decoders of the ONNX schemes with 8 bits or fewer changed, before GGUF below 6 bits was "
@@ -191,9 +193,9 @@ def aware_parts(result: Document) -> list[str]:
     return [
         "### Leveling against quantized weights\n",
         (
-            f"`{result['command']}`: the decoder in blocks as the scheme onnx-q2 has them, and the same with 3 bits; "
-            f"{len(seeds)} seeds, {result['steps']} training steps in bf16, {result['images']:,} images, "
-            f"{result['n']} unseen questions (before, in full precision: "
+            f"`{result['command']}` at commit {AWARE_AT}: the decoder in blocks as the scheme onnx-q2 has them, and "
+            f"the same with 3 bits; {len(seeds)} seeds, {result['steps']} training steps in bf16, "
+            f"{result['images']:,} images, {result['n']} unseen questions (before, in full precision: "
             f"{percent(mean([one['before, 0'] for one in seeds]))}). Strength is the share of the change that is kept. "
             "The gradient goes straight through the rounding. It keeps more at 2 bits, but no scheme that is meant to "
             "be shipped has so few, and rounding to 4 keeps nearly all of the gain (next table): it is not an option "
