@@ -21,11 +21,6 @@ MB = 1e6
 REMOVED_AT = "0646151"
 # a study that has come to its end: the commit that has its script
 AWARE_AT = "ac7ac46"
-# until export.py and bench.py have measured them again
-OLDER = (
-    "Measured before the decoders of the ONNX schemes with 8 bits or fewer changed, before GGUF below 6 bits was "
-    "rounded by importance, and before the vision files of GGUF schemes of 8 bits and fewer had 8 bits."
-)
 README_SCHEMES = ("onnx-fp16", "onnx-int8", "onnx-q4", "gguf-q8_0", "gguf-q4_0", "hybrid-int8-q4_0")
 
 
@@ -237,7 +232,7 @@ def export_parts(result: Document) -> list[str]:
             (
                 f"`{accuracy['command']}`: {first['n']:,} unseen questions, base {percent(first['base'])}, aligned "
                 f"{percent(first['aligned'])} in full precision. *holds*: more than half of the gain is left, with 95 "
-                f"% confidence; *lost*: less than half. {OLDER}\n"
+                "% confidence; *lost*: less than half.\n"
             ),
             accuracy_table(accuracy),
         ]
@@ -491,7 +486,7 @@ def readme_export(accuracy: Document) -> str:
     return (
         table(columns, [by_scheme[name] for name in README_SCHEMES])
         + f"\n`{accuracy['command']}` — before {percent(first['base'])}, aligned in full precision "
-        + f"{percent(first['aligned'])}; every scheme: [docs/results.md](docs/results.md). {OLDER}\n"
+        + f"{percent(first['aligned'])}; every scheme: [docs/results.md](docs/results.md).\n"
     )
 
 
