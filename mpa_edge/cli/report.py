@@ -15,30 +15,25 @@ from mpa_edge.runs.files import write_bytes
 @click.command("report")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
 @click.option("--out", metavar="FILE", help="Where to write the HTML.  [default: RUN/report.html]")
-@click.option("--markdown", is_flag=True, help="Print Markdown; HTML is written only with --out.")
 @json_option
 @click.option("--fail-on-regression", is_flag=True, help="Exit with 3 where the second run is worse beyond noise.")
 @verbose_option
 @fetched("runs")
-def command(runs: tuple[str, ...], out: str | None, markdown: bool, as_json: bool, fail_on_regression: bool) -> None:
+def command(runs: tuple[str, ...], out: str | None, as_json: bool, fail_on_regression: bool) -> None:
     """Show what the benchmarks of RUN found: one HTML file that needs no network and runs no script.
 
     RUN is a run folder, or one benchmark inside it. With two, the second is compared with the first: medians whose
-    intervals are apart and more than 5 % off, accuracy on the questions that both were asked. With --json or --markdown
-    the HTML is written only with --out.
+    intervals are apart and more than 5 % off, accuracy on the questions that both were asked. With --json the HTML is
+    written only with --out.
 
     \b
     Examples:
       $ mpa-edge report runs/mine
-      $ mpa-edge report runs/mine --markdown
       $ mpa-edge report runs/mine runs/newer --fail-on-regression
     """
-    if markdown and as_json:
-        raise click.UsageError("--markdown and --json exclude each other")
     if fail_on_regression and len(runs) != 2:
         raise click.UsageError("--fail-on-regression compares two runs: give the older one, then the newer one")
     from mpa_edge.bench.report.compare import compare_all, report_document
-    from mpa_edge.bench.report.markdown import render_markdown
     from mpa_edge.bench.report.read import find_benches, read_bench
     from mpa_edge.bench.report.table import render_comparison, verdict_line
 
@@ -49,7 +44,7 @@ def command(runs: tuple[str, ...], out: str | None, markdown: bool, as_json: boo
     # of two runs that were compared, only the newer one is shown in full
     found = (sides[1] if comparisons else [data for side in sides for data in side], comparisons, alone)
     path = Path(out or Path(runs[-1]) / "report.html")
-    if out or not (markdown or as_json):
+    if out or not as_json:
         from mpa_edge.bench.report.html import render_html
 
         try:
@@ -58,8 +53,6 @@ def command(runs: tuple[str, ...], out: str | None, markdown: bool, as_json: boo
             raise MpaError(f"cannot write {path} ({error.strerror}): choose another --out") from error
     if as_json:
         print_json(report_document(*found))
-    elif markdown:
-        echo(render_markdown(*found), nl=False)
     else:
         lines = [verdict_line(data) for data in found[0]]
         lines += [f"\n{render_comparison(comparison)}" for comparison in comparisons]

@@ -1,1 +1,1 @@
-"""The report of benchmarks: one HTML file, Markdown, JSON, a table on the terminal; and two runs compared."""
+"""The report of benchmarks: one HTML file, JSON, a table on the terminal; and two runs compared."""

@@ -1,4 +1,4 @@
-"""A soak in words and as curves, for HTML, Markdown and the terminal."""
+"""A soak in words and as curves, for HTML and the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables and sentences of a report as rows of text, for HTML, Markdown and the terminal."""
+"""The tables and sentences of a report as rows of text, for HTML and the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers and verdicts in words, the same in HTML, Markdown and on the terminal."""
+"""Numbers and verdicts in words, the same in HTML and on the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A soak beside the benchmark of its scheme: on the page, in Markdown, and where it is damaged."""
+"""A soak beside the benchmark of its scheme: on the page and on the terminal, and where it is damaged."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mpa_edge.bench.report.html import render_html
-from mpa_edge.bench.report.markdown import render_markdown
 from mpa_edge.bench.report.read import read_bench
+from mpa_edge.bench.report.table import render_soak
 from mpa_edge.errors import MpaError
 from tests.bench import made_up
 from tests.bench.results.test_soak import sample, soak, watched
@@ -27,7 +27,7 @@ def test_the_report_of_a_scheme_draws_its_soak(tmp_path: Path) -> None:
     numbers = [float(number) for line in lines for number in re.split("[ ,]", line)]
     assert 0 <= min(numbers) <= max(numbers) <= 1000
     assert "speed falls, the device throttles" in page
-    text = render_markdown([read_bench(folder)])
+    text = render_soak(made)
     assert "800 answers in 6.67 min" in text
     assert "throttled: 20.0 tokens/s in the first fifth, 10.0 in the last" in text
     (folder / "soak" / "soak.json").write_text("{")

@@ -1,4 +1,4 @@
-"""Words, drawings, samples, Markdown and the terminal's table."""
+"""Words, drawings, samples and the terminal's table."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from markdown_it import MarkdownIt
 
 from mpa_edge.bench.report import drawing, words
 from mpa_edge.bench.report.compare import compare_all, report_document
 from mpa_edge.bench.report.html import render_html
-from mpa_edge.bench.report.markdown import escaped, render_markdown
 from mpa_edge.bench.report.read import BenchData, read_bench
 from mpa_edge.bench.report.table import render_comparison, render_table, verdict_line
 from mpa_edge.bench.results.records import AnswerRow, BenchReport, Figure
@@ -167,7 +165,6 @@ def test_every_outcome_has_a_story() -> None:
 def test_the_page_is_the_same_every_time(run: Path, benches: list[BenchData]) -> None:
     again = [read_bench(data.folder) for data in benches]
     assert render_html(benches) == render_html(again)
-    assert render_markdown(benches) == render_markdown(again)
 
 
 def test_the_page_says_what_is_asked_for(holds: BenchData) -> None:
@@ -189,9 +186,9 @@ def test_the_page_says_what_is_asked_for(holds: BenchData) -> None:
 
 
 def test_refused_schemes_are_named(holds: BenchData) -> None:
-    for text in (render_html([holds]), render_markdown([holds])):
-        assert "refused: gguf-q4" in text.replace("\\", "")
-        assert "it may lose 2.7 points of accuracy" in text
+    text = render_html([holds])
+    assert "refused: gguf-q4" in text
+    assert "it may lose 2.7 points of accuracy" in text
 
 
 def test_an_inconclusive_one_says_what_would_settle_it(benches: list[BenchData]) -> None:
@@ -215,11 +212,10 @@ def test_missing_parts_are_said(holds: BenchData) -> None:
     bare = replace(holds, answers=(), timings=(), thumbnails={}, sweep=None, notes=("answers.jsonl is missing",))
     nothing = Figure(unit="s", n=0, p50=None, p90=None, p99=None, ci95=None)
     bare = changed(bare, latency={"ttft_s": nothing}, base_latency={}, budgets=(), energy=None)
-    for text in (render_html([bare]), render_markdown([bare]), render_table(bare)):
+    for text in (render_html([bare]), render_table(bare)):
         assert "The gain holds" in text
     assert "No answer was timed" in render_html([bare])
     assert "answers.jsonl is missing" in render_html([bare])
-    assert "Missing: answers.jsonl is missing" in render_markdown([bare])
 
 
 def test_no_gain_is_said(holds: BenchData) -> None:
@@ -232,34 +228,13 @@ def test_no_gain_is_said(holds: BenchData) -> None:
 
 
 def test_the_log_is_named_in_one_line(run: Path, benches: list[BenchData], holds: BenchData) -> None:
-    assert "run.log" not in render_html(benches) + render_markdown(benches)
+    assert "run.log" not in render_html(benches)
     logged = replace(holds, has_log=True)
     assert "<p>Log: run.log</p>" in render_html([logged]).partition("<footer>")[2]
-    assert render_markdown([logged]).endswith("\nLog: run.log\n")
     assert "<p>Log: run.log</p>" in render_html([*benches[1:], logged])
 
 
-# --- Markdown, table, JSON --------------------------------------------------------------------------------------------
-
-
-@given(st.text(alphabet="ab<>|`*_[]()#!\\&~$@:-+.1 \n{}", max_size=60))
-@settings(max_examples=300)
-def test_markdown_keeps_texts_as_texts(text: str) -> None:
-    """What a Markdown parser shows of an escaped cell is the text itself."""
-    lines = f"| a | b |\n|---|---|\n| {escaped(text)} | x |\n"
-    html = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(lines)
-    cells = re.findall(r"<td>(.*?)</td>", html, re.DOTALL)
-    assert len(cells) == 2
-    shown = cells[0].replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", '"').replace("&amp;", "&")
-    assert shown == words.visible(text).strip()
-
-
-def test_hostile_markdown_makes_no_tags(tmp_path: Path) -> None:
-    data = hostile.write(tmp_path)
-    html = MarkdownIt("commonmark", {"html": True}).enable("table").render(render_markdown([data]))
-    tags = set(re.findall(r"<(\w+)", html))
-    assert tags <= {"h1", "p", "ul", "li", "table", "thead", "tbody", "tr", "th", "td"}
-    assert html.count("<h1") == 1
+# --- table and JSON ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("width", [40, 80, 100, 160])
@@ -287,7 +262,6 @@ def test_the_comparison_is_in_all_forms(holds: BenchData, tmp_path: Path) -> Non
     worse = read_bench(made_up.write(tmp_path / "worse", run="newer", slower=1.2))
     comparisons, alone = compare_all([holds], [worse])
     assert "✗ regression" in render_comparison(comparisons[0])
-    assert "| regression |" in render_markdown([worse], comparisons, alone)
     assert "6 regressions beyond noise" in render_html([worse], comparisons, alone)
     document = report_document([worse], comparisons, alone)
     assert document["regressions"] == 6
@@ -298,7 +272,7 @@ def test_the_comparison_is_in_all_forms(holds: BenchData, tmp_path: Path) -> Non
 
 def test_agreement_with_the_teacher_is_never_called_accuracy(holds: BenchData) -> None:
     data = replace(changed(holds, truth="teacher", refused=()), sweep=None)
-    for text in (render_table(data), render_markdown([data], [], []), re.sub("<[^>]*>", " ", render_html([data], []))):
+    for text in (render_table(data), re.sub("<[^>]*>", " ", render_html([data], []))):
         said = " ".join(text.split())
         assert SILVER_NOTE in said
         assert "greement with the teacher" in said.replace(SILVER_NOTE, "")
