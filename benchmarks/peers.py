@@ -36,7 +36,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -222,7 +222,7 @@ def work(kind: str, folder: Path, threads: int, image: Path, rest: tuple[str, ..
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
-def prepare(place: Path, openvino_python: str) -> None:
+def prepare(place: Path, models: Iterable[str], openvino_python: str) -> None:
     """Checkpoints, exports and images: `MODEL-TILES` with `exports`, `MODEL-TILES-openvino`, `TILES.png`."""
     from PIL import Image
 
@@ -230,7 +230,7 @@ def prepare(place: Path, openvino_python: str) -> None:
     for tiles in TILES:
         side = TILE_PX * (2 if tiles == 5 else 1)
         Image.effect_noise((side, side), 80).convert("RGB").save(place / f"{tiles}.png", compress_level=1)
-    for name in MODELS:
+    for name in models:
         if not (place / name / "processor_config.json").is_file():
             checkpoint(place / name, name)
         for tiles in TILES:
@@ -443,7 +443,7 @@ def run(
     from real_weights import cpu_flags
 
     sys.path.insert(0, str(ROOT))
-    prepare(place, openvino_python)
+    prepare(place, models, openvino_python)
     here = machine() | {"flags": cpu_flags()}
     for name in models:
         for threads in counts:
