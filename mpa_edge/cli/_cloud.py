@@ -107,9 +107,8 @@ def _run(ctx: click.Context) -> None:
         click.echo(f"{why}; {rendered.file} is written. Start it:", err=True)
         click.echo(rendered.command_line, err=as_json)
         return
-    follow = launch(rendered, program, lambda line: click.echo(line, err=True))
+    launch(rendered, program, lambda line: click.echo(line, err=True))
     click.echo(f"launched {job.name}; its run is kept at {job.url}", err=as_json)
-    click.echo("\n".join(["follow it:", *(f"  {line}" for line in follow)]), err=as_json)
 
 
 def _estimate(job: Job) -> list[str]:

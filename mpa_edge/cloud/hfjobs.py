@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 
@@ -42,22 +41,3 @@ def launch_words(job: Job) -> list[str]:
             raise MpaError(f"hf cannot mount '{source}', which has a colon before a slash: rename the folder")
         words += ["--volume", f"{source}:{target}:ro"]
     return [*words, IMAGE, "bash", f"{KIT}/{FILE}"]
-
-
-def job_id(text: str) -> str | None:
-    """The id in the output of `hf jobs run --json`; None if there is none.
-
-    >>> job_id('notice' + chr(10) + '{"id": "6870", "url": "https://host/jobs/6870"}' + chr(10) + 'warning')
-    '6870'
-    """
-    start = text.find("{")
-    try:
-        found = json.JSONDecoder().raw_decode(text[start:])[0] if start >= 0 else {}
-    except ValueError:
-        return None
-    return str(found["id"]) if found.get("id") else None
-
-
-def follow_words(job_id: str) -> list[list[str]]:
-    """Commands that show a job's state and log, and end it."""
-    return [["hf", "jobs", verb, job_id] for verb in ("inspect", "logs", "cancel")]

@@ -150,8 +150,8 @@ def _require_unused(folder: Path, name: str) -> None:
     record = folder / CLOUD / RECORD
     if record.is_file():
         raise MpaError(
-            f"a job was launched from {folder} before: end it as {record} says and remove that file, "
-            "or choose another --cloud-name"
+            f"a job was launched from {folder} before: end it with sky jobs cancel or hf jobs cancel and remove "
+            f"{record}, or choose another --cloud-name"
         )
     if (folder / RUN_FILE).is_file():
         raise MpaError(f"{folder} is a local run: choose another folder, --out runs/{name}-cloud")

@@ -61,8 +61,8 @@ def find_program(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=str(BESIDE))
 
 
-def launch(rendered: Rendered, program: str, show: Callable[[str], None]) -> list[str]:
-    """Launch a written job; `show` gets what `program` prints, without secrets. -> commands that follow the job.
+def launch(rendered: Rendered, program: str, show: Callable[[str], None]) -> None:
+    """Launch a written job; `show` gets what `program` prints, without secrets: its id is there.
 
     A record is written before the provider knows the job, so that it is never lost. MpaError if the program fails.
     """
@@ -76,7 +76,6 @@ def launch(rendered: Rendered, program: str, show: Callable[[str], None]) -> lis
         "mpa_edge": __version__,
     }
     write_json(job.record, record)
-    said: list[str] = []
     try:
         with subprocess.Popen(
             (program, *rendered.command[1:]),
@@ -87,15 +86,10 @@ def launch(rendered: Rendered, program: str, show: Callable[[str], None]) -> lis
             errors="replace",
         ) as child:
             for line in child.stdout or ():
-                said.append(redact(line.rstrip("\n")))
-                show(said[-1])
+                show(redact(line.rstrip("\n")))
     except OSError as error:
         remove(job.record)
         raise MpaError(f"cannot start {program} ({error.strerror}): install it again") from error
     if child.returncode != 0:
         remove(job.record)
         raise MpaError(f"{rendered.command[0]} ended with exit code {child.returncode}: fix what it reports, and rerun")
-    known_as = job.name if job.provider == "sky" else hfjobs.job_id("\n".join(said)) or "JOB_ID"
-    follow = [shlex.join(words) for words in PROVIDERS[job.provider].follow_words(known_as)]
-    write_json(job.record, record | {"follow": follow})
-    return follow

@@ -69,13 +69,3 @@ def launch_words(job: Job) -> list[str]:
     """The command that launches the job."""
     secrets = [word for name in job.secrets for word in ("--secret", name)]
     return ["sky", "jobs", "launch", "--name", job.name, "--detach-run", "--yes", *secrets, str(task_file(job))]
-
-
-def follow_words(name: str) -> list[list[str]]:
-    """Commands that show a job's state and log, and end it; what it wrote is in the bucket before its machine goes."""
-    by_name = ["--name", name]
-    return [
-        ["sky", "jobs", "queue", "--all"],
-        ["sky", "jobs", "logs", *by_name],
-        ["sky", "jobs", "cancel", *by_name, "--graceful"],
-    ]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mpa_edge.cloud import job, skypilot
+from mpa_edge.cloud import job
 from mpa_edge.cloud.launch import Rendered, write
 from mpa_edge.config.library import parse_yaml
 from mpa_edge.errors import MpaError
@@ -69,7 +69,10 @@ def judged(
 ) -> tuple[dict[str, Any], list[Any]]:
     """What SkyPilot makes of all of them: one start of its Python."""
     commands = [one.command for one in cases.values()]
-    commands += [*skypilot.follow_words("x"), ["sky", "jobs", "launch", "--no-such-flag", "x"]]
+    # those that docs/cloud.md names
+    commands += [["sky", "jobs", "queue", "--all"], ["sky", "jobs", "logs", "--name", "x"]]
+    commands += [["sky", "jobs", "cancel", "--name", "x", "--graceful"]]
+    commands += [["sky", "jobs", "launch", "--no-such-flag", "x"]]
     env = {**os.environ, "HOME": str(tmp_path_factory.mktemp("home")), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
     env |= dict.fromkeys(("HF_TOKEN", "MINE", "ON"), CANARY)
     asked = json.dumps({"tasks": [str(one.file) for one in cases.values()], "commands": commands})
