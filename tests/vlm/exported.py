@@ -29,7 +29,13 @@ from mpa_edge.vlm import resolve
 from tests.families import zoo
 
 PACKAGE = Path(mpa_edge.exporters.__file__).parents[1]
-SOURCES = ("exporters/graphs/*.py", "exporters/onnx/export.py", "exporters/publish/layout.py", "vlm/pixels/config.py")
+SOURCES = (
+    "exporters/graphs/*.py",
+    "exporters/onnx/export.py",
+    "exporters/onnx/repeat.py",
+    "exporters/publish/layout.py",
+    "vlm/pixels/config.py",
+)
 STUDENT, TEACHER = "student", "teacher"
 
 

@@ -53,4 +53,5 @@ def vision(model: Any) -> Graph:
         ("pixel_values",),
         ("image_features",),
         ({0: "num_images"},),
+        "layers",
     )

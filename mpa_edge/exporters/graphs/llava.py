@@ -21,7 +21,8 @@ class Vision(nn.Module):
         self.embeddings, self.projector = tower.embeddings, projector
         self.before = getattr(tower, "pre_layrnorm", nn.Identity())
         self.layers = nn.ModuleList(tower.encoder.layers[: max(layers)])
-        self.used, self.drop_class_token = layers, drop_class_token
+        self.used = tuple(i - max(layers) - 1 for i in layers)  # from the end
+        self.drop_class_token = drop_class_token
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, patches, text hidden)."""
@@ -57,4 +58,5 @@ def vision(model: Any) -> Graph:
         ("pixel_values",),
         ("image_features",),
         ({0: "num_images"},),
+        "layers" if len(layers) == 1 else None,
     )

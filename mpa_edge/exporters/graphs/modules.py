@@ -31,6 +31,8 @@ class Graph:
     """Names of the outputs."""
     axes: tuple[dict[int, str], ...]
     """For each input: dynamic axis -> its name."""
+    stack: str | None = None
+    """Path of the list of layers of which each takes only what the one before gives, wherever it stands in the list."""
 
 
 class States(DynamicCache):

@@ -55,4 +55,5 @@ def vision(model: Any) -> Graph:
         ("pixel_values", "pixel_attention_mask"),
         ("image_features",),
         ({0: "batch_size", 1: "num_images"}, {0: "batch_size", 1: "num_images"}),
+        "tower.encoder.layers",
     )

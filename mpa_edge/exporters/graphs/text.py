@@ -161,6 +161,7 @@ def decoder(model: Any, prepare: Callable[[Any], None] | None = None) -> Graph:
         position_axes = {1: "batch_size", 2: "sequence_length"}
     hidden = torch.rand(BATCH, LENGTH, (1 + n_inner) * config.hidden_size)
     of_layers = layer_inputs(config)
+    is_stack = not (module.window or of_layers or n_inner) and all(kept is None for kept in module.kept)
     layers = [torch.rand(BATCH, LENGTH, *of_layers)] if of_layers else []
     return Graph(
         module,
@@ -189,6 +190,7 @@ def decoder(model: Any, prepare: Callable[[Any], None] | None = None) -> Graph:
             *([{0: "batch_size", 1: "sequence_length"}] if layers else []),
             *axes,
         ),
+        "language.layers" if is_stack else None,
     )
 
 

@@ -42,7 +42,7 @@ def export_component(checkpoint: Path, component: Component, out: Path) -> None:
     graph = build(model, component)
     del model
     gc.collect()
-    program = _trace(graph)
+    program = program_of(graph)
     n_bytes = sum(tensor.const_value.nbytes for tensor in program.model.graph.initializers.values())
     folder, data = out.parent / f".{out.name}.tmp{os.getpid()}", f"{out.name}_data"
     make_folder(folder)
@@ -85,6 +85,27 @@ def load_part(checkpoint: Path, component: Component) -> Any:
     return load_model(str(checkpoint), "cpu", config)
 
 
+def program_of(graph: Graph) -> Any:
+    """The graph as an ONNX program; of equal layers, only three are traced."""
+    from mpa_edge.exporters.onnx.repeat import NotAlikeError, repeat, shortened
+
+    program = None
+    with shortened(graph) as short:
+        if short:
+            program = _trace(short.graph)
+            try:
+                repeat(program.model, short)
+            except NotAlikeError:
+                program = None
+    program = program or _trace(graph)
+    for value, axes in zip(program.model.graph.inputs, graph.axes, strict=True):
+        for axis, name in axes.items():  # the tracer made up its own names
+            value.shape[axis] = name
+    for node in program.model.graph.all_nodes():  # stack traces with the paths of this machine, a kilobyte each
+        node.metadata_props.clear()
+    return program
+
+
 def _trace(graph: Graph) -> Any:
     """The graph as an ONNX program."""
     import torch
@@ -100,7 +121,7 @@ def _trace(graph: Graph) -> Any:
     if len(shapes) > n_named:
         shapes = [*shapes[:n_named], tuple(shapes[n_named:])]
     with quiet(), torch.no_grad():
-        program = torch.onnx.export(
+        return torch.onnx.export(
             graph.module.eval(),
             graph.sample,
             input_names=graph.inputs,
@@ -111,12 +132,6 @@ def _trace(graph: Graph) -> Any:
             opset_version=OPSET,
             verbose=False,
         )
-    for value, axes in zip(program.model.graph.inputs, graph.axes, strict=True):
-        for axis, name in axes.items():  # the tracer made up its own names
-            value.shape[axis] = name
-    for node in program.model.graph.all_nodes():  # stack traces with the paths of this machine, a kilobyte each
-        node.metadata_props.clear()
-    return program
 
 
 @contextlib.contextmanager
