@@ -1,6 +1,6 @@
 """Equal layers, of which three are traced.
 
-The tracer takes three seconds of CPU for each layer, and what it says of all layers but the first and the last is the
+The tracer takes seconds of CPU for each layer, and what it says of all layers but the first and the last is the
 same. So those two are traced with one between them, and the graph of that one is repeated with the weights of the
 others. Where layers differ in more than their weights, or the graph of one is not what is expected, all are traced.
 """
