@@ -21,7 +21,7 @@ Kind = Literal["recipes", "targets", "schemes", "tasks"]
 FOLDERS: dict[Kind, str] = {"recipes": "recipes", "targets": "targets", "schemes": "export/schemes"}
 SINGULAR: dict[Kind, str] = {"recipes": "recipe", "targets": "target", "schemes": "scheme", "tasks": "task"}
 TASKS = Path(__file__).parents[1] / "tasks"
-MAX_DOCUMENT_BYTES = 64_000
+MAX_DOCUMENT_BYTES, MAX_DEPTH = 64_000, 50
 
 
 def root() -> Path:
@@ -79,16 +79,21 @@ def parse_yaml(text: str, label: str) -> Any:
     """Plain values of a YAML 1.2 text without aliases. Raises MpaError with line and column."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError
-    from ruamel.yaml.events import AliasEvent
+    from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
     if len(text) > MAX_DOCUMENT_BYTES:
         raise MpaError(f"{label}: more than 64 kB of YAML: give another file")
     try:
-        # nine levels of aliases, a few hundred bytes, make a billion values
+        depth = 0
         for event in YAML(typ="safe", pure=True).parse(text):
+            where = f"line {event.start_mark.line + 1}, column {event.start_mark.column + 1}"
+            # nine levels of aliases, a few hundred bytes, make a billion values
             if isinstance(event, AliasEvent):
-                where = f"line {event.start_mark.line + 1}, column {event.start_mark.column + 1}"
                 raise MpaError(f"{label}: {where}: *{event.anchor} is a YAML alias: write its value out there")
+            # the time grows with the square of the depth: 10 kB of brackets took half a minute
+            depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise MpaError(f"{label}: {where}: nested more than {MAX_DEPTH} deep: fix the YAML there")
         document = YAML(typ="safe", pure=True).load(text)
         # raises for integers too long to be shown, halves of a surrogate pair, and keys that are no plain values
         json.dumps(document, default=str, ensure_ascii=False).encode()
